@@ -1,0 +1,35 @@
+"""Test set-up: 8 virtual CPU devices, strict rank promotion, fast compiles, a compile cache."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The suite spends its time compiling, not computing.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+).strip()
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get("FLM_JAX_TEST_CACHE", os.path.expanduser("~/.cache/flm_jax/test-compile-cache")),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The developers' folder with goldens and corpora; tests that need it skip in a user's clone."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the developers' shared folder is not at {SHARED}")
+    return SHARED
