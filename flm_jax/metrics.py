@@ -1,0 +1,220 @@
+"""Numbers over time: a JSONL log (always), TensorBoard (if tensorboardX is there), progress bars.
+
+``metrics.jsonl`` holds one JSON object a line: ``step``, ``time`` (unix seconds) and any number of
+named values. JSON has no NaN or infinity, so these are written as the strings ``"nan"``, ``"inf"``
+and ``"-inf"``; `read` turns them back into floats. Only the process that owns the workdir (host 0)
+may open a `MetricsLog`.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Mapping
+
+import tqdm
+from absl import logging
+
+from flm_jax.errors import UserError
+
+FILE_NAME = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class MetricsLog:
+    """Append-only log of scalars in `workdir`, safe against kill -9 at any moment.
+
+    Every line is flushed when it is written. Opening the log drops what a kill left behind: an
+    incomplete or unreadable end of the file. Raises UserError when the folder cannot be written.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True):
+        self.path = pathlib.Path(workdir) / FILE_NAME
+        self._tensorboard = tensorboard
+        self._events = None
+        self._purge_step = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_torn_end(self.path)
+            self._file = open(self.path, "ab")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; choose another --workdir"
+            ) from error
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line {"step", "time", **values}; values are numbers or 0-d arrays."""
+        step = int(step)
+        row = {"step": step, "time": round(time.time(), 3)}
+        row |= {name: _plain(value) for name, value in values.items()}
+        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        events = self._event_writer()
+        if events is not None:
+            for name, value in values.items():
+                events.add_scalar(name, float(value), step)
+
+    def truncate_after(self, step: int) -> None:
+        """Drop every row with a later step, atomically: call it after restoring a checkpoint."""
+        self._file.close()
+        temporary = self.path.with_name(FILE_NAME + ".tmp")
+        with open(self.path, "rb") as old, open(temporary, "wb") as new:
+            for line in old:
+                row = _parse(line)
+                if row is not None and row["step"] <= step:
+                    new.write(line)
+            new.flush()
+            os.fsync(new.fileno())
+        os.replace(temporary, self.path)
+        self._file = open(self.path, "ab")
+        self._close_events()
+        self._purge_step = int(step) + 1  # TensorBoard hides what an older event file has later
+
+    def close(self) -> None:
+        self._file.close()
+        self._close_events()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _event_writer(self):
+        if self._tensorboard and self._events is None:
+            try:
+                import tensorboardX
+            except ImportError:
+                self._tensorboard = False
+                logging.warning(
+                    "no TensorBoard files: `pip install tensorboardX` to get them (%s is complete "
+                    "without it)",
+                    FILE_NAME,
+                )
+                return None
+            self._events = tensorboardX.SummaryWriter(
+                str(self.path.parent / TENSORBOARD_FOLDER), purge_step=self._purge_step
+            )
+        return self._events
+
+    def _close_events(self):
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+
+def read(workdir: str | os.PathLike) -> list[dict]:
+    """Return the rows of metrics.jsonl in file order; [] where there is no file.
+
+    Lines that are not JSON objects with a step are left out: a run that is still writing may show
+    half a line at the end.
+    """
+    path = pathlib.Path(workdir) / FILE_NAME
+    if not path.is_file():
+        return []
+    with open(path, "rb") as file:
+        rows = [row for row in map(_parse, file) if row is not None]
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, str) and value in _NOT_FINITE:
+                row[name] = _NOT_FINITE[value]
+    return rows
+
+
+def _parse(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _plain(value) -> float | int | str:
+    if isinstance(value, int):
+        return value
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def _drop_torn_end(path: pathlib.Path) -> None:
+    """Cut the file after its last line that is complete and readable."""
+    if not path.exists():
+        return
+    end = 0
+    with open(path, "rb") as file:
+        for line in file:
+            position = file.tell()
+            if line.endswith(b"\n") and _parse(line) is not None:
+                end = position
+    if end < path.stat().st_size:
+        os.truncate(path, end)
+
+
+class _OneLineEach:
+    """A file for tqdm that is not a terminal: each refresh is a line of its own, not a \\r."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def write(self, text: str) -> None:
+        text = text.strip()
+        if text:
+            self._file.write(text + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def bar(iterable: Iterable | None = None, **options) -> tqdm.tqdm:
+    """tqdm on stderr with the project's manners; options go to tqdm.
+
+    On a terminal it is an ordinary bar. Elsewhere (a log file) it is one line at most every 10 s.
+    Pass delay=2 for work that is usually short.
+    """
+    if not sys.stderr.isatty():
+        options = {"file": _OneLineEach(sys.stderr), "mininterval": 10, "ncols": 79} | options
+        options["maxinterval"] = max(60, options["mininterval"])
+    return tqdm.tqdm(iterable, **({"dynamic_ncols": True, "leave": True} | options))
+
+
+class Progress:
+    """The training bar: steps, loss, tokens per second, time left."""
+
+    def __init__(self, total_steps: int, start_step: int = 0, description: str = "training"):
+        self._bar = bar(
+            total=total_steps,
+            initial=start_step,
+            desc=description,
+            unit="step",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+            "[{elapsed}<{remaining}{postfix}]",
+        )
+
+    def update(
+        self, step: int, loss: float | None = None, tokens_per_second: float | None = None
+    ) -> None:
+        """Move to `step` (steps done so far) and show the newest numbers."""
+        shown = {}
+        if loss is not None:
+            shown["loss"] = f"{float(loss):.3f}"
+        if tokens_per_second is not None:
+            shown["tokens/s"] = f"{float(tokens_per_second):,.0f}"
+        if shown:
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def message(self, text: str) -> None:
+        """Print one line on stderr without tearing the bar."""
+        tqdm.tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

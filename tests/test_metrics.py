@@ -1,0 +1,159 @@
+"""The metrics log survives kills and resumes; JSON stays valid; bars stay quiet in log files."""
+
+import io
+import json
+import logging as std_logging
+import math
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from flm_jax import metrics
+from flm_jax.errors import UserError
+
+
+def strict_rows(workdir):
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def test_rows_come_back_as_written(tmp_path):
+    with metrics.MetricsLog(tmp_path / "new" / "folder", tensorboard=False) as log:
+        log.write(1, {"loss": 2.5, "tokens": 64})
+        log.write(np.int64(2), {"loss": np.float32(0.25)})
+    rows = metrics.read(tmp_path / "new" / "folder")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["loss"] == 2.5 and rows[0]["tokens"] == 64 and rows[1]["loss"] == 0.25
+    assert abs(rows[0]["time"] - time.time()) < 60
+    assert metrics.read(tmp_path) == []
+
+
+def test_jax_scalars_are_numbers(tmp_path):
+    import jax.numpy as jnp
+
+    with metrics.MetricsLog(tmp_path, tensorboard=False) as log:
+        log.write(jnp.int32(3), {"loss": jnp.float32(1.5)})
+    assert strict_rows(tmp_path)[0]["step"] == 3
+    assert strict_rows(tmp_path)[0]["loss"] == 1.5
+
+
+def test_not_finite_values_are_valid_json_and_come_back(tmp_path):
+    with metrics.MetricsLog(tmp_path, tensorboard=False) as log:
+        log.write(1, {"a": math.nan, "b": math.inf, "c": -np.inf})
+    row = strict_rows(tmp_path)[0]
+    assert (row["a"], row["b"], row["c"]) == ("nan", "inf", "-inf")
+    row = metrics.read(tmp_path)[0]
+    assert math.isnan(row["a"]) and row["b"] == math.inf and row["c"] == -math.inf
+
+
+@pytest.mark.parametrize(
+    "torn", ['{"step": 3, "lo', '{"step": 3, "loss": 1.0}', "\0\0\0\0", '{"step": 3}{\n', "7\n"]
+)
+def test_a_torn_end_is_dropped_on_open_and_ignored_by_read(tmp_path, torn):
+    with metrics.MetricsLog(tmp_path, tensorboard=False) as log:
+        log.write(1, {"loss": 1.0})
+        log.write(2, {"loss": 1.0})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write(torn)
+    assert [row["step"] for row in metrics.read(tmp_path)][:2] == [1, 2]
+    with metrics.MetricsLog(tmp_path, tensorboard=False) as log:
+        log.write(3, {"loss": 3.0})
+    assert [row["step"] for row in strict_rows(tmp_path)] == [1, 2, 3]
+
+
+def test_every_row_is_on_disk_after_kill_9(tmp_path):
+    program = (
+        "import os, signal, sys\nfrom flm_jax import metrics\n"
+        "log = metrics.MetricsLog(sys.argv[1], tensorboard=False)\n"
+        "for step in range(1, 6): log.write(step, {'loss': 1.0})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert [row["step"] for row in strict_rows(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_truncate_after_drops_later_steps_only_and_keeps_the_rest_verbatim(tmp_path):
+    log = metrics.MetricsLog(tmp_path, tensorboard=False)
+    for step in (1, 2, 2, 3, 4):
+        log.write(step, {"loss": float(step)})
+    before = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    log.truncate_after(2)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(before[:3])
+    log.write(3, {"loss": 30.0})
+    log.close()
+    assert [(row["step"], row["loss"]) for row in strict_rows(tmp_path)][-2:] == [(2, 2.0), (3, 30)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_failed_truncation_leaves_the_log_as_it_was(tmp_path, monkeypatch):
+    log = metrics.MetricsLog(tmp_path, tensorboard=False)
+    log.write(1, {"loss": 1.0})
+    log.write(2, {"loss": 1.0})
+
+    def fail(*_):
+        raise OSError("power cut")
+
+    monkeypatch.setattr(metrics.os, "replace", fail)
+    with pytest.raises(OSError, match="power cut"):
+        log.truncate_after(1)
+    assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2]
+
+
+def test_tensorboard_files_appear_and_hide_dropped_steps(tmp_path):
+    tensorboardX = pytest.importorskip("tensorboardX")
+    purged = []
+    original = tensorboardX.SummaryWriter
+
+    def spy(logdir, purge_step=None):
+        purged.append(purge_step)
+        return original(logdir, purge_step=purge_step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensorboardX, "SummaryWriter", spy)
+        with metrics.MetricsLog(tmp_path) as log:
+            log.write(5, {"loss": math.nan})
+            log.truncate_after(3)
+            log.write(4, {"loss": 1.0})
+    assert purged == [None, 4]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_without_tensorboardX_there_is_one_notice(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    absl_logger = std_logging.getLogger("absl")
+    monkeypatch.setattr(absl_logger, "propagate", True)
+    with caplog.at_level(std_logging.WARNING), metrics.MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": 1.0})
+        log.write(2, {"loss": 1.0})
+    assert sum("tensorboardX" in record.getMessage() for record in caplog.records) == 1
+    assert len(metrics.read(tmp_path)) == 2
+
+
+def test_a_workdir_that_is_a_file_gets_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/metrics.jsonl.*--workdir"):
+        metrics.MetricsLog(tmp_path / "file")
+
+
+def test_progress_in_a_log_file_is_a_few_whole_lines(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with metrics.Progress(1000, start_step=400) as progress:
+        for step in range(401, 1001):
+            progress.update(step, loss=2.0, tokens_per_second=12345.6)
+        progress.message("hello")
+    text = stream.getvalue()
+    assert "\r" not in text and text.endswith("\n")
+    assert len(text.splitlines()) <= 4  # first, last, and the message
+    assert "1000/1000" in text and "loss=2.000" in text and "12,346" in text and "hello" in text
+
+
+def test_bar_iterates(capsys):
+    assert list(metrics.bar(range(3), desc="three", delay=2)) == [0, 1, 2]
+    assert "three" not in capsys.readouterr().err
