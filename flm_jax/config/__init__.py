@@ -1,0 +1,51 @@
+"""Configuration: from a file in ``configs/`` and command-line overrides to a frozen `Config`.
+
+settings.py      the knobs with defaults, meanings and limits
+loading.py       file or dict -> Config; Config <-> JSON; what differs between two configs
+building.py      a row of a table (loss, sampler, data set, ...) from its options
+validation.py    every clash explained before anything compiles
+command_line.py  flags, --help, and errors as one sentence with exit code 2
+"""
+
+from flm_jax.config.building import build
+from flm_jax.config.command_line import config_flag, run_main
+from flm_jax.config.loading import differences, from_json, load, resolve, to_dict, to_json
+from flm_jax.config.settings import (
+    Clock,
+    Config,
+    Data,
+    Loss,
+    Mesh,
+    Model,
+    Optim,
+    Sampler,
+    Tokenizer,
+    Train,
+)
+from flm_jax.config.validation import mesh_shape, validate, validate_devices, validate_vocabulary
+
+__all__ = [
+    "Clock",
+    "Config",
+    "Data",
+    "Loss",
+    "Mesh",
+    "Model",
+    "Optim",
+    "Sampler",
+    "Tokenizer",
+    "Train",
+    "build",
+    "config_flag",
+    "differences",
+    "from_json",
+    "load",
+    "mesh_shape",
+    "resolve",
+    "run_main",
+    "to_dict",
+    "to_json",
+    "validate",
+    "validate_devices",
+    "validate_vocabulary",
+]

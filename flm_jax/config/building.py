@@ -1,0 +1,86 @@
+"""One object from a row of a table, with options checked: a loss, sampler, data set, tokenizer."""
+
+import collections.abc
+import inspect
+import typing
+from typing import Any
+
+from flm_jax.config.coercion import coerce
+from flm_jax.config.loading import nearest
+from flm_jax.errors import UserError
+
+
+def build(
+    table: collections.abc.Mapping[str, Any],
+    name: str,
+    options: collections.abc.Mapping[str, Any],
+    what: str,
+    **supplied: Any,
+) -> Any:
+    """Returns ``table[name](**options, **supplied)`` with options coerced to their annotations.
+
+    Args:
+      what: the word for the row in messages: "loss", "sampler", "data set", "tokenizer".
+      supplied: arguments that the code gives and the user may not set.
+
+    Raises UserError for an unknown name, an unknown, missing or ill-typed option.
+    """
+    check_name(table, name, what)
+    problems, checked = check_options(table[name], name, options, what, supplied)
+    if problems:
+        raise UserError("\n".join(problems))
+    missing = [
+        p.name
+        for p in _parameters(table[name])
+        if p.default is p.empty and p.name not in checked and p.name not in supplied
+    ]
+    if missing:
+        raise UserError(f"{what} {name!r} needs options.{missing[0]}; set it in the config")
+    return table[name](**checked, **supplied)
+
+
+def check_name(table: collections.abc.Mapping[str, Any], name: str, what: str) -> None:
+    """Raises UserError unless ``name`` is a row of ``table``."""
+    if name not in table:
+        rows = ", ".join(sorted(table)) or "none"
+        start = f"unknown {what} {name!r}" if name else f"no {what} is named in the config"
+        raise UserError(f"{start}{nearest(name, table)} (there are: {rows})")
+
+
+def check_options(
+    row: Any,
+    name: str,
+    options: collections.abc.Mapping[str, Any],
+    what: str,
+    supplied: collections.abc.Container[str] = (),
+) -> tuple[list[str], dict[str, Any]]:
+    """Returns (problems, options coerced to the annotations of the row's constructor)."""
+    known = {p.name: p for p in _parameters(row) if p.name not in supplied}
+    hints = _hints(row)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(row).parameters.values())
+    problems, checked = [], {}
+    for key, value in options.items():
+        if key not in known and not takes_any:
+            listed = ", ".join(known) or "none"
+            problems.append(
+                f"{what} {name!r} has no option {key!r}{nearest(key, known)} "
+                f"(its options: {listed})"
+            )
+            continue
+        try:
+            checked[key] = coerce(value, hints.get(key, Any), f"option {key!r} of {what} {name!r}")
+        except UserError as error:
+            problems.append(str(error))
+    return problems, checked
+
+
+def _parameters(row: Any) -> list[inspect.Parameter]:
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p for p in inspect.signature(row).parameters.values() if p.kind in named]
+
+
+def _hints(row: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(row.__init__ if inspect.isclass(row) else row)
+    except (NameError, TypeError):  # annotations that exist only for type checkers
+        return {}

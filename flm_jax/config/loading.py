@@ -1,0 +1,215 @@
+"""From a config file, dict or JSON to the frozen `Config`, and what differs between two of them."""
+
+import collections.abc
+import copy
+import dataclasses
+import difflib
+import inspect
+import json
+import pathlib
+import sys
+import traceback
+import types
+import typing
+from typing import Any
+
+from flm_jax.config import settings
+from flm_jax.config.coercion import coerce, parse_literal
+from flm_jax.config.settings import Config
+from flm_jax.errors import UserError
+
+_CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def load(path: str, overrides: collections.abc.Mapping[str, Any] | None = None) -> Config:
+    """Loads ``get_config()`` of a Python file and applies overrides.
+
+    Args:
+      path: "configs/quickstart.py", or "configs/quickstart.py:distill" to call
+        ``get_config("distill")``.
+      overrides: dotted names to values, for example ``{"optim.learning_rate": 1e-3}``; text is
+        parsed as on the command line.
+
+    Raises UserError if the file is missing, fails, or does not fit.
+    """
+    tree = _plain(_call_get_config(path), path)
+    for key, value in (overrides or {}).items():
+        _override(tree, key, value)
+    return resolve(tree)
+
+
+def resolve(config: Any) -> Config:
+    """Turns a ConfigDict or nested dict into a frozen Config; missing knobs take their default.
+
+    Raises UserError for an unknown key (with the nearest known one) or a value of a wrong type.
+    """
+    if isinstance(config, Config):
+        return config
+    return _resolve_section(_plain(config, "the config"), Config, "")
+
+
+def to_dict(config: Config) -> dict:
+    """The config as nested dicts that JSON can hold (tuples become lists)."""
+    return json.loads(to_json(config))
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON text; the inverse of `from_json`."""
+    try:
+        return json.dumps(dataclasses.asdict(config), indent=2)
+    except TypeError as error:
+        raise UserError(
+            f"the config's options may hold only numbers, text, lists and dicts: {error}"
+        ) from None
+
+
+def from_json(text: str | dict) -> Config:
+    """Reads what `to_json` (text) or `to_dict` (dict) gave; raises UserError if it does not fit."""
+    if isinstance(text, str):
+        try:
+            text = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"the stored config is not JSON: {error}") from None
+    return resolve(text)
+
+
+def differences(old: Config, new: Config, *, everything: bool = False) -> list[str]:
+    """What makes ``new`` another experiment than ``old``: lines "section.key: old -> new".
+
+    Keys in `settings.CHANGEABLE` may differ between runs of one workdir and are left out unless
+    ``everything`` is true. Options are compared after JSON, where tuples and lists are the same.
+    """
+    lines = []
+    for key, _ in settings.knobs():
+        if settings.is_changeable(key) and not everything:
+            continue
+        a, b = (settings.value_at(config, key) for config in (old, new))
+        if isinstance(a, dict):
+            a, b = json.loads(json.dumps(a)), json.loads(json.dumps(b))
+            for name in sorted(a.keys() | b.keys()):
+                x, y = a.get(name, "(absent)"), b.get(name, "(absent)")
+                if x != y:
+                    lines.append(f"{key}.{name}: {x} -> {y}")
+        elif a != b:
+            lines.append(f"{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def nearest(name: str, known: collections.abc.Iterable[str]) -> str:
+    """The words "; did you mean X?" for a misspelt name, or "" when nothing is near."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def _unknown_key(key: str, known: list[str]) -> UserError:
+    """Looks for the same name elsewhere, then a near name in this section, then anywhere."""
+    section, _, last = key.rpartition(".")
+    everywhere = [name for name, _ in settings.knobs()]
+    elsewhere = [name for name in everywhere if name.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(last, known, n=1, cutoff=0.6)
+    if elsewhere:
+        hint = f"; did you mean {elsewhere[0]}?"
+    elif near:
+        hint = f"; did you mean {section}{'.' if section else ''}{near[0]}?"
+    else:
+        where = f"section {section!r} has" if section else "there are"
+        hint = f"; {where}: {', '.join(known)}"
+    return UserError(f"unknown config key {key!r}{hint}")
+
+
+def _resolve_section(tree: Any, section: type, prefix: str) -> Any:
+    if dataclasses.is_dataclass(type(tree)):
+        tree = dataclasses.asdict(tree)
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"config section {prefix[:-1]!r} is {tree!r} but must be a section with the keys "
+            + ", ".join(field.name for field in dataclasses.fields(section))
+        )
+    hints = typing.get_type_hints(section)
+    values = {}
+    for name, value in tree.items():
+        if name not in hints:
+            raise _unknown_key(f"{prefix}{name}", list(hints))
+        if dataclasses.is_dataclass(hints[name]):
+            values[name] = _resolve_section(value, hints[name], f"{prefix}{name}.")
+        else:
+            values[name] = coerce(value, hints[name], f"{prefix}{name}")
+    return section(**values)
+
+
+def _plain(config: Any, where: str) -> dict:
+    """A private nested dict of a ConfigDict, dict or Config."""
+    if isinstance(config, Config):
+        return dataclasses.asdict(config)
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    if not isinstance(config, dict):
+        raise UserError(
+            f"{where}: get_config() must return a ConfigDict (start from configs/common.py), "
+            f"not {config!r}"
+        )
+    return copy.deepcopy(config)
+
+
+def _override(tree: dict, key: str, value: Any) -> None:
+    """Sets a dotted name; below ``options`` any name goes, elsewhere `resolve` checks it."""
+    *parents, last = key.split(".")
+    node = tree
+    for depth, parent in enumerate(parents):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            above = ".".join(parents[: depth + 1])
+            raise UserError(f"unknown config key {key!r}: {above} is a value, not a section")
+    if isinstance(value, str) and "options" in parents:
+        current = node.get(last)
+        # Text stays text where the config file has text, so that a path may look like a number.
+        value = value if isinstance(current, str) else parse_literal(value)
+    node[last] = value
+
+
+def _call_get_config(path: str) -> Any:
+    """Runs the file and calls its get_config, turning every failure into one sentence."""
+    file_name, _, argument = path.partition(":")
+    file = pathlib.Path(file_name)
+    if not file.is_file():
+        raise UserError(_missing_file(file))
+    if _CHECKOUT.joinpath("configs/common.py").is_file() and str(_CHECKOUT) not in sys.path:
+        sys.path.append(str(_CHECKOUT))  # `from configs import common` from any folder
+    try:
+        module = types.ModuleType("flm_jax_user_config")
+        module.__file__ = str(file)
+        sys.modules[module.__name__] = module  # dataclasses look their module up there
+        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(
+                f"{file}: a config file must define get_config(); see configs/common.py"
+            )
+        if argument and not inspect.signature(module.get_config).parameters:
+            raise UserError(
+                f"{file}: get_config() takes no argument, but got {argument!r} after ':'"
+            )
+        return module.get_config(*([argument] if argument else []))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_failed_file(file, error)) from error
+
+
+def _missing_file(file: pathlib.Path) -> str:
+    if file.is_dir():
+        return f"config file {file} is a folder; give a .py file in it"
+    here = sorted(pathlib.Path("configs").glob("*.py")) or sorted(_CHECKOUT.glob("configs/*.py"))
+    names = [str(name) for name in here if name.stem not in ("common", "__init__")]
+    hint = nearest(str(file), names) or nearest(f"configs/{file.stem}.py", names)
+    return f"config file {file} does not exist{hint or '; there are: ' + ', '.join(names)}"
+
+
+def _failed_file(file: pathlib.Path, error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        line, place = error.lineno, error.filename or file
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        frames = [f for f in frames if f.filename == str(file)] or list(frames)
+        line, place = frames[-1].lineno, frames[-1].filename
+    what = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"config file {place}, line {line}: {type(error).__name__}: {' '.join(what.split())}"

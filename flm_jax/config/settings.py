@@ -1,0 +1,214 @@
+"""The knobs: frozen dataclasses, one per config section, with the official defaults.
+
+The ConfigDict files in ``configs/`` are what users edit; code receives the ``Config`` below. Each
+knob carries its meaning and its range: `--help` prints the one, `validate` checks the other.
+"""
+
+import dataclasses
+from typing import Any
+
+
+def knob(default: Any, meaning: str, **limits: Any) -> Any:
+    """A dataclass field with its meaning and limits.
+
+    Limits: ``above``, ``at_least``, ``below``, ``at_most`` (numbers), ``choices`` (a tuple) and
+    ``nonempty`` (tuples). For a tuple field the limits hold for each element.
+    """
+    metadata = {"meaning": meaning, "limits": limits}
+    if isinstance(default, dict):  # a dict cannot be hashed, so it takes part in == but not in hash
+        return dataclasses.field(default_factory=default.copy, hash=False, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    name: str = knob("", "data set, a row of flm_jax.data.DATASETS")
+    length: int = knob(128, "tokens per block, beginning and end marks included", at_least=3)
+    cache_dir: str = knob("", "folder of packed blocks ('' = the user's cache folder)")
+    num_workers: int = knob(0, "worker processes that read data (0 = this process)", at_least=0)
+    drop_remainder_every: int = knob(
+        0,
+        "documents after which a partial block is dropped (0 = never, official: 1000)",
+        at_least=0,
+    )
+    options: dict = knob({}, "arguments of the data set itself, for example options.path")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    name: str = knob("", "tokenizer, a row of flm_jax.tokenizers.TOKENIZERS")
+    options: dict = knob({}, "arguments of the tokenizer itself, for example options.vocab_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    width: int = knob(768, "width of the residual stream", at_least=1)
+    depth: int = knob(12, "number of blocks", at_least=1)
+    heads: int = knob(12, "attention heads; must divide the width", at_least=1)
+    cond_dim: int = knob(128, "width of the time conditioning", at_least=1)
+    mlp_ratio: int = knob(4, "MLP width / model width", at_least=1)
+    dropout: float = knob(0.1, "dropout on both branches of a block", at_least=0, below=1)
+    attention_cap: float = knob(50.0, "soft cap of attention scores (0 = off)", at_least=0)
+    logit_cap: float = knob(30.0, "soft cap of the output logits (0 = off)", at_least=0)
+    two_times: bool = knob(False, "condition on two times (flow maps)")
+    loss_weighting: bool = knob(False, "learn a weight per time")
+    dtype: str = knob("float32", "dtype of matrix products", choices=("float32", "bfloat16"))
+    remat: bool = knob(True, "recompute activations in the backward pass to save memory")
+    scan_unroll: int = knob(1, "blocks per iteration of the scan over blocks", at_least=1)
+    head_chunk: int = knob(1024, "tokens per device whose logits exist at one time", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    name: str = knob(
+        "decoding_accuracy",
+        "time the network sees (identity = no reparametrisation)",
+        choices=("decoding_accuracy", "identity"),
+    )
+    quadrature: str = knob(
+        "gauss_hermite",
+        "integration rule of the clock (gauss_hermite = official, 100 nodes)",
+        choices=("gauss_hermite", "exact"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    name: str = knob("flow_matching", "objective, a row of flm_jax.losses.LOSSES")
+    options: dict = knob({}, "arguments of the objective itself")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    learning_rate: float = knob(3e-4, "peak learning rate", above=0)
+    beta1: float = knob(0.9, "AdamW first-moment decay", at_least=0, below=1)
+    beta2: float = knob(0.999, "AdamW second-moment decay", at_least=0, below=1)
+    eps: float = knob(1e-8, "AdamW epsilon", above=0)
+    weight_decay: float = knob(0.0, "AdamW weight decay", at_least=0)
+    warmup_steps: int = knob(2500, "steps of linear warm-up from 0", at_least=0)
+    schedule: str = knob("constant", "after the warm-up", choices=("constant", "cosine", "linear"))
+    final_scale: float = knob(
+        0.0, "last learning rate / peak, for cosine and linear", at_least=0, at_most=1
+    )
+    clip_norm: float = knob(1.0, "clip the gradient's global norm (0 = off)", at_least=0)
+    ema_decay: float = knob(
+        0.9999, "decay of the averaged parameters (0 = off)", at_least=0, below=1
+    )
+    accumulation_steps: int = knob(1, "micro-batches per optimizer step", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    batch_size: int = knob(512, "sequences per optimizer step, over all devices", at_least=1)
+    steps: int = knob(1_000_000, "optimizer steps in all", at_least=1)
+    max_minutes: float = knob(0.0, "stop training after this time (0 = no limit)", at_least=0)
+    log_every: int = knob(100, "steps between log lines", at_least=1)
+    eval_every: int = knob(5_000, "steps between held-out evaluations (0 = never)", at_least=0)
+    sample_every: int = knob(10_000, "steps between samples (0 = never)", at_least=0)
+    save_every: int = knob(5_000, "steps between checkpoints (0 = only at the end)", at_least=0)
+    keep_latest: int = knob(2, "newest checkpoints kept", at_least=1)
+    keep_best: int = knob(1, "best checkpoints kept besides, by held-out loss", at_least=0)
+    eval_rows: int = knob(512, "held-out blocks per evaluation", at_least=1)
+    eval_taus: tuple[float, ...] = knob(
+        (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95),
+        "fixed times tau of the held-out loss",
+        at_least=0,
+        at_most=1,
+        nonempty=True,
+    )
+    nonfinite: str = knob("stop", "what a loss that is not finite does", choices=("stop",))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    data: int = knob(-1, "devices along the batch (-1 = all that remain)", at_least=-1)
+    fsdp: int = knob(1, "devices that share parameters and batch (-1 = the rest)", at_least=-1)
+    tensor: int = knob(1, "devices that share the vocabulary (-1 = the rest)", at_least=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    name: str = knob("euler", "sampler, a row of flm_jax.samplers.SAMPLERS")
+    steps: tuple[int, ...] = knob(
+        (1, 8, 32), "numbers of network evaluations to sample with", at_least=1, nonempty=True
+    )
+    num_samples: int = knob(64, "samples per number of steps", at_least=1)
+    batch_size: int = knob(32, "samples made at one time", at_least=1)
+    temperature: float = knob(0.0, "temperature of the last decode (0 = arg-max)", at_least=0)
+    top_p: float = knob(1.0, "nucleus of the last decode (1 = off)", above=0, at_most=1)
+    denoiser_temperature: float = knob(1.0, "temperature of the denoiser in every step", above=0)
+    prior_scale: float = knob(1.0, "scale of the first noise", above=0)
+    options: dict = knob({}, "arguments of the sampler itself")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. Hashable (options excepted), compared by value."""
+
+    seed: int = knob(1, "root of all randomness", at_least=0)
+    stage: str = knob("pretrain", "label of the stage: pretrain, distill, ...")
+    space: str = knob(
+        "auto",
+        "state space (auto = projected if vocabulary > 2 x width of all tables)",
+        choices=("auto", "onehot", "projected"),
+    )
+    init_from: str = knob("", "checkpoint whose parameters start this run ('' = random)")
+    teacher: str = knob("", "checkpoint of the frozen teacher ('' = none)")
+    data: Data = Data()
+    tokenizer: Tokenizer = Tokenizer()
+    model: Model = Model()
+    clock: Clock = Clock()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+    sampler: Sampler = Sampler()
+    evals: tuple[str, ...] = knob((), "evaluators to run, rows of flm_jax.evals.EVALS")
+
+
+# The one list of what may differ between runs of the same workdir: how long, how often, where it
+# runs and how it is looked at, but nothing that decides which numbers a training step computes.
+CHANGEABLE = (
+    "train.steps",
+    "train.max_minutes",
+    "train.log_every",
+    "train.eval_every",
+    "train.sample_every",
+    "train.save_every",
+    "train.keep_latest",
+    "train.keep_best",
+    "train.eval_rows",
+    "train.eval_taus",
+    "train.nonfinite",
+    "sampler",
+    "mesh",
+    "evals",
+    "data.num_workers",
+    "data.cache_dir",
+    "model.remat",
+    "model.scan_unroll",
+    "model.head_chunk",
+)
+
+
+def is_changeable(key: str) -> bool:
+    """Whether "section.key" may change between runs of one workdir; see CHANGEABLE."""
+    return any(key == free or key.startswith(free + ".") for free in CHANGEABLE)
+
+
+def knobs(section: Any = Config, prefix: str = "") -> list[tuple[str, dataclasses.Field]]:
+    """All (dotted name, field) pairs below a section class, in order of definition."""
+    found = []
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(field.type):
+            found += knobs(field.type, f"{prefix}{field.name}.")
+        else:
+            found.append((prefix + field.name, field))
+    return found
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value at a dotted name, for example ``value_at(config, "optim.beta1")``."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config

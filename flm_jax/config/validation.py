@@ -1,0 +1,195 @@
+"""Every clash of a config explained in one go, before devices are touched or anything compiles."""
+
+import collections.abc
+import dataclasses
+import math
+from typing import Any
+
+from flm_jax.config import settings
+from flm_jax.config.building import check_name, check_options
+from flm_jax.config.settings import Config
+from flm_jax.errors import UserError
+
+_TABLES = {"data": "data set", "tokenizer": "tokenizer", "loss": "loss", "sampler": "sampler"}
+
+
+def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
+    """Raises UserError with all problems found, one sentence a line.
+
+    Args:
+      tables: the rows that names are checked against, {"loss": LOSSES, "sampler": SAMPLERS, "data":
+        DATASETS, "tokenizer": TOKENIZERS, "eval": EVALS}; a table that is absent is not checked.
+    """
+    problems = [p for key, field in settings.knobs() for p in _check_limits(config, key, field)]
+    if not problems:  # relations between values mean little while the values are wrong
+        problems += _check_model(config.model)
+        problems += _check_training(config)
+        problems += _check_mesh(config.mesh)
+    problems += _check_tables(config, tables)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def mesh_shape(mesh: settings.Mesh, num_devices: int) -> tuple[int, int, int]:
+    """Sizes of the axes (data, fsdp, tensor); -1 takes the devices that the others leave.
+
+    Raises UserError if their product cannot be ``num_devices``.
+    """
+    sizes = dataclasses.astuple(mesh)
+    fixed = math.prod(size for size in sizes if size != -1)
+    text = ", ".join(f"{f.name}={s}" for f, s in zip(dataclasses.fields(mesh), sizes, strict=True))
+    if -1 not in sizes:
+        if fixed != num_devices:
+            raise UserError(
+                f"the mesh ({text}) needs {fixed} devices but there are {num_devices}; "
+                "set mesh.data=-1 to use what is there"
+            )
+        return sizes
+    if num_devices % fixed:
+        raise UserError(
+            f"the mesh ({text}) needs a multiple of {fixed} devices but there are {num_devices}; "
+            "lower mesh.fsdp or mesh.tensor to a divisor"
+        )
+    return tuple(num_devices // fixed if size == -1 else size for size in sizes)
+
+
+def validate_devices(config: Config, num_devices: int, num_processes: int = 1) -> tuple:
+    """Checks batch and mesh against the devices there are; returns the mesh shape.
+
+    Raises UserError that states both values and the nearest batch sizes that work.
+    """
+    shape = mesh_shape(config.mesh, num_devices)
+    rows = math.lcm(shape[0] * shape[1], num_processes)
+    unit = rows * config.optim.accumulation_steps
+    batch = config.train.batch_size
+    if batch % unit:
+        low, high = batch // unit * unit, (batch // unit + 1) * unit
+        over = f"{shape[0] * shape[1]} devices along the batch (mesh.data x mesh.fsdp)"
+        if num_processes > 1:
+            over += f" on {num_processes} processes"
+        if config.optim.accumulation_steps > 1:
+            over += f" x optim.accumulation_steps={config.optim.accumulation_steps}"
+        raise UserError(
+            f"train.batch_size={batch} must be a multiple of {unit}, for {over}; "
+            f"try {f'{low} or ' if low else ''}{high}"
+        )
+    return shape
+
+
+def validate_vocabulary(model_vocab: int, tokenizer_vocab: int, where: str) -> None:
+    """Raises UserError unless both sizes agree; ``where`` names the source of ``model_vocab``."""
+    if model_vocab != tokenizer_vocab:
+        raise UserError(
+            f"{where} has a vocabulary of {model_vocab} entries but the tokenizer has "
+            f"{tokenizer_vocab}; use the tokenizer it was trained with"
+        )
+
+
+def _check_limits(config: Config, key: str, field: dataclasses.Field) -> list[str]:
+    value, limits = settings.value_at(config, key), field.metadata["limits"]
+    if limits.get("nonempty") and not value:
+        example = ",".join(map(str, field.default))
+        return [f"{key} is empty; give at least one value, for example {key}={example}"]
+    for part in value if isinstance(value, tuple) else (value,):
+        shown = f"{key}={part}" if part is value else f"{key} holds {part}"
+        choices = limits.get("choices")
+        if choices and part not in choices:
+            return [f"{shown} is not known; use {' or '.join(choices)}"]
+        # Written so that NaN fails every comparison.
+        if "above" in limits and not part > limits["above"]:
+            return [f"{shown} must be greater than {limits['above']}"]
+        if "at_least" in limits and not part >= limits["at_least"]:
+            return [f"{shown} must be at least {limits['at_least']}"]
+        if "below" in limits and not part < limits["below"]:
+            return [f"{shown} must be below {limits['below']}"]
+        if "at_most" in limits and not part <= limits["at_most"]:
+            return [f"{shown} must be at most {limits['at_most']}"]
+    return []
+
+
+def _check_model(model: settings.Model) -> list[str]:
+    if model.width % model.heads:
+        fits = [h for h in range(1, model.width + 1) if model.width % h == 0]
+        fits = [h for h in fits if (model.width // h) % 2 == 0]
+        near = min(fits, key=lambda h: abs(h - model.heads)) if fits else None
+        remedy = f"try model.heads={near}" if near else "make the width even"
+        return [f"model.heads={model.heads} does not divide model.width={model.width}; {remedy}"]
+    if (model.width // model.heads) % 2:
+        return [
+            f"model.width={model.width} / model.heads={model.heads} gives heads of odd size "
+            f"{model.width // model.heads}, but rotary positions need an even one; "
+            f"try model.width={2 * model.width}"
+        ]
+    return []
+
+
+def _check_training(config: Config) -> list[str]:
+    problems = []
+    batch, parts = config.train.batch_size, config.optim.accumulation_steps
+    if batch % parts:
+        problems.append(
+            f"train.batch_size={batch} is not a multiple of optim.accumulation_steps={parts}; "
+            f"try train.batch_size={math.ceil(batch / parts) * parts}"
+        )
+    if config.optim.schedule != "constant" and config.train.steps <= config.optim.warmup_steps:
+        problems.append(
+            f"optim.schedule={config.optim.schedule} decays after the warm-up, but train.steps="
+            f"{config.train.steps} is not above optim.warmup_steps={config.optim.warmup_steps}; "
+            "raise the one or lower the other"
+        )
+    return problems
+
+
+def _check_mesh(mesh: settings.Mesh) -> list[str]:
+    sizes = {field.name: getattr(mesh, field.name) for field in dataclasses.fields(mesh)}
+    problems = [
+        f"mesh.{axis}=0 must be a number of devices, or -1 for all that remain"
+        for axis, size in sizes.items()
+        if size == 0
+    ]
+    open_axes = [f"mesh.{axis}" for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        problems.append(f"{' and '.join(open_axes)} are both -1; only one axis can take the rest")
+    return problems
+
+
+def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> list[str]:
+    problems = []
+    for section, what in _TABLES.items():
+        part, table = getattr(config, section), tables.get(section)
+        if table is None:
+            continue
+        try:
+            check_name(table, part.name, what)
+        except UserError as error:
+            problems.append(f"{section}.name: {error}")
+            continue
+        problems += check_options(table[part.name], part.name, part.options, what)[0]
+        if section == "loss":
+            problems += _check_loss(config, table[part.name])
+    for name in config.evals if tables.get("eval") is not None else ():
+        try:
+            check_name(tables["eval"], name, "evaluator")
+        except UserError as error:
+            problems.append(f"evals: {error}")
+    return problems
+
+
+def _check_loss(config: Config, loss: Any) -> list[str]:
+    problems = []
+    name = config.loss.name
+    needs_teacher = getattr(loss, "needs_teacher", False)
+    if needs_teacher and not config.teacher:
+        problems.append(f"loss {name!r} needs a teacher; set teacher=CHECKPOINT")
+    if config.teacher and not needs_teacher:
+        problems.append(
+            f"teacher={config.teacher!r} is set but loss {name!r} uses none; "
+            "remove teacher or choose a distillation loss"
+        )
+    if getattr(loss, "needs_two_times", False) != config.model.two_times:
+        wanted = not config.model.two_times
+        problems.append(
+            f"loss {name!r} trains a network of {'two times' if wanted else 'one time'} but "
+            f"model.two_times={config.model.two_times}; set model.two_times={wanted}"
+        )
+    return problems
