@@ -1,0 +1,88 @@
+"""What an evaluator is, and the table that sets models, yardsticks and data side by side.
+
+An evaluator is a callable: token rows in, ``(name, value)`` pairs out, with a `Column` for each
+name. `table` runs evaluators over several sets of rows and gives plain JSON for ``results.json``;
+`format_table` prints it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from flm_jax import metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """How a value is shown: a title, what it means, what a good value is, its unit.
+
+    `better` is "higher", "lower", "data" (the nearer to the data's own value the better) or None;
+    `unit` is "share" (shown as a percentage), "nats" or None.
+    """
+
+    key: str
+    title: str
+    help: str
+    better: str | None = None
+    unit: str | None = None
+
+
+class Evaluator(Protocol):
+    """Measures texts. `columns` describes the names that a call yields, in the order of display."""
+
+    columns: tuple[Column, ...]
+
+    def __call__(self, tokens_NL: np.ndarray) -> Iterator[tuple[str, float]]:
+        """Yield (name, value) for int rows of shape (N, L); nan where a value is undefined."""
+
+
+def table(
+    evaluators: Sequence[Evaluator], named_tokens: Sequence[tuple[str, str, np.ndarray]]
+) -> dict:
+    """Return {"columns", "rows"}, plain JSON values, one row per (name, kind, tokens_NL).
+
+    `kind` is "model", "yardstick" or "data". Undefined values are None. "tokens" tells how many
+    tokens a row was measured on: entropies of few tokens come out too low, so compare rows of one
+    size only.
+    """
+    columns = [column for evaluator in evaluators for column in evaluator.columns]
+    rows = []
+    for name, kind, tokens_NL in metrics.bar(named_tokens, desc="measuring texts", delay=2):
+        values = {}
+        for evaluator in evaluators:
+            values |= {key: _plain(value) for key, value in evaluator(tokens_NL)}
+        size = int(np.size(tokens_NL))
+        rows.append({"name": name, "kind": kind, "tokens": size, "values": values})
+    return {"columns": [dataclasses.asdict(column) for column in columns], "rows": rows}
+
+
+def format_table(results: dict) -> str:
+    """Return the table of `table` as aligned plain text, one line per row, titles above."""
+    columns = results["columns"]
+    lines = [[""] + [column["title"] for column in columns]]
+    for row in results["rows"]:
+        cells = (format_value(row["values"].get(column["key"]), column) for column in columns)
+        lines.append([row["name"], *cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = []
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        text.append("  ".join([line[0].ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(text)
+
+
+def format_value(value: float | None, column: dict) -> str:
+    """Return a table cell: 71.3 %, 2.41, or a dash where there is no value."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if column.get("unit") == "share":
+        return f"{100 * value:.1f} %"
+    return f"{value:.3g}" if abs(value) >= 1000 else f"{value:.2f}"
+
+
+def _plain(value: float) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None
