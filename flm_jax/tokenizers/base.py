@@ -1,0 +1,134 @@
+"""What a tokenizer promises, and the small folder format in which one is saved."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from flm_jax import errors
+
+META_FILE = "flm_tokenizer.json"
+
+# A function that starts a fresh pass over the training text each time it is called.
+Documents = Callable[[], Iterable[str]]
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Instances can be pickled and travel into data-loader processes.
+
+    A kind of tokenizer also has two class methods, which `tokenizers.build` and `tokenizers.load`
+    call: `build(documents, cache_dir, **options)` and `from_files(folder, meta)`.
+    """
+
+    name: str
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int | None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over everything that decides what encode and decode return."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without BOS, EOS or any other special token."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same as `encode` on every text, but fast."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens are left out. Any id below `vocab_size` is fine."""
+        ...
+
+    def piece(self, token: int) -> str:
+        """A readable form of one token, for pictures of single positions; `[BOS]` for specials."""
+        ...
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes everything that `tokenizers.load(folder)` needs."""
+        ...
+
+
+def sha256(*parts: bytes | str) -> str:
+    """SHA-256 (hex) of the parts; each is preceded by its length, so no two lists collide."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def write_atomically(path: pathlib.Path, data: bytes) -> None:
+    """Writes `data` next to `path`, then renames: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def save_files(folder: str | os.PathLike, meta: dict, files: dict[str, bytes]) -> None:
+    """Writes model files, then the meta file with their SHA-256.
+
+    Args:
+      folder: made if missing.
+      meta: JSON-able; needs `name` (the row in `TOKENIZERS`) and `fingerprint`.
+      files: file name -> content.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    try:
+        for name, data in files.items():
+            write_atomically(folder / name, data)
+        text = json.dumps({**meta, "files": hashes}, indent=1, sort_keys=True)
+        write_atomically(folder / META_FILE, text.encode())
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot save the tokenizer to {folder}: {error.strerror or error}; "
+            "choose a folder that you can write to"
+        ) from error
+
+
+def read_meta(folder: str | os.PathLike) -> dict:
+    """The meta file of a saved tokenizer; raises UserError when missing or damaged."""
+    path = pathlib.Path(folder) / META_FILE
+    try:
+        meta = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise errors.UserError(
+            f"no tokenizer in {folder}: {META_FILE} is missing; "
+            "give the folder that a tokenizer or a checkpoint was saved to"
+        ) from None
+    except OSError as error:
+        raise errors.UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError:
+        meta = None
+    if not isinstance(meta, dict) or not {"name", "fingerprint", "files"} <= meta.keys():
+        raise errors.UserError(f"{path} is damaged (not the JSON that was saved); copy it again")
+    return meta
+
+
+def read_file(folder: str | os.PathLike, meta: dict, name: str) -> bytes:
+    """A model file named in `meta`; raises UserError when its SHA-256 is not the saved one."""
+    path = pathlib.Path(folder) / name
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise errors.UserError(
+            f"the tokenizer in {folder} is incomplete: cannot read {name} "
+            f"({error.strerror or error}); copy the folder again"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != meta["files"].get(name):
+        raise errors.UserError(
+            f"the tokenizer file {path} is damaged (its SHA-256 differs from the one saved in "
+            f"{META_FILE}); copy the folder again"
+        )
+    return data

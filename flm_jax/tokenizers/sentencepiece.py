@@ -1,0 +1,253 @@
+"""SentencePiece: trained on the training split, or an existing .model file."""
+
+import functools
+import hashlib
+import io
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+from flm_jax import errors
+from flm_jax.tokenizers import base
+
+_FILE = "sentencepiece.model"
+# The trainer drops sentences of more than 4192 bytes; 1000 characters never reach that.
+_LONGEST_SENTENCE = 1000
+_SMALLEST_VOCABULARY = 5  # four specials and one character
+
+
+class SentencePiece:
+    """A SentencePiece model; PAD, BOS, EOS, UNK have the model's ids (0, 1, 2, 3 if trained here).
+
+    Models trained here keep the text as it is (no normalisation, newlines and runs of spaces are
+    tokens), so decode(encode(text)) == text when every character is known.
+    """
+
+    name = "sentencepiece"
+
+    def __init__(self, model: bytes, source: str = "the SentencePiece model"):
+        """Takes the bytes of a .model file; `source` names it in messages.
+
+        Raises:
+          UserError: not a SentencePiece model, or one without BOS or EOS.
+        """
+        self._model = bytes(model)
+        processor = self._processor_or_none()
+        if processor is None:
+            raise errors.UserError(
+                f"{source} is not a SentencePiece model; give the .model file that the "
+                "SentencePiece trainer wrote (not the .vocab file)"
+            )
+        self.vocab_size = processor.vocab_size()
+        self.bos_id, self.eos_id = processor.bos_id(), processor.eos_id()
+        self.pad_id = None if processor.pad_id() < 0 else processor.pad_id()
+        if self.bos_id < 0 or self.eos_id < 0:
+            raise errors.UserError(
+                f"{source} has no BOS or no EOS piece, but packed rows need both; "
+                "train it with bos_id and eos_id set"
+            )
+
+    @classmethod
+    def build(
+        cls,
+        documents: base.Documents,
+        cache_dir: str,
+        vocab_size: int = 1024,
+        model_type: str = "unigram",
+        byte_fallback: bool = False,
+        character_coverage: float = 0.9999,
+        model_path: str = "",
+    ) -> "SentencePiece":
+        """Trains a model, takes it from the cache, or reads `model_path`.
+
+        Args:
+          documents: the training text; not touched when `model_path` is given.
+          cache_dir: trained models are kept in its folder `sentencepiece`; "" for no cache.
+          vocab_size: number of ids, specials included.
+          model_type: "unigram" or "bpe".
+          byte_fallback: spend 256 ids on bytes, so that no character is unknown.
+          character_coverage: share of the text's characters that get an id of their own.
+          model_path: an existing .model file; the other options then do not apply.
+
+        Raises:
+          UserError: bad option, unreadable model, or a vocabulary size that the text cannot give.
+        """
+        if model_path:
+            return cls._read(pathlib.Path(model_path).expanduser())
+        _check(vocab_size, model_type, character_coverage)
+        options = {
+            "vocab_size": vocab_size,
+            "model_type": model_type,
+            "byte_fallback": byte_fallback,
+            "character_coverage": character_coverage,
+        }
+        if not cache_dir:
+            return cls(_train(documents, options))
+        key = base.sha256("1", _text_fingerprint(documents), repr(sorted(options.items())))
+        path = pathlib.Path(cache_dir).expanduser() / "sentencepiece" / f"{key[:32]}.model"
+        try:
+            return cls(path.read_bytes())
+        except (FileNotFoundError, errors.UserError):  # not there, or damaged: make it again
+            model = _train(documents, options)
+        base.write_atomically(path, model)
+        return cls(model)
+
+    @classmethod
+    def _read(cls, path: pathlib.Path) -> "SentencePiece":
+        try:
+            return cls(path.read_bytes(), source=str(path))
+        except OSError as error:
+            raise errors.UserError(
+                f"cannot read the SentencePiece model {path}: {error.strerror or error}; "
+                "correct the tokenizer's model_path or leave it out to train a model"
+            ) from error
+
+    @classmethod
+    def from_files(cls, folder: str | os.PathLike, meta: dict) -> "SentencePiece":
+        """Reads what `save` wrote; raises UserError when it is damaged."""
+        return cls(base.read_file(folder, meta, _FILE), source=f"{folder}/{_FILE}")
+
+    def _processor_or_none(self):
+        if not self._model:
+            return None
+        import sentencepiece
+
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            processor.LoadFromSerializedProto(self._model)
+        except RuntimeError:
+            return None
+        return processor
+
+    @functools.cached_property
+    def _processor(self):
+        return self._processor_or_none()
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_processor"}
+
+    @property
+    def fingerprint(self) -> str:
+        return base.sha256(self.name, self._model)
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return self._processor.encode(text)
+        except (UnicodeEncodeError, RuntimeError):  # a lone surrogate
+            return self._processor.encode(_without_surrogates(text))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        texts = list(texts)
+        try:
+            return self._processor.encode(texts, num_threads=-1)
+        except (UnicodeEncodeError, RuntimeError):  # a lone surrogate
+            return self._processor.encode([_without_surrogates(t) for t in texts], num_threads=-1)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._processor.decode([int(i) for i in ids])
+
+    def piece(self, token: int) -> str:
+        token = int(token)
+        specials = {self.pad_id: "[PAD]", self.bos_id: "[BOS]", self.eos_id: "[EOS]"}
+        if token in specials:
+            return specials[token]
+        if self._processor.is_unknown(token):
+            return "[UNK]"
+        return self._processor.id_to_piece(token).replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+
+    def save(self, folder: str | os.PathLike) -> None:
+        meta = {"name": self.name, "fingerprint": self.fingerprint}
+        base.save_files(folder, meta, {_FILE: self._model})
+
+
+def _check(vocab_size: int, model_type: str, character_coverage: float) -> None:
+    if vocab_size < _SMALLEST_VOCABULARY:
+        raise errors.UserError(
+            f"tokenizer vocab_size is {vocab_size}, but PAD, BOS, EOS, UNK and the characters of "
+            f"the text need at least {_SMALLEST_VOCABULARY}"
+        )
+    if model_type not in ("unigram", "bpe"):
+        raise errors.UserError(
+            f"tokenizer model_type is {model_type!r}, but must be 'unigram' or 'bpe'"
+        )
+    if not 0.98 <= character_coverage <= 1.0:
+        raise errors.UserError(
+            f"tokenizer character_coverage is {character_coverage}, but must lie in 0.98 ... 1.0"
+        )
+
+
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _text_fingerprint(documents: base.Documents) -> str:
+    """The fingerprint that the documents carry; without one, the hash of the text itself."""
+    known = getattr(documents, "fingerprint", None)
+    if known is not None:
+        return known
+    digest = hashlib.sha256()
+    for text in documents():
+        digest.update(bytes.fromhex(base.sha256(_without_surrogates(text))))
+    return digest.hexdigest()
+
+
+def _sentences(documents: Iterable[str]) -> Iterator[str]:
+    """The text in pieces that the trainer accepts, cut at a space where there is one."""
+    for text in documents:
+        text, start = _without_surrogates(text), 0
+        while len(text) - start > _LONGEST_SENTENCE:
+            end = text.rfind(" ", start + 1, start + _LONGEST_SENTENCE)
+            end = end if end > 0 else start + _LONGEST_SENTENCE
+            yield text[start:end]
+            start = end + 1 if text[end] == " " else end
+        if start < len(text):
+            yield text[start:]
+
+
+def _train(documents: base.Documents, options: dict) -> bytes:
+    """Bytes of a new model; the same text and options give the same bytes."""
+    import sentencepiece
+
+    print(
+        f"training a SentencePiece model with {options['vocab_size']} pieces "
+        "(seconds for a small corpus, minutes for a large one) ...",
+        file=sys.stderr,
+    )
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(documents()),
+            model_writer=model,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            num_threads=16,  # part of the result: sums are split by thread, so never the core count
+            minloglevel=2,
+            **options,
+        )
+    except RuntimeError as error:
+        raise _explained(str(error), options) from error
+    return model.getvalue()
+
+
+def _explained(message: str, options: dict) -> errors.UserError:
+    """The trainer's complaint as a sentence with a remedy."""
+    size = options["vocab_size"]
+    if match := re.search(r"too high .*<= (\d+)", message):
+        return errors.UserError(
+            f"tokenizer vocab_size is {size}, but this training text gives at most "
+            f"{match[1]} pieces; set vocab_size to {match[1]} or less, or give more text"
+        )
+    if match := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return errors.UserError(
+            f"tokenizer vocab_size is {size}, but the special tokens and characters of this "
+            f"training text alone need {match[1]}; set vocab_size to {match[1]} or more"
+        )
+    if "sentences_.empty()" in message:
+        return errors.UserError("the tokenizer's training text is empty; give documents with text")
+    return errors.UserError(f"SentencePiece cannot train with {options}: {message}")
