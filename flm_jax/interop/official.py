@@ -61,6 +61,11 @@ class Official:
         return tokenizer, length
 
 
+def text_defaults(vocab_size: int) -> tuple[str | None, int | None]:
+    """(tokenizer, block length) of the published models with this vocabulary, or (None, None)."""
+    return _TEXT_SETUPS.get(vocab_size, (None, None))
+
+
 def read(path: str | os.PathLike, weights: str | None = None, heads: int | None = None) -> Official:
     """The official checkpoint at `path`, checked tensor by tensor.
 
@@ -87,7 +92,7 @@ def read(path: str | os.PathLike, weights: str | None = None, heads: int | None 
         heads = layout.heads_of(sizes.hidden_size, buffer, model.get("n_heads"), path)
     else:
         heads = layout.heads_of(sizes.hidden_size, None, heads, path)
-    tokenizer, length = _TEXT_SETUPS.get(sizes.vocab_size, (None, None))
+    tokenizer, length = text_defaults(sizes.vocab_size)
     if type(model.get("length")) is int and model["length"] > 0:
         length = model["length"]
     names = [entry.name for entry in layout.entries(sizes)]
