@@ -1,0 +1,115 @@
+"use strict";
+
+function element(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+function nearest(xs, x) {
+  let low = 0, high = xs.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (xs[middle] < x) low = middle; else high = middle;
+  }
+  return Math.abs(xs[low] - x) < Math.abs(xs[high] - x) ? low : high;
+}
+
+function paint(node, series) {
+  if (series.shade === null) {
+    node.dataset.colour = series.colour;
+  } else {
+    node.dataset.colour = "shade";
+    node.style.setProperty("--shade", series.shade + "%");
+  }
+}
+
+/* Charts: a vertical line, a dot on each curve and a box with the values under the pointer. */
+for (const plot of document.querySelectorAll(".plot")) {
+  const data = JSON.parse(plot.querySelector("script").textContent);
+  const [x0, x1] = data.x, [y0, y1] = data.y;
+  const place = data.log
+    ? (x) => Math.log(Math.max(x, x0) / x0) / Math.log(x1 / x0)
+    : (x) => (x - x0) / (x1 - x0);
+  const back = data.log
+    ? (share) => x0 * Math.pow(x1 / x0, share)
+    : (share) => x0 + share * (x1 - x0);
+  const overlay = element("div", "overlay");
+  overlay.hidden = true;
+  const line = element("div", "cross"), box = element("div", "box");
+  overlay.append(line, box);
+  const dots = data.series.map((series) => {
+    const dot = element("div", "point");
+    paint(dot, series);
+    overlay.append(dot);
+    return dot;
+  });
+  plot.append(overlay);
+
+  plot.addEventListener("pointermove", (event) => {
+    const frame = plot.getBoundingClientRect();
+    const x = back(Math.min(1, Math.max(0, (event.clientX - frame.left) / frame.width)));
+    const main = data.series[0], at = main.x[nearest(main.x, x)], share = place(at);
+    overlay.hidden = false;
+    line.style.left = 100 * share + "%";
+    box.replaceChildren(element("b", "", at.toLocaleString("en")));
+    data.series.forEach((series, i) => {
+      const index = nearest(series.x, at), row = element("span", "key");
+      const note = series.x[index] === at ? "" : " (at " + series.x[index].toLocaleString("en") + ")";
+      paint(row, series);
+      row.append(series.name + " ", element("b", "", series.y[index].toPrecision(4)), note);
+      box.append(row);
+      dots[i].style.left = 100 * place(series.x[index]) + "%";
+      dots[i].style.top = 100 * (y1 - series.y[index]) / (y1 - y0) + "%";
+    });
+    box.classList.toggle("left", share > 0.6);
+    box.style.left = 100 * share + "%";
+  });
+  plot.addEventListener("pointerleave", () => { overlay.hidden = true; });
+}
+
+/* The denoising strip: a slider through all frames. */
+for (const player of document.querySelectorAll(".player")) {
+  const frames = JSON.parse(player.querySelector("script").textContent);
+  const slider = player.querySelector("input"), stage = player.querySelector(".stage");
+  const output = player.querySelector("output"), button = player.querySelector("button");
+  let timer = null;
+  const show = () => {
+    const frame = frames[Number(slider.value)];
+    output.textContent = slider.value + " · " + frame.at;
+    stage.replaceChildren(...frame.sequences.map((sequence) => {
+      const row = element("div", "tokens");
+      for (const [text, extra, level, title] of sequence) {
+        const token = element("i", "c" + level + extra, text);
+        token.title = title;
+        row.append(token);
+      }
+      return row;
+    }));
+  };
+  const stop = () => { clearInterval(timer); timer = null; button.textContent = "play"; };
+  button.addEventListener("click", () => {
+    if (timer) { stop(); return; }
+    if (Number(slider.value) === frames.length - 1) slider.value = 0;
+    button.textContent = "pause";
+    timer = setInterval(() => {
+      slider.value = Number(slider.value) + 1;
+      show();
+      if (Number(slider.value) === frames.length - 1) stop();
+    }, Math.max(60, 5000 / frames.length));
+  });
+  slider.addEventListener("input", () => { stop(); show(); });
+  player.hidden = false;
+  show();
+}
+
+for (const button of document.querySelectorAll("button.copy")) {
+  if (!navigator.clipboard) continue;
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    navigator.clipboard.writeText(button.parentElement.querySelector("code").textContent);
+    button.textContent = "copied";
+    setTimeout(() => { button.textContent = "copy"; }, 1500);
+  });
+}
