@@ -1,0 +1,340 @@
+"""The vocabulary head as a lazy distribution: logits exist only one chunk of positions at a time.
+
+A `Posterior` holds the features of the backbone and the head; a `Combination` is an affine mixture of
+such distributions, of their tangents, of raw logits and of one-hot tokens. Everything a loss or a
+sampler asks of them (log-probabilities, means p @ E, cross-entropies, arg max ...) is computed in
+float32 chunk by chunk with memory O(chunk * V) and recomputed in the backward pass; no array of shape
+(B, L, V) exists, except through `dense`, which is for tests and small vocabularies.
+
+Chunks run along L and keep the batch whole, so that a batch sharded over devices stays where it is.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PROBABILITY, TANGENT, LOGITS, TOKENS = "probability", "tangent", "logits", "tokens"
+
+
+def matmul_dtype(configured: Any, *operands: Any) -> Any:
+    """The type a matrix product reads: as configured, but float64 operands stay float64."""
+    if jnp.dtype(configured) == jnp.float32:
+        return jnp.result_type(jnp.float32, *operands)
+    return jnp.dtype(configured)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["kernel_DV", "bias_V"],
+    meta_fields=["cap", "temperature", "chunk", "dtype"],
+)
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The output layer: logits = cap * tanh((f @ kernel + bias) / cap) / temperature.
+
+    ``cap`` 0 means no soft cap. ``chunk`` is the number of tokens (B times positions) whose logits may
+    exist at once. ``dtype`` is the type the matrix product reads; it accumulates in at least float32.
+    """
+
+    kernel_DV: jax.Array
+    bias_V: jax.Array
+    cap: float = 30.0
+    temperature: float = 1.0
+    chunk: int = 1024
+    dtype: Any = jnp.float32
+
+    @property
+    def vocab_size(self) -> int:
+        return self.kernel_DV.shape[1]
+
+    def raw(self, features: jax.Array) -> jax.Array:
+        """Uncapped logits (..., V), at least float32, of features (..., D)."""
+        return self.product(features) + self.bias_V
+
+    def product(self, features: jax.Array) -> jax.Array:
+        """features (..., D) @ kernel, accumulated in at least float32."""
+        dtype = matmul_dtype(self.dtype, features.dtype)
+        return jnp.matmul(
+            features.astype(dtype),
+            self.kernel_DV.astype(dtype),
+            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        )
+
+    def capped(self, raw: jax.Array) -> jax.Array:
+        logits = self.cap * jnp.tanh(raw / self.cap) if self.cap else raw
+        return logits / self.temperature if self.temperature != 1.0 else logits
+
+    def logits_tangent(self, raw: jax.Array, features_tangent: jax.Array) -> jax.Array:
+        """Directional derivative of `capped` logits for a tangent of the features."""
+        tangent = self.product(features_tangent)
+        if self.cap:
+            tangent = tangent * (1.0 - jnp.tanh(raw / self.cap) ** 2)
+        return tangent / self.temperature
+
+
+def over_chunks(f: Callable[..., Any], chunk: int, *arrays: Any) -> Any:
+    """``f(*arrays)`` computed over slices of axis 1 (positions), at most ``chunk`` tokens at a time.
+
+    Every leaf of ``arrays`` and of the result is (B, L, ...). Slices are recomputed in the backward
+    pass. What ``f`` closes over (the head) may be differentiated.
+    """
+    batch, length = jax.tree.leaves(arrays)[0].shape[:2]
+    slices = -(-length // max(1, min(length, chunk // batch)))
+    if slices == 1:
+        return f(*arrays)
+    width = -(-length // slices)
+    pad = slices * width - length
+
+    def split(x):
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, slices, width, *x.shape[2:]), 1, 0)
+
+    def join(x):
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(batch, slices * width, *x.shape[3:])[:, :length]
+
+    body = jax.checkpoint(lambda xs: f(*xs), prevent_cse=False)
+    return jax.tree.map(join, jax.lax.map(body, jax.tree.map(split, arrays)))
+
+
+def _pick(values_BLV: jax.Array, tokens_BL: jax.Array) -> jax.Array:
+    """values[..., token]; a masked sum, because the gradient of a gather is a slow scatter."""
+    vocabulary = jnp.arange(values_BLV.shape[-1], dtype=tokens_BL.dtype)[None, None, :]
+    return jnp.sum(jnp.where(vocabulary == tokens_BL[..., None], values_BLV, 0.0), axis=-1)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["features_BLD", "head", "tangent_BLD"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+    """p(token | state) at every position: softmax of the head's capped logits.
+
+    ``tangent_BLD`` is the tangent of the features where a derivative of p is needed (`tangent`).
+    """
+
+    features_BLD: jax.Array
+    head: Head
+    tangent_BLD: jax.Array | None = None
+
+    def log_prob(self, tokens_BL: jax.Array) -> jax.Array:
+        """log p of the given tokens, (B, L)."""
+
+        def chunk(features, tokens):
+            logits = self.head.capped(self.head.raw(features))
+            return _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
+
+        return over_chunks(chunk, self.head.chunk, self.features_BLD, tokens_BL)
+
+    def entropy(self) -> jax.Array:
+        """Entropy in nats at every position, (B, L)."""
+
+        def chunk(features):
+            log_p = jax.nn.log_softmax(self.head.capped(self.head.raw(features)))
+            return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+        return over_chunks(chunk, self.head.chunk, self.features_BLD)
+
+    def mean(self, table_VW: jax.Array) -> jax.Array:
+        """p @ table, (B, L, W)."""
+        return self.probability().mean(table_VW)
+
+    def argmax(self) -> jax.Array:
+        """The most probable token, int32 (B, L)."""
+        return over_chunks(
+            lambda f: jnp.argmax(self.head.raw(f), axis=-1).astype(jnp.int32),
+            self.head.chunk,
+            self.features_BLD,
+        )
+
+    def sample(self, keys_B: jax.Array, temperature: float = 1.0, top_p: float = 1.0) -> jax.Array:
+        """Tokens drawn from p**(1 / temperature) inside its nucleus of mass ``top_p``, int32 (B, L).
+
+        One key per sequence: what a sequence draws does not depend on the batch it is in.
+        """
+        batch, length = self.features_BLD.shape[:2]
+        position_BL = jnp.broadcast_to(jnp.arange(length)[None, :], (batch, length))
+        keys_BL = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys_B, position_BL)
+
+        def chunk(features, key_data):
+            logits = self.head.capped(self.head.raw(features)) / temperature
+            if top_p < 1.0:
+                logits = nucleus(logits, top_p)
+            keys = jax.random.wrap_key_data(key_data)
+            gumbel = jax.vmap(jax.vmap(lambda k: jax.random.gumbel(k, (self.head.vocab_size,))))(
+                keys
+            )
+            return jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
+
+        return over_chunks(chunk, self.head.chunk, self.features_BLD, jax.random.key_data(keys_BL))
+
+    def dense(self) -> jax.Array:
+        """p as an array (B, L, V): for tests and small vocabularies."""
+        return self.probability().dense()
+
+    def probability(self, coefficient: jax.Array | float = 1.0) -> "Combination":
+        """coefficient * p."""
+        return Combination((Term(PROBABILITY, coefficient, self),))
+
+    def tangent(self, coefficient: jax.Array | float = 1.0) -> "Combination":
+        """coefficient * dp, the derivative of p along ``tangent_BLD``."""
+        if self.tangent_BLD is None:
+            raise ValueError("this posterior carries no tangent of its features")
+        return Combination((Term(TANGENT, coefficient, self),))
+
+    def logits(self, coefficient: jax.Array | float = 1.0) -> "Combination":
+        """coefficient * (features @ kernel + bias): raw, no cap, no temperature."""
+        return Combination((Term(LOGITS, coefficient, self),))
+
+
+def one_hot(
+    tokens_BL: jax.Array, head: Head, coefficient: jax.Array | float = 1.0
+) -> "Combination":
+    """coefficient * e_token; ``head`` says the size of the vocabulary and of a chunk."""
+    return Combination((Term(TOKENS, coefficient, Posterior(tokens_BL, head)),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """coefficient (scalar, (B,) or (B, L)) times one kind of V-vector per position."""
+
+    kind: str
+    coefficient: jax.Array | float
+    posterior: Posterior  # for kind "tokens" its features are the tokens (B, L)
+
+    def tokenwise(self) -> tuple:
+        """The arrays of this term that have a (B, L) grid, coefficient included."""
+        features = self.posterior.features_BLD
+        coefficient_BL = jnp.asarray(self.coefficient, jnp.float32)
+        if coefficient_BL.ndim == 1:
+            coefficient_BL = coefficient_BL[:, None]
+        elif coefficient_BL.ndim == 0:
+            coefficient_BL = coefficient_BL[None, None]
+        return (
+            jnp.broadcast_to(coefficient_BL, features.shape[:2]),
+            features,
+            self.posterior.tangent_BLD,
+        )
+
+    def chunk(self, coefficient, features, tangent) -> jax.Array:
+        """The dense term on one chunk, (b, l, V)."""
+        head = self.posterior.head
+        if self.kind == TOKENS:
+            vocabulary = jnp.arange(head.vocab_size, dtype=features.dtype)[None, None, :]
+            return jnp.where(vocabulary == features[..., None], coefficient[..., None], 0.0)
+        raw = head.raw(features)
+        if self.kind == LOGITS:
+            return coefficient[..., None] * raw
+        p = jax.nn.softmax(head.capped(raw))
+        if self.kind == TANGENT:
+            slope = head.logits_tangent(raw, tangent)
+            p = p * (slope - jnp.sum(p * slope, axis=-1, keepdims=True))
+        return coefficient[..., None] * p
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """An affine mixture of terms, optionally projected onto the simplex; lazy like its parts.
+
+    Add two with ``+``. All terms share the vocabulary; the chunk size is that of the first.
+    """
+
+    terms: tuple[Term, ...]
+    projection: float | None = None  # alpha of the entmax projection
+
+    def __add__(self, other: "Combination") -> "Combination":
+        if self.projection is not None or other.projection is not None:
+            raise ValueError("a projected combination cannot be added to another one")
+        return Combination(self.terms + other.terms)
+
+    def mean(self, table_VW: jax.Array) -> jax.Array:
+        """self @ table, (B, L, W)."""
+        return self._map(lambda c: jnp.matmul(c, table_VW.astype(c.dtype)))
+
+    def dense(self) -> jax.Array:
+        """The combination as an array (B, L, V): for tests and small vocabularies."""
+        return self._map(lambda c: c)
+
+    def argmax(self) -> jax.Array:
+        """Index of the largest entry, int32 (B, L)."""
+        if len(self.terms) == 1 and self.terms[0].kind == PROBABILITY:
+            return self.terms[0].posterior.argmax()  # monotone: no softmax needed
+        return self._map(lambda c: jnp.argmax(c, axis=-1).astype(jnp.int32))
+
+    def cross_entropy_to(self, posterior: Posterior) -> jax.Array:
+        """-sum_V self * log p, (B, L); gradients flow into both."""
+        head = posterior.head
+        return self._map(
+            lambda c, f: -jnp.sum(c * jax.nn.log_softmax(head.capped(head.raw(f))), axis=-1),
+            posterior.features_BLD,
+        )
+
+    def squared_error_to(self, other: "Combination") -> jax.Array:
+        """sum_V (self - other)**2, (B, L); gradients flow into both."""
+        return self._map(
+            lambda c, arrays: jnp.sum((c - other._chunk(arrays)) ** 2, axis=-1), other._tokenwise()
+        )
+
+    def entmax(self, alpha: float = 2.0) -> "Combination":
+        """Projected onto the simplex by alpha-entmax, 1 < alpha <= 2 (2: Euclidean projection)."""
+        if not 1.0 < alpha <= 2.0:
+            raise ValueError(f"entmax needs 1 < alpha <= 2, not {alpha}")
+        return dataclasses.replace(self, projection=alpha)
+
+    def _tokenwise(self) -> tuple:
+        return tuple(term.tokenwise() for term in self.terms)
+
+    def _chunk(self, arrays: tuple) -> jax.Array:
+        terms = zip(self.terms, arrays, strict=True)
+        dense = sum(term.chunk(*tokenwise) for term, tokenwise in terms)
+        return dense if self.projection is None else entmax(dense, self.projection)
+
+    def _map(self, f: Callable[..., jax.Array], *extra: Any) -> jax.Array:
+        """f(dense chunk of self, *chunks of extra) over chunks."""
+        head = self.terms[0].posterior.head
+        return over_chunks(
+            lambda arrays, *more: f(self._chunk(arrays), *more),
+            head.chunk,
+            self._tokenwise(),
+            *extra,
+        )
+
+
+def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
+    """-inf outside the smallest set of entries (..., V) whose probability reaches ``top_p``."""
+    descending = jnp.sort(logits, axis=-1, descending=True)
+    mass = jnp.cumsum(jax.nn.softmax(descending), axis=-1)
+    kept = jnp.sum(mass < top_p, axis=-1, keepdims=True) + 1
+    kept = jnp.minimum(kept, logits.shape[-1])
+    threshold = jnp.take_along_axis(descending, kept - 1, axis=-1)
+    return jnp.where(logits >= threshold, logits, -jnp.inf)
+
+
+def entmax(scores: jax.Array, alpha: float, iterations: int = 60) -> jax.Array:
+    """alpha-entmax over the last axis: argmax_p <p, scores> + Tsallis entropy, 1 < alpha <= 2.
+
+    p = max((alpha - 1) * scores - threshold, 0) ** (1 / (alpha - 1)), the threshold found by
+    bisection (Peters et al. 2019, eq. 9) and p normalised at the end.
+    """
+    scaled = (alpha - 1.0) * scores
+    top = jnp.max(scaled, axis=-1, keepdims=True)
+    low, high = top - 1.0, top - scores.shape[-1] ** (1.0 - alpha)
+
+    def weights(threshold):
+        return jnp.maximum(scaled - threshold, 0.0) ** (1.0 / (alpha - 1.0))
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        too_low = jnp.sum(weights(middle), axis=-1, keepdims=True) >= 1.0
+        return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
+
+    low, high = jax.lax.fori_loop(0, iterations, halve, (low, high))
+    p = weights(0.5 * (low + high))
+    return p / jnp.sum(p, axis=-1, keepdims=True)

@@ -1,0 +1,217 @@
+"""The state space: where ``x_t = (1 - t) * eps + t * e_y`` lives in memory.
+
+`OneHot` is the paper's own space, arrays (B, L, V); it is the oracle. `Projected` keeps only what the
+networks can see, ``h = x @ T`` with ``T = [E_1 E_2 ...]`` (V, W) the embedding tables of all networks
+side by side. Every update of x is linear, so h follows exactly, and noise is drawn where it is seen:
+
+    eps @ T ~ N(0, T'T)   =   z @ R',   z ~ N(0, I_W),   R = chol(T'T + eta * I)
+
+A small eta keeps the factor finite when tables coincide (student = teacher at the start of distillation).
+
+**Gradient.** With g the cotangent of ``z @ R'``, the gradient of the dense objective in expectation is
+``dT = T R^-T (z'g)``, summed over tokens: given z, the dense noise has mean ``z R^-1 T'``, and the rest
+of it is invisible to every network (Rao-Blackwell: variance falls by about V / W). Differentiating
+through the Cholesky factor would be another, wrong direction for objectives with stopped gradients,
+because a square root is defined only up to a rotation.
+
+Spaces are built from the tables inside the differentiated function, so that gradients reach them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.flow.posterior import Combination
+
+HIGHEST = jax.lax.Precision.HIGHEST  # the default on accelerators is TF32 or bfloat16
+JITTER = 1e-5  # eta relative to the mean diagonal of the Gram matrix
+JITTER_TRIES = 6
+
+
+def per_token(x: jax.Array) -> jax.Array:
+    """A coefficient, (), (B,) or (B, L), ready to multiply (B, L, anything)."""
+    x = jnp.asarray(x)
+    return x.reshape(x.shape + (1,) * (3 - x.ndim)) if x.ndim else x
+
+
+def draw_noise(keys_B: jax.Array, length: int, width: int) -> jax.Array:
+    """Standard normals float32 (B, L, width), one key per sequence.
+
+    A sequence's noise depends on its own key only: not on the batch, the accumulation or the devices.
+    """
+    return jax.vmap(lambda key: jax.random.normal(key, (length, width), jnp.float32))(keys_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneHot:
+    """Dense states (B, L, V). ``tables`` maps the role of a network to its table (V, D)."""
+
+    tables: Mapping[str, jax.Array]
+
+    @property
+    def noise_width(self) -> int:
+        return next(iter(self.tables.values())).shape[0]
+
+    def noise(self, keys_B: jax.Array, length: int) -> jax.Array:
+        """Raw noise (B, L, noise_width), to be stored among the draws of a loss or sampler."""
+        return draw_noise(keys_B, length, self.noise_width)
+
+    def from_dense(self, noise_BLV: jax.Array) -> jax.Array:
+        """The raw noise of this space that stands for dense noise (B, L, V)."""
+        return noise_BLV
+
+    def scatter(self, noise: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
+        """The state made of raw noise alone, times ``scale``."""
+        return per_token(scale) * noise
+
+    def corrupt(self, noise: jax.Array, tokens_BL: jax.Array, t: jax.Array) -> jax.Array:
+        """x_t = (1 - t) * noise + t * e_token; t is (B,) or (B, L)."""
+        clean = jax.nn.one_hot(tokens_BL, self.noise_width, dtype=noise.dtype)
+        return self.scatter(noise, 1.0 - t) + per_token(t) * clean
+
+    def advance(
+        self,
+        state: jax.Array,
+        a: jax.Array | float,
+        b: jax.Array | float,
+        combination: Combination,
+    ) -> jax.Array:
+        """a * x + b * combination; a and b are scalars, (B,) or (B, L)."""
+        return per_token(a) * state + per_token(b) * combination.dense()
+
+    def perturb(self, state: jax.Array, noise: jax.Array, scale: jax.Array | float) -> jax.Array:
+        """x + scale * noise."""
+        return state + self.scatter(noise, scale)
+
+    def view(self, state: jax.Array, role: str) -> jax.Array:
+        """What the network in this role sees: h = x @ E, (B, L, D)."""
+        return jnp.matmul(state, self.tables[role].astype(state.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Projected:
+    """States h = x @ T, (B, L, W). ``tables`` maps the role of a network to its table (V, D)."""
+
+    tables: Mapping[str, jax.Array]
+
+    @property
+    def joint_table(self) -> jax.Array:
+        """T, (V, W): the distinct tables side by side, at least float32."""
+        table = jnp.concatenate([self.tables[role] for role in self._columns()], axis=1)
+        return table.astype(jnp.promote_types(table.dtype, jnp.float32))
+
+    @property
+    def noise_width(self) -> int:
+        return sum(self.tables[role].shape[1] for role in self._columns())
+
+    def noise(self, keys_B: jax.Array, length: int) -> jax.Array:
+        return draw_noise(keys_B, length, self.noise_width)
+
+    def from_dense(self, noise_BLV: jax.Array) -> jax.Array:
+        """z = n @ T @ R^-T: the raw noise whose state is n @ T (exactly so as eta -> 0)."""
+        table_VW = self.joint_table
+        factor_WW = cholesky_factor(table_VW)
+        seen = jnp.matmul(noise_BLV, table_VW, precision=HIGHEST)
+        flat = jax.scipy.linalg.solve_triangular(
+            factor_WW, seen.reshape(-1, seen.shape[-1]).T, lower=True
+        ).T
+        return flat.reshape(seen.shape)
+
+    def scatter(self, noise: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
+        return per_token(scale) * project_noise(self.joint_table, noise)
+
+    def corrupt(self, noise: jax.Array, tokens_BL: jax.Array, t: jax.Array) -> jax.Array:
+        clean = jnp.concatenate(
+            [self.tables[role][tokens_BL] for role in self._columns()], axis=-1
+        ).astype(noise.dtype)
+        return self.scatter(noise, 1.0 - t) + per_token(t) * clean
+
+    def advance(
+        self,
+        state: jax.Array,
+        a: jax.Array | float,
+        b: jax.Array | float,
+        combination: Combination,
+    ) -> jax.Array:
+        return per_token(a) * state + per_token(b) * combination.mean(self.joint_table)
+
+    def perturb(self, state: jax.Array, noise: jax.Array, scale: jax.Array | float) -> jax.Array:
+        return state + self.scatter(noise, scale)
+
+    def view(self, state: jax.Array, role: str) -> jax.Array:
+        start, width = self._columns().get(role, (None, None))
+        if start is None:  # the same array under another role
+            role = next(r for r in self._columns() if self.tables[r] is self.tables[role])
+            start, width = self._columns()[role]
+        return state[..., start : start + width]
+
+    def _columns(self) -> dict[str, tuple[int, int]]:
+        """role -> (first column, width) of every distinct table inside the joint one."""
+        columns, seen, start = {}, [], 0
+        for role, table in self.tables.items():
+            if any(table is other for other in seen):
+                continue
+            seen.append(table)
+            columns[role] = (start, table.shape[1])
+            start += table.shape[1]
+        return columns
+
+
+SPACES = {"onehot": OneHot, "projected": Projected}
+
+
+def choose(name: str, vocab_size: int, width: int) -> type[OneHot] | type[Projected]:
+    """The space of that name; "auto" takes `Projected` if and only if V > 2 W."""
+    if name == "auto":
+        name = "projected" if vocab_size > 2 * width else "onehot"
+    return SPACES[name]
+
+
+def cholesky_factor(table_VW: jax.Array) -> jax.Array:
+    """Lower R (W, W) with R R' = T'T + eta * I, eta the smallest of 1e-5, 1e-4 ... that is finite.
+
+    eta is relative to the mean diagonal of T'T. Float32 or float64, full precision everywhere.
+    """
+    gram = jnp.matmul(table_VW.T, table_VW, precision=HIGHEST)
+    width = gram.shape[0]
+    eye = jnp.eye(width, dtype=gram.dtype)
+    # A table of zeros (a hand-made or broken one) still gets a finite, tiny factor.
+    unit = jnp.maximum(jnp.trace(gram) / width, jnp.finfo(gram.dtype).tiny * 1e6)
+
+    def attempt(jitter):
+        return jnp.linalg.cholesky(gram + jitter * unit * eye)
+
+    def failed(carry):
+        jitter, factor = carry
+        return ~jnp.all(jnp.isfinite(factor)) & (jitter < JITTER * 10.0**JITTER_TRIES)
+
+    def grow(carry):
+        jitter, _ = carry
+        return jitter * 10.0, attempt(jitter * 10.0)
+
+    jitter = jnp.asarray(JITTER, gram.dtype)
+    return jax.lax.while_loop(failed, grow, (jitter, attempt(jitter)))[1]
+
+
+@jax.custom_vjp
+def project_noise(table_VW: jax.Array, z_BLW: jax.Array) -> jax.Array:
+    """z @ R' (B, L, W), distributed as eps @ T; its gradient in T is that of dense noise (see top)."""
+    return jnp.matmul(z_BLW, cholesky_factor(table_VW).T, precision=HIGHEST)
+
+
+def _project_forward(table_VW, z_BLW):
+    factor_WW = cholesky_factor(table_VW)
+    return jnp.matmul(z_BLW, factor_WW.T, precision=HIGHEST), (table_VW, factor_WW, z_BLW)
+
+
+def _project_backward(residuals, g_BLW):
+    table_VW, factor_WW, z_BLW = residuals
+    correlation_WW = jnp.einsum("blw,blx->wx", z_BLW, g_BLW, precision=HIGHEST)
+    mixing_WW = jax.scipy.linalg.solve_triangular(factor_WW.T, correlation_WW, lower=False)
+    d_table = jnp.matmul(table_VW, mixing_WW, precision=HIGHEST)
+    return d_table, jnp.matmul(g_BLW, factor_WW, precision=HIGHEST)
+
+
+project_noise.defvjp(_project_forward, _project_backward)

@@ -1,0 +1,40 @@
+"""Bidirectional attention with rotary positions and a soft cap on the scores.
+
+The plain einsum form: every derivative works through it, forward mode included, and it is the oracle
+for faster kernels.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+ROTARY_BASE = 10_000.0
+
+
+def rotary_tables(length: int, head_width: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of position times frequency, (L, head_width / 2)."""
+    frequency = ROTARY_BASE ** (-jnp.arange(0, head_width, 2, dtype=dtype) / head_width)
+    angle = jnp.arange(length, dtype=dtype)[:, None] * frequency[None, :]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BLHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotary positions on half-split pairs: (a, b) -> (a cos - b sin, a sin + b cos)."""
+    cos, sin = cos[None, :, None, :], sin[None, :, None, :]
+    a, b = jnp.split(x_BLHK.astype(jnp.promote_types(x_BLHK.dtype, jnp.float32)), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BLHK.dtype)
+
+
+def attend(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, cap: float) -> jax.Array:
+    """softmax(cap * tanh(q k' / sqrt(K) / cap)) v, (B, L, H, K); ``cap`` 0 means no cap.
+
+    Scores and softmax are in at least float32; the products read the type of the inputs.
+    """
+    wide = jnp.promote_types(q_BLHK.dtype, jnp.float32)
+    scale = q_BLHK.shape[-1] ** -0.5
+    scores = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK, preferred_element_type=wide) * scale
+    if cap:
+        scores = cap * jnp.tanh(scores / cap)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BLHK.dtype)
+    return jnp.einsum("bhlm,bmhk->blhk", weights, v_BLHK)

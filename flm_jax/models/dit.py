@@ -1,0 +1,199 @@
+"""The diffusion transformer (DiT) of the official code, as pure functions.
+
+h (B, L, D) and one or two times -> features (B, L, D) for the vocabulary head. Residual stream, norms,
+time embedding and softmax are at least float32; the matrix products of the blocks read ``dtype``.
+
+Parameters are one nested dict; the blocks are stacked along a leading layer axis:
+
+    embed.table (V, D)      time_embed, time_embed_to (second time)      loss_weight (optional)
+    blocks.{norm_attention, qkv, attention_out, norm_mlp, mlp_in, mlp_out, modulation}
+    final.{norm, modulation}      head.{kernel (D, V), bias (V,)}
+
+At the official initialisation every gate is zero (blocks are the identity) and so are the logits, so
+the cross-entropy starts at ln V.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flm_jax.flow.net import Net
+from flm_jax.models.attention import attend, rotary_tables, rotate
+from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modulate, uniform
+
+
+class Block(nn.Module):
+    """Attention and MLP, each modulated and gated by the time conditioning."""
+
+    heads: int
+    mlp_ratio: int
+    dropout: float
+    attention_cap: float
+    dtype: Any
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, h_BLD: jax.Array, conditioning: jax.Array, rotary: tuple) -> tuple:
+        width = h_BLD.shape[-1]
+        linear = lambda features, name, **kw: Linear(features, dtype=self.dtype, name=name, **kw)  # noqa: E731
+        drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
+        modulation = linear(6 * width, "modulation", zero=True)(conditioning)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
+
+        u = modulate(Norm(name="norm_attention")(h_BLD), shift_a, scale_a)
+        qkv = linear(3 * width, "qkv", use_bias=False)(u)
+        q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.heads, -1), 2, 0)
+        mixed = attend(rotate(q, *rotary), rotate(k, *rotary), v, self.attention_cap)
+        mixed = linear(width, "attention_out", use_bias=False)(mixed.reshape(h_BLD.shape))
+        h_BLD = h_BLD + gate_a * drop(mixed)
+
+        u = modulate(Norm(name="norm_mlp")(h_BLD), shift_m, scale_m)
+        hidden = nn.gelu(linear(self.mlp_ratio * width, "mlp_in")(u), approximate=True)
+        h_BLD = h_BLD + gate_m * drop(linear(width, "mlp_out")(hidden))
+        return h_BLD, None
+
+
+class Final(nn.Module):
+    """The last norm and modulation before the vocabulary head."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, h_BLD: jax.Array, conditioning: jax.Array) -> jax.Array:
+        modulation = Linear(2 * h_BLD.shape[-1], zero=True, dtype=self.dtype, name="modulation")
+        shift, scale = jnp.split(modulation(conditioning), 2, axis=-1)
+        return modulate(Norm(name="norm")(h_BLD), shift, scale)
+
+
+class DiT(nn.Module):
+    """The backbone: everything between the embedding table and the vocabulary head."""
+
+    depth: int
+    heads: int
+    cond_dim: int
+    mlp_ratio: int
+    dropout: float
+    attention_cap: float
+    two_times: bool
+    loss_weighting: bool
+    dtype: Any
+    remat: bool
+    scan_unroll: int
+
+    @nn.compact
+    def __call__(
+        self,
+        h_BLD: jax.Array,
+        tau_s: jax.Array,
+        tau_t: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """(features (B, L, D), log weight or None); see `flow.net.Net` for the arguments."""
+        embed = TimeEmbedding(self.cond_dim, name="time_embed")
+        conditioning = embed(tau_s)
+        if tau_t is not None:  # a network without a second embedder uses the first one twice
+            if self.two_times:
+                embed = TimeEmbedding(self.cond_dim, name="time_embed_to")
+            conditioning = conditioning + embed(tau_t)
+        conditioning = nn.silu(conditioning)
+        if conditioning.ndim == 2:
+            conditioning = conditioning[:, None, :]
+
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=self.depth,
+            unroll=min(self.scan_unroll, self.depth),
+        )(
+            self.heads,
+            self.mlp_ratio,
+            self.dropout,
+            self.attention_cap,
+            self.dtype,
+            deterministic,
+            name="blocks",
+        )
+        h_BLD = h_BLD.astype(jnp.promote_types(h_BLD.dtype, jnp.float32))
+        rotary = rotary_tables(h_BLD.shape[1], h_BLD.shape[2] // self.heads, h_BLD.dtype)
+        h_BLD, _ = blocks(h_BLD, conditioning, rotary)
+        features_BLD = Final(self.dtype, name="final")(h_BLD, conditioning)
+        log_weight = None
+        if self.loss_weighting:
+            log_weight = LossWeight(self.cond_dim, name="loss_weight")(tau_s)
+        return features_BLD, log_weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network's architecture, without parameters. Hashable; build it with `build`."""
+
+    vocab_size: int
+    width: int
+    logit_cap: float
+    head_chunk: int
+    module: DiT
+
+    def init(self, key: jax.Array) -> dict:
+        """Freshly initialised float32 parameters (algorithms: official initialisation)."""
+        key_backbone, key_table = jax.random.split(key)
+        h_BLD = jnp.zeros((1, 2, self.width))
+        tau = jnp.zeros((1,))
+        tau_t = tau if self.module.two_times else None
+        params = dict(self.module.init(key_backbone, h_BLD, tau, tau_t)["params"])
+        bound = 1.0 / math.sqrt(self.width)
+        table = uniform(bound)(key_table, (self.vocab_size, self.width))
+        params["embed"] = {"table": table}
+        params["head"] = {
+            "kernel": jnp.zeros((self.width, self.vocab_size)),
+            "bias": jnp.zeros((self.vocab_size,)),
+        }
+        return params
+
+    def backbone(self, params, h_BLD, tau_s, tau_t=None, key=None):
+        """`flow.net.Backbone`: dropout is on if and only if there is a key."""
+        own = {name: tree for name, tree in params.items() if name not in ("embed", "head")}
+        rngs = None if key is None else {"dropout": key}
+        return self.module.apply(
+            {"params": own}, h_BLD, tau_s, tau_t, deterministic=key is None, rngs=rngs
+        )
+
+    def net(self, params: dict, temperature: float = 1.0, devices: int = 1) -> Net:
+        """The network with these parameters; ``devices`` share the batch and so each chunk."""
+        return Net(
+            self.backbone,
+            params,
+            logit_cap=self.logit_cap,
+            head_chunk=self.head_chunk * devices,
+            dtype=self.module.dtype,
+            temperature=temperature,
+        )
+
+
+def build(settings: Any, vocab_size: int) -> Model:
+    """The model of a `config.Model` section for a vocabulary of ``vocab_size`` tokens."""
+    module = DiT(
+        depth=settings.depth,
+        heads=settings.heads,
+        cond_dim=settings.cond_dim,
+        mlp_ratio=settings.mlp_ratio,
+        dropout=settings.dropout,
+        attention_cap=settings.attention_cap,
+        two_times=settings.two_times,
+        loss_weighting=settings.loss_weighting,
+        dtype=jnp.dtype(settings.dtype),
+        remat=settings.remat,
+        scan_unroll=settings.scan_unroll,
+    )
+    return Model(vocab_size, settings.width, settings.logit_cap, settings.head_chunk, module)
+
+
+def count_parameters(params: Any) -> int:
+    """Number of entries in all arrays of a tree (arrays or shapes)."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
