@@ -203,5 +203,5 @@ def test_damaged_folders_get_a_sentence(tmp_path):
     meta.write_text("{")
     with pytest.raises(errors.UserError, match="flm_tokenizer.json is damaged"):
         tokenizers.load(tmp_path)
-    with pytest.raises(errors.UserError, match="cannot save the tokenizer to"):
+    with pytest.raises(errors.UserError, match="cannot write .*choose a folder"):
         made.save(meta)

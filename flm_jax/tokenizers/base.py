@@ -15,12 +15,27 @@ META_FILE = "flm_tokenizer.json"
 Documents = Callable[[], Iterable[str]]
 
 
-class Tokenizer(Protocol):
-    """Text to ids and back. Instances can be pickled and travel into data-loader processes.
+class Recipe(Protocol):
+    """A row of `TOKENIZERS`: a dataclass whose fields are the options a user may set."""
 
-    A kind of tokenizer also has two class methods, which `tokenizers.build` and `tokenizers.load`
-    call: `build(documents, cache_dir, **options)` and `from_files(folder, meta)`.
-    """
+    def build(self, documents: Documents, cache_dir: str) -> "Tokenizer":
+        """Makes the tokenizer; raises UserError when options or text do not allow it.
+
+        Args:
+          documents: called for each pass over the training text. Its attribute `fingerprint`, where
+            it has one, stands for the text.
+          cache_dir: where results that took long may be kept; "" for nowhere.
+        """
+        ...
+
+    @staticmethod
+    def from_files(folder: str | os.PathLike, meta: dict) -> "Tokenizer":
+        """Reads what `Tokenizer.save` wrote; raises UserError when it is damaged."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Instances can be pickled and travel into data-loader processes."""
 
     name: str
     vocab_size: int
@@ -65,11 +80,20 @@ def sha256(*parts: bytes | str) -> str:
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Writes `data` next to `path`, then renames: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes `data` next to `path`, then renames: a reader never sees half a file.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder that you can write to"
+        ) from error
 
 
 def save_files(folder: str | os.PathLike, meta: dict, files: dict[str, bytes]) -> None:
@@ -85,16 +109,10 @@ def save_files(folder: str | os.PathLike, meta: dict, files: dict[str, bytes]) -
     """
     folder = pathlib.Path(folder)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    try:
-        for name, data in files.items():
-            write_atomically(folder / name, data)
-        text = json.dumps({**meta, "files": hashes}, indent=1, sort_keys=True)
-        write_atomically(folder / META_FILE, text.encode())
-    except OSError as error:
-        raise errors.UserError(
-            f"cannot save the tokenizer to {folder}: {error.strerror or error}; "
-            "choose a folder that you can write to"
-        ) from error
+    for name, data in files.items():
+        write_atomically(folder / name, data)
+    text = json.dumps({**meta, "files": hashes}, indent=1, sort_keys=True)
+    write_atomically(folder / META_FILE, text.encode())
 
 
 def read_meta(folder: str | os.PathLike) -> dict:

@@ -29,32 +29,6 @@ class Characters:
     name = "characters"
     pad_id, bos_id, eos_id = 0, 1, 2
 
-    @classmethod
-    def build(cls, documents: base.Documents, cache_dir: str, min_count: int = 1) -> "Characters":
-        """Takes the characters that occur at least `min_count` times in the training text.
-
-        Raises:
-          UserError: `min_count` is below 1, or no character is left.
-        """
-        del cache_dir  # counting is as fast as reading a cache
-        if min_count < 1:
-            raise errors.UserError(f"tokenizer min_count is {min_count}, but must be at least 1")
-        counts: collections.Counter[str] = collections.Counter()
-        for text in documents():
-            counts.update(text)
-        kept = "".join(sorted(c for c, count in counts.items() if count >= min_count))
-        if not kept:
-            raise errors.UserError(
-                f"no character occurs {min_count} times in the training text ({len(counts)} "
-                "different characters); lower the tokenizer's min_count or give more text"
-            )
-        return cls(kept)
-
-    @classmethod
-    def from_files(cls, folder: str | os.PathLike, meta: dict) -> "Characters":
-        """Reads what `save` wrote; raises UserError when it is damaged."""
-        return cls(json.loads(base.read_file(folder, meta, _FILE)))
-
     @property
     def vocab_size(self) -> int:
         return len(_SPECIALS) + len(self.characters)
@@ -88,3 +62,37 @@ class Characters:
     def save(self, folder: str | os.PathLike) -> None:
         meta = {"name": self.name, "fingerprint": self.fingerprint}
         base.save_files(folder, meta, {_FILE: json.dumps(self.characters).encode()})
+
+
+@dataclasses.dataclass(frozen=True)
+class CharactersRecipe:
+    """A vocabulary of the characters that occur at least `min_count` times."""
+
+    min_count: int = 1
+
+    def build(self, documents: base.Documents, cache_dir: str = "") -> Characters:
+        """Counts the characters of the training text.
+
+        Raises:
+          UserError: `min_count` is below 1, or no character is left.
+        """
+        del cache_dir  # counting is as fast as reading a cache
+        if self.min_count < 1:
+            raise errors.UserError(
+                f"tokenizer min_count is {self.min_count}, but must be at least 1"
+            )
+        counts: collections.Counter[str] = collections.Counter()
+        for text in documents():
+            counts.update(text)
+        kept = "".join(sorted(c for c, count in counts.items() if count >= self.min_count))
+        if not kept:
+            raise errors.UserError(
+                f"no character occurs {self.min_count} times in the training text ({len(counts)} "
+                "different characters); lower the tokenizer's min_count or give more text"
+            )
+        return Characters(kept)
+
+    @staticmethod
+    def from_files(folder: str | os.PathLike, meta: dict) -> Characters:
+        """Reads what `save` wrote; raises UserError when it is damaged."""
+        return Characters(json.loads(base.read_file(folder, meta, _FILE)))

@@ -1,5 +1,6 @@
 """SentencePiece: trained on the training split, or an existing .model file."""
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -49,66 +50,6 @@ class SentencePiece:
                 "train it with bos_id and eos_id set"
             )
 
-    @classmethod
-    def build(
-        cls,
-        documents: base.Documents,
-        cache_dir: str,
-        vocab_size: int = 1024,
-        model_type: str = "unigram",
-        byte_fallback: bool = False,
-        character_coverage: float = 0.9999,
-        model_path: str = "",
-    ) -> "SentencePiece":
-        """Trains a model, takes it from the cache, or reads `model_path`.
-
-        Args:
-          documents: the training text; not touched when `model_path` is given.
-          cache_dir: trained models are kept in its folder `sentencepiece`; "" for no cache.
-          vocab_size: number of ids, specials included.
-          model_type: "unigram" or "bpe".
-          byte_fallback: spend 256 ids on bytes, so that no character is unknown.
-          character_coverage: share of the text's characters that get an id of their own.
-          model_path: an existing .model file; the other options then do not apply.
-
-        Raises:
-          UserError: bad option, unreadable model, or a vocabulary size that the text cannot give.
-        """
-        if model_path:
-            return cls._read(pathlib.Path(model_path).expanduser())
-        _check(vocab_size, model_type, character_coverage)
-        options = {
-            "vocab_size": vocab_size,
-            "model_type": model_type,
-            "byte_fallback": byte_fallback,
-            "character_coverage": character_coverage,
-        }
-        if not cache_dir:
-            return cls(_train(documents, options))
-        key = base.sha256("1", _text_fingerprint(documents), repr(sorted(options.items())))
-        path = pathlib.Path(cache_dir).expanduser() / "sentencepiece" / f"{key[:32]}.model"
-        try:
-            return cls(path.read_bytes())
-        except (FileNotFoundError, errors.UserError):  # not there, or damaged: make it again
-            model = _train(documents, options)
-        base.write_atomically(path, model)
-        return cls(model)
-
-    @classmethod
-    def _read(cls, path: pathlib.Path) -> "SentencePiece":
-        try:
-            return cls(path.read_bytes(), source=str(path))
-        except OSError as error:
-            raise errors.UserError(
-                f"cannot read the SentencePiece model {path}: {error.strerror or error}; "
-                "correct the tokenizer's model_path or leave it out to train a model"
-            ) from error
-
-    @classmethod
-    def from_files(cls, folder: str | os.PathLike, meta: dict) -> "SentencePiece":
-        """Reads what `save` wrote; raises UserError when it is damaged."""
-        return cls(base.read_file(folder, meta, _FILE), source=f"{folder}/{_FILE}")
-
     def _processor_or_none(self):
         if not self._model:
             return None
@@ -133,17 +74,10 @@ class SentencePiece:
         return base.sha256(self.name, self._model)
 
     def encode(self, text: str) -> list[int]:
-        try:
-            return self._processor.encode(text)
-        except (UnicodeEncodeError, RuntimeError):  # a lone surrogate
-            return self._processor.encode(_without_surrogates(text))
+        return self._processor.encode(_without_surrogates(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        texts = list(texts)
-        try:
-            return self._processor.encode(texts, num_threads=-1)
-        except (UnicodeEncodeError, RuntimeError):  # a lone surrogate
-            return self._processor.encode([_without_surrogates(t) for t in texts], num_threads=-1)
+        return self._processor.encode([_without_surrogates(t) for t in texts], num_threads=-1)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
@@ -162,23 +96,80 @@ class SentencePiece:
         base.save_files(folder, meta, {_FILE: self._model})
 
 
-def _check(vocab_size: int, model_type: str, character_coverage: float) -> None:
-    if vocab_size < _SMALLEST_VOCABULARY:
+@dataclasses.dataclass(frozen=True)
+class SentencePieceRecipe:
+    """Trains a model, takes it from the cache, or reads `model_path`.
+
+    Attributes:
+      vocab_size: number of ids, specials included.
+      model_type: "unigram" or "bpe".
+      byte_fallback: spend 256 ids on bytes, so that no character is unknown.
+      character_coverage: share of the text's characters that get an id of their own.
+      model_path: an existing .model file; the other options then do not apply.
+    """
+
+    vocab_size: int = 1024
+    model_type: str = "unigram"
+    byte_fallback: bool = False
+    character_coverage: float = 0.9999
+    model_path: str = ""
+
+    def build(self, documents: base.Documents, cache_dir: str = "") -> SentencePiece:
+        """Trained models are kept in the folder `sentencepiece` of `cache_dir`; "" for no cache.
+
+        Raises:
+          UserError: bad option, unreadable model, or a vocabulary size that the text cannot give.
+        """
+        if self.model_path:
+            return _read(pathlib.Path(self.model_path).expanduser())
+        self._check()
+        options = dataclasses.asdict(self)
+        del options["model_path"]
+        if not cache_dir:
+            return SentencePiece(_train(documents, options))
+        key = base.sha256("1", _text_fingerprint(documents), repr(sorted(options.items())))
+        path = pathlib.Path(cache_dir).expanduser() / "sentencepiece" / f"{key[:32]}.model"
+        try:
+            return SentencePiece(path.read_bytes())
+        except (FileNotFoundError, errors.UserError):  # not there, or damaged: make it again
+            model = _train(documents, options)
+        base.write_atomically(path, model)
+        return SentencePiece(model)
+
+    @staticmethod
+    def from_files(folder: str | os.PathLike, meta: dict) -> SentencePiece:
+        """Reads what `save` wrote; raises UserError when it is damaged."""
+        return SentencePiece(base.read_file(folder, meta, _FILE), source=f"{folder}/{_FILE}")
+
+    def _check(self) -> None:
+        if self.vocab_size < _SMALLEST_VOCABULARY:
+            raise errors.UserError(
+                f"tokenizer vocab_size is {self.vocab_size}, but PAD, BOS, EOS, UNK and the "
+                f"characters of the text need at least {_SMALLEST_VOCABULARY}"
+            )
+        if self.model_type not in ("unigram", "bpe"):
+            raise errors.UserError(
+                f"tokenizer model_type is {self.model_type!r}, but must be 'unigram' or 'bpe'"
+            )
+        if not 0.98 <= self.character_coverage <= 1.0:
+            raise errors.UserError(
+                f"tokenizer character_coverage is {self.character_coverage}, "
+                "but must lie in 0.98 ... 1.0"
+            )
+
+
+def _read(path: pathlib.Path) -> SentencePiece:
+    try:
+        return SentencePiece(path.read_bytes(), source=str(path))
+    except OSError as error:
         raise errors.UserError(
-            f"tokenizer vocab_size is {vocab_size}, but PAD, BOS, EOS, UNK and the characters of "
-            f"the text need at least {_SMALLEST_VOCABULARY}"
-        )
-    if model_type not in ("unigram", "bpe"):
-        raise errors.UserError(
-            f"tokenizer model_type is {model_type!r}, but must be 'unigram' or 'bpe'"
-        )
-    if not 0.98 <= character_coverage <= 1.0:
-        raise errors.UserError(
-            f"tokenizer character_coverage is {character_coverage}, but must lie in 0.98 ... 1.0"
-        )
+            f"cannot read the SentencePiece model {path}: {error.strerror or error}; "
+            "correct the tokenizer's model_path or leave it out to train a model"
+        ) from error
 
 
 def _without_surrogates(text: str) -> str:
+    """The text with "?" for lone surrogates: they are not UTF-8, and SentencePiece refuses them."""
     return text.encode("utf-8", "replace").decode()
 
 

@@ -1,0 +1,133 @@
+"""BERT's lower-casing WordPiece from a local vocab.txt, with the ids of the official models."""
+
+import functools
+import os
+from collections.abc import Iterable, Sequence
+
+from flm_jax import errors
+from flm_jax.tokenizers import base, vocabulary_files
+
+_FILE = "vocab.txt"
+_HUB_NAMES = ("bert-base-uncased", "google-bert/bert-base-uncased")
+_PAD, _UNKNOWN, _CLS, _SEP, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+_SPECIALS = (_PAD, _UNKNOWN, _CLS, _SEP, _MASK)
+_LONGEST_WORD = 100  # characters; a longer word becomes [UNK], as in the original
+
+
+class Bert:
+    """WordPiece on lower-cased text without accents; text is not recovered exactly.
+
+    BOS and EOS are both [CLS]: the official code looks up the EOS id in a way that gives [CLS], and
+    its models were trained so. Special tokens written out in a text become their ids, as there.
+    """
+
+    name = "bert-base-uncased"
+
+    def __init__(self, tokens: Sequence[str], source: str = "the BERT vocabulary"):
+        """Takes the tokens in the order of their ids.
+
+        Raises:
+          UserError: a token twice, or one of the special tokens missing.
+        """
+        self._tokens = list(tokens)
+        ids = {token: i for i, token in enumerate(self._tokens)}
+        missing = [special for special in _SPECIALS if special not in ids]
+        if missing or len(ids) != len(self._tokens):
+            what = f"has no token {missing[0]}" if missing else "has a token twice"
+            raise errors.UserError(
+                f"{source} {what}; give the vocab.txt of a BERT tokenizer (one token per line)"
+            )
+        self._ids = ids
+        self.vocab_size = len(self._tokens)
+        self.bos_id = self.eos_id = ids[_CLS]
+        self.pad_id = ids[_PAD]
+
+    @classmethod
+    def build(cls, documents: base.Documents | None, cache_dir: str, folder: str = "") -> "Bert":
+        """Reads vocab.txt.
+
+        Args:
+          documents, cache_dir: not used; there is nothing to train.
+          folder: holds vocab.txt; "" looks in $FLM_JAX_TOKENIZERS/bert-base-uncased and in the
+            Hugging Face cache.
+
+        Raises:
+          UserError: the file is missing or damaged.
+        """
+        del documents, cache_dir
+        files = vocabulary_files.find("bert-base-uncased", folder, ((_FILE,),), _HUB_NAMES)
+        return cls._parse(files[_FILE], folder or "the BERT vocabulary")
+
+    @classmethod
+    def from_files(cls, folder: str | os.PathLike, meta: dict) -> "Bert":
+        """Reads what `save` wrote; raises UserError when it is damaged."""
+        return cls._parse(base.read_file(folder, meta, _FILE), str(folder))
+
+    @classmethod
+    def _parse(cls, content: bytes, source: str) -> "Bert":
+        try:
+            lines = content.decode("utf-8").split("\n")
+        except UnicodeDecodeError:
+            raise errors.UserError(
+                f"{_FILE} in {source} is no UTF-8 text; copy the vocabulary file again"
+            ) from None
+        if lines[-1] == "":
+            lines.pop()
+        return cls([line.rstrip("\r") for line in lines], source)
+
+    @functools.cached_property
+    def _tokenizer(self):
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+        model = models.WordPiece(
+            self._ids, unk_token=_UNKNOWN, max_input_chars_per_word=_LONGEST_WORD
+        )
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizers.BertNormalizer(
+            clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.add_special_tokens(list(_SPECIALS))
+        return tokenizer
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_tokenizer"}
+
+    def _content(self) -> bytes:
+        return "".join(f"{token}\n" for token in self._tokens).encode()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return base.sha256(self.name, self._content())
+
+    def encode(self, text: str) -> list[int]:
+        text = vocabulary_files.without_surrogates(text)
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        texts = [vocabulary_files.without_surrogates(text) for text in texts]
+        rows = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [row.ids for row in rows]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Words joined by spaces, punctuation attached; special tokens but [UNK] are left out."""
+        dropped = {self._ids[special] for special in _SPECIALS if special != _UNKNOWN}
+        return vocabulary_files.tidy(self._joined(i for i in ids if int(i) not in dropped))
+
+    def decode_official(self, ids: Iterable[int], tidy: bool = True) -> str:
+        """The text that the official generative perplexity scores: special tokens written out.
+
+        `tidy` takes out spaces before punctuation, as the official decoder does.
+        """
+        text = self._joined(ids)
+        return vocabulary_files.tidy(text) if tidy else text
+
+    def _joined(self, ids: Iterable[int]) -> str:
+        return " ".join(self._tokens[int(i)] for i in ids).replace(" ##", "").strip()
+
+    def piece(self, token: int) -> str:
+        return self._tokens[int(token)]
+
+    def save(self, folder: str | os.PathLike) -> None:
+        meta = {"name": self.name, "fingerprint": self.fingerprint}
+        base.save_files(folder, meta, {_FILE: self._content()})

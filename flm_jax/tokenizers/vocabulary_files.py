@@ -1,0 +1,80 @@
+"""Find the vocabulary files of published tokenizers on this machine, and tidy decoded text."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from flm_jax import errors
+
+FOLDER_VARIABLE = "FLM_JAX_TOKENIZERS"
+
+# Spaces that the official decoder takes out of word-level text, in this order.
+_TIDIED = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
+
+
+def find(
+    title: str, folder: str, sets_of_names: Sequence[Sequence[str]], hub_names: Sequence[str]
+) -> dict[str, bytes]:
+    """The files of the first complete set of names: file name -> content.
+
+    Looks in `folder` alone if it is given, else in $FLM_JAX_TOKENIZERS/`title` and in the Hugging
+    Face cache under each of `hub_names`. Raises UserError saying what to put where.
+    """
+    folders = [pathlib.Path(folder).expanduser()] if folder else _usual_folders(title, hub_names)
+    for place in folders:
+        for names in sets_of_names:
+            if all((place / name).is_file() for name in names):
+                return {name: _read(place / name) for name in names}
+    wanted = ", or ".join(" and ".join(names) for names in sets_of_names)
+    looked = folder or f"${FOLDER_VARIABLE}/{title} or the Hugging Face cache"
+    raise errors.UserError(
+        f"the {title} vocabulary ({wanted}) is not in {looked}; download it from the Hugging Face "
+        f"model {hub_names[-1]} into a folder and give that as the tokenizer's option folder"
+    )
+
+
+def _usual_folders(title: str, hub_names: Sequence[str]) -> list[pathlib.Path]:
+    folders = []
+    if os.environ.get(FOLDER_VARIABLE):
+        folders.append(pathlib.Path(os.environ[FOLDER_VARIABLE]).expanduser() / title)
+    home = pathlib.Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
+    cache = pathlib.Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    for name in hub_names:
+        model = cache / f"models--{name.replace('/', '--')}" / "snapshots"
+        folders += sorted(model.glob("*"))
+    return folders
+
+
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot read the vocabulary file {path}: {error.strerror or error}"
+        ) from error
+
+
+def check_ids(vocab: Mapping[str, int], source: str) -> None:
+    """UserError unless the ids are 0, 1, 2, ... without gaps or repeats."""
+    ids = vocab.values() if isinstance(vocab, Mapping) else [None]
+    if any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(vocab))):
+        raise errors.UserError(
+            f"{source} does not number its {len(vocab)} tokens from 0 without gaps; "
+            "copy the vocabulary file again"
+        )
+
+
+def tidy(text: str) -> str:
+    """`text` without the spaces before punctuation and clitics, as the official decoder has it."""
+    for sought, replacement in _TIDIED:
+        text = text.replace(sought, replacement)
+    return text
+
+
+def without_surrogates(text: str) -> str:
+    """The text with "?" for lone surrogates: they are not UTF-8, and the library refuses them."""
+    return text.encode("utf-8", "replace").decode()
