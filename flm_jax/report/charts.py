@@ -53,9 +53,7 @@ def chart(
             f'<input type="checkbox" class="logx" id="{identifier}-log">'
             f'<label class="switch" for="{identifier}-log">log {escape(x_label)}</label>'
         )
-    legend = "".join(
-        f'<span class="key" {_paint(one)}>{escape(one.name)}</span>' for one in series
-    )
+    legend = "".join(f'<span class="key" {_paint(one)}>{escape(one.name)}</span>' for one in series)
     smoothed = any(line.raw is not None for line in lines)
     hint = " · thin line: every value, thick line: moving average" if smoothed else ""
     return (
@@ -83,7 +81,7 @@ class _Line:
 
 
 def moving_average(y: np.ndarray) -> np.ndarray:
-    """Average over a window of 2 % of the points, narrower near the start where curves are steep."""
+    """Average over 2 % of the points, over fewer near the start, where curves are steep."""
     index = np.arange(len(y))
     half = np.minimum(max(2, len(y) // 100), index // 3)
     sums = np.concatenate([[0.0], np.cumsum(y, dtype=np.float64)])
@@ -202,7 +200,7 @@ def _view(
 def _path(across: np.ndarray, down: np.ndarray) -> str:
     if len(across) == 1:
         return f"M{across[0]:.1f} {down[0]:.1f}h0"
-    inside = np.clip(down, -2000, 3000)  # spikes leave the picture; keep their numbers short
+    inside = np.clip(down, 0, 1000)  # spikes of raw values end at the edge of the picture
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(across, inside, strict=True))
 
 
@@ -226,6 +224,8 @@ def _left_out(series: Sequence[Series]) -> str:
     for one in series:
         bad = one.x[~np.isfinite(one.y)]
         if len(bad):
-            steps = ", ".join(number(float(step)) for step in bad[:5]) + (", …" if len(bad) > 5 else "")
-            notes.append(f"{one.name} was not a finite number {len(bad)}× (at {steps})")
+            steps = ", ".join(number(float(step)) for step in bad[:5]) + (
+                ", …" if len(bad) > 5 else ""
+            )
+            notes.append(f"{one.name}: not a finite number at {steps}")
     return f'<p class="note warn">{escape("; ".join(notes))}</p>' if notes else ""

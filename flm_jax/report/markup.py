@@ -66,11 +66,9 @@ def note(text: str) -> str:
 
 
 def section(identifier: str, title: str, body: str, lead: str = "") -> str:
-    """Return a section with a heading; `lead` is one explaining sentence as text."""
+    """Return a section with a heading; `lead` is text that explains it."""
     lead = f'<p class="lead">{escape(lead)}</p>' if lead else ""
-    return (
-        f'<section id="{escape(identifier)}"><h2>{escape(title)}</h2>{lead}{body}</section>\n'
-    )
+    return f'<section id="{escape(identifier)}"><h2>{escape(title)}</h2>{lead}{body}</section>\n'
 
 
 def details(summary: str, body: str, open_: bool = False) -> str:
@@ -119,3 +117,8 @@ def tabs(
         for title, body in panels
     )
     return f'<div class="tabs">{"".join(parts)}<div class="panels">{bodies}</div></div>'
+
+
+def is_number(value) -> bool:
+    """Whether the value of a JSON file is a number (a truth value is none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

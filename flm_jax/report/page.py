@@ -3,46 +3,53 @@
 from collections.abc import Callable
 from importlib import resources
 
-from flm_jax.report import sections
+from flm_jax.report import curves, facts, headline, results, texts
 from flm_jax.report.markup import escape, note, section
 from flm_jax.report.workdir import Run
 
-PARTS: dict[str, Callable[[Run], str]] = {
-    "Samples": sections.samples,
-    "Results": sections.table,
-    "Training": sections.curves,
-    "From noise to text": sections.denoising,
-    "Samples during training": sections.progress,
-    "Corpus": sections.corpus,
-    "Time": sections.timings,
-    "Run it again": sections.reproduce,
-}
+# Identifier, title and a function from a Run to (HTML, leading text as plain text).
+PARTS: tuple[tuple[str, str, Callable[[Run], tuple[str, str]]], ...] = (
+    ("samples", "Samples", texts.samples),
+    ("results", "Results", results.table),
+    ("curves", "Training", curves.curves),
+    ("strip", "From noise to text", texts.denoising),
+    ("progress", "Samples during training", texts.progress),
+    ("corpus", "Corpus", facts.corpus),
+    ("time", "Time", facts.timings),
+    ("reproduce", "Run it again", facts.reproduce),
+)
+_STRANGE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
 def render(run: Run) -> str:
     """Return the whole page as text."""
-    parts = {title: _guarded(title, part, run) for title, part in PARTS.items()}
-    links = "".join(
-        f'<a href="#{body.split(chr(34))[1]}">{escape(title)}</a>' for title, body in parts.items()
-    )
+    try:
+        top = headline.headline(run)
+    except _STRANGE as error:
+        top = f"<header><h1>{escape(run.path.name)}</h1>{_not_drawn(error)}</header>"
+    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in PARTS)
+    sections = "".join(section(name, title, *_draw(part, run)) for name, title, part in PARTS)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(run.path.name)} · flm_jax</title>\n"
         f"<style>\n{_file('style.css')}</style>\n</head>\n<body>\n<main>\n"
-        f"{_guarded('Run', sections.headline, run)}<nav>{links}</nav>\n{''.join(parts.values())}"
+        f"{top}<nav>{links}</nav>\n{sections}"
         f"</main>\n<script>\n{_file('script.js')}</script>\n</body>\n</html>\n"
     )
 
 
-def _guarded(title: str, part: Callable[[Run], str], run: Run) -> str:
-    """Draw one part; a file of an unexpected form (another version's, edited) costs that part only."""
+def _draw(part: Callable[[Run], tuple[str, str]], run: Run) -> tuple[str, str]:
+    """Draw a part; a file of unexpected form (edited, of another version) costs that part only."""
     try:
         return part(run)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        reason = f"This part could not be drawn: {type(error).__name__}: {error}"
-        return section(title.lower().replace(" ", "-"), title, note(reason))
+    except _STRANGE as error:
+        return _not_drawn(error), ""
+
+
+def _not_drawn(error: Exception) -> str:
+    return note(f"This part could not be drawn: {type(error).__name__}: {error}")
 
 
 def _file(name: str) -> str:

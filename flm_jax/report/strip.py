@@ -17,7 +17,7 @@ def strip(data: dict) -> str:
 
     "tokens_end" (pieces of the finished sequences) may be absent; the last frame stands in for it.
     """
-    frames = [data["frames"][i] for i in _spread(len(data["frames"]), MAX_FRAMES)]
+    frames = [data["frames"][i] for i in spread(len(data["frames"]), MAX_FRAMES)]
     if not frames:
         return note("the strip has no frames")
     count = min(MAX_SEQUENCES, len(frames[0]["sequences"]))
@@ -30,13 +30,13 @@ def strip(data: dict) -> str:
     return f'<div class="strip">{_legend()}{player}{tabs("strip", panels)}</div>'
 
 
-def _spread(count: int, most: int) -> list[int]:
+def spread(count: int, most: int) -> list[int]:
     """Indices of at most `most` of `count` things, evenly, with the first and the last."""
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
 def _rows(frames: list[dict]) -> list[dict]:
-    return [frames[i] for i in _spread(len(frames), MAX_ROWS)]
+    return [frames[i] for i in spread(len(frames), MAX_ROWS)]
 
 
 def _end(data: dict, frames: list[dict], index: int) -> list[str]:
@@ -88,7 +88,7 @@ def _legend() -> str:
     scale = "".join(f'<i class="c{i}"></i>' for i in range(10))
     return (
         '<p class="scale"><span>most likely token at each position, by its probability: 0</span>'
-        f"{scale}<span>1</span><span>· ¶ end of a document · rows run from noise (top) to text"
+        f"{scale}<span>1</span><span>¶ ends a document; rows run from noise (top) to text"
         "</span></p>"
     )
 

@@ -98,3 +98,8 @@ def _read_samples(folder: pathlib.Path) -> list[dict]:
                 row.setdefault("step", int(named.group()) if named else 0)
                 rows.append(row)
     return sorted(rows, key=lambda row: (row["step"], row.get("index", 0)))
+
+
+def why(run: Run, name: str, what: str = "this part") -> str:
+    """Say why something that file `name` should hold is not shown."""
+    return f"Not here: {run.missing.get(name, f'{name} does not hold {what}')}."
