@@ -13,12 +13,14 @@ if __name__ == "__main__":
 """
 
 import collections.abc
+import logging
 import os
 import sys
 import textwrap
 from typing import Any
 
 from absl import flags
+from absl import logging as absl_logging
 
 from flm_jax.config import settings
 from flm_jax.config.loading import load, nearest
@@ -120,6 +122,7 @@ def _run(main: collections.abc.Callable[[list[str]], Any], argv: list[str]) -> i
             words = flags.FLAGS(words)
         except flags.Error as error:
             raise UserError(_flag_sentence(error)) from None
+        _show_plain_warnings()
         code = main(words)
         sys.stdout.flush()
         return code or 0
@@ -135,6 +138,18 @@ def _run(main: collections.abc.Callable[[list[str]], Any], argv: list[str]) -> i
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+class _Plain(logging.Formatter):
+    """Log lines as a person would write them: "warning: text"."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {record.getMessage()}"
+
+
+def _show_plain_warnings() -> None:
+    absl_logging.use_absl_handler()
+    absl_logging.get_absl_handler().setFormatter(_Plain())
 
 
 def _flag_sentence(error: flags.Error) -> str:
