@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this": entry points print it and exit with code 2."""
+"""The exception that means "the user can fix this": tools print it and exit with code 2."""
 
 
 class UserError(Exception):

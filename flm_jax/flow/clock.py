@@ -1,20 +1,21 @@
 """The clock: physical time ``t`` (0 = noise, 1 = data) and the time ``tau`` that the network sees.
 
-For ``x_t = (1 - t) * eps + t * e_y`` the probability that the arg max of ``x_t`` is the clean token is
+For ``x_t = (1 - t) * eps + t * e_y`` the probability that the arg max of ``x_t`` is the clean
+token is
 
     q(t) = E_z[ Phi(z + t / (1 - t)) ** (K - 1) ],          z ~ N(0, 1),   K = vocabulary size,
 
-and ``tau(t) = K / (K - 1) * (q(t) - 1 / K)``, the accuracy corrected for chance (arXiv 2602.16813, time
-reparametrisation). Almost all of ``tau`` happens in a narrow window of ``t``: for K = 30522 half of it
-lies between t = 0.77 and t = 0.83.
+and ``tau(t) = K / (K - 1) * (q(t) - 1 / K)``, the accuracy corrected for chance (arXiv
+2602.16813, time reparametrisation). Almost all of ``tau`` happens in a narrow window of ``t``:
+for K = 30522 half of it lies between t = 0.77 and t = 0.83.
 
-Tables follow the official recipe: 10 000 equidistant ``t``, a cubic spline through (t, tau) and another
-one through the swapped, de-duplicated knots. They are built once on the host in float64. On device the
-same splines are evaluated in float64 where x64 mode is on, else in float32 without losing their
-accuracy: knots are kept as a float32 pair (high + low part), so that the distance of ``tau`` to its
-knot is exact, and the polynomial is in the normalised coordinate of its interval, so that
-``dt/dtau ~ 1e10`` near both ends never appears as a number. (A float32 spline on rounded knots has
-duplicate knots and misses t(1) = 1 by 1e-4.)
+Tables follow the official recipe: 10 000 equidistant ``t``, a cubic spline through (t, tau) and
+another one through the swapped, de-duplicated knots. They are built once on the host in float64.
+On device the same splines are evaluated in float64 where x64 mode is on, else in float32 without
+losing their accuracy: knots are kept as a float32 pair (high + low part), so that the distance of
+``tau`` to its knot is exact, and the polynomial is in the normalised coordinate of its interval,
+so that ``dt/dtau ~ 1e10`` near both ends never appears as a number. (A float32 spline on rounded
+knots has duplicate knots and misses t(1) = 1 by 1e-4.)
 """
 
 import functools

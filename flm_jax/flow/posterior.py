@@ -1,10 +1,11 @@
 """The vocabulary head as a lazy distribution: logits exist only one chunk of positions at a time.
 
-A `Posterior` holds the features of the backbone and the head; a `Combination` is an affine mixture of
-such distributions, of their tangents, of raw logits and of one-hot tokens. Everything a loss or a
-sampler asks of them (log-probabilities, means p @ E, cross-entropies, arg max ...) is computed in
-float32 chunk by chunk with memory O(chunk * V) and recomputed in the backward pass; no array of shape
-(B, L, V) exists, except through `dense`, which is for tests and small vocabularies.
+A `Posterior` holds the features of the backbone and the head; a `Combination` is an affine
+mixture of such distributions, of their tangents, of raw logits and of one-hot tokens. Everything
+a loss or a sampler asks of them (log-probabilities, means p @ E, cross-entropies, arg max ...) is
+computed in float32 chunk by chunk with memory O(chunk * V) and recomputed in the backward pass;
+no array of shape (B, L, V) exists, except through `dense`, which is for tests and small
+vocabularies.
 
 Chunks run along L and keep the batch whole, so that a batch sharded over devices stays where it is.
 """
@@ -36,8 +37,9 @@ def matmul_dtype(configured: Any, *operands: Any) -> Any:
 class Head:
     """The output layer: logits = cap * tanh((f @ kernel + bias) / cap) / temperature.
 
-    ``cap`` 0 means no soft cap. ``chunk`` is the number of tokens (B times positions) whose logits may
-    exist at once. ``dtype`` is the type the matrix product reads; it accumulates in at least float32.
+    ``cap`` 0 means no soft cap. ``chunk`` is the number of tokens (B times positions) whose
+    logits may exist at once. ``dtype`` is the type the matrix product reads; it accumulates in at
+    least float32.
     """
 
     kernel_DV: jax.Array
@@ -77,7 +79,7 @@ class Head:
 
 
 def over_chunks(f: Callable[..., Any], chunk: int, *arrays: Any) -> Any:
-    """``f(*arrays)`` computed over slices of axis 1 (positions), at most ``chunk`` tokens at a time.
+    """``f(*arrays)`` computed over slices of positions (axis 1), at most ``chunk`` tokens each.
 
     Every leaf of ``arrays`` and of the result is (B, L, ...). Slices are recomputed in the backward
     pass. What ``f`` closes over (the head) may be differentiated.
@@ -154,7 +156,7 @@ class Posterior:
         )
 
     def sample(self, keys_B: jax.Array, temperature: float = 1.0, top_p: float = 1.0) -> jax.Array:
-        """Tokens drawn from p**(1 / temperature) inside its nucleus of mass ``top_p``, int32 (B, L).
+        """Tokens drawn from p**(1 / temperature) in its nucleus of mass ``top_p``, int32 (B, L).
 
         One key per sequence: what a sequence draws does not depend on the batch it is in.
         """

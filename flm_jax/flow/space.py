@@ -1,18 +1,20 @@
 """The state space: where ``x_t = (1 - t) * eps + t * e_y`` lives in memory.
 
-`OneHot` is the paper's own space, arrays (B, L, V); it is the oracle. `Projected` keeps only what the
-networks can see, ``h = x @ T`` with ``T = [E_1 E_2 ...]`` (V, W) the embedding tables of all networks
-side by side. Every update of x is linear, so h follows exactly, and noise is drawn where it is seen:
+`OneHot` is the paper's own space, arrays (B, L, V); it is the oracle. `Projected` keeps only what
+the networks can see, ``h = x @ T`` with ``T = [E_1 E_2 ...]`` (V, W) the embedding tables of all
+networks side by side. Every update of x is linear, so h follows exactly, and noise is drawn where
+it is seen:
 
     eps @ T ~ N(0, T'T)   =   z @ R',   z ~ N(0, I_W),   R = chol(T'T + eta * I)
 
-A small eta keeps the factor finite when tables coincide (student = teacher at the start of distillation).
+A small eta keeps the factor finite when tables coincide (student = teacher at the start of
+distillation).
 
-**Gradient.** With g the cotangent of ``z @ R'``, the gradient of the dense objective in expectation is
-``dT = T R^-T (z'g)``, summed over tokens: given z, the dense noise has mean ``z R^-1 T'``, and the rest
-of it is invisible to every network (Rao-Blackwell: variance falls by about V / W). Differentiating
-through the Cholesky factor would be another, wrong direction for objectives with stopped gradients,
-because a square root is defined only up to a rotation.
+**Gradient.** With g the cotangent of ``z @ R'``, the gradient of the dense objective in
+expectation is ``dT = T R^-T (z'g)``, summed over tokens: given z, the dense noise has mean ``z
+R^-1 T'``, and the rest of it is invisible to every network (Rao-Blackwell: variance falls by
+about V / W). Differentiating through the Cholesky factor would be another, wrong direction for
+objectives with stopped gradients, because a square root is defined only up to a rotation.
 
 Spaces are built from the tables inside the differentiated function, so that gradients reach them.
 """
@@ -39,7 +41,8 @@ def per_token(x: jax.Array) -> jax.Array:
 def draw_noise(keys_B: jax.Array, length: int, width: int) -> jax.Array:
     """Standard normals float32 (B, L, width), one key per sequence.
 
-    A sequence's noise depends on its own key only: not on the batch, the accumulation or the devices.
+    A sequence's noise depends on its own key only: not on the batch, the accumulation or the
+    devices.
     """
     return jax.vmap(lambda key: jax.random.normal(key, (length, width), jnp.float32))(keys_B)
 
@@ -197,7 +200,7 @@ def cholesky_factor(table_VW: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def project_noise(table_VW: jax.Array, z_BLW: jax.Array) -> jax.Array:
-    """z @ R' (B, L, W), distributed as eps @ T; its gradient in T is that of dense noise (see top)."""
+    """z @ R' (B, L, W), distributed as eps @ T; gradient in T as at the top of this file."""
     return jnp.matmul(z_BLW, cholesky_factor(table_VW).T, precision=HIGHEST)
 
 

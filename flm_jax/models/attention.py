@@ -1,7 +1,7 @@
 """Bidirectional attention with rotary positions and a soft cap on the scores.
 
-The plain einsum form: every derivative works through it, forward mode included, and it is the oracle
-for faster kernels.
+The plain einsum form: every derivative works through it, forward mode included, and it is the
+oracle for faster kernels.
 """
 
 from typing import Any

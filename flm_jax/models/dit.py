@@ -1,7 +1,7 @@
 """The diffusion transformer (DiT) of the official code, as pure functions.
 
-h (B, L, D) and one or two times -> features (B, L, D) for the vocabulary head. Residual stream, norms,
-time embedding and softmax are at least float32; the matrix products of the blocks read ``dtype``.
+h (B, L, D) and one or two times -> features (B, L, D) for the vocabulary head. Residual stream,
+norms, time embedding and softmax are at least float32; products in the blocks read ``dtype``.
 
 Parameters are one nested dict; the blocks are stacked along a leading layer axis:
 
@@ -9,11 +9,12 @@ Parameters are one nested dict; the blocks are stacked along a leading layer axi
     blocks.{norm_attention, qkv, attention_out, norm_mlp, mlp_in, mlp_out, modulation}
     final.{norm, modulation}      head.{kernel (D, V), bias (V,)}
 
-At the official initialisation every gate is zero (blocks are the identity) and so are the logits, so
+At the official initialisation every gate is zero (blocks are the identity) and so are the logits:
 the cross-entropy starts at ln V.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -39,21 +40,21 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, h_BLD: jax.Array, conditioning: jax.Array, rotary: tuple) -> tuple:
         width = h_BLD.shape[-1]
-        linear = lambda features, name, **kw: Linear(features, dtype=self.dtype, name=name, **kw)  # noqa: E731
+        linear = functools.partial(Linear, dtype=self.dtype)
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
-        modulation = linear(6 * width, "modulation", zero=True)(conditioning)
+        modulation = linear(6 * width, name="modulation", zero=True)(conditioning)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
 
         u = modulate(Norm(name="norm_attention")(h_BLD), shift_a, scale_a)
-        qkv = linear(3 * width, "qkv", use_bias=False)(u)
+        qkv = linear(3 * width, name="qkv", use_bias=False)(u)
         q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.heads, -1), 2, 0)
         mixed = attend(rotate(q, *rotary), rotate(k, *rotary), v, self.attention_cap)
-        mixed = linear(width, "attention_out", use_bias=False)(mixed.reshape(h_BLD.shape))
+        mixed = linear(width, name="attention_out", use_bias=False)(mixed.reshape(h_BLD.shape))
         h_BLD = h_BLD + gate_a * drop(mixed)
 
         u = modulate(Norm(name="norm_mlp")(h_BLD), shift_m, scale_m)
-        hidden = nn.gelu(linear(self.mlp_ratio * width, "mlp_in")(u), approximate=True)
-        h_BLD = h_BLD + gate_m * drop(linear(width, "mlp_out")(hidden))
+        hidden = nn.gelu(linear(self.mlp_ratio * width, name="mlp_in")(u), approximate=True)
+        h_BLD = h_BLD + gate_m * drop(linear(width, name="mlp_out")(hidden))
         return h_BLD, None
 
 

@@ -1,0 +1,134 @@
+"""The training step and the held-out step as pure functions; they receive callables, not names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from flm_jax import optim
+from flm_jax.flow.clock import Clock
+from flm_jax.flow.net import Net
+from flm_jax.losses.base import Batch, Loss
+
+STUDENT = "student"
+MakeNet = Callable[[Any], Net]  # parameters -> network
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that training changes. Keys are not stored: they derive from seed and step."""
+
+    step: jax.Array  # int32 (), updates done
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update; the average starts at the parameters."""
+    ema = jax.tree.map(jnp.array, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+
+
+def split_batch(tokens_BL: jax.Array, mask_BL: jax.Array, parts: int) -> Batch:
+    """``parts`` micro-batches stacked along a new first axis.
+
+    Rows are dealt in turn, so that each device keeps its own rows.
+    """
+    size = tokens_BL.shape[0]
+
+    def deal(x):
+        return jnp.moveaxis(x.reshape(size // parts, parts, *x.shape[1:]), 1, 0)
+
+    return Batch(deal(tokens_BL), deal(mask_BL), deal(jnp.arange(size, dtype=jnp.int32)), size)
+
+
+def make_train_step(
+    make_nets: Mapping[str, MakeNet],
+    loss: Loss,
+    make_space: Callable[[dict[str, jax.Array]], Any],
+    clock: Clock,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    accumulation_steps: int = 1,
+    schedule: optax.Schedule | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """train_step(state, frozen, tokens_BL, mask_BL, key) -> (state, metrics); jit it.
+
+    ``make_nets`` has a row for the student and for every role in ``frozen`` (a dict of parameters
+    that are arguments, not constants). With ``ema_decay`` > 0 and a row "ema", that network gets
+    the moving average. Metrics are float32 scalars, means over the tokens of the whole batch.
+    """
+
+    def objective(params, others, batch, key):
+        nets = {STUDENT: make_nets[STUDENT](params)}
+        nets |= {role: make_nets[role](jax.lax.stop_gradient(p)) for role, p in others.items()}
+        space = make_space({role: net.table for role, net in nets.items()})
+        draws = loss.draw(key, batch, space)
+        loss_BL, metrics = loss.evaluate(nets, batch, draws, space, clock)
+        tokens = jnp.maximum(jnp.sum(batch.mask_BL), 1.0)
+        means = {
+            name: jnp.sum(value * batch.mask_BL) / tokens
+            for name, value in {"loss": loss_BL, **metrics}.items()
+        }
+        return means["loss"], means
+
+    def gradients(params, others, tokens_BL, mask_BL, key):
+        batches = split_batch(tokens_BL, mask_BL, accumulation_steps)
+        gradient = jax.grad(objective, has_aux=True)
+        if accumulation_steps == 1:
+            return gradient(params, others, jax.tree.map(lambda x: x[0], batches), key)
+
+        def add(total, batch):
+            part = gradient(params, others, batch, key)
+            return jax.tree.map(lambda a, b: a + b / accumulation_steps, total, part), None
+
+        first = jax.tree.map(lambda x: x[0], batches)
+        shapes = jax.eval_shape(gradient, params, others, first, key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, batches)[0]
+
+    def train_step(state, frozen, tokens_BL, mask_BL, key):
+        key = jax.random.fold_in(key, state.step)
+        others = dict(frozen)
+        if "ema" in make_nets:
+            others["ema"] = state.ema
+        grads, metrics = gradients(state.params, others, tokens_BL, mask_BL, key)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        if schedule is not None:
+            metrics["learning_rate"] = schedule(state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = optim.ema_update(state.ema, params, state.step + 1, ema_decay)
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    make_net: MakeNet, make_space: Callable[[dict[str, jax.Array]], Any], clock: Clock
+) -> Callable[..., jax.Array]:
+    """eval_step(params, tokens_BL, mask_BL, index_B, taus_T, key) -> summed nll (T,); jit it.
+
+    The cross-entropy at fixed times with noise that depends on ``key`` and the row's index only:
+    the same rows, times and noise at every evaluation make a curve that means something.
+    """
+
+    def eval_step(params, tokens_BL, mask_BL, index_B, taus_T, key):
+        net = make_net(params)
+        space = make_space({STUDENT: net.table})
+        batch = Batch(tokens_BL, mask_BL, index_B, tokens_BL.shape[0])
+        noise = space.noise(batch.keys(key), batch.length)
+
+        def at(tau):
+            tau_B = jnp.full(index_B.shape, tau)
+            state = space.corrupt(noise, tokens_BL, clock.to_t(tau_B))
+            output = net(space.view(state, STUDENT), tau_B)
+            return -jnp.sum(output.posterior.log_prob(tokens_BL) * mask_BL)
+
+        return jax.lax.map(at, taus_T)
+
+    return eval_step
