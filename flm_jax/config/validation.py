@@ -91,7 +91,7 @@ def _check_limits(config: Config, key: str, field: dataclasses.Field) -> list[st
         example = ",".join(map(str, field.default))
         return [f"{key} is empty; give at least one value, for example {key}={example}"]
     for part in value if isinstance(value, tuple) else (value,):
-        shown = f"{key}={part}" if part is value else f"{key} holds {part}"
+        shown = f"{key}={part}" if part is value else f"{part} in {key}"
         choices = limits.get("choices")
         if choices and part not in choices:
             return [f"{shown} is not known; use {' or '.join(choices)}"]
