@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from flm_jax import metrics
 from flm_jax.errors import UserError
 from flm_jax.interop import hub_layout, layout, torch_checkpoint
 from flm_jax.interop.pickle_values import Foreign
@@ -98,7 +98,7 @@ def read(path: str | os.PathLike, weights: str | None = None, heads: int | None 
     names = [entry.name for entry in layout.entries(sizes)]
     state = {
         name: _float32(name, tensors[name], path)
-        for name in tqdm(names, f"reading {path.name}", delay=2, mininterval=1, leave=False)
+        for name in metrics.bar(names, desc=f"reading {path.name}", delay=2)
     }
     return Official(path, state, sizes, heads, label, tokenizer, length, config, tuple(notices))
 
