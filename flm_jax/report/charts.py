@@ -38,6 +38,7 @@ def chart(
     small: bool = False,
 ) -> str:
     """Return a <figure>: title, legend, plot with hover read-out, notes on values left out."""
+    left_out = _left_out(series)
     series = [one for one in series if np.isfinite(one.y).any()]
     if not series:
         return f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption>' + (
@@ -45,22 +46,22 @@ def chart(
         )
     lines = [_Line.of(one) for one in series]
     low, high = _y_range(lines)
-    views = [_view(identifier, "lin", lines, low, high, x_label)]
+    views = [_view("lin", lines, low, high, x_label)]
     switch = ""
     if log_switch:
-        views.append(_view(identifier, "log", lines, low, high, x_label))
+        views.append(_view("log", lines, low, high, x_label))
         switch = (
             f'<input type="checkbox" class="logx" id="{identifier}-log">'
             f'<label class="switch" for="{identifier}-log">log {escape(x_label)}</label>'
         )
     legend = "".join(f'<span class="key" {_paint(one)}>{escape(one.name)}</span>' for one in series)
     smoothed = any(line.raw is not None for line in lines)
-    hint = " · thin line: every value, thick line: moving average" if smoothed else ""
+    hint = " · thin line: every value, thick line: moving average" if smoothed and not small else ""
     return (
         f'<figure class="chart{" small" if small else ""}">'
         f"<figcaption><b>{escape(title)}</b>{legend if len(series) > 1 or not small else ''}"
         f'<span class="unit">{escape(y_label)}{hint}</span></figcaption>'
-        f"{switch}{''.join(views)}{_left_out(series)}</figure>"
+        f"{switch}{''.join(views)}{left_out}</figure>"
     )
 
 
@@ -146,9 +147,7 @@ def _x_scale(lines: Sequence[_Line], view: str):
     return low, high, lambda x: np.log(np.maximum(x, low) / low) / span, log_ticks(low, high)
 
 
-def _view(
-    identifier: str, view: str, lines: Sequence[_Line], low: float, high: float, x_label: str
-) -> str:
+def _view(view: str, lines: Sequence[_Line], low: float, high: float, x_label: str) -> str:
     x_low, x_high, place, x_ticks = _x_scale(lines, view)
     y_ticks = ticks(low, high)
 
@@ -192,7 +191,7 @@ def _view(
         f'<div class="view {view}"><div class="y">{y_labels}</div><div class="plot">'
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
         f'aria-label="{escape(_summary(lines))}">{grid}{"".join(faint)}{"".join(strong)}</svg>'
-        f'<script type="application/json" id="{identifier}-{view}">{as_json(data)}</script></div>'
+        f'<script type="application/json">{as_json(data)}</script></div>'
         f'<div class="x">{x_labels}</div><div class="x-name">{escape(x_label)}</div></div>'
     )
 

@@ -40,7 +40,7 @@ def short(value: float) -> str:
             return f"{value / limit:.3g}{unit}".replace("-", "−")
     if value == 0 or size >= 1e-3:
         return f"{value:.3g}".replace("-", "−")
-    return f"{value:.0e}"
+    return f"{value:.0e}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:

@@ -20,8 +20,9 @@ def strip(data: dict) -> str:
     frames = [data["frames"][i] for i in spread(len(data["frames"]), MAX_FRAMES)]
     if not frames:
         return note("the strip has no frames")
+    frames, ends = _space_word_pieces(frames, data.get("tokens_end"))
     count = min(MAX_SEQUENCES, len(frames[0]["sequences"]))
-    ends = [_end(data, frames, i) for i in range(count)]
+    ends = [_end(ends, frames, i) for i in range(count)]
     panels = [
         (f"sequence {i + 1}", "".join(_row(frame, i, ends[i]) for frame in _rows(frames)))
         for i in range(count)
@@ -35,13 +36,29 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
+def _space_word_pieces(frames: list[dict], ends) -> tuple[list[dict], list | None]:
+    """WordPiece marks what continues a word (##) instead of what begins one: turn that round."""
+    ends = ends if isinstance(ends, list) else None
+    pieces = (t[0] for frame in frames for sequence in frame["sequences"] for t in sequence)
+    if not any(len(piece) > 2 and piece.startswith("##") for piece in pieces):
+        return frames, ends
+
+    def turn(piece):
+        return piece[2:] if piece.startswith("##") else f" {piece}"
+
+    turned = [
+        frame | {"sequences": [[(turn(p), c) for p, c in s] for s in frame["sequences"]]}
+        for frame in frames
+    ]
+    return turned, ends and [[turn(piece) for piece in sequence] for sequence in ends]
+
+
 def _rows(frames: list[dict]) -> list[dict]:
     return [frames[i] for i in spread(len(frames), MAX_ROWS)]
 
 
-def _end(data: dict, frames: list[dict], index: int) -> list[str]:
+def _end(given, frames: list[dict], index: int) -> list[str]:
     """The pieces of the finished sequence."""
-    given = data.get("tokens_end")
     if isinstance(given, list) and len(given) > index and isinstance(given[index], list):
         pieces = given[index]
         if pieces and all(isinstance(piece, str) for piece in pieces):
@@ -63,12 +80,10 @@ def _row(frame: dict, index: int, end: list[str]) -> str:
 
 def shown(piece: str) -> tuple[str, str]:
     """Return (text to show, extra class): word marks as spaces, ends of documents as one sign."""
-    if piece.lower() in _ENDS:
+    if piece.lower().strip() in _ENDS:
         return "¶", " end"
-    if piece.lower() in _PADS:
+    if piece.lower().strip() in _PADS:
         return "∅", " end"
-    if piece.startswith("##"):  # WordPiece continues a word
-        return piece[2:], ""
     text = piece.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "↵").replace("\n", "↵")
     return text or "·", ""
 
