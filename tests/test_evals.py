@@ -112,6 +112,11 @@ def test_bigram_entropy_does_not_pair_tokens_of_different_rows():
     assert text_statistics.bigram_entropy(rows) == pytest.approx(0.5 * math.log(2))
 
 
+def test_bigram_entropy_is_of_the_next_token_given_the_one_before():
+    assert text_statistics.bigram_entropy(np.array([[0, 1], [0, 2]])) == pytest.approx(math.log(2))
+    assert text_statistics.bigram_entropy(np.array([[1, 0], [2, 0]])) == pytest.approx(0, abs=1e-9)
+
+
 def test_distinct_rows():
     assert measure(["ab", "ab", "ba", "ab"])["distinct_rows"] == 0.5
 
@@ -184,6 +189,11 @@ def test_the_first_tokens_of_a_row_follow_the_first_tokens_of_training_rows():
     for column in (1, 2):
         got, want = shares(sample[:, column], 9), shares(rows[:, column], 9)
         np.testing.assert_allclose(got, want, atol=0.015)
+
+
+def test_a_start_is_no_end_of_document_even_with_one_token_for_both():
+    row = np.array([[BOS, 5, 6, BOS, 7, 8, BOS]])
+    assert (yardsticks.markov(row, n=50, length=7, seed=0) == row).all()
 
 
 def test_every_generated_trigram_is_in_training_or_a_documented_back_off():
