@@ -84,7 +84,7 @@ def _best_tile(rows: list[dict], column: dict) -> tuple[str, str, str] | None:
     data = next((value for row, value in values if row["kind"] == "data"), None)
     row, value = models[best_of([value for _, value in models], column, data)]
     others = [
-        f"{other['name']} {format_value(v, column)}".replace(" %", "\u00a0%")
+        f"{other['name']}: {format_value(v, column)}".replace(" %", "\u00a0%")
         for other, v in values
         if other["kind"] != "model"
     ]
