@@ -44,10 +44,12 @@ def test_prefixes(tmp_path, prefix):
     assert_same(official.read(path, "raw").state, state)
 
 
-def test_teacher_entries_are_ignored(tmp_path):
+@pytest.mark.parametrize("prefix", ["backbone.", ""])
+def test_teacher_entries_are_ignored(tmp_path, prefix):
     state = random_state()
     extra = {"teacher_model.vocab_embed.embedding": np.ones((3, 3), np.float32)}
-    found = official.read(checkpoint(tmp_path / "a.ckpt", state, extra=extra), "raw")
+    path = checkpoint(tmp_path / "a.ckpt", state, prefix=prefix, extra=extra)
+    found = official.read(path, "raw")
     assert_same(found.state, state)
     assert found.notices == ()
 

@@ -176,6 +176,7 @@ def test_code_inside_a_storage_reference_is_refused(tmp_path):
         b"\x80\x02K\x01K\x02.",
         b"\x80\x02}]K\x01s.",  # a list as a key
         b"\x80\x02}((((tttttK\x01s.",
+        b"\x80\x02})" + b"2\x86" * 20 + b"K\x01s.",  # a key that takes 2^20 steps to hash
         b"\x80\x02h\x07.",
         b"\x80\x02K\x01K\x02R.",
         b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",  # claims 2^63 bytes
