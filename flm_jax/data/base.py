@@ -1,0 +1,127 @@
+"""What a corpus promises, the derived split, and where things are cached."""
+
+import abc
+import functools
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from flm_jax import errors
+
+CACHE_VARIABLE = "FLM_JAX_CACHE"
+SPLITS = ("train", "valid", "test")
+
+
+class Corpus(Protocol):
+    """Documents of text in splits; a row of `DATASETS` is a class of these.
+
+    The keyword arguments of the constructor are the options a user may set under `data.options`.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+
+    def source(self, split: str) -> Sequence[str]:
+        """Random access to the documents of a split, in a fixed order."""
+        ...
+
+    def detokenize(self, text: str) -> str:
+        """A document as it goes into the tokenizer; undoes pre-tokenised punctuation."""
+        ...
+
+    def fingerprint(self, split: str) -> str:
+        """SHA-256 (hex) that changes when the documents of the split change."""
+        ...
+
+    def describe(self) -> dict:
+        """`name`, `kind`, `licence` (one line each), `documents` and `characters` per split."""
+        ...
+
+
+class MemoryCorpus(abc.ABC):
+    """A corpus small enough to be held in memory, read at first use.
+
+    Subclasses fill in `name`, `kind`, `licence` and `read`.
+    """
+
+    name = ""
+    kind = ""
+    licence = ""
+    splits: tuple[str, ...] = SPLITS
+
+    @abc.abstractmethod
+    def read(self) -> Mapping[str, Sequence[str]]:
+        """Split -> documents; called once."""
+
+    @functools.cached_property
+    def _documents(self) -> dict[str, tuple[str, ...]]:
+        return {split: tuple(texts) for split, texts in self.read().items()}
+
+    def source(self, split: str) -> Sequence[str]:
+        check_split(self, split)
+        return self._documents[split]
+
+    def detokenize(self, text: str) -> str:
+        return text
+
+    def fingerprint(self, split: str) -> str:
+        return _hash_texts(self.source(split))
+
+    def describe(self) -> dict:
+        return description(self)
+
+
+@functools.lru_cache(maxsize=8)
+def _hash_texts(texts: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def description(corpus: Corpus) -> dict:
+    """The dict that `describe` returns, by counting; `corpus` has `kind` and `licence` as well."""
+    counts = {split: corpus.source(split) for split in corpus.splits}
+    return {
+        "name": corpus.name,
+        "kind": corpus.kind,
+        "licence": corpus.licence,
+        "documents": {split: len(texts) for split, texts in counts.items()},
+        "characters": {split: sum(map(len, texts)) for split, texts in counts.items()},
+    }
+
+
+def check_split(corpus: Corpus, split: str) -> None:
+    """Raises UserError unless the corpus has the split."""
+    if split not in corpus.splits:
+        raise errors.UserError(
+            f"data set {corpus.name!r} has no split {split!r}; it has {', '.join(corpus.splits)}"
+        )
+
+
+def split_of(key: str | bytes) -> str:
+    """ "valid" and "test" for one twentieth of all keys each, else "train".
+
+    A pure function of the key (SHA-256), so a document never changes sides when others come or go,
+    and copies of a document are always on the same side.
+    """
+    data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+    bucket = int.from_bytes(hashlib.sha256(data).digest()[:8], "little") % 20
+    return {0: "valid", 1: "test"}.get(bucket, "train")
+
+
+def split_by_hash(items: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Deals (key, document) pairs into train, valid, test by `split_of(key)`, order kept."""
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for key, document in items:
+        splits[split_of(key)].append(document)
+    return splits
+
+
+def cache_folder(cache_dir: str | os.PathLike = "") -> pathlib.Path:
+    """`cache_dir`, else $FLM_JAX_CACHE, else ~/.cache/flm_jax."""
+    chosen = str(cache_dir) or os.environ.get(CACHE_VARIABLE) or "~/.cache/flm_jax"
+    return pathlib.Path(chosen).expanduser()

@@ -1,0 +1,94 @@
+"""Documents of tokens to rows of one length: `[BOS] L-2 tokens [EOS]`, nothing padded."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from flm_jax import errors
+
+SHORTEST = 3  # BOS, one token, EOS
+_BUFFER = 1 << 20  # tokens gathered before they are cut
+
+
+def wrap(
+    documents: Iterable[Sequence[int]],
+    length: int,
+    bos_id: int,
+    eos_id: int,
+    drop_remainder_every: int = 0,
+) -> Iterator[np.ndarray]:
+    """Cuts the stream doc EOS doc EOS ... into pieces of L-2 and puts BOS and EOS around each.
+
+    Rows cross document boundaries. What is left at the end is dropped.
+
+    Args:
+      documents: tokens of each document, without special tokens.
+      length: L, the length of a row.
+      bos_id: first token of every row.
+      eos_id: ends every document and every row.
+      drop_remainder_every: throw the remainder away after this many documents; 0 = only at the end.
+        The official code does it every 1000 documents (and per worker).
+
+    Yields:
+      int32 arrays (n, L), n >= 1.
+
+    Raises:
+      UserError: `length` is below 3.
+    """
+    if length < SHORTEST:
+        raise errors.UserError(
+            f"length is {length}, but a row holds BOS, text and EOS; use at least {SHORTEST}"
+        )
+    for group in _groups(documents, drop_remainder_every):
+        rest = np.empty(0, np.int32)
+        for stream in _streams(group, eos_id):
+            stream = np.concatenate([rest, stream])
+            count, inner = len(stream) // (length - 2), length - 2
+            if count:
+                rows_NL = np.empty((count, length), np.int32)
+                rows_NL[:, 0], rows_NL[:, -1] = bos_id, eos_id
+                rows_NL[:, 1:-1] = stream[: count * inner].reshape(count, inner)
+                yield rows_NL
+            rest = stream[count * inner :]
+
+
+def split_row(row_L: Iterable[int], bos_id: int, eos_id: int) -> list[list[int]]:
+    """The documents, or parts of them, of one row: BOS dropped, cut at EOS, empty ones left out.
+
+    The first part may be the end of a document, the last part its beginning.
+    """
+    parts: list[list[int]] = [[]]
+    for position, token in enumerate(row_L):
+        if token == eos_id and position:
+            parts.append([])
+        elif token != bos_id or position:
+            parts[-1].append(int(token))
+    return [part for part in parts if part]
+
+
+def _groups(documents: Iterable[Sequence[int]], size: int) -> Iterator[Iterable[Sequence[int]]]:
+    if not size:
+        yield documents
+        return
+    documents = iter(documents)
+    while group := list(itertools.islice(documents, size)):
+        yield group
+
+
+def _streams(documents: Iterable[Sequence[int]], eos_id: int) -> Iterator[np.ndarray]:
+    """The documents with EOS behind each, as int32 arrays of about _BUFFER tokens."""
+    buffer: list[Sequence[int]] = []
+    held = 0
+    for tokens in documents:
+        buffer += [tokens, (eos_id,)]
+        held += len(tokens) + 1
+        if held >= _BUFFER:
+            yield _flat(buffer, held)
+            buffer, held = [], 0
+    if buffer:
+        yield _flat(buffer, held)
+
+
+def _flat(buffer: list[Sequence[int]], held: int) -> np.ndarray:
+    return np.fromiter(itertools.chain.from_iterable(buffer), np.int32, held)
