@@ -176,9 +176,10 @@ def test_text_setup():
         known = official.text_defaults(vocab_size)
         return official.Official("x", {}, sizes, 12, "raw", known[0], length or known[1], {}, ())
 
-    assert setup(30522).text_setup() == ("bert-base-uncased", 128)
-    assert setup(50258).text_setup() == ("gpt2", 1024)
-    assert setup(50258).text_setup(length=64) == ("gpt2", 64)
+    assert setup(30522).text_setup() == ({"name": "bert-base-uncased", "options": {}}, 128)
+    assert setup(50258).text_setup() == ({"name": "gpt2", "options": {"pad": True}}, 1024)
+    assert setup(50257).text_setup(length=64) == ({"name": "gpt2", "options": {"pad": False}}, 64)
+    assert setup(27).text_setup("characters", 9) == ({"name": "characters", "options": {}}, 9)
     with pytest.raises(UserError, match="vocabulary of 27 tokens"):
         setup(27).text_setup()
     with pytest.raises(UserError, match="block length"):

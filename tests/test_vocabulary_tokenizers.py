@@ -9,8 +9,8 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from flm_jax.errors import UserError
-from flm_jax.tokenizers.bert import Bert
-from flm_jax.tokenizers.gpt2 import Gpt2
+from flm_jax.tokenizers.bert import Bert, BertRecipe
+from flm_jax.tokenizers.gpt2 import Gpt2, Gpt2Recipe
 
 MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("Ġ", "w"), ("hell", "o")]
 WORDS = ["the", "cat", "##s", "##ing", "sing", "un", "##able", "isn", "'", "t", ".", ",", "東", "!"]
@@ -26,7 +26,7 @@ def tiny_bert() -> Bert:
     return Bert(SPECIALS + WORDS)
 
 
-TINY = {"gpt2": tiny_gpt2, "bert": tiny_bert}
+TINY = {"gpt2": (tiny_gpt2, Gpt2Recipe), "bert": (tiny_bert, BertRecipe)}
 
 
 def test_gpt2_ids_and_special_tokens():
@@ -81,13 +81,18 @@ def test_bert_decoding_with_and_without_specials():
 
 @pytest.mark.parametrize("kind", TINY)
 def test_batches_pickles_and_saved_folders(kind, tmp_path):
-    tokenizer = TINY[kind]()
+    make, recipe = TINY[kind]
+    tokenizer = make()
     texts = ["hello the cats", "", "lone \ud800 half", "sing!"]
     expected = [tokenizer.encode(text) for text in texts]
     assert tokenizer.encode_batch(texts) == expected
     tokenizer.save(tmp_path)
     meta = json.loads((tmp_path / "flm_tokenizer.json").read_text())
-    for copy in (pickle.loads(pickle.dumps(tokenizer)), type(tokenizer).from_files(tmp_path, meta)):
+    for copy in (
+        pickle.loads(pickle.dumps(tokenizer)),
+        recipe.from_files(tmp_path, meta),
+        recipe(str(tmp_path)).build(),
+    ):
         assert copy.encode_batch(texts) == expected
         assert copy.fingerprint == tokenizer.fingerprint
         assert vars(copy).keys() >= {"vocab_size", "bos_id", "eos_id", "pad_id"}
@@ -115,7 +120,7 @@ def write_gpt2(folder, names):
 )
 def test_gpt2_file_names(tmp_path, names):
     folder = write_gpt2(tmp_path, names)
-    assert Gpt2.build(None, "", folder=str(folder)).fingerprint == tiny_gpt2().fingerprint
+    assert Gpt2.read(str(folder)).fingerprint == tiny_gpt2().fingerprint
 
 
 def test_where_files_are_looked_for(tmp_path, monkeypatch):
@@ -124,18 +129,18 @@ def test_where_files_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.delenv("FLM_JAX_TOKENIZERS", raising=False)
     vocabulary = "\n".join(SPECIALS + WORDS) + "\n"
     with pytest.raises(UserError, match="bert-base-uncased vocabulary .vocab.txt. is not in"):
-        Bert.build(None, "")
+        Bert.read()
     snapshot = tmp_path / "hub-home/hub/models--google-bert--bert-base-uncased/snapshots/abc"
     snapshot.mkdir(parents=True)
     (snapshot / "vocab.txt").write_text(vocabulary, encoding="utf-8")
-    assert Bert.build(None, "").vocab_size == 19
+    assert Bert.read().vocab_size == 19
     own = tmp_path / "own/bert-base-uncased"
     own.mkdir(parents=True)
     (own / "vocab.txt").write_text(vocabulary + "dog\r\n", encoding="utf-8")
     monkeypatch.setenv("FLM_JAX_TOKENIZERS", str(tmp_path / "own"))
-    assert Bert.build(None, "").piece(19) == "dog"
+    assert Bert.read().piece(19) == "dog"
     with pytest.raises(UserError, match="is not in .*nowhere; download it"):
-        Gpt2.build(None, "", folder=str(tmp_path / "nowhere"))
+        Gpt2.read(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +159,7 @@ def test_damaged_gpt2_files(tmp_path, vocab, merges, sentence):
     (tmp_path / "vocab.json").write_text(vocab)
     (tmp_path / "merges.txt").write_text(merges)
     with pytest.raises(UserError, match=sentence.replace("|", r"\|")):
-        Gpt2.build(None, "", folder=str(tmp_path))
+        Gpt2.read(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -168,13 +173,13 @@ def test_damaged_gpt2_files(tmp_path, vocab, merges, sentence):
 def test_damaged_bert_files(tmp_path, content, sentence):
     (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(UserError, match=sentence):
-        Bert.build(None, "", folder=str(tmp_path))
+        Bert.read(str(tmp_path))
 
 
 def test_recorded_encodings(shared):
     folder = shared / "data/tokenizers"
-    gpt2 = Gpt2.build(None, "", folder=str(folder / "gpt2"))
-    bert = Bert.build(None, "", folder=str(folder / "bert-base-uncased"))
+    gpt2 = Gpt2.read(str(folder / "gpt2"))
+    bert = Bert.read(str(folder / "bert-base-uncased"))
     assert (gpt2.vocab_size, gpt2.bos_id, gpt2.eos_id, gpt2.pad_id) == (50258, 50256, 50256, 50257)
     assert (bert.vocab_size, bert.bos_id, bert.eos_id, bert.pad_id) == (30522, 101, 101, 0)
     cases = json.loads((folder / "reference_encodings.json").read_text())["cases"]
@@ -229,7 +234,7 @@ def slow_ids(tokenizer: Bert, ids: dict[str, int], text: str) -> list[int]:
 
 
 def test_bert_equals_the_slow_tokenizer_on_real_text(shared):
-    tokenizer = Bert.build(None, "", folder=str(shared / "data/tokenizers/bert-base-uncased"))
+    tokenizer = Bert.read(str(shared / "data/tokenizers/bert-base-uncased"))
     ids = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}
     for corpus in ("lm1b/valid.txt.gz", "wikipedia-sample/valid.txt.gz"):
         with gzip.open(shared / "data" / corpus, "rt", encoding="utf-8") as file:

@@ -91,7 +91,7 @@ def load(folder: str | os.PathLike) -> Scorer:
     folder = pathlib.Path(folder).expanduser()
     config, eos_id = _read_config(folder)
     params = _read_params(folder / "model.safetensors", config)
-    tokenizer = Gpt2.build(None, "", folder=str(folder), pad=False)
+    tokenizer = Gpt2.read(str(folder), pad=False)
     if tokenizer.vocab_size > config.vocab_size or eos_id != tokenizer.eos_id:
         raise UserError(
             f"the tokenizer in {folder} ({tokenizer.vocab_size} tokens, end of text "

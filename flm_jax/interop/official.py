@@ -14,10 +14,11 @@ from flm_jax.errors import UserError
 from flm_jax.interop import hub_layout, layout, torch_checkpoint
 from flm_jax.interop.pickle_values import Foreign
 
+_GPT2_WITHOUT_PAD = 50257
 # Vocabulary size -> tokenizer and block length of the published models.
 _TEXT_SETUPS = {
     30522: ("bert-base-uncased", 128),
-    50257: ("gpt2", 1024),
+    _GPT2_WITHOUT_PAD: ("gpt2", 1024),
     50258: ("gpt2", 1024),
 }
 _CONFIG_VALUES, _CONFIG_DEPTH = 20_000, 20
@@ -49,7 +50,10 @@ class Official:
         return hub_layout.to_params(self.state)
 
     def text_setup(self, tokenizer: str | None = None, length: int | None = None):
-        """(tokenizer name, block length), the given ones first; UserError if one stays unknown."""
+        """(tokenizer section {"name", "options"}, block length), what is given comes first.
+
+        Raises UserError if one of the two stays unknown.
+        """
         tokenizer, length = tokenizer or self.tokenizer, length or self.length
         if tokenizer is None:
             raise UserError(
@@ -58,7 +62,8 @@ class Official:
             )
         if length is None:
             raise UserError(f"{self.path} does not tell its block length; give it with length=")
-        return tokenizer, length
+        options = {"pad": self.sizes.vocab_size > _GPT2_WITHOUT_PAD} if tokenizer == "gpt2" else {}
+        return {"name": tokenizer, "options": options}, length
 
 
 def text_defaults(vocab_size: int) -> tuple[str | None, int | None]:

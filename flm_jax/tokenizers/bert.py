@@ -1,5 +1,6 @@
 """BERT's lower-casing WordPiece from a local vocab.txt, with the ids of the official models."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Sequence
@@ -43,25 +44,16 @@ class Bert:
         self.pad_id = ids[_PAD]
 
     @classmethod
-    def build(cls, documents: base.Documents | None, cache_dir: str, folder: str = "") -> "Bert":
-        """Reads vocab.txt.
+    def read(cls, folder: str = "") -> "Bert":
+        """The tokenizer of `folder`/vocab.txt, or of the file where it usually is.
 
-        Args:
-          documents, cache_dir: not used; there is nothing to train.
-          folder: holds vocab.txt; "" looks in $FLM_JAX_TOKENIZERS/bert-base-uncased and in the
-            Hugging Face cache.
+        "" looks in $FLM_JAX_TOKENIZERS/bert-base-uncased and in the Hugging Face cache.
 
         Raises:
           UserError: the file is missing or damaged.
         """
-        del documents, cache_dir
         files = vocabulary_files.find("bert-base-uncased", folder, ((_FILE,),), _HUB_NAMES)
         return cls._parse(files[_FILE], folder or "the BERT vocabulary")
-
-    @classmethod
-    def from_files(cls, folder: str | os.PathLike, meta: dict) -> "Bert":
-        """Reads what `save` wrote; raises UserError when it is damaged."""
-        return cls._parse(base.read_file(folder, meta, _FILE), str(folder))
 
     @classmethod
     def _parse(cls, content: bytes, source: str) -> "Bert":
@@ -131,3 +123,24 @@ class Bert:
     def save(self, folder: str | os.PathLike) -> None:
         meta = {"name": self.name, "fingerprint": self.fingerprint}
         base.save_files(folder, meta, {_FILE: self._content()})
+
+
+@dataclasses.dataclass(frozen=True)
+class BertRecipe:
+    """BERT's lower-case vocabulary from `folder`."""
+
+    folder: str = ""
+
+    def build(self, documents: base.Documents | None = None, cache_dir: str = "") -> Bert:
+        """Reads the file; the text is not looked at.
+
+        Raises:
+          UserError: the file is missing or damaged.
+        """
+        del documents, cache_dir  # nothing to train
+        return Bert.read(self.folder)
+
+    @staticmethod
+    def from_files(folder: str | os.PathLike, meta: dict) -> Bert:
+        """Reads what `save` wrote; raises UserError when it is damaged."""
+        return Bert._parse(base.read_file(folder, meta, _FILE), str(folder))

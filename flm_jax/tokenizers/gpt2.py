@@ -1,5 +1,6 @@
 """GPT-2's byte-level BPE from local vocabulary files, with the [PAD] of the official OWT models."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -53,29 +54,17 @@ class Gpt2:
         self.vocab_size = len(vocab) + bool(pad)
 
     @classmethod
-    def build(
-        cls, documents: base.Documents | None, cache_dir: str, folder: str = "", pad: bool = True
-    ) -> "Gpt2":
-        """Reads the vocabulary files.
+    def read(cls, folder: str = "", pad: bool = True) -> "Gpt2":
+        """The tokenizer of the vocabulary files in `folder`, or where such files usually are.
 
-        Args:
-          documents, cache_dir: not used; there is nothing to train.
-          folder: holds vocab.json and merges.txt (or encoder.json and vocab.bpe, or
-            tokenizer.json); "" looks in $FLM_JAX_TOKENIZERS/gpt2 and in the Hugging Face cache.
-          pad: 50258 ids with [PAD] as in the official models; False gives the plain 50257.
+        A folder holds vocab.json and merges.txt, or encoder.json and vocab.bpe, or tokenizer.json;
+        "" looks in $FLM_JAX_TOKENIZERS/gpt2 and in the Hugging Face cache.
 
         Raises:
           UserError: the files are missing or damaged.
         """
-        del documents, cache_dir
         files = vocabulary_files.find("gpt2", folder, _FILE_SETS, _HUB_NAMES)
         return cls._parse(files, pad, folder or "the GPT-2 vocabulary")
-
-    @classmethod
-    def from_files(cls, folder: str | os.PathLike, meta: dict) -> "Gpt2":
-        """Reads what `save` wrote; raises UserError when it is damaged."""
-        files = {name: base.read_file(folder, meta, name) for name in (_VOCAB, _MERGES)}
-        return cls._parse(files, bool(meta.get("pad")), str(folder))
 
     @classmethod
     def _parse(cls, files: dict[str, bytes], pad: bool, source: str) -> "Gpt2":
@@ -148,3 +137,26 @@ class Gpt2:
     def save(self, folder: str | os.PathLike) -> None:
         meta = {"name": self.name, "fingerprint": self.fingerprint, "pad": self.pad_id is not None}
         base.save_files(folder, meta, self._files())
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpt2Recipe:
+    """GPT-2's vocabulary from `folder`; `pad` gives the 50258 ids of the official models."""
+
+    folder: str = ""
+    pad: bool = True
+
+    def build(self, documents: base.Documents | None = None, cache_dir: str = "") -> Gpt2:
+        """Reads the files; the text is not looked at.
+
+        Raises:
+          UserError: the files are missing or damaged.
+        """
+        del documents, cache_dir  # nothing to train
+        return Gpt2.read(self.folder, self.pad)
+
+    @staticmethod
+    def from_files(folder: str | os.PathLike, meta: dict) -> Gpt2:
+        """Reads what `save` wrote; raises UserError when it is damaged."""
+        files = {name: base.read_file(folder, meta, name) for name in (_VOCAB, _MERGES)}
+        return Gpt2._parse(files, bool(meta.get("pad")), str(folder))
