@@ -10,3 +10,21 @@ Shape legend (suffixes of variable names; a scalar has no suffix):
 Symbols follow the paper (arXiv 2602.16813): ``t`` is the interpolation time (0 = noise, 1 = data),
 ``tau`` the reparametrised time that the network sees, ``s <= u <= t`` the times of a flow map.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flm_jax.errors import UserError
+    from flm_jax.inference import FlowModel, Samples, load
+
+__all__ = ["FlowModel", "Samples", "UserError", "load"]
+
+
+def __getattr__(name: str):
+    """Public names are imported when first used: `import flm_jax` itself is instant."""
+    import importlib
+
+    if name in __all__:
+        module = "flm_jax.errors" if name == "UserError" else "flm_jax.inference"
+        return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'flm_jax' has no attribute {name!r}")

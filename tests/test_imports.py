@@ -18,6 +18,8 @@ LAYER_2 = {"step", "evals", "interop"}
 LAYER_3 = {
     "train", "generate", "evaluate", "benchmark", "parity", "convert", "report", "soak", "plan"
 }  # fmt: skip
+BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
+SHARED_3 = {"experiment", "inference"}  # what the tools of layer 3 have in common
 MAY_IMPORT = {
     "errors": set(),
     **{room: set() for room in LAYER_0},
@@ -26,9 +28,12 @@ MAY_IMPORT = {
     "models": {"flow"},
     "data": {"tokenizers", "config", "metrics"},
     **{room: LAYER_0 | LAYER_1 for room in LAYER_2},
-    **{room: LAYER_0 | LAYER_1 | LAYER_2 for room in LAYER_3},
-    "main": LAYER_3 | {"config"},
-    "flm_jax": LAYER_3,  # the public names in flm_jax/__init__.py, lazily
+    "experiment": BELOW_3,
+    "inference": BELOW_3 | {"experiment"},
+    "outcome": BELOW_3 | SHARED_3 | {"report"},
+    **{room: BELOW_3 | SHARED_3 | {"outcome"} for room in LAYER_3},
+    "main": LAYER_3 | {"config", "experiment"},
+    "flm_jax": LAYER_3 | SHARED_3,  # the public names in flm_jax/__init__.py, lazily
     "configs": {"configs"},
 }
 

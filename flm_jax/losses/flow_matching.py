@@ -16,6 +16,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from flm_jax.errors import UserError
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
 from flm_jax.flow.times import draw_stratified, stratified
@@ -42,11 +43,11 @@ class FlowMatching:
 
     def __post_init__(self):
         if not 0.0 <= self.tau_min < self.tau_max <= 1.0:
-            raise ValueError(
+            raise UserError(
                 f"tau_min={self.tau_min}, tau_max={self.tau_max}: need 0 <= tau_min < tau_max <= 1"
             )
         if not 0.0 <= self.given_fraction < 1.0:
-            raise ValueError(f"given_fraction={self.given_fraction} must be in [0, 1)")
+            raise UserError(f"given_fraction={self.given_fraction} must be in [0, 1)")
 
     def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
         key_time, key_noise, key_given, key_dropout = jax.random.split(key, 4)

@@ -1,0 +1,74 @@
+"""From a config to the objects that compute: model, clock, space, loss, sampler, networks.
+
+What training, generation, evaluation and benchmarks have in common.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from flm_jax import config as config_lib
+from flm_jax.evals import EVALS
+from flm_jax.flow import clock as clock_lib
+from flm_jax.flow import space as space_lib
+from flm_jax.flow.net import Net
+from flm_jax.losses import LOSSES
+from flm_jax.models import dit
+from flm_jax.samplers import SAMPLERS
+
+
+def tables() -> dict[str, dict]:
+    """All tables that names in a config are looked up in, for `config.validate`."""
+    from flm_jax.data import DATASETS
+    from flm_jax.tokenizers import TOKENIZERS
+
+    return {
+        "loss": LOSSES,
+        "sampler": SAMPLERS,
+        "data": DATASETS,
+        "tokenizer": TOKENIZERS,
+        "eval": EVALS,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config with a vocabulary size; everything else follows and is built on first use.
+
+    ``batch_devices`` is the number of device groups that share a batch: a chunk of the vocabulary
+    head holds that many times ``model.head_chunk`` tokens.
+    """
+
+    config: config_lib.Config
+    vocab_size: int
+    batch_devices: int = 1
+
+    @functools.cached_property
+    def model(self) -> dit.Model:
+        return dit.build(self.config.model, self.vocab_size)
+
+    @functools.cached_property
+    def clock(self) -> clock_lib.Clock:
+        if self.config.clock.name == "identity":
+            return clock_lib.identity()
+        return clock_lib.build(self.vocab_size, self.config.clock.quadrature)
+
+    @functools.cached_property
+    def loss(self) -> Any:
+        section = self.config.loss
+        return config_lib.build(LOSSES, section.name, section.options, "loss")
+
+    def sampler(self, name: str = "", options: dict | None = None) -> Any:
+        """The sampler of the config, or another one by name."""
+        section = self.config.sampler
+        if not name or name == section.name:
+            name, options = section.name, {**section.options, **(options or {})}
+        return config_lib.build(SAMPLERS, name, options or {}, "sampler")
+
+    def space(self, tables: dict[str, Any]) -> Any:
+        """The state space over the embedding tables (V, D) of all networks that see one state."""
+        width = sum(table.shape[1] for table in tables.values())
+        return space_lib.choose(self.config.space, self.vocab_size, width)(tables)
+
+    def net(self, params: Any, temperature: float = 1.0) -> Net:
+        return self.model.net(params, temperature, self.batch_devices)

@@ -1,0 +1,80 @@
+"""Write texts with a trained model.
+
+    python -m flm_jax.generate --checkpoint=runs/q --steps=1,8,32 --num_samples=8 --seed=0
+    python -m flm_jax.generate --checkpoint=runs/q --steps=8 --output=samples.jsonl
+
+What is not given comes from the config the model was trained with.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from flm_jax import config as config_lib
+from flm_jax.errors import UserError
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir of a training run")
+STEPS = flags.DEFINE_string("steps", None, "numbers of network evaluations, for example 1,8,32")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "texts per number of steps")
+SEED = flags.DEFINE_integer("seed", 0, "root of the noise; sample i is the same in any batch")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "texts written at one time")
+SAMPLER = flags.DEFINE_string("sampler", "", "sampler by name; '' = that of the config")
+TEMPERATURE = flags.DEFINE_float("temperature", None, "of the last decode; 0 = arg max")
+TOP_P = flags.DEFINE_float("top_p", None, "nucleus of the last decode; 1 = off")
+DENOISER_TEMPERATURE = flags.DEFINE_float(
+    "denoiser_temperature", None, "temperature of the denoiser in every step"
+)
+PRIOR_SCALE = flags.DEFINE_float("prior_scale", None, "scale of the first noise")
+WEIGHTS = flags.DEFINE_string("weights", "ema", "ema (moving average) or raw parameters")
+OUTPUT = flags.DEFINE_string("output", None, "write samples as JSON lines to this file")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    if not CHECKPOINT.value:
+        raise UserError("--checkpoint=DIR is missing; give the --workdir of a training run")
+    counts = parse_steps(STEPS.value) if STEPS.value else None
+    output = pathlib.Path(OUTPUT.value).expanduser() if OUTPUT.value else None
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"--output={output}: there is no folder {output.parent}; make it first")
+    from flm_jax import inference, outcome
+
+    model = inference.load(CHECKPOINT.value, WEIGHTS.value)
+    rows = []
+    for steps in counts or model.config.sampler.steps:
+        samples = model.generate(
+            NUM_SAMPLES.value,
+            steps,
+            SEED.value,
+            batch_size=BATCH_SIZE.value,
+            sampler=SAMPLER.value,
+            temperature=TEMPERATURE.value,
+            top_p=TOP_P.value,
+            denoiser_temperature=DENOISER_TEMPERATURE.value,
+            prior_scale=PRIOR_SCALE.value,
+        )
+        print(f"--- {steps} step{'s' * (steps > 1)}, {samples.seconds:.2f} s")
+        for text in samples.texts:
+            print(" | ".join(text.splitlines()))
+        rows += samples.rows()
+    if output is not None:
+        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+        outcome.write_atomically(output, "\n".join(lines) + "\n")
+        print(f"wrote {len(rows)} samples to {output}")
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """ "1,8,32" -> (1, 8, 32); UserError for anything else."""
+    try:
+        counts = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise UserError(f"--steps={text} is not a list of positive whole numbers such as 1,8,32")
+    return counts
+
+
+if __name__ == "__main__":
+    config_lib.run_main(main)

@@ -1,0 +1,232 @@
+"""A trained model as an object: `flm_jax.load(DIR)` and `.generate(...)`."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flm_jax import config as config_lib
+from flm_jax import metrics, sharding
+from flm_jax.checkpoint import Checkpoints
+from flm_jax.errors import UserError
+from flm_jax.experiment import Experiment
+from flm_jax.samplers import base as samplers
+
+WEIGHTS = ("ema", "raw")
+TOKENIZER_FOLDER = "tokenizer"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Generated texts. ``tokens`` int32 (N, L); ``seconds`` without compilation."""
+
+    texts: list[str]
+    tokens: np.ndarray
+    steps: int
+    seed: int
+    seconds: float
+    trajectory: samplers.Trajectory | None = None
+
+    def rows(self) -> list[dict]:
+        """One JSON-able dict per sample, as written to samples.jsonl."""
+        return [
+            {
+                "index": i,
+                "sampler_steps": self.steps,
+                "seed": self.seed,
+                "text": text,
+                "tokens": tokens.tolist(),
+            }
+            for i, (text, tokens) in enumerate(zip(self.texts, self.tokens, strict=True))
+        ]
+
+
+class FlowModel:
+    """A flow language model ready to write.
+
+    Attributes:
+      experiment: architecture, clock, spaces and defaults, from the config it was trained with.
+      tokenizer: the one it was trained with.
+      params: its parameters (the moving average, if the checkpoint has one).
+      step: training steps behind them.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        tokenizer: Any,
+        params: Any,
+        step: int = 0,
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        self.experiment = experiment
+        self.tokenizer = tokenizer
+        self.params = params
+        self.step = step
+        self._mesh = mesh
+        self._compiled: dict[tuple, Any] = {}
+
+    @property
+    def config(self) -> config_lib.Config:
+        return self.experiment.config
+
+    def generate(
+        self,
+        num_samples: int = 8,
+        steps: int | None = None,
+        seed: int = 0,
+        *,
+        batch_size: int | None = None,
+        length: int | None = None,
+        sampler: str = "",
+        sampler_options: dict | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        denoiser_temperature: float | None = None,
+        prior_scale: float | None = None,
+        trajectory: bool = False,
+    ) -> Samples:
+        """Writes ``num_samples`` texts in ``steps`` network evaluations each.
+
+        What is left out comes from the config's sampler section (``steps``: the last of its list).
+        Sample i depends on seed and i only, not on ``num_samples``, ``batch_size`` or devices.
+
+        Raises UserError for values out of range.
+        """
+        defaults = self.config.sampler
+        knobs = {
+            "num_samples": num_samples,
+            "steps": (defaults.steps[-1],) if steps is None else (steps,),
+            "batch_size": min(num_samples, batch_size or defaults.batch_size),
+            "temperature": temperature,
+            "top_p": top_p,
+            "denoiser_temperature": denoiser_temperature,
+            "prior_scale": prior_scale,
+        }
+        knobs = {name: value for name, value in knobs.items() if value is not None}
+        chosen = dataclasses.replace(defaults, **knobs)
+        config_lib.validate_section(chosen, "sampler")
+        if seed < 0:
+            raise UserError(f"seed={seed} must be at least 0")
+        length = self.config.data.length if length is None else length
+        if length < 3:
+            raise UserError(f"length={length} must be at least 3: begin mark, one token, end mark")
+
+        batch = chosen.batch_size
+        if self._mesh is not None:
+            devices = sharding.batch_devices(self._mesh)
+            batch = -(-batch // devices) * devices
+        run = self._compile(chosen, batch, length, sampler, sampler_options, trajectory)
+        key = jax.random.key(seed)
+        jax.block_until_ready(run(self.params, key, 0))  # compiles
+        start = time.perf_counter()
+        parts = [
+            jax.tree.map(np.asarray, run(self.params, key, first))
+            for first in metrics.bar(
+                range(0, num_samples, batch), desc=f"sampling, {chosen.steps[0]} steps", delay=2
+            )
+        ]
+        seconds = time.perf_counter() - start
+        tokens = np.concatenate([tokens for tokens, _ in parts])[:num_samples]
+        return Samples(
+            [self.text(row) for row in tokens],
+            tokens,
+            chosen.steps[0],
+            seed,
+            seconds,
+            parts[0][1],
+        )
+
+    def text(self, tokens_L: np.ndarray) -> str:
+        """The text of one row; documents of a packed row are separated by a line break."""
+        marks = {self.tokenizer.bos_id, self.tokenizer.eos_id, self.tokenizer.pad_id}
+        ends = np.flatnonzero(np.isin(tokens_L, [mark for mark in marks if mark is not None]))
+        documents = (self.tokenizer.decode(part.tolist()) for part in np.split(tokens_L, ends))
+        return "\n".join(document for document in documents if document.strip())
+
+    def _compile(self, chosen, batch, length, sampler, options, trajectory):
+        """The jitted sampler (params, key, first index) -> (tokens, trajectory), made once."""
+        rule = self.experiment.sampler(sampler, options)
+        if rule.needs_two_times and not self.config.model.two_times:
+            raise UserError(
+                f"sampler {sampler or chosen.name!r} needs a flow map (a network of two times), "
+                "but this model has one time; use the sampler 'euler' or distil it first"
+            )
+        signature = (chosen.steps, batch, length, rule, trajectory, chosen.temperature)
+        signature += (chosen.top_p, chosen.denoiser_temperature, chosen.prior_scale)
+        if signature not in self._compiled:
+            function = functools.partial(
+                self._sample,
+                rule=rule,
+                batch=batch,
+                length=length,
+                chosen=chosen,
+                trajectory=trajectory,
+            )
+            out = None if self._mesh is None else sharding.replicated(self._mesh)
+            self._compiled[signature] = jax.jit(function, out_shardings=out)
+        return self._compiled[signature]
+
+    def _sample(self, params, key, first, *, rule, batch, length, chosen, trajectory):
+        index_B = first + jnp.arange(batch)
+        if self._mesh is not None:
+            rows = sharding.batch_sharding(self._mesh)
+            index_B = jax.lax.with_sharding_constraint(index_B, rows)
+        net = self.experiment.net(params, chosen.denoiser_temperature)
+        return samplers.sample(
+            rule,
+            {"student": net},
+            self.experiment.space({"student": net.table}),
+            self.experiment.clock,
+            samplers.sequence_keys(key, index_B),
+            steps=chosen.steps[0],
+            length=length,
+            decode=samplers.Decode(chosen.temperature, chosen.top_p),
+            prior_scale=chosen.prior_scale,
+            trajectory=trajectory,
+        )
+
+
+def load(path: str | pathlib.Path, weights: str = "ema", step: int | None = None) -> FlowModel:
+    """The model that a training run left in its workdir.
+
+    Args:
+      path: the run's ``--workdir``.
+      weights: "ema" (the moving average, what is evaluated) or "raw" (the trained parameters).
+      step: a certain checkpoint; the newest good one by default.
+
+    Raises UserError if there is no such run, or it is damaged.
+    """
+    folder = pathlib.Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {path}; give the --workdir of a training run")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path} holds no config.json; give the --workdir of a training run")
+    if weights not in WEIGHTS:
+        raise UserError(f"weights={weights!r} is unknown; choose {' or '.join(WEIGHTS)}")
+    from flm_jax import tokenizers
+
+    config = read_config(folder)
+    tokenizer = tokenizers.load(folder / TOKENIZER_FOLDER)
+    experiment = Experiment(config, tokenizer.vocab_size)
+    item = "params" if weights == "raw" else "ema"
+    abstract = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    with Checkpoints(folder / CHECKPOINTS_FOLDER) as checkpoints:
+        found, items, _ = checkpoints.restore({item: abstract}, step)
+    return FlowModel(experiment, tokenizer, items[item], found)
+
+
+def read_config(folder: pathlib.Path) -> config_lib.Config:
+    """The config a workdir was made with; UserError if its file is damaged."""
+    path = folder / "config.json"
+    try:
+        return config_lib.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it from a backup") from error

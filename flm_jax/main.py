@@ -1,0 +1,37 @@
+"""Train a flow language model; resumes by itself when the workdir holds a checkpoint.
+
+    python -m flm_jax.main --config=configs/quickstart.py --workdir=runs/q
+    python -m flm_jax.main --config=configs/quickstart.py --workdir=runs/q2 \
+        --config.optim.learning_rate=1e-3 --config.train.steps=500
+
+Ctrl-C or SIGTERM saves a checkpoint and ends; the same command continues. Results, samples and
+report.html are in the workdir.
+"""
+
+import pathlib
+
+from absl import flags
+
+from flm_jax import config as config_lib
+from flm_jax.errors import UserError
+
+CONFIG = config_lib.config_flag()
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run: checkpoints, logs, report")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    config = CONFIG.value
+    if not WORKDIR.value:
+        raise UserError("--workdir=DIR is missing; try --workdir=runs/quickstart")
+    from flm_jax import experiment
+
+    config_lib.validate(config, experiment.tables())
+    from flm_jax import train
+
+    return train.train(config, pathlib.Path(WORKDIR.value).expanduser())
+
+
+if __name__ == "__main__":
+    config_lib.run_main(main)

@@ -1,0 +1,211 @@
+"""What a run leaves for people: run.json, results.json, samples, the report, the last words.
+
+Only process 0 writes; all processes sample together. ``run`` is the `flm_jax.train.Run` that calls.
+"""
+
+import json
+import math
+import os
+import pathlib
+import platform
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from flm_jax import config as config_lib
+from flm_jax import report
+from flm_jax.evals import EVALS, YARDSTICKS
+from flm_jax.evals import base as evals
+from flm_jax.inference import FlowModel, Samples
+from flm_jax.models import dit
+
+PERIODIC_SAMPLES = 4
+SHOWN_TEXTS = 12  # texts per number of steps kept in results.json
+STRIP_SEQUENCES = 3
+STRIP_STEPS = 16  # at most this many frames in the denoising strip
+LIBRARIES = ("flm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+SAMPLE_SEED = 0
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a kill leaves either the old or the new content."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_run(run: Any, step: int, stopped: str) -> None:
+    """run.json: what ran, where, with which versions, for how long."""
+    if jax.process_index() != 0:
+        return
+    device = jax.devices()[0]
+    rows = {f"{split}_rows": len(rows) for split, rows in run.data.rows.items()}
+    facts = {
+        "started": _started(run.workdir),
+        "command": " ".join(sys.argv),
+        "stopped": stopped,
+        "step": step,
+        "parameters": dit.count_parameters(run.state_shape.params),
+        "versions": {"python": platform.python_version()} | _versions(),
+        "hardware": {
+            "platform": device.platform,
+            "device": device.device_kind,
+            "devices": jax.device_count(),
+            "mesh": dict(run.mesh.shape),
+            "cpu": platform.processor() or platform.machine(),
+            "host_cores": os.cpu_count(),
+        },
+        "corpus": {
+            **run.data.corpus.describe(),
+            **rows,
+            "train_tokens": len(run.data.rows["train"]) * run.config.data.length,
+            "vocab_size": run.data.tokenizer.vocab_size,
+            "space": type(run.experiment.space(_tables(run))).__name__,
+        },
+        "timings": {name: round(s, 2) for name, s in vars(run.clockwork).items()},
+    }
+    write_atomically(run.workdir / "run.json", json.dumps(facts, indent=2))
+
+
+def finish(run: Any, state: Any, step: int, why: str) -> None:
+    """Samples at every number of steps, the table, the report, and what to do next."""
+    path = run.workdir / "results.json"
+    done = _results_of(path, step, run.config)
+    if done is None:
+        start = time.perf_counter()
+        done = results(run, run.model(state, step), step)
+        run.clockwork.sample_s += time.perf_counter() - start
+        if jax.process_index() == 0:
+            write_atomically(path, json.dumps(done))
+        write_run(run, step, why)
+        heading = {"complete": "finished", "time limit": "stopped by train.max_minutes"}[why]
+    else:
+        heading = "was already complete"
+    if jax.process_index() != 0:
+        return
+    page = report.write(run.workdir)
+    print(_last_words(run, done, step, heading, page))
+
+
+def results(run: Any, model: FlowModel, step: int) -> dict:
+    """results.json: samples, the table of the evaluators, the denoising strip."""
+    knobs = run.config.sampler
+    samples = [model.generate(knobs.num_samples, steps, SAMPLE_SEED) for steps in knobs.steps]
+    return {
+        "step": step,
+        "sampler": config_lib.to_dict(run.config)["sampler"],
+        "samples": [
+            {"steps": s.steps, "seconds": round(s.seconds, 3), "texts": s.texts[:SHOWN_TEXTS]}
+            for s in samples
+        ],
+        **_table(run, samples),
+        "strip": _strip(run, model),
+    }
+
+
+def _table(run: Any, samples: list[Samples]) -> dict:
+    """The evaluators on the samples, on yardsticks fitted on the training rows, on held-out data.
+
+    All on the same number of tokens, because entropies of few tokens come out too low.
+    """
+    if not run.config.evals:
+        return {"columns": [], "rows": []}
+    train_rows = np.asarray(run.data.rows["train"][:])
+    valid_rows = np.asarray(run.data.rows["valid"][:])
+    documents = run.data.corpus.source("train")
+    evaluators = [
+        EVALS[name](run.data.tokenizer, train_rows, documents) for name in run.config.evals
+    ]
+    count, length = samples[0].tokens.shape
+    named = [(f"FLM, {s.steps} step{'s' * (s.steps > 1)}", "model", s.tokens) for s in samples]
+    for name, draw in YARDSTICKS.items():
+        named.append((f"{name} sampler", "yardstick", draw(train_rows, count, length, SAMPLE_SEED)))
+    named.append(("held-out data", "data", _some(valid_rows, count)))
+    return evals.table(evaluators, named)
+
+
+def _some(rows: np.ndarray, count: int) -> np.ndarray:
+    order = np.random.default_rng(SAMPLE_SEED).permutation(len(rows))
+    return rows[np.resize(order, count)]
+
+
+def _strip(run: Any, model: FlowModel) -> dict:
+    """A few sequences, evaluation by evaluation, every token with its probability."""
+    steps = max([n for n in run.config.sampler.steps if n <= STRIP_STEPS], default=STRIP_STEPS)
+    path = model.generate(STRIP_SEQUENCES, steps, SAMPLE_SEED, trajectory=True).trajectory
+    piece = run.data.tokenizer.piece
+    frames = [
+        {
+            "tau": float(path.tau_S[i]),
+            "t": float(path.t_S[i]),
+            "sequences": [
+                [[piece(int(token)), round(float(p), 4)] for token, p in zip(row, ps, strict=True)]
+                for row, ps in zip(
+                    path.tokens_SBL[i][:STRIP_SEQUENCES],
+                    path.confidence_SBL[i][:STRIP_SEQUENCES],
+                    strict=True,
+                )
+            ],
+        }
+        for i in range(steps)
+    ]
+    return {"steps": steps, "frames": frames}
+
+
+def _last_words(run: Any, done: dict, step: int, heading: str, page: pathlib.Path) -> str:
+    lines = ["", f"The run {heading} at step {step}.", ""]
+    for group in done["samples"]:
+        lines.append(f"--- {group['steps']} step{'s' * (group['steps'] > 1)}")
+        lines += [f"  {' | '.join(text.splitlines())}" for text in group["texts"][:3]]
+    if done["rows"]:
+        lines += ["", evals.format_table(done)]
+    workdir = run.workdir
+    lines += [
+        "",
+        f"report:        {page}",
+        f"more samples:  python -m flm_jax.generate --checkpoint={workdir} --steps=1,8,32",
+        f"train longer:  the same command with --config.train.steps={2 * run.config.train.steps}",
+        f"start over:    remove {workdir}, or choose another --workdir",
+    ]
+    if run.config.train.max_minutes:
+        lines[-2] += f" --config.train.max_minutes={math.ceil(2 * run.config.train.max_minutes)}"
+    return "\n".join(lines)
+
+
+def _results_of(path: pathlib.Path, step: int, config: config_lib.Config) -> dict | None:
+    """The stored results if they belong to this step and these sampler settings."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    wanted = json.loads(json.dumps(config_lib.to_dict(config)["sampler"]))
+    return stored if stored.get("step") == step and stored.get("sampler") == wanted else None
+
+
+def _tables(run: Any) -> dict:
+    return {"student": run.state_shape.params["embed"]["table"]}
+
+
+def _started(workdir: pathlib.Path) -> str:
+    """When the first session began; kept over restarts."""
+    try:
+        return json.loads((workdir / "run.json").read_text())["started"]
+    except (OSError, ValueError, KeyError):
+        return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

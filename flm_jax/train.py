@@ -1,0 +1,345 @@
+"""The one training loop: build, restore or init, step, log, evaluate, sample, save, report.
+
+A workdir belongs to one config. Training resumes there by itself, bit for bit: parameters,
+optimizer, average and the position in the data come from the newest good checkpoint, and all
+randomness derives from seed and step.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from flm_jax import config as config_lib
+from flm_jax import metrics, optim, outcome, sharding
+from flm_jax import step as step_lib
+from flm_jax.checkpoint import Checkpoints
+from flm_jax.data import Batches, fixed_batch, load_data
+from flm_jax.errors import UserError
+from flm_jax.experiment import Experiment
+from flm_jax.inference import CHECKPOINTS_FOLDER, TOKENIZER_FOLDER, FlowModel, read_config
+
+EVAL_SEED = 0  # of the held-out rows and their noise: the same in every run
+
+
+@dataclasses.dataclass
+class Clockwork:
+    """Where wall time went, in seconds, over all sessions of the run."""
+
+    train_s: float = 0.0
+    data_s: float = 0.0
+    compile_s: float = 0.0
+    sample_s: float = 0.0
+
+
+class StopRequest:
+    """SIGTERM and Ctrl-C ask for a checkpoint and an orderly end; a second Ctrl-C interrupts."""
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        del frame
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
+    """Trains, or resumes, to ``config.train.steps`` and writes samples, results and the report.
+
+    Expects a config that `config.validate` has passed. Returns the exit code: 0 when the run is
+    complete or its time is up, 128 + signal number when it was asked to stop.
+
+    Raises UserError for what the user can mend, a non-finite loss included.
+    """
+    claim_workdir(config, workdir)
+    run = Run(config, workdir)
+    with run.checkpoints, run.log:
+        return run.go()
+
+
+def claim_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
+    """Makes the workdir, or refuses one that another config has used."""
+    stored = workdir / "config.json"
+    if stored.is_file():
+        differences = config_lib.differences(read_config(workdir), config)
+        if differences:
+            listed = "\n".join(differences)
+            raise UserError(
+                f"{workdir} belongs to a run with another config; "
+                f"choose another --workdir, or undo:\n{listed}"
+            )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        outcome.write_atomically(stored, config_lib.to_json(config))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
+        ) from error
+
+
+class Run:
+    """One session of a run: everything built, nothing trained yet."""
+
+    def __init__(self, config: config_lib.Config, workdir: pathlib.Path):
+        self.config = config
+        self.workdir = workdir
+        self.clockwork = Clockwork()
+        start = time.perf_counter()
+        self.data = load_data(dataclasses.asdict(config.data), dataclasses.asdict(config.tokenizer))
+        self.clockwork.data_s = time.perf_counter() - start
+
+        shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
+        self.mesh = sharding.make_mesh(shape)
+        self.experiment = Experiment(
+            config, self.data.tokenizer.vocab_size, sharding.batch_devices(self.mesh)
+        )
+        if not (workdir / TOKENIZER_FOLDER).exists():
+            self.data.tokenizer.save(workdir / TOKENIZER_FOLDER)
+        self.schedule = optim.schedule(config.optim, config.train.steps)
+        self.optimizer = optim.optimizer(config.optim, config.train.steps)
+        self.batches = Batches(
+            self.data.rows["train"],
+            config.train.batch_size,
+            config.seed,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+            num_workers=config.data.num_workers,
+        )
+        self.checkpoints = Checkpoints(
+            workdir / CHECKPOINTS_FOLDER, config.train.keep_latest, config.train.keep_best
+        )
+        self.log = metrics.MetricsLog(workdir)
+        self.key = jax.random.key(config.seed)
+        self.state_shape = jax.eval_shape(self._init, self.key)
+        self.state_sharding = sharding.shardings(self.state_shape, self.mesh)
+        self._compile()
+
+    def _init(self, key):
+        return step_lib.init_state(self.experiment.model.init(key), self.optimizer)
+
+    def _compile(self) -> None:
+        replicated = sharding.replicated(self.mesh)
+        train_step = step_lib.make_train_step(
+            {step_lib.STUDENT: self.experiment.net},
+            self.experiment.loss,
+            self.experiment.space,
+            self.experiment.clock,
+            self.optimizer,
+            ema_decay=self.config.optim.ema_decay,
+            accumulation_steps=self.config.optim.accumulation_steps,
+            schedule=self.schedule,
+        )
+        self.train_step = jax.jit(
+            train_step, donate_argnums=0, out_shardings=(self.state_sharding, replicated)
+        )
+        eval_step = step_lib.make_eval_step(
+            self.experiment.net, self.experiment.space, self.experiment.clock
+        )
+        self.eval_step = jax.jit(eval_step, out_shardings=replicated)
+
+    def go(self) -> int:
+        step, state = self.restore_or_init()
+        outcome.write_run(self, step, "running")
+        with StopRequest() as stop:
+            step, state, why = self.loop(step, state, stop)
+        if stop.signal is not None:
+            outcome.write_run(self, step, why)
+            print(f"stopped by {signal.Signals(stop.signal).name} at step {step}, saved; "
+                  "the same command continues")  # fmt: skip
+            return 128 + stop.signal
+        outcome.finish(self, state, step, why)
+        return 0
+
+    def restore_or_init(self) -> tuple[int, step_lib.TrainState]:
+        """The state to start from: the newest good checkpoint of this workdir, else fresh."""
+        if self.checkpoints.latest_step() is None:
+            init = jax.jit(self._init, out_shardings=self.state_sharding)
+            return 0, init(jax.random.fold_in(self.key, 0))
+        abstract = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            self.state_shape,
+            self.state_sharding,
+        )
+        step, items, meta = self.checkpoints.restore(
+            {"params": abstract.params, "opt_state": abstract.opt_state, "ema": abstract.ema}
+        )
+        if meta["tokenizer"] != self.data.tokenizer.fingerprint:
+            raise UserError(
+                f"the tokenizer now has fingerprint {self.data.tokenizer.fingerprint[:12]} but "
+                f"{self.workdir} was trained with {meta['tokenizer'][:12]}; "
+                "restore its training text, or choose another --workdir"
+            )
+        self.batches.set_state(meta["data"])
+        self.clockwork.train_s = meta["train_s"]
+        self.log.truncate_after(step)
+        logging.info("resuming %s at step %d", self.workdir, step)
+        print(f"resuming {self.workdir} at step {step}")
+        count = jax.device_put(jnp.asarray(step, jnp.int32), sharding.replicated(self.mesh))
+        return step, step_lib.TrainState(step=count, **items)
+
+    def loop(self, step, state, stop) -> tuple[int, step_lib.TrainState, str]:
+        """Steps until the end, the time limit or a signal; returns (step, state, why)."""
+        knobs = self.config.train
+        progress = metrics.Progress(knobs.steps, step)
+        mask = sharding.global_rows(
+            np.ones((knobs.batch_size // jax.process_count(), self.config.data.length), np.float32),
+            self.mesh,
+        )
+        train_key = jax.random.fold_in(self.key, 1)
+        saved, why, pending = step, "complete", None
+        window = _Window(knobs.batch_size * self.config.data.length)
+        try:
+            while step < knobs.steps:
+                if stop.signal is not None:
+                    why = "signal"
+                    break
+                if knobs.max_minutes and self.clockwork.train_s >= 60 * knobs.max_minutes:
+                    why = "time limit"
+                    break
+                start = time.perf_counter()
+                tokens = sharding.global_rows(next(self.batches)["tokens"], self.mesh)
+                state, values = self.train_step(state, {}, tokens, mask, train_key)
+                step += 1
+                if pending is not None:  # one step late: the device is never waited for
+                    self.note(*pending, window, progress)
+                pending = (step, values)
+                due = [every and step % every == 0 for every in
+                       (knobs.eval_every, knobs.sample_every, knobs.save_every)]  # fmt: skip
+                if any(due) or step == knobs.steps:
+                    self.note(*pending, window, progress)
+                    pending = None
+                self.clockwork.train_s += time.perf_counter() - start
+                if window.first:
+                    self.clockwork.compile_s = time.perf_counter() - start
+                    window.first = False
+                    window.restart()
+                metric = self.evaluate(state, step) if due[0] or step == knobs.steps else None
+                if due[1]:
+                    self.write_samples(state, step)
+                if due[2]:
+                    self.save(state, step, metric)
+                    saved = step
+                if any(due):
+                    window.restart()
+            if pending is not None:
+                self.note(*pending, window, progress)
+            if step > saved:
+                self.save(state, step, None)
+        finally:
+            progress.close()
+            self.batches.close()
+        self.checkpoints.wait()
+        return step, state, why
+
+    def note(self, step: int, values: dict, window: "_Window", progress: metrics.Progress) -> None:
+        """Checks one step's metrics (waiting for them), logs the window's means when due."""
+        values = {name: float(value) for name, value in jax.device_get(values).items()}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(values[name]):
+                older = self.checkpoints.latest_step()
+                kept = "there is no checkpoint yet" if older is None else f"step {older} is saved"
+                raise UserError(
+                    f"{name} is {values[name]} at step {step}; {kept}; "
+                    f"try a lower learning rate than {self.config.optim.learning_rate:g} or a "
+                    "longer warm-up"
+                )
+        window.add(values)
+        speed = window.tokens_per_second()
+        progress.update(step, values["loss"], speed)
+        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+            self.log.write(step, window.means() | {"tokens_per_second": speed})
+            window.restart()
+
+    def evaluate(self, state: step_lib.TrainState, step: int) -> float:
+        """Held-out cross-entropy of the average at fixed times with fixed noise; logged."""
+        knobs = self.config.train
+        taus = jnp.asarray(knobs.eval_taus, jnp.float32)
+        tokens = fixed_batch(self.data.rows["valid"], knobs.eval_rows, EVAL_SEED)["tokens"]
+        size = min(knobs.batch_size, len(tokens))
+        size = -(-size // sharding.batch_devices(self.mesh)) * sharding.batch_devices(self.mesh)
+        key = jax.random.key(EVAL_SEED)
+        total, count = np.zeros(len(taus)), 0
+        for first in range(0, len(tokens), size):
+            part = tokens[first : first + size]
+            padded = np.zeros((size, tokens.shape[1]), np.int32)
+            padded[: len(part)] = part
+            mask = (np.arange(size) < len(part)).astype(np.float32)
+            mask = np.broadcast_to(mask[:, None], padded.shape)
+            index = first + np.arange(size, dtype=np.int32)
+            sums = self.eval_step(state.ema, padded, mask, index, taus, key)
+            total += np.asarray(sums)
+            count += part.size
+        losses = total / count
+        values = {
+            f"eval/loss_tau_{tau:g}": v for tau, v in zip(knobs.eval_taus, losses, strict=True)
+        }
+        values["eval/loss"] = float(losses.mean())
+        self.log.write(step, values)
+        return values["eval/loss"]
+
+    def model(self, state: step_lib.TrainState, step: int) -> FlowModel:
+        """The model as it is now, with the averaged parameters."""
+        return FlowModel(self.experiment, self.data.tokenizer, state.ema, step, self.mesh)
+
+    def write_samples(self, state: step_lib.TrainState, step: int) -> None:
+        """A few samples at the last step count, in samples/step_N.jsonl."""
+        samples = self.model(state, step).generate(num_samples=outcome.PERIODIC_SAMPLES, seed=0)
+        lines = (json.dumps({"step": step, **row}) for row in samples.rows())
+        path = self.workdir / "samples" / f"step_{step:08d}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        outcome.write_atomically(path, "\n".join(lines) + "\n")
+
+    def save(self, state: step_lib.TrainState, step: int, metric: float | None) -> None:
+        items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
+        meta = {
+            "data": self.batches.get_state(),
+            "config": config_lib.to_dict(self.config),
+            "tokenizer": self.data.tokenizer.fingerprint,
+            "train_s": self.clockwork.train_s,
+        }
+        self.checkpoints.save(step, items, meta, metric)
+
+
+class _Window:
+    """Running means of the metrics since the last log line, and the speed."""
+
+    def __init__(self, tokens_per_step: int):
+        self.first = True
+        self._tokens = tokens_per_step
+        self.restart()
+
+    def restart(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._start = time.perf_counter()
+
+    def add(self, values: dict[str, float]) -> None:
+        self._count += 1
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: value / max(1, self._count) for name, value in self._sums.items()}
+
+    def tokens_per_second(self) -> float:
+        return self._count * self._tokens / max(1e-9, time.perf_counter() - self._start)
