@@ -15,8 +15,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from flm_jax import checkpoint
-from flm_jax.checkpoint import MANIFEST, Checkpoints
+from flm_jax.checkpoint import MANIFEST, Checkpoints, manifest
 from flm_jax.errors import UserError
 
 
@@ -205,6 +204,8 @@ def test_a_damaged_step_is_set_aside_and_saved_again(two_steps):
     assert (two_steps / "damaged-20").is_dir()
 
 
+# orbax reads an item's files at the same time, and those that it gives up on complain in vain.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_foreign_step_is_read_with_a_warning(two_steps, caplog):
     (two_steps / "20" / MANIFEST).unlink()
     restored = Checkpoints(two_steps).restore({"params": abstract(make_params())})
@@ -246,7 +247,7 @@ def test_a_failed_save_leaves_the_older_step(two_steps, monkeypatch):
     # keep_latest=1: the failed save must not have deleted the only good step either
     with Checkpoints(two_steps, keep_latest=1, keep_best=0) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "write_manifest", full_disk)
+            patch.setattr(manifest, "write", full_disk)
             checkpoints.save(30, {"params": make_params()}, {})
             with pytest.raises(UserError, match="step 30 could not .*No space.*step 20 is intact"):
                 checkpoints.wait()
@@ -265,15 +266,15 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 KILLED_IN_A_SAVE = """
     import sys, time
     import jax.numpy as jnp
-    from flm_jax import checkpoint
+    from flm_jax.checkpoint import Checkpoints, manifest
 
     def hang(folder):
         print("saving", flush=True)
         time.sleep(60)
 
-    checkpoints = checkpoint.Checkpoints(sys.argv[1])
+    checkpoints = Checkpoints(sys.argv[1])
     checkpoints.save(1, {"params": {"w": jnp.arange(1000.0)}}, {"position": 1}, wait=True)
-    checkpoint.write_manifest = hang
+    manifest.write = hang
     checkpoints.save(2, {"params": {"w": jnp.zeros(1000)}}, {"position": 2}, wait=True)
 """
 
@@ -291,8 +292,8 @@ def test_kill_9_in_the_middle_of_a_save(tmp_path):
         assert step == 1
         np.testing.assert_array_equal(items["params"]["w"], np.arange(1000.0))
         assert (tmp_path / "2.orbax-checkpoint-tmp").is_dir(), "reading must not clean"
-        checkpoints.save(2, {"params": {"w": jnp.ones(1000)}}, {}, wait=True)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["1", "2"]
+        checkpoints.save(3, {"params": {"w": jnp.ones(1000)}}, {}, wait=True)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["1", "3"]
 
 
 def test_the_manifest_lists_every_file_of_the_items(two_steps):

@@ -1,18 +1,6 @@
-"""Checkpoints one can trust: asynchronous, atomic, hashed, restored onto any mesh.
-
-The only module that knows orbax, which it imports when first needed. A step is a folder
-
-    FOLDER/1200/{params,opt_state,ema,...}/   one orbax item each, so that any can be read alone
-    FOLDER/1200/meta/                         JSON: config, position in the data, ...
-    FOLDER/1200/MANIFEST.json                 size and SHA-256 of every file of the items
-
-The manifest is written while the folder still has its temporary name, so orbax's rename commits
-data and manifest together: a step without one was made by someone else or by an older version.
-orbax itself checks no hashes and restores flipped bytes as wrong numbers.
-"""
+"""The checkpoints of one run: save in the background, restore the newest good one."""
 
 import collections.abc
-import hashlib
 import json
 import math
 import os
@@ -21,18 +9,13 @@ import shutil
 from typing import Any
 
 import jax
-import tqdm
 from absl import logging
 
+from flm_jax.checkpoint import arrays, manifest
 from flm_jax.errors import UserError
 
-MANIFEST = "MANIFEST.json"
 _META = "meta"
 _TEMPORARY = ".orbax-checkpoint-tmp"
-
-
-class Damaged(Exception):
-    """A step that cannot be trusted; the message names the file and what is wrong with it."""
 
 
 class Checkpoints:
@@ -93,7 +76,7 @@ class Checkpoints:
 
         Raises UserError if this save or the one before it could not be written.
         """
-        ocp = _orbax()
+        ocp = arrays.import_orbax()
         self.wait()
         if step in self.steps() and step not in self._damaged:
             return False
@@ -149,7 +132,7 @@ class Checkpoints:
         for candidate in self._candidates(step):
             try:
                 items, meta = self._restore_step(candidate, abstract_items)
-            except Damaged as error:
+            except manifest.Damaged as error:
                 reasons.append(f"step {candidate}: {error}")
                 self._damaged.add(candidate)
                 if step is None:
@@ -189,36 +172,40 @@ class Checkpoints:
 
     def _restore_step(self, step: int, abstract_items: Any) -> tuple[dict, dict]:
         folder = self.folder / str(step)
-        hashed = verify(folder, [*abstract_items, _META])
+        hashed = manifest.verify(folder, [*abstract_items, _META])
         if not hashed:
             logging.warning(
                 "checkpoint %s has no %s (older or foreign): its bytes are not verified",
                 step,
-                MANIFEST,
+                manifest.MANIFEST,
             )
         for name in abstract_items:
             if name not in self.item_names(step):
                 held = ", ".join(self.item_names(step)) or "no arrays"
                 raise UserError(f"checkpoint {folder} has no item {name!r}; it holds {held}")
         try:
-            stored = {name: _stored_arrays(folder / name) for name in abstract_items}
+            stored = {name: arrays.stored_arrays(folder / name) for name in abstract_items}
         except Exception as error:
-            raise Damaged(f"its description cannot be read: {_first_line(error)}") from error
+            raise manifest.Damaged(
+                f"its description cannot be read: {_first_line(error)}"
+            ) from error
         for name, tree in abstract_items.items():
-            _compare(folder / name, tree, stored[name])
+            arrays.compare(folder / name, tree, stored[name])
         try:
             meta = json.loads((folder / _META / "metadata").read_text())
-            items = {name: _read_item(folder / name, tree) for name, tree in abstract_items.items()}
+            items = {
+                name: arrays.read_item(folder / name, tree) for name, tree in abstract_items.items()
+            }
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
             if hashed:  # the bytes are as written, so falling back would hide another problem
                 raise
-            raise Damaged(_first_line(error)) from error
+            raise manifest.Damaged(_first_line(error)) from error
         return items, meta
 
     def _open_manager(self):
-        ocp = _orbax()
+        ocp = arrays.import_orbax()
         from orbax.checkpoint import checkpoint_managers
 
         # Not max_to_keep with best_fn: that deletes the latest step when it is not among the best.
@@ -244,7 +231,7 @@ class Checkpoints:
     def _before_commit(self) -> None:
         """orbax calls this when all data is written, just before the rename."""
         if jax.process_index() == 0:
-            write_manifest(self.folder / f"{self._saving}{_TEMPORARY}")
+            manifest.write(self.folder / f"{self._saving}{_TEMPORARY}")
 
     def _set_damaged_aside(self) -> None:
         """Renames steps that `restore` found damaged, so that they count for no keep policy."""
@@ -276,134 +263,12 @@ class Checkpoints:
         ) from error
 
 
-def write_manifest(folder: pathlib.Path) -> None:
-    """Records size and SHA-256 of all files in the item folders of one step, atomically."""
-    files = {
-        path.relative_to(folder).as_posix(): [path.stat().st_size, _sha256(path)]
-        for path in sorted(folder.glob("*/**/*"))
-        if path.is_file()
-    }
-    temporary = folder / (MANIFEST + ".tmp")
-    with temporary.open("w") as file:
-        json.dump({"version": 1, "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MANIFEST)
-
-
-def verify(folder: pathlib.Path, items: collections.abc.Collection[str] | None = None) -> bool:
-    """Compares one step with its manifest; False if it has none.
-
-    Args:
-      items: look only at these item folders; None = at all.
-
-    Raises Damaged that names the first bad file.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())["files"]
-        wanted = [
-            (folder / name, int(size), str(digest))
-            for name, (size, digest) in manifest.items()
-            if items is None or name.partition("/")[0] in items
-        ]
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{MANIFEST} cannot be read ({error})") from None
-    for path, size, _ in wanted:  # cheap, and finds a truncated file before any hashing
-        if not path.is_file():
-            raise Damaged(f"{path.relative_to(folder)} is missing")
-        if path.stat().st_size != size:
-            raise Damaged(
-                f"{path.relative_to(folder)} has {path.stat().st_size} bytes, should have {size}"
-            )
-    total = sum(size for _, size, _ in wanted)
-    with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="verify", delay=2) as bar:
-        for path, size, digest in wanted:
-            if _sha256(path) != digest:
-                raise Damaged(f"{path.relative_to(folder)} has changed since it was written")
-            bar.update(size)
-    return True
-
-
-def _compare(folder: pathlib.Path, tree: Any, stored: dict[str, tuple]) -> None:
-    """Raises UserError unless names, shapes and dtypes of a tree are those that are stored."""
-    wanted = _leaves(tree)
-    start = f"checkpoint {folder} does not fit this config:"
-    for name, (shape, dtype) in wanted.items():
-        if name not in stored:
-            raise UserError(f"{start} it has no array {name} {shape}")
-        if stored[name][0] != shape:
-            raise UserError(f"{start} {name} is {stored[name][0]} there but {shape} here")
-        if stored[name][1] != dtype:
-            raise UserError(f"{start} {name} is {stored[name][1]} there but {dtype} here")
-    extra = [name for name in stored if name not in wanted]
-    if extra:
-        raise UserError(f"{start} its array {extra[0]} {stored[extra[0]][0]} is unknown here")
-
-
-def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Path "a.b.0" to (shape, dtype name); the same for a tuple, list, dataclass or dict."""
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        # A field of a NamedTuple or dataclass becomes a dict key in the file, a tuple a list.
-        keys = [getattr(k, "name", getattr(k, "idx", getattr(k, "key", k))) for k in path]
-        leaves[".".join(map(str, keys))] = (tuple(leaf.shape), str(leaf.dtype))
-    return leaves
-
-
-def _stored_arrays(folder: pathlib.Path) -> dict[str, tuple]:
-    ocp = _orbax()
-    return _leaves(ocp.StandardCheckpointHandler().metadata(_path(folder)).tree)
-
-
-def _read_item(folder: pathlib.Path, tree: Any) -> Any:
-    """Reads one item in the structure and the shardings of ``tree``."""
-    ocp = _orbax()
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def target(leaf):
-        sharding = getattr(leaf, "sharding", None) or first
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        return reader.restore(folder, args=ocp.args.StandardRestore(jax.tree.map(target, tree)))
-
-
-def _path(folder: pathlib.Path):
-    from etils import epath
-
-    return epath.Path(folder)
-
-
-def _orbax():
-    """Imports orbax (a second) and keeps its log lines off the user's screen.
-
-    It reports trouble by exceptions as well, which become sentences here.
-    """
-    import orbax.checkpoint as ocp
-
-    logger = logging.get_absl_logger()
-    if _is_ours not in logger.filters:
-        logger.addFilter(_is_ours)
-    return ocp
-
-
-def _is_ours(record: Any) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
 def _metric(metrics: Any) -> float:
     return metrics["metric"]
 
 
 def _finite(metric: float) -> bool:
     return math.isfinite(float(metric))
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,21 @@
+"""Checkpoints one can trust: asynchronous, atomic, hashed, restored onto any mesh.
+
+The only package that knows orbax, which it imports when first needed. A step is a folder
+
+    FOLDER/1200/{params,opt_state,ema,...}/   one orbax item each, so that any can be read alone
+    FOLDER/1200/meta/                         JSON: config, position in the data, ...
+    FOLDER/1200/MANIFEST.json                 size and SHA-256 of every file of the items
+
+The manifest is written while the folder still has its temporary name, so orbax's rename commits
+data and manifest together: a step without one was made by someone else or by an older version.
+orbax itself checks no hashes and restores flipped bytes as wrong numbers.
+
+    checkpoints.py   Checkpoints: what the rest of the code uses
+    manifest.py      hashes, written and verified
+    arrays.py        one item: its description, whether it fits, reading it
+"""
+
+from flm_jax.checkpoint.checkpoints import Checkpoints
+from flm_jax.checkpoint.manifest import MANIFEST, Damaged, verify
+
+__all__ = ["MANIFEST", "Checkpoints", "Damaged", "verify"]

@@ -1,0 +1,142 @@
+"""Clashes in a config: all found before anything compiles, each explained with its values."""
+
+import dataclasses
+
+import pytest
+
+from flm_jax import config as config_lib
+from flm_jax.config import Config
+from flm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilling:
+    path: str
+    needs_teacher = True
+    needs_two_times = True
+
+
+TABLES = {
+    "loss": {"flow_matching": Plain, "psd": Distilling},
+    "sampler": {"euler": Plain},
+    "data": {"names": Plain},
+    "tokenizer": {"letters": Plain},
+    "eval": {"entropy": Plain},
+}
+
+
+def make(**overrides):
+    """The default config with names that TABLES knows; a__b=1 means a.b = 1."""
+    tree = config_lib.to_dict(Config())
+    tree["data"]["name"], tree["tokenizer"]["name"] = "names", "letters"
+    for key, value in overrides.items():
+        *parents, last = key.split("__")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return config_lib.resolve(tree)
+
+
+def sentence(function, *args, **kwargs) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*args, **kwargs)
+    return str(caught.value)
+
+
+def test_defaults_and_edges_are_valid():
+    config_lib.validate(make(), TABLES)
+    config_lib.validate(make(data__length=3, model__dropout=0, sampler__top_p=1), TABLES)
+    config_lib.validate(
+        make(loss={"name": "psd", "options": {"path": "x"}}, teacher="t", model__two_times=True),
+        TABLES,
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"model__heads": 7}, "model.heads=7 does not divide model.width=768; try model.heads=6"),
+        ({"model__width": 36}, "heads of odd size 3"),
+        ({"data__length": 2}, "data.length=2 must be at least 3"),
+        ({"sampler__steps": ()}, "sampler.steps is empty; give at least one value"),
+        ({"sampler__steps": (1, 0)}, "0 in sampler.steps must be at least 1"),
+        ({"train__eval_taus": (0.5, 1.5)}, "1.5 in train.eval_taus must be at most 1"),
+        ({"model__dropout": 1.0}, "model.dropout=1.0 must be below 1"),
+        ({"model__dropout": -0.1}, "model.dropout=-0.1 must be at least 0"),
+        ({"sampler__top_p": 0.0}, "sampler.top_p=0.0 must be greater than 0"),
+        ({"sampler__top_p": 1.1}, "sampler.top_p=1.1 must be at most 1"),
+        ({"sampler__temperature": -1}, "sampler.temperature=-1.0 must be at least 0"),
+        ({"optim__learning_rate": 0}, "optim.learning_rate=0.0 must be greater than 0"),
+        ({"optim__ema_decay": 1}, "optim.ema_decay=1.0 must be below 1"),
+        ({"model__logit_cap": -30}, "model.logit_cap=-30.0 must be at least 0"),
+        ({"train__batch_size": 0}, "train.batch_size=0 must be at least 1"),
+        ({"train__keep_latest": 0}, "train.keep_latest=0 must be at least 1"),
+        ({"model__dtype": "float16"}, "float16 is not known; use float32 or bfloat16"),
+        ({"space": "dense"}, "space=dense is not known; use auto or onehot or projected"),
+        ({"optim__accumulation_steps": 3}, "=512 is not a multiple of optim.accumulation_steps=3"),
+        ({"optim__schedule": "cosine", "train__steps": 9}, "train.steps=9 is not above"),
+        ({"mesh__fsdp": 0}, "mesh.fsdp=0 must be a number of devices"),
+        ({"mesh__fsdp": -1}, "mesh.data and mesh.fsdp are both -1"),
+        ({"mesh__tensor": -2}, "mesh.tensor=-2 must be at least -1"),
+        ({"data__name": "name"}, "unknown data set 'name'; did you mean names?"),
+        ({"tokenizer__name": ""}, "tokenizer.name: no tokenizer is named"),
+        ({"loss__name": "fm"}, "unknown loss 'fm'"),
+        ({"loss__options": {"scales": 1}}, "loss 'flow_matching' has no option 'scales'"),
+        ({"evals": ("entropi",)}, "unknown evaluator 'entropi'; did you mean entropy?"),
+        ({"teacher": "runs/a"}, "teacher='runs/a' is set but loss 'flow_matching' uses none"),
+        ({"model__two_times": True}, "a network of one time but model.two_times=True"),
+        ({"loss__name": "psd", "model__two_times": True}, "loss 'psd' needs a teacher"),
+        ({"loss__name": "psd", "teacher": "t"}, "two times but model.two_times=False"),
+    ],
+)
+def test_clashes_are_explained(overrides, expected):
+    assert expected in sentence(config_lib.validate, make(**overrides), TABLES)
+
+
+def test_all_problems_are_told_at_once():
+    lines = sentence(
+        config_lib.validate, make(model__dropout=2, sampler__top_p=2, loss__name="x"), TABLES
+    ).splitlines()
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("mesh", "devices", "shape"),
+    [
+        ((-1, 1, 1), 8, (8, 1, 1)),
+        ((-1, 2, 2), 8, (2, 2, 2)),
+        ((2, -1, 1), 8, (2, 4, 1)),
+        ((1, 1, -1), 1, (1, 1, 1)),
+        ((2, 2, 2), 8, (2, 2, 2)),
+    ],
+)
+def test_mesh_shape(mesh, devices, shape):
+    assert config_lib.mesh_shape(config_lib.Mesh(*mesh), devices) == shape
+
+
+def test_devices_are_checked():
+    def check(devices, processes=1, **overrides):
+        return config_lib.validate_devices(make(**overrides), devices, processes)
+
+    assert check(8, train__batch_size=8) == (8, 1, 1)
+    text = sentence(check, 8, train__batch_size=12)
+    assert "train.batch_size=12 must be a multiple of 8" in text and "try 8 or 16" in text
+    assert "try 8" in sentence(check, 8, train__batch_size=4)
+    assert check(8, mesh__tensor=8, train__batch_size=1) == (1, 1, 8)
+    assert "on 2 processes" in sentence(check, 8, 2, mesh__tensor=8, train__batch_size=1)
+    text = sentence(check, 4, train__batch_size=8, optim__accumulation_steps=4)
+    assert "multiple of 16" in text and "optim.accumulation_steps=4" in text
+    assert "multiple of 3 devices but there are 8" in sentence(check, 8, mesh__fsdp=3)
+    assert "needs 4 devices but there are 8" in sentence(check, 8, mesh__data=4)
+
+
+def test_vocabulary_must_be_the_tokenizers():
+    config_lib.validate_vocabulary(5, 5, "the checkpoint")
+    text = sentence(config_lib.validate_vocabulary, 5, 6, "the checkpoint")
+    assert "the checkpoint has a vocabulary of 5 entries but the tokenizer has 6" in text
