@@ -1,1 +1,148 @@
-""""""
+"""Corpora, packed rows and batches.
+
+base.py           what a corpus promises; derived splits; the cache folder
+one file per corpus, one row per corpus in `DATASETS`
+wrap.py, rows.py  documents of tokens -> rows of one length, packed once on disk
+pipeline.py       rows -> shuffled, sharded, resumable batches (grain)
+inspect.py        look at a corpus: python -m flm_jax.data.inspect --config=...
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from flm_jax import config, errors, tokenizers
+from flm_jax.data.base import SPLITS, Corpus, cache_folder
+from flm_jax.data.pipeline import Batches, fixed_batch
+from flm_jax.data.python_prose import PythonProse
+from flm_jax.data.rows import Rows, pack
+from flm_jax.data.text_files import TextFiles
+from flm_jax.data.unicode_names import UnicodeNames
+from flm_jax.data.wrap import split_row
+
+DATASETS = {
+    "python_prose": PythonProse,
+    "text_files": TextFiles,
+    "unicode_names": UnicodeNames,
+}
+
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "Batches",
+    "Corpus",
+    "Data",
+    "Rows",
+    "TrainingText",
+    "fixed_batch",
+    "load_corpus",
+    "load_data",
+    "pack",
+    "split_row",
+]
+
+_KEYS = {
+    "name": "",
+    "length": 128,
+    "cache_dir": "",
+    "num_workers": 0,
+    "drop_remainder_every": 0,
+    "tokenizer_documents": 100_000,
+    "options": {},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What training needs to know about its text: `rows` holds one `Rows` per packed split."""
+
+    corpus: Corpus
+    tokenizer: tokenizers.Tokenizer
+    rows: Mapping[str, Rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingText:
+    """The text a tokenizer is built from: at most `limit` documents, evenly spread; 0 = all."""
+
+    corpus: Corpus
+    split: str = "train"
+    limit: int = 0
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) that stands for the text; cheaper than reading it."""
+        facts = f"{self.corpus.fingerprint(self.split)} {self.limit}"
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+    def __call__(self) -> Iterator[str]:
+        texts: Sequence[str] = self.corpus.source(self.split)
+        count = min(len(texts), self.limit or len(texts))
+        return (self.corpus.detokenize(texts[i * len(texts) // count]) for i in range(count))
+
+
+def load_corpus(data_section: Mapping) -> Corpus:
+    """The corpus of a config's data section.
+
+    Raises:
+      UserError: unknown key, data set or option; a path without files.
+    """
+    section = _checked(data_section)
+    return config.build(DATASETS, section["name"], section["options"], "data set")
+
+
+def load_data(
+    data_section: Mapping,
+    tokenizer_section: Mapping,
+    cache_dir: str | os.PathLike = "",
+    splits: Sequence[str] = ("train", "valid"),
+    tokenizer: tokenizers.Tokenizer | None = None,
+) -> Data:
+    """Corpus, tokenizer and packed rows as a config asks for them; the second call is a cache hit.
+
+    Args:
+      data_section: `{"name": "unicode_names", "length": 32, "options": {...}, ...}`; see `_KEYS`.
+      tokenizer_section: `{"name": "sentencepiece", "options": {"vocab_size": 1024}}`.
+      cache_dir: used when the section's own `cache_dir` is empty.
+      splits: which splits to pack.
+      tokenizer: take this one (of a checkpoint) and ignore `tokenizer_section`.
+
+    Raises:
+      UserError: anything wrong with the sections, the text or the cache folder.
+    """
+    section = _checked(data_section)
+    folder = cache_folder(section["cache_dir"] or cache_dir)
+    corpus = load_corpus(section)
+    if tokenizer is None:
+        recipe = config.build(
+            tokenizers.TOKENIZERS,
+            tokenizer_section.get("name", ""),
+            tokenizer_section.get("options") or {},
+            "tokenizer",
+        )
+        text = TrainingText(corpus, limit=section["tokenizer_documents"])
+        tokenizer = recipe.build(text, str(folder))
+    rows = {
+        split: pack(
+            corpus,
+            tokenizer,
+            split,
+            section["length"],
+            folder,
+            section["drop_remainder_every"],
+        )
+        for split in splits
+    }
+    return Data(corpus, tokenizer, rows)
+
+
+def _checked(section: Mapping) -> dict:
+    """The section with defaults filled in."""
+    for key in section:
+        if key not in _KEYS:
+            raise errors.UserError(
+                f"the data section has no key {key!r}; its keys are {', '.join(_KEYS)}"
+            )
+    return {**_KEYS, **section, "options": dict(section.get("options") or {})}

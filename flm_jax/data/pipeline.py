@@ -1,0 +1,171 @@
+"""Batches of rows: shuffled each epoch, without end, resumable on any number of processes."""
+
+import dataclasses
+
+import numpy as np
+
+from flm_jax import errors
+from flm_jax.data.rows import Rows
+
+
+class Batches:
+    """Iterator of `{"tokens": int32 (global_batch / shard_count, L)}`.
+
+    Global batch k is the same rows in the same order for every shard count and every number of
+    workers; shard i of n yields its i-th n-th part, a contiguous block. Epochs are shuffled
+    differently and follow each other without a gap: a batch may hold the end of one and the
+    beginning of the next, and with fewer rows than the batch several epochs.
+
+    With workers the process that makes this must be importable without side effects (guard
+    `if __name__ == "__main__"`): grain starts workers by spawning.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        global_batch: int,
+        seed: int,
+        shard_index: int = 0,
+        shard_count: int = 1,
+        num_workers: int = 0,
+    ):
+        """Raises UserError when `global_batch` cannot be divided among the shards."""
+        if global_batch < 1 or global_batch % shard_count:
+            raise errors.UserError(
+                f"batch size {global_batch} must be a positive multiple of the {shard_count} "
+                f"processes; try {max(1, global_batch // shard_count) * shard_count}"
+            )
+        if not 0 <= shard_index < shard_count:
+            raise ValueError(f"shard_index {shard_index} is not below shard_count {shard_count}")
+        self._rows, self._global_batch, self._seed = rows, global_batch, seed
+        self._shard = (shard_index, shard_count)
+        self._num_workers = num_workers
+        self._iterator = None
+        self._start(0)
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def get_state(self) -> dict:
+        """JSON-able; the same on all shards after the same number of batches."""
+        return {
+            "next_row": self._iterator.get_state()["global_next_index"],
+            "seed": self._seed,
+            "rows": self._rows.fingerprint,
+        }
+
+    def set_state(self, state: dict) -> None:
+        """Goes on where `state` was taken; shards, workers and the batch size may be others.
+
+        Raises:
+          UserError: the state is of other rows or another seed: going on would not be exact.
+        """
+        if not isinstance(state, dict) or not {"next_row", "seed", "rows"} <= state.keys():
+            raise errors.UserError(
+                f"the saved position in the data is damaged ({state!r}); resume from an earlier "
+                "checkpoint"
+            )
+        if state["rows"] != self._rows.fingerprint:
+            raise errors.UserError(
+                f"the checkpoint was trained on other rows (SHA-256 {state['rows'][:12]}) than "
+                f"those of {self._rows.path} ({self._rows.fingerprint[:12]}); restore the data set "
+                "and tokenizer it was trained with, or start in a new workdir with init_from"
+            )
+        if state["seed"] != self._seed:
+            raise errors.UserError(
+                f"the checkpoint shuffled its data with seed {state['seed']}, but the seed is "
+                f"{self._seed}; set it back, or start in a new workdir with init_from"
+            )
+        self._start(int(state["next_row"]))
+
+    def close(self) -> None:
+        """Stops the workers; the iterator cannot be used afterwards."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _start(self, next_row: int) -> None:
+        import grain
+
+        self.close()
+        index, count = self._shard
+        order = grain.MapDataset.source(_Source(self._rows)).seed(self._seed).shuffle().repeat()
+        blocks = _Blocks(order, self._global_batch, count, next_row % self._global_batch)
+        workers = None
+        if self._num_workers:
+            _parse_flags()
+            workers = grain.MultiprocessingOptions(
+                num_workers=self._num_workers, per_worker_buffer_size=4
+            )
+        self._iterator = iter(
+            grain.experimental.ElasticIterator(
+                grain.MapDataset.source(blocks),
+                self._global_batch,
+                grain.sharding.ShardOptions(shard_index=index, shard_count=count),
+                # Reading a memory map is faster than handing it to a thread.
+                read_options=grain.ReadOptions(num_threads=0, prefetch_buffer_size=0),
+                multiprocessing_options=workers,
+            )
+        )
+        self._iterator.set_state({"global_next_index": next_row})
+
+
+def fixed_batch(rows: Rows, n: int, seed: int) -> dict[str, np.ndarray]:
+    """`{"tokens": int32 (n, L)}` for evaluation, always the same for the same arguments.
+
+    Drawn without replacement; when `n` exceeds the number of rows they are repeated in turn.
+    """
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return {"tokens": rows[np.resize(order, n)]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Rows as grain wants them: one example per index, and a short repr."""
+
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"tokens": self.rows[index]}
+
+    def __repr__(self) -> str:
+        return f"rows({self.rows.fingerprint[:12]})"
+
+
+class _Blocks:
+    """Reorders each global batch so that grain's shards get contiguous blocks of it.
+
+    ElasticIterator deals examples like cards: shard i of n gets i, i+n, i+2n, ... of a batch.
+    Joined in the order of the shards, the batch would depend on n. So position j of a batch of B,
+    which goes to shard j % n as its (j // n)-th, shows example (j % n) * (B // n) + j // n.
+    """
+
+    def __init__(self, order, global_batch: int, shard_count: int, phase: int):
+        """`phase`: index of the first example of some batch, modulo the batch size."""
+        self._order, self._batch, self._shards = order, global_batch, shard_count
+        self._phase = phase
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        place = (index - self._phase) % self._batch
+        shard, turn = place % self._shards, place // self._shards
+        return self._order[index - place + shard * (self._batch // self._shards) + turn]
+
+    def __repr__(self) -> str:
+        return f"blocks({self._batch}, {self._shards}, {self._phase})"
+
+
+def _parse_flags() -> None:
+    """Grain's workers read absl flags, which nobody has parsed in a notebook or a script."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

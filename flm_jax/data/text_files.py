@@ -1,0 +1,185 @@
+"""The user's own text: .txt and .jsonl files, plain or gzipped."""
+
+import glob
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from flm_jax import errors, metrics
+from flm_jax.data import base, documents
+
+_SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+_HASHED_FULLY = 64 << 20  # bytes; of larger files the ends, the size and the date are hashed
+_RULES = "1"  # raise it when the same files and options would give other documents
+
+
+class TextFiles:
+    """Documents from files, folders and globs; encoding UTF-8.
+
+    Files are read in a stream; what is kept is where each document lies, so a corpus may be larger
+    than the memory. In a .gz file, jumping backwards decompresses from the start.
+    """
+
+    name = "text_files"
+    kind = "the user's text files"
+    licence = "as the user's files state"
+
+    def __init__(
+        self,
+        path: str | Sequence[str] = (),
+        valid_path: str | Sequence[str] = (),
+        test_path: str | Sequence[str] = (),
+        document: str = "line",
+        json_key: str = "text",
+    ):
+        """Finds the files; nothing is read yet.
+
+        Args:
+          path: a file, a folder (its .txt, .jsonl, .txt.gz, .jsonl.gz files at any depth), a glob,
+            or a list of these, for training. `~` is the home folder; commas separate entries when
+            no file has the whole text as its name.
+          valid_path: the same for validation. Left out: one twentieth of the documents of `path`,
+            chosen by their hash.
+          test_path: likewise for the test split.
+          document: of .txt files: "line", "paragraph" (separated by blank lines), "file", or any
+            other text, which then is the separator, such as "<|endoftext|>". A .jsonl file has a
+            document per line.
+          json_key: where a .jsonl line has its text.
+
+        Raises:
+          UserError: `path` is missing, or a path finds no file.
+        """
+        if not path:
+            raise errors.UserError(
+                "data set 'text_files' needs options.path: a file, a folder or a glob, for example "
+                "--config.data.options.path=corpus.txt"
+            )
+        if not document:
+            raise errors.UserError(
+                "options.document is empty; use 'line', 'paragraph', 'file' or a separator such "
+                "as '<|endoftext|>'"
+            )
+        self.splits = base.SPLITS
+        self._given = {"valid": bool(valid_path), "test": bool(test_path)}
+        self._files = {
+            split: _find(given) if given else ()
+            for split, given in zip(base.SPLITS, (path, valid_path, test_path), strict=True)
+        }
+        self._document, self._json_key = document, json_key
+        self._sources: dict[str, documents.Located] = {}
+
+    def source(self, split: str) -> Sequence[str]:
+        """The documents, found by one pass over the files at first use.
+
+        Raises:
+          UserError: a file that cannot be read, is empty or not UTF-8, or holds bad JSON (with its
+            line), or a split without documents.
+        """
+        base.check_split(self, split)
+        if split not in self._sources:
+            owner = split if self._files[split] else "train"
+            self._sources |= self._locate(owner)
+        found = self._sources[split]
+        if not len(found):
+            raise errors.UserError(self._nothing(split))
+        return found
+
+    def detokenize(self, text: str) -> str:
+        return text
+
+    def fingerprint(self, split: str) -> str:
+        base.check_split(self, split)
+        owner = split if self._files[split] else "train"
+        facts = [_RULES, split, self._document, self._json_key, *map(str, self._given.values())]
+        digest = hashlib.sha256("\0".join(facts).encode())
+        for path in self._files[owner]:
+            digest.update(_file_hash(path))
+        return digest.hexdigest()
+
+    def describe(self) -> dict:
+        return base.description(self)
+
+    def _locate(self, owner: str) -> dict[str, documents.Located]:
+        """One pass over the files of a split; those of "train" also hold the derived splits."""
+        reader = documents.Reader(self._files[owner], self._document, self._json_key)
+        derived = [s for s in ("valid", "test") if owner == "train" and not self._given[s]]
+        places: dict[str, list[tuple[int, int, int]]] = {s: [] for s in (owner, *derived)}
+        with metrics.bar(desc=f"reading {owner} files", unit="doc", delay=2) as bar:
+            for place, text in reader.scan():
+                side = base.split_of(text) if derived else owner
+                places[side if side in places else owner].append(place)
+                bar.update()
+        return {
+            split: documents.Located(reader, np.array(found, np.int64).reshape(-1, 3))
+            for split, found in places.items()
+        }
+
+    def _nothing(self, split: str) -> str:
+        if split != "train" and self._given[split]:
+            return f"{_listed(self._files[split])} holds no documents; give files with text"
+        where = _listed(self._files["train"])
+        total = sum(
+            len(self._sources[s]) for s in base.SPLITS if s == "train" or not self._given[s]
+        )
+        if not total:
+            return f"{where} holds no documents; give files with text"
+        remedy = "set options.valid_path and options.test_path, or cut finer with options.document"
+        return (
+            f"{where} holds {total} documents (options.document={self._document!r}), too few to "
+            f"leave any for the {split!r} split; {remedy}"
+        )
+
+
+def _listed(files: Sequence[pathlib.Path]) -> str:
+    return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files"
+
+
+def _find(given: str | Sequence[str]) -> tuple[pathlib.Path, ...]:
+    """Files for a path, folder, glob, or several of them, sorted within each, no file twice."""
+    entries = [given] if isinstance(given, (str, pathlib.PurePath)) else list(given)
+    if len(entries) == 1 and "," in str(entries[0]) and not pathlib.Path(entries[0]).exists():
+        entries = [entry.strip() for entry in str(entries[0]).split(",") if entry.strip()]
+    return tuple(dict.fromkeys(path for entry in entries for path in _expand(str(entry))))
+
+
+def _expand(entry: str) -> Iterator[pathlib.Path]:
+    path = pathlib.Path(entry).expanduser()
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file())
+        if not inside:
+            raise errors.UserError(f"the folder {path} holds no {', '.join(_SUFFIXES)} files")
+        yield from inside
+    elif path.exists():
+        yield path
+    elif glob.has_magic(entry):
+        matches = sorted(glob.glob(str(path), recursive=True))
+        files = [p for p in map(pathlib.Path, matches) if p.is_file()]
+        if not files:
+            raise errors.UserError(f"no file matches {entry}; correct the pattern in data.options")
+        yield from files
+    else:
+        raise errors.UserError(f"there is no file {path}; correct the path in data.options")
+
+
+def _file_hash(path: pathlib.Path) -> bytes:
+    """Hash of the content; of a large file, of its ends, size and date, because reading it is slow.
+
+    The kind of file is part of it: the same bytes are read differently as .txt and as .jsonl.
+    """
+    digest = hashlib.sha256(json.dumps(documents.kind_of(path)).encode())
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if size <= _HASHED_FULLY:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+            else:
+                digest.update(f"{size} {path.stat().st_mtime_ns}".encode())
+                digest.update(file.read(1 << 20))
+                file.seek(-(1 << 20), 2)
+                digest.update(file.read())
+    except OSError as error:
+        raise errors.UserError(documents.unreadable(path, error)) from error
+    return digest.digest()
