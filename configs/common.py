@@ -50,6 +50,7 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = ("pretrain",))
             cache_dir="",
             num_workers=0,
             drop_remainder_every=0,
+            tokenizer_documents=100_000,
             options={},
         )
     )

@@ -18,6 +18,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from flm_jax.checkpoint import MANIFEST, Checkpoints, manifest
 from flm_jax.errors import UserError
 
+# orbax reads an item's files at the same time; after damage to one, the others complain in vain.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def make_params(seed=0):
     key_a, key_b = jax.random.split(jax.random.key(seed))
@@ -204,8 +207,6 @@ def test_a_damaged_step_is_set_aside_and_saved_again(two_steps):
     assert (two_steps / "damaged-20").is_dir()
 
 
-# orbax reads an item's files at the same time, and those that it gives up on complain in vain.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_foreign_step_is_read_with_a_warning(two_steps, caplog):
     (two_steps / "20" / MANIFEST).unlink()
     restored = Checkpoints(two_steps).restore({"params": abstract(make_params())})

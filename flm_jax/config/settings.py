@@ -31,6 +31,9 @@ class Data:
         "documents after which a partial block is dropped (0 = never, official: 1000)",
         at_least=0,
     )
+    tokenizer_documents: int = knob(
+        100_000, "training documents that a tokenizer is made from (0 = all)", at_least=0
+    )
     options: dict = knob({}, "arguments of the data set itself, for example options.path")
 
 

@@ -1,0 +1,46 @@
+"""Your own text: .txt, .jsonl, .txt.gz, .jsonl.gz; a file, a folder, a glob, or several.
+
+Command:   python -m flm_jax.main --config=configs/text_files.py --workdir=runs/mine \
+               --config.data.options.path=corpus.txt
+Hardware:  a model this small (256 wide, 8 blocks) also trains on CPU cores; a GPU is better
+Time:      depends on the text
+Expected:  depends on the text
+
+--config=configs/text_files.py:characters spells instead of writing pieces of words, which needs
+less text. Other useful values: --config.data.length, --config.tokenizer.options.vocab_size,
+--config.train.steps, --config.train.max_minutes.
+"""
+
+from configs import common
+
+
+def get_config(stage="pretrain"):
+    config = common.get_config(stage, stages=("pretrain", "characters"))
+    config.stage = "pretrain"
+    config.data.name = "text_files"
+    config.data.length = 64
+    config.data.options.update(
+        path="",  # required: training text
+        valid_path="",  # "" = one twentieth of the documents of path
+        test_path="",  # likewise
+        document="line",  # of .txt files: line, paragraph, file, or a separator
+        json_key="text",  # where a line of .jsonl has its text
+    )
+    if stage == "characters":
+        config.data.length = 128
+        config.tokenizer.name = "characters"
+    else:
+        config.tokenizer.name = "sentencepiece"
+        config.tokenizer.options.vocab_size = 2048
+    config.model.update(common.PRESETS["tiny"])
+    config.optim.update(warmup_steps=500, ema_decay=0.999)
+    config.train.update(
+        batch_size=128,
+        steps=20_000,
+        log_every=50,
+        eval_every=500,
+        sample_every=2_000,
+        save_every=1_000,
+        eval_rows=256,
+    )
+    return config
