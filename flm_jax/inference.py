@@ -112,7 +112,7 @@ class FlowModel:
         }
         knobs = {name: value for name, value in knobs.items() if value is not None}
         chosen = dataclasses.replace(defaults, **knobs)
-        config_lib.validate_section(chosen, "sampler")
+        config_lib.validate_section(chosen)
         if seed < 0:
             raise UserError(f"seed={seed} must be at least 0")
         length = self.config.data.length if length is None else length

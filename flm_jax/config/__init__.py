@@ -22,7 +22,13 @@ from flm_jax.config.settings import (
     Tokenizer,
     Train,
 )
-from flm_jax.config.validation import mesh_shape, validate, validate_devices, validate_vocabulary
+from flm_jax.config.validation import (
+    mesh_shape,
+    validate,
+    validate_devices,
+    validate_section,
+    validate_vocabulary,
+)
 
 __all__ = [
     "Clock",
@@ -47,5 +53,6 @@ __all__ = [
     "to_json",
     "validate",
     "validate_devices",
+    "validate_section",
     "validate_vocabulary",
 ]

@@ -30,6 +30,15 @@ def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
         raise UserError("\n".join(problems))
 
 
+def validate_section(section: Any) -> None:
+    """Raises UserError unless every value of one section, say a `Sampler`, is within its limits."""
+    problems = []
+    for field in dataclasses.fields(section):
+        problems += _check_limits(section, field.name, field)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def mesh_shape(mesh: settings.Mesh, num_devices: int) -> tuple[int, int, int]:
     """Sizes of the axes (data, fsdp, tensor); -1 takes the devices that the others leave.
 

@@ -28,6 +28,11 @@ def matmul_dtype(configured: Any, *operands: Any) -> Any:
     return jnp.dtype(configured)
 
 
+def on_last_axis(vector: jax.Array, ndim: int) -> jax.Array:
+    """A vector as an array of rank ``ndim`` that varies along the last axis (no rank promotion)."""
+    return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["kernel_DV", "bias_V"],
@@ -55,7 +60,7 @@ class Head:
 
     def raw(self, features: jax.Array) -> jax.Array:
         """Uncapped logits (..., V), at least float32, of features (..., D)."""
-        return self.product(features) + self.bias_V
+        return self.product(features) + on_last_axis(self.bias_V, features.ndim)
 
     def product(self, features: jax.Array) -> jax.Array:
         """features (..., D) @ kernel, accumulated in at least float32."""

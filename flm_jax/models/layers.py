@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flm_jax.flow.posterior import matmul_dtype
+from flm_jax.flow.posterior import matmul_dtype, on_last_axis
 
 FREQUENCIES = 128  # of the time embedding: that many cosines, then that many sines
 MAX_PERIOD = 10_000.0
@@ -40,7 +40,7 @@ class Linear(nn.Module):
         y = jnp.matmul(x.astype(dtype), kernel.astype(dtype))
         if self.use_bias:
             bias = self.param("bias", init, (self.features,)).astype(dtype)
-            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+            y = y + on_last_axis(bias, y.ndim)
         return y
 
 
@@ -55,11 +55,7 @@ class Norm(nn.Module):
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(centred**2, axis=-1, keepdims=True)
-        return (
-            centred
-            * jax.lax.rsqrt(variance + self.eps)
-            * scale.reshape((1,) * (x.ndim - 1) + (-1,))
-        )
+        return centred * jax.lax.rsqrt(variance + self.eps) * on_last_axis(scale, x.ndim)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -80,7 +76,7 @@ class TimeEmbedding(nn.Module):
         tau = tau.astype(jnp.promote_types(tau.dtype, jnp.float32))
         index = jnp.arange(FREQUENCIES, dtype=tau.dtype)
         frequency = jnp.exp(-math.log(MAX_PERIOD) * index / FREQUENCIES)
-        angle = tau[..., None] * frequency.reshape((1,) * tau.ndim + (-1,))
+        angle = tau[..., None] * on_last_axis(frequency, tau.ndim + 1)
         waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
         hidden = nn.silu(Linear(self.width, name="in")(waves))
         return Linear(self.width, name="out")(hidden)
