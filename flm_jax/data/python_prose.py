@@ -40,6 +40,7 @@ _C_MODULES = (
 
 _RULES = "1"  # raise it when the cleaning below changes, so that caches notice
 _ROLE = re.compile(r":[a-z][a-z:]*:`~?([^`<]*?)(?:\s*<[^`]*>)?`")
+_HYPHEN = re.compile(r"(?<=\w)-\n(?=\w)")  # "non-" at the end of a line, "numeric" on the next
 _MARKS = (
     (re.compile(r"`+_*([^`]+?)`+_{0,2}"), r"\1"),
     (re.compile(r"(?<![\w*])(\*{1,2})(?=\S)([^*]+?)(?<=\S)\1(?![\w*])"), r"\2"),
@@ -182,7 +183,8 @@ def _items(lines: list[str]) -> Iterator[list[str]]:
 def _plain(lines: list[str]) -> str:
     if _SIGNATURE.match(lines[0].strip()):
         lines = lines[1:]
-    text = _ROLE.sub(r"\1", " ".join(line.strip() for line in lines))
+    joined = _HYPHEN.sub("-", "\n".join(line.strip() for line in lines))
+    text = _ROLE.sub(r"\1", joined.replace("\n", " "))
     for pattern, replacement in _MARKS:
         text = pattern.sub(replacement, text)
     return text.strip().removesuffix("::")
@@ -195,5 +197,6 @@ def _is_prose(text: str) -> bool:
         and (text[0].isupper() or text[0] in "\"'(")
         and text.rstrip("\"')")[-1:] in tuple(".!?:")
         and letters >= 0.90 * len(text)
+        and "`" not in text
         and text.isprintable()
     )

@@ -119,16 +119,16 @@ class TextFiles:
 
     def _nothing(self, split: str) -> str:
         if split != "train" and self._given[split]:
-            return f"{_listed(self._files[split])} holds no documents; give files with text"
+            return f"there are no documents in {_listed(self._files[split])}; give files with text"
         where = _listed(self._files["train"])
         total = sum(
             len(self._sources[s]) for s in base.SPLITS if s == "train" or not self._given[s]
         )
         if not total:
-            return f"{where} holds no documents; give files with text"
+            return f"there are no documents in {where}; give files with text"
         remedy = "set options.valid_path and options.test_path, or cut finer with options.document"
         return (
-            f"{where} holds {total} documents (options.document={self._document!r}), too few to "
+            f"{total} documents (options.document={self._document!r}) in {where} are too few to "
             f"leave any for the {split!r} split; {remedy}"
         )
 

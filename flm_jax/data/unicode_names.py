@@ -13,7 +13,9 @@ from flm_jax.data import base
 
 # A serial number of three or more digits ("egyptian hieroglyph a001", "tangut component-017") or a
 # code point ("cjk unified ideograph-4e00"): such names say nothing that a model could learn.
-_SERIAL = re.compile(r"[ -](?:[a-z]*[0-9]{3,}[a-z]?|(?=[a-f]*[0-9])[0-9a-f]{4,6})$")
+_SERIAL = re.compile(
+    r"[ -][a-z]*[0-9]{3,}[a-z]?$|(?:ideograph|character|hieroglyph)-[0-9a-f]{4,6}$"
+)
 # Composed by rule from the parts of the syllable: 11,172 of them.
 _COMPOSED = "hangul syllable "
 

@@ -1,0 +1,196 @@
+"""Packed rows: content, cache hits, damage, and load_data that ties it together."""
+
+import json
+import pickle
+import string
+
+import numpy as np
+import pytest
+
+from flm_jax import data, errors, tokenizers
+from flm_jax.data import base, rows, wrap
+
+
+class Letters(base.MemoryCorpus):
+    """`count` documents of letters; "valid" has a tenth of them."""
+
+    name = "letters"
+
+    def __init__(self, count: int = 200, shift: int = 0):
+        self.count, self.shift = count, shift
+
+    def read(self):
+        texts = [
+            "".join(chr(97 + (i * j + self.shift) % 26) for j in range(i % 9 + 1))
+            for i in range(self.count)
+        ]
+        return {"train": texts, "valid": texts[: self.count // 10], "test": texts[:1]}
+
+    def detokenize(self, text):
+        return text.replace("a", "A")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [chr(c) for c in range(97, 123)] + ["A"]
+    return tokenizers.build({"name": "characters"}, lambda: texts)
+
+
+def folders(cache):
+    return sorted(path.name for path in (cache / "rows").iterdir())
+
+
+def test_rows_are_the_wrapped_detokenised_documents(tokenizer, tmp_path):
+    corpus = Letters()
+    packed = data.pack(corpus, tokenizer, "train", 16, tmp_path)
+    texts = [corpus.detokenize(text) for text in corpus.source("train")]
+    expected = np.concatenate(
+        list(wrap.wrap(map(tokenizer.encode, texts), 16, tokenizer.bos_id, tokenizer.eos_id))
+    )
+    np.testing.assert_array_equal(packed[:], expected)
+    assert "A" in tokenizer.decode(packed[0]) and "a" not in tokenizer.decode(packed[0])
+    assert len(packed) == len(expected) and packed.tokens == expected.size
+    assert packed[3].dtype == packed[np.array([3, 1])].dtype == np.int32
+    np.testing.assert_array_equal(packed[np.array([3, 1])], expected[[3, 1]])
+    assert np.load(packed.path).dtype == np.uint16
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(packed))[5], expected[5])
+
+
+def test_large_vocabularies_get_four_bytes(tmp_path):
+    characters = "".join(map(chr, range(0x10000, 0x10000 + 70_000))) + string.ascii_letters
+    big = tokenizers.build({"name": "characters"}, lambda: [characters])
+    packed = data.pack(Letters(), big, "train", 16, tmp_path)
+    assert np.load(packed.path).dtype == np.int32
+    first = Letters().detokenize(Letters().source("train")[0])
+    assert big.decode(packed[0]).startswith(first)
+
+
+def test_second_call_is_a_cache_hit_and_each_change_is_a_miss(tokenizer, tmp_path, monkeypatch):
+    first = data.pack(Letters(), tokenizer, "train", 16, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "_write", lambda *_: pytest.fail("packed again"))
+        again = data.pack(Letters(), tokenizer, "train", 16, tmp_path)
+    assert again == first and len(folders(tmp_path)) == 1
+
+    other = tokenizers.build({"name": "characters"}, lambda: ["abcdefghijklmnopqrstuvwxyz"])
+    data.pack(Letters(), tokenizer, "train", 17, tmp_path)
+    data.pack(Letters(), tokenizer, "train", 16, tmp_path, drop_remainder_every=50)
+    data.pack(Letters(shift=1), tokenizer, "train", 16, tmp_path)
+    data.pack(Letters(), other, "train", 16, tmp_path)
+    data.pack(Letters(), tokenizer, "valid", 16, tmp_path)
+    monkeypatch.setattr(rows, "_CODE_VERSION", 999)
+    data.pack(Letters(), tokenizer, "train", 16, tmp_path)
+    assert len(folders(tmp_path)) == 7  # and nothing temporary is left
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "manifest", "no manifest", "other manifest"])
+def test_damaged_caches_are_made_again(tokenizer, tmp_path, damage):
+    packed = data.pack(Letters(), tokenizer, "train", 16, tmp_path)
+    good, manifest = packed[:], packed.path.with_name("manifest.json")
+    content = bytearray(packed.path.read_bytes())
+    if damage == "flip":
+        content[-7] ^= 1
+        packed.path.write_bytes(content)
+    elif damage == "cut":
+        packed.path.write_bytes(content[:-2])
+    elif damage == "manifest":
+        manifest.write_text("[1, 2")
+    elif damage == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text(json.dumps(packed.manifest | {"length": 8}))
+    np.testing.assert_array_equal(data.pack(Letters(), tokenizer, "train", 16, tmp_path)[:], good)
+    assert len(folders(tmp_path)) == 1
+
+
+def test_an_interrupted_run_leaves_no_rows(tokenizer, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(wrap, "_flat", interrupted)
+        data.pack(Letters(), tokenizer, "train", 16, tmp_path)
+    assert folders(tmp_path) == []
+    assert len(data.pack(Letters(), tokenizer, "train", 16, tmp_path))
+
+
+def test_too_little_text_names_numbers_and_remedy(tokenizer, tmp_path):
+    corpus = Letters()
+    (text,) = corpus.source("test")
+    tokens = len(text) + 1
+    have = f"'test' split of 'letters' has 1 documents and {tokens} characters tokens"
+    with pytest.raises(errors.UserError, match=have) as caught:
+        data.pack(corpus, tokenizer, "test", 16, tmp_path)
+    longest = int(str(caught.value).split("set data.length to ")[1].split()[0])
+    assert len(data.pack(corpus, tokenizer, "test", longest, tmp_path)) == 1
+    with pytest.raises(errors.UserError, match="not enough in any 2 documents for one row"):
+        data.pack(corpus, tokenizer, "train", 64, tmp_path, drop_remainder_every=2)
+    assert len(folders(tmp_path)) == 1
+
+
+def test_bad_arguments_get_a_sentence(tokenizer, tmp_path):
+    with pytest.raises(errors.UserError, match="length is 2, .* set data.length to 3 or more"):
+        data.pack(Letters(), tokenizer, "train", 2, tmp_path)
+    with pytest.raises(errors.UserError, match="no split 'dev'; it has train, valid, test"):
+        data.pack(Letters(), tokenizer, "dev", 8, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.UserError, match=r"cannot write packed rows to .*\$FLM_JAX_CACHE"):
+        data.pack(Letters(), tokenizer, "train", 8, tmp_path / "file")
+
+
+def test_cache_folder_prefers_argument_then_environment(monkeypatch):
+    monkeypatch.setenv(base.CACHE_VARIABLE, "/env")
+    assert str(base.cache_folder("/given")) == "/given" and str(base.cache_folder()) == "/env"
+    monkeypatch.delenv(base.CACHE_VARIABLE)
+    assert base.cache_folder().parts[-2:] == (".cache", "flm_jax")
+    assert "~" not in str(base.cache_folder("~/x"))
+
+
+def test_training_text_is_evenly_spread_and_detokenised():
+    corpus = Letters(100)
+    text = data.TrainingText(corpus, limit=10)
+    expected = [corpus.detokenize(t) for t in corpus.source("train")[::10]]
+    assert list(text()) == list(text()) == expected
+    assert len(list(data.TrainingText(corpus)())) == 100
+    assert len(list(data.TrainingText(corpus, limit=1000)())) == 100
+    assert text.fingerprint != data.TrainingText(corpus).fingerprint
+
+
+TOKENIZER = {"name": "sentencepiece", "options": {"vocab_size": "60"}}
+
+
+@pytest.fixture
+def letters_table(monkeypatch):
+    monkeypatch.setitem(data.DATASETS, "letters", Letters)
+
+
+def test_load_data_packs_the_asked_splits_and_caches(letters_table, tmp_path, monkeypatch):
+    section = {"name": "letters", "length": 16, "options": {"count": "300"}}
+    first = data.load_data(section, TOKENIZER, tmp_path)
+    assert set(first.rows) == {"train", "valid"} and first.corpus.count == 300
+    assert first.tokenizer.vocab_size == 60  # numbers from the command line come as text
+    monkeypatch.setattr(rows, "_write", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr(Letters, "read", lambda *_: pytest.fail("the corpus was read again"))
+    monkeypatch.setattr(Letters, "fingerprint", lambda self, split: saved[split])
+    saved = {s: first.rows[s].manifest["corpus_fingerprint"] for s in first.rows}
+    second = data.load_data({**section, "cache_dir": str(tmp_path)}, TOKENIZER)
+    assert second.rows == first.rows
+    third = data.load_data(section, {}, tmp_path, tokenizer=first.tokenizer)
+    assert third.rows == first.rows
+
+
+@pytest.mark.parametrize(
+    ("section", "tokenizer_section", "sentence"),
+    [
+        ({"name": "letters", "lenght": 9}, TOKENIZER, "no key 'lenght'; its keys are name, length"),
+        ({"name": "leters"}, TOKENIZER, "unknown data set 'leters'"),
+        ({}, TOKENIZER, "no data set is named"),
+        ({"name": "letters", "options": {"cnt": 1}}, TOKENIZER, "'letters' has no option 'cnt'"),
+        ({"name": "letters"}, {"name": "words"}, "unknown tokenizer 'words'"),
+        ({"name": "letters"}, {}, "no tokenizer is named"),
+        ({"name": "letters"}, {"name": "characters", "options": {"x": 1}}, "has no option 'x'"),
+    ],
+)
+def test_bad_sections_get_a_sentence(letters_table, tmp_path, section, tokenizer_section, sentence):
+    with pytest.raises(errors.UserError, match=sentence):
+        data.load_data(section, tokenizer_section, tmp_path)

@@ -1,0 +1,185 @@
+"""The user's files: every way to cut them, and a sentence with file and line for what is wrong."""
+
+import gzip
+import json
+import pickle
+
+import pytest
+
+from flm_jax import data, errors
+from flm_jax.data import base, documents, text_files
+
+LINES = [f"line {i} of the tale" for i in range(200)]
+
+
+def put(path, content):
+    content = content if isinstance(content, bytes) else content.encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return str(path)
+
+
+def as_jsonl(texts, key="text"):
+    return "".join(json.dumps({key: text, "n": 1}) + "\n" for text in texts)
+
+
+def everything(corpus):
+    return [text for split in corpus.splits for text in corpus.source(split)]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz", "a.text", "a"])
+def test_kinds_of_files(tmp_path, name):
+    content = as_jsonl(LINES) if "jsonl" in name else "\n".join(LINES)
+    corpus = text_files.TextFiles(put(tmp_path / name, content))
+    for split in base.SPLITS:
+        found = corpus.source(split)
+        assert list(found) == [line for line in LINES if base.split_of(line) == split]
+        assert found[-1] == list(found)[-1] and found[0] == list(found)[0]  # a jump back
+        assert found[1:3] == list(found)[1:3]
+        with pytest.raises(IndexError):
+            found[len(found)]
+    assert sorted(everything(corpus)) == sorted(LINES)
+    copy = pickle.loads(pickle.dumps(corpus))
+    assert everything(copy) == everything(corpus)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
+def test_ways_to_cut(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(documents, "_CHUNK", chunk)
+    text = "\ufeffOne\r\ntwo\n\n\n  \nthree é\n<|end|>\nfour<|end|><|end|>five <|end\n"
+    path = put(tmp_path / "t.txt", text)
+
+    def cut(document):
+        corpus = text_files.TextFiles(path, path, path, document=document)
+        return list(corpus.source("train"))
+
+    assert cut("line") == ["One", "two", "three é", "<|end|>", "four<|end|><|end|>five <|end"]
+    assert cut("paragraph") == ["One\ntwo", "three é\n<|end|>\nfour<|end|><|end|>five <|end"]
+    assert cut("<|end|>") == ["One\ntwo\n\n\n  \nthree é", "four", "five <|end"]
+    assert cut("file") == [text.strip("\ufeff\n").replace("\r\n", "\n")]
+
+
+def test_given_splits_replace_the_derived_ones(tmp_path):
+    train, valid = put(tmp_path / "a.txt", "\n".join(LINES)), put(tmp_path / "b.txt", "x y\nz")
+    with_valid = text_files.TextFiles(train, valid)
+    assert list(with_valid.source("valid")) == ["x y", "z"]
+    assert len(with_valid.source("test")) and len(everything(with_valid)) == len(LINES) + 2
+    both = text_files.TextFiles(train, valid, valid)
+    assert list(both.source("train")) == LINES
+    assert both.fingerprint("train") != with_valid.fingerprint("train")
+    assert both.detokenize(" a . ") == " a . "
+
+
+def test_folders_globs_and_lists(tmp_path):
+    for name in ("b.txt", "a/c.txt", "a/d.jsonl.gz"):
+        put(tmp_path / name, as_jsonl([name]) if "json" in name else name)
+    put(tmp_path / "notes.md", "not text for training")
+
+    def read(path):
+        return list(text_files.TextFiles(path, path, path).source("train"))
+
+    assert read(str(tmp_path)) == ["a/c.txt", "a/d.jsonl.gz", "b.txt"]
+    assert read(f"{tmp_path}/*.txt") == ["b.txt"]
+    assert read(f"{tmp_path}/**/*.txt") == ["a/c.txt", "b.txt"]
+    assert read([f"{tmp_path}/b.txt", f"{tmp_path}/a"]) == ["b.txt", "a/c.txt", "a/d.jsonl.gz"]
+    assert read(f"{tmp_path}/b.txt, {tmp_path}/a/c.txt") == ["b.txt", "a/c.txt"]
+    assert read([f"{tmp_path}/b.txt"] * 2) == ["b.txt"]
+    assert read(tmp_path / "notes.md") == ["not text for training"]
+    for path in (str(tmp_path), [str(tmp_path)]):  # text from the command line, a list from a file
+        options = {"path": path, "valid_path": path, "test_path": path}
+        assert len(everything(data.load_corpus({"name": "text_files", "options": options}))) == 9
+
+
+def test_fingerprints_follow_content_and_options(tmp_path, monkeypatch):
+    path = put(tmp_path / "a.txt", "\n".join(LINES))
+    prints = [text_files.TextFiles(path).fingerprint(split) for split in base.SPLITS]
+    prints += [text_files.TextFiles(path, document="paragraph").fingerprint("train")]
+    prints += [text_files.TextFiles(path, json_key="body").fingerprint("train")]
+    prints += [
+        text_files.TextFiles(put(tmp_path / "a.jsonl", "\n".join(LINES))).fingerprint("train")
+    ]
+    put(tmp_path / "a.txt", "\n".join([*LINES[:-1], LINES[-1].upper()]))
+    prints += [text_files.TextFiles(path).fingerprint("train")]
+    monkeypatch.setattr(text_files, "_HASHED_FULLY", 10)
+    path = put(tmp_path / "b.txt", "x" * (3 << 20))
+    prints += [text_files.TextFiles(path).fingerprint("train")]
+    put(tmp_path / "b.txt", "x" * (3 << 20) + "y")
+    prints += [text_files.TextFiles(path).fingerprint("train")]
+    assert len(set(prints)) == len(prints)
+    moved = put(tmp_path / "c" / "b.txt", "\n".join(LINES))
+    monkeypatch.undo()
+    assert text_files.TextFiles(moved).fingerprint("train") == prints[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.txt", b"", r"a\.txt is empty; remove it"),
+        ("a.txt.gz", b"", r"a\.txt\.gz is empty; remove it"),
+        ("a.txt", b" \n\n", r"no documents in .*a\.txt; give files with text"),
+        ("a.txt", b"good\nbad \xe9\n", r"a\.txt is not UTF-8: line 2 has the byte 0xe9"),
+        ("a.txt", "text".encode("utf-16"), r"a\.txt is not UTF-8: line 1 has the byte 0xff"),
+        ("a.jsonl", as_jsonl(LINES[:2]) + "{oops\n", r"a\.jsonl line 3 is not JSON \(Expecting"),
+        ("a.jsonl", "[1]\n", r"a\.jsonl line 1 is JSON but not an object"),
+        (
+            "a.jsonl",
+            as_jsonl(["x"]) + as_jsonl(["x"], "body"),
+            "line 2 has no text under 'text'.*body",
+        ),
+        ("a.jsonl", '{"text": 5}\n', r"line 1 has no text under 'text'.*keys with text: none"),
+        ("a.jsonl", '\n{"text": "a\\ud800b"}\n', r"a\.jsonl line 2 has half of a surrogate pair"),
+        ("a.jsonl", b'{"text": "ok"}\n\xff\n', r"a\.jsonl is not UTF-8: line 2"),
+        ("a.jsonl", "[" * 100_000, r"a\.jsonl line 1 is not JSON"),
+        (
+            "a.txt",
+            "only one line",
+            r"1 documents \(options.document='line'\) in .* too few",
+        ),
+    ],
+)
+def test_bad_files_name_file_and_line(tmp_path, name, content, sentence):
+    corpus = text_files.TextFiles(put(tmp_path / name, content))
+    with pytest.raises(errors.UserError, match=sentence):
+        everything(corpus)
+
+
+@pytest.mark.parametrize("document", ["line", "paragraph", "file", "<|end|>"])
+def test_line_numbers_of_bad_bytes_for_every_cut(tmp_path, document):
+    content = b"one\ntwo\n\nthree<|end|>\nfour\n<|end|>five \xff\nsix\n"
+    corpus = text_files.TextFiles(put(tmp_path / "a.txt", content), document=document)
+    with pytest.raises(errors.UserError, match="not UTF-8: line 6 has the byte 0xff"):
+        corpus.source("train")
+
+
+def test_bad_paths_and_options(tmp_path):
+    for options, sentence in (
+        ({}, "needs options.path: a file, a folder or a glob"),
+        ({"path": str(tmp_path / "no.txt")}, r"there is no file .*no\.txt; correct the path"),
+        ({"path": str(tmp_path / "*.txt")}, r"no file matches .*\*\.txt"),
+        ({"path": str(tmp_path)}, r"the folder .* holds no \.txt, \.jsonl"),
+        ({"path": "x", "document": ""}, "options.document is empty; use 'line'"),
+        ({"path": "x", "encoding": "latin-1"}, "'text_files' has no option 'encoding'"),
+    ):
+        with pytest.raises(errors.UserError, match=sentence):
+            data.load_corpus({"name": "text_files", "options": options})
+
+
+def test_damaged_gzip_files(tmp_path):
+    whole = gzip.compress("\n".join(LINES).encode())
+    for content in (
+        whole[: len(whole) // 2],
+        b"plain text",
+        whole[:30] + b"\xff" * 40 + whole[70:],
+    ):
+        (tmp_path / "a.txt.gz").write_bytes(content)
+        corpus = text_files.TextFiles(str(tmp_path / "a.txt.gz"))
+        with pytest.raises(errors.UserError, match=r"a\.txt\.gz is not a complete gzip file"):
+            corpus.source("train")
+
+
+def test_a_file_that_shrinks_while_in_use(tmp_path):
+    path = put(tmp_path / "a.txt", "\n".join(LINES))
+    found = text_files.TextFiles(path, path, path).source("train")
+    put(tmp_path / "a.txt", "short")
+    with pytest.raises(errors.UserError, match="became shorter while it was read"):
+        found[150]
