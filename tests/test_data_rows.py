@@ -103,6 +103,14 @@ def test_damaged_caches_are_made_again(tokenizer, tmp_path, damage):
     assert len(folders(tmp_path)) == 1
 
 
+def test_large_files_are_checked_by_size_only(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "_CHECKED_FULLY", 0)
+    packed = data.pack(Letters(), tokenizer, "train", 16, tmp_path)
+    good = packed[:]
+    packed.path.write_bytes(packed.path.read_bytes()[:-2])
+    np.testing.assert_array_equal(data.pack(Letters(), tokenizer, "train", 16, tmp_path)[:], good)
+
+
 def test_an_interrupted_run_leaves_no_rows(tokenizer, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

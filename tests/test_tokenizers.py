@@ -129,6 +129,14 @@ def test_training_is_deterministic_and_cached(tmp_path, monkeypatch):
     assert tokenizers.build(section, documents, tmp_path).fingerprint == first.fingerprint
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         tokenizers.build(section, lambda: NAMES[1:], tmp_path)
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        tokenizers.build(SECTIONS[2], documents, tmp_path)
+
+
+def test_a_cache_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.UserError, match="cannot write .*choose a folder"):
+        tokenizers.build(SECTIONS[1], documents, tmp_path / "file")
 
 
 def test_model_path_loads_a_model(tmp_path):

@@ -131,7 +131,7 @@ class SentencePieceRecipe:
         path = pathlib.Path(cache_dir).expanduser() / "sentencepiece" / f"{key[:32]}.model"
         try:
             return SentencePiece(path.read_bytes())
-        except (FileNotFoundError, errors.UserError):  # not there, or damaged: make it again
+        except (OSError, errors.UserError):  # not there, or damaged: make it again
             model = _train(documents, options)
         base.write_atomically(path, model)
         return SentencePiece(model)
