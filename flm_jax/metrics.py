@@ -218,3 +218,28 @@ class Progress:
 
     def __exit__(self, *_):
         self.close()
+
+
+class Window:
+    """Running means of a step's metrics since the last log line, and the speed."""
+
+    def __init__(self, tokens_per_step: int):
+        self.first = True
+        self._tokens = tokens_per_step
+        self.restart()
+
+    def restart(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._start = time.perf_counter()
+
+    def add(self, values: dict[str, float]) -> None:
+        self._count += 1
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: value / max(1, self._count) for name, value in self._sums.items()}
+
+    def tokens_per_second(self) -> float:
+        return self._count * self._tokens / max(1e-9, time.perf_counter() - self._start)

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import signal
 import time
 from typing import Any
 
@@ -19,13 +18,13 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import metrics, optim, outcome, sharding
+from flm_jax import metrics, optim, outcome, sharding, signals
 from flm_jax import step as step_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.data import Batches, fixed_batch, load_data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
-from flm_jax.inference import CHECKPOINTS_FOLDER, TOKENIZER_FOLDER, FlowModel, read_config
+from flm_jax.inference import CHECKPOINTS_FOLDER, TOKENIZER_FOLDER, FlowModel, load, read_config
 
 EVAL_SEED = 0  # of the held-out rows and their noise: the same in every run
 
@@ -38,29 +37,6 @@ class Clockwork:
     data_s: float = 0.0
     compile_s: float = 0.0
     sample_s: float = 0.0
-
-
-class StopRequest:
-    """SIGTERM and Ctrl-C ask for a checkpoint and an orderly end; a second Ctrl-C interrupts."""
-
-    def __init__(self):
-        self.signal: int | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, frame):
-        del frame
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
@@ -160,21 +136,22 @@ class Run:
     def go(self) -> int:
         step, state = self.restore_or_init()
         outcome.write_run(self, step, "running")
-        with StopRequest() as stop:
+        with signals.StopRequest() as stop:
             step, state, why = self.loop(step, state, stop)
         if stop.signal is not None:
             outcome.write_run(self, step, why)
-            print(f"stopped by {signal.Signals(stop.signal).name} at step {step}, saved; "
+            print(f"stopped by {stop.name} at step {step}, saved; "
                   "the same command continues")  # fmt: skip
             return 128 + stop.signal
         outcome.finish(self, state, step, why)
         return 0
 
     def restore_or_init(self) -> tuple[int, step_lib.TrainState]:
-        """The state to start from: the newest good checkpoint of this workdir, else fresh."""
+        """The state to start from: this workdir's newest good checkpoint, init_from, or fresh."""
         if self.checkpoints.latest_step() is None:
             init = jax.jit(self._init, out_shardings=self.state_sharding)
-            return 0, init(jax.random.fold_in(self.key, 0))
+            state = init(jax.random.fold_in(self.key, 0))
+            return 0, self.start_from(state) if self.config.init_from else state
         abstract = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             self.state_shape,
@@ -197,6 +174,18 @@ class Run:
         count = jax.device_put(jnp.asarray(step, jnp.int32), sharding.replicated(self.mesh))
         return step, step_lib.TrainState(step=count, **items)
 
+    def start_from(self, state: step_lib.TrainState) -> step_lib.TrainState:
+        """The fresh state with the parameters (the average) of config.init_from."""
+        source = self.config.init_from
+        other = load(source)
+        config_lib.validate_vocabulary(
+            other.experiment.vocab_size, self.experiment.vocab_size, source
+        )
+        params = adopt(other.params, self.state_shape.params, source)
+        params = jax.device_put(params, self.state_sharding.params)
+        print(f"starting from the parameters of {source} at step {other.step}")
+        return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+
     def loop(self, step, state, stop) -> tuple[int, step_lib.TrainState, str]:
         """Steps until the end, the time limit or a signal; returns (step, state, why)."""
         knobs = self.config.train
@@ -207,7 +196,7 @@ class Run:
         )
         train_key = jax.random.fold_in(self.key, 1)
         saved, why, pending = step, "complete", None
-        window = _Window(knobs.batch_size * self.config.data.length)
+        window = metrics.Window(knobs.batch_size * self.config.data.length)
         try:
             while step < knobs.steps:
                 if stop.signal is not None:
@@ -251,7 +240,9 @@ class Run:
         self.checkpoints.wait()
         return step, state, why
 
-    def note(self, step: int, values: dict, window: "_Window", progress: metrics.Progress) -> None:
+    def note(
+        self, step: int, values: dict, window: metrics.Window, progress: metrics.Progress
+    ) -> None:
         """Checks one step's metrics (waiting for them), logs the window's means when due."""
         values = {name: float(value) for name, value in jax.device_get(values).items()}
         for name in ("loss", "grad_norm"):
@@ -320,26 +311,17 @@ class Run:
         self.checkpoints.save(step, items, meta, metric)
 
 
-class _Window:
-    """Running means of the metrics since the last log line, and the speed."""
-
-    def __init__(self, tokens_per_step: int):
-        self.first = True
-        self._tokens = tokens_per_step
-        self.restart()
-
-    def restart(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = 0
-        self._start = time.perf_counter()
-
-    def add(self, values: dict[str, float]) -> None:
-        self._count += 1
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def means(self) -> dict[str, float]:
-        return {name: value / max(1, self._count) for name, value in self._sums.items()}
-
-    def tokens_per_second(self) -> float:
-        return self._count * self._tokens / max(1e-9, time.perf_counter() - self._start)
+def adopt(params: Any, wanted: Any, source: str) -> Any:
+    """``params``, if names and shapes are those of ``wanted``; else UserError naming the first."""
+    have, want = (
+        {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in flat}
+        for flat in (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (params, wanted))
+    )
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise UserError(
+                f"init_from={source!r} does not fit this model: {name} is "
+                f"{have.get(name, 'absent')} there but {want.get(name, 'absent')} here; "
+                "use the same model section"
+            )
+    return params

@@ -12,7 +12,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("flm_jax/**/*.py"), *ROOT.glob("configs/**/*.py")])
 
 # A room is a module or package directly below flm_jax. flm_jax.errors is open to all.
-LAYER_0 = {"flow", "tokenizers", "optim", "sharding", "checkpoint", "metrics", "config"}
+LAYER_0 = {
+    "flow", "tokenizers", "optim", "sharding", "checkpoint", "metrics", "config", "signals"
+}  # fmt: skip
 LAYER_1 = {"losses", "samplers", "models", "data"}
 LAYER_2 = {"step", "evals", "interop"}
 LAYER_3 = {

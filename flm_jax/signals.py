@@ -1,0 +1,32 @@
+"""Asking a running program to end in order."""
+
+import signal
+from typing import Any
+
+
+class StopRequest:
+    """SIGTERM and Ctrl-C ask for a checkpoint and an orderly end; a second Ctrl-C interrupts."""
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    @property
+    def name(self) -> str:
+        """Of the signal that came, for example SIGTERM."""
+        return signal.Signals(self.signal).name
+
+    def _note(self, number, frame):
+        del frame
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
