@@ -2,8 +2,11 @@
 
     python -m flm_jax.generate --checkpoint=runs/q --steps=1,8,32 --num_samples=8 --seed=0
     python -m flm_jax.generate --checkpoint=runs/q --steps=8 --output=samples.jsonl
+    python -m flm_jax.generate --checkpoint=owt_flm.ckpt --steps=1024 --num_samples=1
 
-What is not given comes from the config the model was trained with.
+What is not given comes from the config the model was trained with. The vocabulary files of an
+official checkpoint are looked for in $FLM_JAX_TOKENIZERS/NAME and in the Hugging Face cache, or
+given as --tokenizer=FOLDER.
 """
 
 import json
@@ -14,7 +17,14 @@ from absl import flags
 from flm_jax import config as config_lib
 from flm_jax.errors import UserError
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir of a training run")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "workdir of a training run, or official .ckpt, .safetensors or folder"
+)
+TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "of an official checkpoint: gpt2, bert-base-uncased, or a tokenizer's folder"
+)
+LENGTH = flags.DEFINE_integer("length", None, "tokens per text of an official checkpoint")
+HEADS = flags.DEFINE_integer("heads", None, "attention heads of an official checkpoint")
 STEPS = flags.DEFINE_string("steps", None, "numbers of network evaluations, for example 1,8,32")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "texts per number of steps")
 SEED = flags.DEFINE_integer("seed", 0, "root of the noise; sample i is the same in any batch")
@@ -26,7 +36,9 @@ DENOISER_TEMPERATURE = flags.DEFINE_float(
     "denoiser_temperature", None, "temperature of the denoiser in every step"
 )
 PRIOR_SCALE = flags.DEFINE_float("prior_scale", None, "scale of the first noise")
-WEIGHTS = flags.DEFINE_string("weights", "ema", "ema (moving average) or raw parameters")
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "ema (moving average, the default), raw, or ema:DECAY of an official .ckpt"
+)
 OUTPUT = flags.DEFINE_string("output", None, "write samples as JSON lines to this file")
 
 
@@ -34,14 +46,20 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
     if not CHECKPOINT.value:
-        raise UserError("--checkpoint=DIR is missing; give the --workdir of a training run")
+        raise UserError("--checkpoint=PATH is missing; give a run's --workdir or a .ckpt file")
     counts = parse_steps(STEPS.value) if STEPS.value else None
     output = pathlib.Path(OUTPUT.value).expanduser() if OUTPUT.value else None
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}; make it first")
     from flm_jax import inference, outcome
 
-    model = inference.load(CHECKPOINT.value, WEIGHTS.value)
+    model = inference.load(
+        CHECKPOINT.value,
+        WEIGHTS.value,
+        tokenizer=TOKENIZER.value,
+        length=LENGTH.value,
+        heads=HEADS.value,
+    )
     rows = []
     for steps in counts or model.config.sampler.steps:
         samples = model.generate(

@@ -1,4 +1,4 @@
-"""A trained model as an object: `flm_jax.load(DIR)` and `.generate(...)`."""
+"""A trained model as an object: `flm_jax.load(PATH)` and `.generate(...)`."""
 
 import dataclasses
 import functools
@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from flm_jax import config as config_lib
 from flm_jax import metrics, sharding
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
+from flm_jax.flow.net import Net
 from flm_jax.samplers import base as samplers
 
 WEIGHTS = ("ema", "raw")
@@ -151,6 +153,20 @@ class FlowModel:
         documents = (self.tokenizer.decode(part.tolist()) for part in np.split(tokens_L, ends))
         return "\n".join(document for document in documents if document.strip())
 
+    def net(self, params: Any, temperature: float = 1.0, *, diagonal: bool = True) -> Net:
+        """The network with these parameters.
+
+        ``diagonal``: a flow map asked at one time gets it twice (s = t), where it is a denoiser.
+        """
+        net = self.experiment.net(params, temperature)
+        if not (diagonal and self.config.model.two_times):
+            return net
+
+        def backbone(params, h_BLD, tau_s, tau_t=None, key=None):
+            return net.backbone(params, h_BLD, tau_s, tau_s if tau_t is None else tau_t, key)
+
+        return dataclasses.replace(net, backbone=backbone)
+
     def _compile(self, chosen, batch, length, sampler, options, trajectory):
         """The jitted sampler (params, key, first index) -> (tokens, trajectory), made once."""
         rule = self.experiment.sampler(sampler, options)
@@ -179,7 +195,7 @@ class FlowModel:
         if self._mesh is not None:
             rows = sharding.batch_sharding(self._mesh)
             index_B = jax.lax.with_sharding_constraint(index_B, rows)
-        net = self.experiment.net(params, chosen.denoiser_temperature)
+        net = self.net(params, chosen.denoiser_temperature, diagonal=not rule.needs_two_times)
         return samplers.sample(
             rule,
             {"student": net},
@@ -194,21 +210,59 @@ class FlowModel:
         )
 
 
-def load(path: str | pathlib.Path, weights: str = "ema", step: int | None = None) -> FlowModel:
-    """The model that a training run left in its workdir.
+def load(
+    path: str | pathlib.Path,
+    weights: str | None = None,
+    step: int | None = None,
+    tokenizer: str | pathlib.Path | None = None,
+    length: int | None = None,
+    heads: int | None = None,
+) -> FlowModel:
+    """The model of a training run of ours, or of an official checkpoint.
 
     Args:
-      path: the run's ``--workdir``.
-      weights: "ema" (the moving average, what is evaluated) or "raw" (the trained parameters).
-      step: a certain checkpoint; the newest good one by default.
+      path: the run's ``--workdir``; or an official Lightning ``.ckpt``, ``.safetensors`` file, or
+        folder with config.json and model.safetensors. Nothing in such a file is ever executed.
+      weights: "ema" (the moving average; the default), "raw" (the trained parameters), and for an
+        official .ckpt also "ema:DECAY". Without an average the default falls back to raw weights.
+      step: a certain checkpoint of a workdir; the newest good one by default.
+      tokenizer, length, heads: for official checkpoints that do not tell them. The tokenizer is
+        gpt2, bert-base-uncased, or a folder (see `interop.settings.text_setup`).
 
-    Raises UserError if there is no such run, or it is damaged.
+    Raises UserError if there is no such model, it is damaged, or something must be asked for.
     """
-    folder = pathlib.Path(path).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {path}; give the --workdir of a training run")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{path} holds no config.json; give the --workdir of a training run")
+    source = pathlib.Path(path).expanduser()
+    asked = {"tokenizer": tokenizer, "length": length, "heads": heads}
+    if is_workdir(source):
+        given = [name for name, value in asked.items() if value is not None]
+        if given:
+            raise UserError(
+                f"{path} is a workdir, which knows its {given[0]}; leave {given[0]} away"
+            )
+        return _load_workdir(source, weights or "ema", step)
+    if step is not None:
+        raise UserError(f"{path} is no workdir, so step={step} cannot be chosen; leave it away")
+    return _load_official(source, weights, **asked)
+
+
+def is_workdir(path: pathlib.Path) -> bool:
+    """Whether a path is a run's workdir (not an official checkpoint); UserError if neither."""
+    if not path.exists():
+        raise UserError(
+            f"there is no file or folder {path}; give the --workdir of a training run or an "
+            "official checkpoint"
+        )
+    if not path.is_dir() or (path / "model.safetensors").is_file():
+        return False
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"{path} holds no config.json and no model.safetensors; give the --workdir of a "
+            "training run or an official checkpoint"
+        )
+    return True
+
+
+def _load_workdir(folder: pathlib.Path, weights: str, step: int | None) -> FlowModel:
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights!r} is unknown; choose {' or '.join(WEIGHTS)}")
     from flm_jax import tokenizers
@@ -221,6 +275,19 @@ def load(path: str | pathlib.Path, weights: str = "ema", step: int | None = None
     with Checkpoints(folder / CHECKPOINTS_FOLDER) as checkpoints:
         found, items, _ = checkpoints.restore({item: abstract}, step)
     return FlowModel(experiment, tokenizer, items[item], found)
+
+
+def _load_official(path: pathlib.Path, weights: str | None, tokenizer, length, heads) -> FlowModel:
+    from flm_jax.interop import official, settings
+
+    found = official.read(path, weights, heads)
+    asked = None if tokenizer is None else str(tokenizer)
+    tokenizer, section, length = settings.text_setup(found, asked, length)
+    experiment = Experiment(settings.config_of(found, section, length), tokenizer.vocab_size)
+    for notice in settings.notices(found):
+        logging.warning(notice)
+    params = jax.tree.map(jnp.asarray, found.params())
+    return FlowModel(experiment, tokenizer, params)
 
 
 def read_config(folder: pathlib.Path) -> config_lib.Config:

@@ -1,0 +1,131 @@
+"""Tokenizer and config for an official network, so that it can be used like a run of ours."""
+
+import pathlib
+
+from flm_jax import config as config_lib
+from flm_jax import tokenizers
+from flm_jax.errors import UserError
+from flm_jax.interop.official import Official
+from flm_jax.models.layers import LOSS_WEIGHT_HIDDEN
+from flm_jax.samplers import SAMPLERS
+from flm_jax.tokenizers.base import META_FILE
+
+TOKENIZER_FOLDER = "tokenizer"
+_FROM_FILES = ("gpt2", "bert-base-uncased")  # rows that need no training text
+# A file that tells which tokenizer a folder of published vocabulary files belongs to.
+_VOCABULARY_FILES = {
+    "vocab.txt": "bert-base-uncased",
+    "vocab.json": "gpt2",
+    "encoder.json": "gpt2",
+    "tokenizer.json": "gpt2",
+}
+_FLOW_MAP_SAMPLER = "flow_map"
+
+
+def text_setup(
+    found: Official, asked: str | None = None, length: int | None = None
+) -> tuple[tokenizers.Tokenizer, dict, int]:
+    """(tokenizer, its config section, block length) of an official network.
+
+    `asked` is a name (gpt2, bert-base-uncased), a folder with the vocabulary files of one of them,
+    a folder that a tokenizer of ours was saved to, or a workdir. Without it: the folder `tokenizer`
+    beside the weights, or what the vocabulary size tells.
+
+    Raises UserError if nothing tells, or if the vocabularies differ in size.
+    """
+    folder = _tokenizer_folder(found, asked)
+    if folder is not None and (folder / META_FILE).is_file():
+        tokenizer = tokenizers.load(folder)
+        section, length = found.text_setup(tokenizer.name, length)
+    else:
+        name = _name_of(folder, asked)
+        section, length = found.text_setup(name, length)
+        if section["name"] not in _FROM_FILES:
+            raise UserError(
+                f"tokenizer={asked!r} is neither a folder with a tokenizer nor one of "
+                f"{', '.join(_FROM_FILES)}; give the folder that it was saved to, for example the "
+                "workdir of its run"
+            )
+        options = section["options"] | ({"folder": str(folder)} if folder is not None else {})
+        tokenizer = tokenizers.build({**section, "options": options}, lambda: ())
+    config_lib.validate_vocabulary(found.sizes.vocab_size, tokenizer.vocab_size, str(found.path))
+    if length < 3:
+        raise UserError(f"length={length} must be at least 3: begin mark, one token, end mark")
+    return tokenizer, section, length
+
+
+def config_of(found: Official, tokenizer_section: dict, length: int) -> config_lib.Config:
+    """The config of an official network: its sizes, the official caps and clock, our defaults.
+
+    Raises UserError if the network has a part that ours cannot have.
+    """
+    sizes = found.sizes
+    if sizes.loss_weighting and sizes.loss_hidden != LOSS_WEIGHT_HIDDEN:
+        raise UserError(
+            f"{found.path} weights its loss with {sizes.loss_hidden} hidden units where the "
+            f"official network has {LOSS_WEIGHT_HIDDEN}; it comes from a changed network"
+        )
+    stored = found.config.get("model")
+    dropout = stored.get("dropout") if isinstance(stored, dict) else None
+    model = {
+        "width": sizes.hidden_size,
+        "depth": sizes.depth,
+        "heads": found.heads,
+        "cond_dim": sizes.cond_dim,
+        "mlp_ratio": sizes.mlp_ratio,
+        "two_times": sizes.two_times,
+        "loss_weighting": sizes.loss_weighting,
+    }
+    if type(dropout) in (int, float) and 0 <= dropout < 1:
+        model["dropout"] = float(dropout)
+    flow_map = sizes.two_times and _FLOW_MAP_SAMPLER in SAMPLERS
+    return config_lib.resolve(
+        {
+            "stage": "official",
+            "data": {"length": length},
+            "tokenizer": tokenizer_section,
+            "model": model,
+            "sampler": {"name": _FLOW_MAP_SAMPLER if flow_map else "euler"},
+        }
+    )
+
+
+def notices(found: Official) -> list[str]:
+    """What a user should know about this checkpoint, one sentence each."""
+    told = list(found.notices)
+    if found.sizes.two_times and _FLOW_MAP_SAMPLER not in SAMPLERS:
+        told.append(
+            f"{found.path} is a flow map, but its sampler is not built yet: the sampler 'euler' "
+            "uses it on the diagonal (both times equal), like the model it was distilled from, so "
+            "take many steps; texts of a few steps are not what the flow map can write"
+        )
+    return told
+
+
+def _tokenizer_folder(found: Official, asked: str | None) -> pathlib.Path | None:
+    """The folder to read a tokenizer from, or None if `asked` is a name or nothing."""
+    if asked is None:
+        beside = found.path / TOKENIZER_FOLDER
+        return beside if (beside / META_FILE).is_file() else None
+    folder = pathlib.Path(asked).expanduser()
+    if asked in _FROM_FILES or not folder.is_dir():
+        return None
+    return folder if (folder / META_FILE).is_file() else _inside_workdir(folder)
+
+
+def _inside_workdir(folder: pathlib.Path) -> pathlib.Path:
+    inside = folder / TOKENIZER_FOLDER
+    return inside if (inside / META_FILE).is_file() else folder
+
+
+def _name_of(folder: pathlib.Path | None, asked: str | None) -> str | None:
+    """The row that the vocabulary files in `folder` belong to; without a folder, `asked` itself."""
+    if folder is None:
+        return asked
+    for file, name in _VOCABULARY_FILES.items():
+        if (folder / file).is_file():
+            return name
+    raise UserError(
+        f"the folder tokenizer={asked} holds no tokenizer ({META_FILE}, vocab.txt or vocab.json); "
+        "give the folder that a tokenizer was saved to"
+    )
