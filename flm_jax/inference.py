@@ -23,6 +23,10 @@ from flm_jax.samplers import base as samplers
 WEIGHTS = ("ema", "raw")
 TOKENIZER_FOLDER = "tokenizer"
 CHECKPOINTS_FOLDER = "checkpoints"
+_ON_THE_DIAGONAL = (
+    "this model is a flow map, which the sampler %r uses on the diagonal only (both times equal), "
+    "like the model it was distilled from: take many steps, its jumps are not used"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +179,8 @@ class FlowModel:
                 f"sampler {sampler or chosen.name!r} needs a flow map (a network of two times), "
                 "but this model has one time; use the sampler 'euler' or distil it first"
             )
+        if self.config.model.two_times and not rule.needs_two_times:
+            logging.log_first_n(logging.WARNING, _ON_THE_DIAGONAL, 1, sampler or chosen.name)
         signature = (chosen.steps, batch, length, rule, trajectory, chosen.temperature)
         signature += (chosen.top_p, chosen.denoiser_temperature, chosen.prior_scale)
         if signature not in self._compiled:
@@ -284,8 +290,8 @@ def _load_official(path: pathlib.Path, weights: str | None, tokenizer, length, h
     asked = None if tokenizer is None else str(tokenizer)
     tokenizer, section, length = settings.text_setup(found, asked, length)
     experiment = Experiment(settings.config_of(found, section, length), tokenizer.vocab_size)
-    for notice in settings.notices(found):
-        logging.warning(notice)
+    for notice in found.notices:
+        logging.warning("%s", notice)
     params = jax.tree.map(jnp.asarray, found.params())
     return FlowModel(experiment, tokenizer, params)
 

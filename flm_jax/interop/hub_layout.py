@@ -104,6 +104,7 @@ def write(
     try:
         save_file(state, scratch / WEIGHTS_FILE, metadata={"format": "pt"})
         (scratch / CONFIG_FILE).write_text(text, encoding="utf-8")
+        shutil.copymode(scratch / CONFIG_FILE, scratch / WEIGHTS_FILE)  # save_file makes it private
         folder.mkdir(exist_ok=True)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             os.replace(scratch / name, folder / name)

@@ -90,18 +90,6 @@ def config_of(found: Official, tokenizer_section: dict, length: int) -> config_l
     )
 
 
-def notices(found: Official) -> list[str]:
-    """What a user should know about this checkpoint, one sentence each."""
-    told = list(found.notices)
-    if found.sizes.two_times and _FLOW_MAP_SAMPLER not in SAMPLERS:
-        told.append(
-            f"{found.path} is a flow map, but its sampler is not built yet: the sampler 'euler' "
-            "uses it on the diagonal (both times equal), like the model it was distilled from, so "
-            "take many steps; texts of a few steps are not what the flow map can write"
-        )
-    return told
-
-
 def _tokenizer_folder(found: Official, asked: str | None) -> pathlib.Path | None:
     """The folder to read a tokenizer from, or None if `asked` is a name or nothing."""
     if asked is None:
