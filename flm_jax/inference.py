@@ -110,7 +110,7 @@ class FlowModel:
         knobs = {
             "num_samples": num_samples,
             "steps": (defaults.steps[-1],) if steps is None else (steps,),
-            "batch_size": min(num_samples, batch_size or defaults.batch_size),
+            "batch_size": batch_size,
             "temperature": temperature,
             "top_p": top_p,
             "denoiser_temperature": denoiser_temperature,
@@ -119,22 +119,21 @@ class FlowModel:
         knobs = {name: value for name, value in knobs.items() if value is not None}
         chosen = dataclasses.replace(defaults, **knobs)
         config_lib.validate_section(chosen)
-        if seed < 0:
-            raise UserError(f"seed={seed} must be at least 0")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed={seed} must be at least 0 and below {2**32}")
         length = self.config.data.length if length is None else length
         if length < 3:
             raise UserError(f"length={length} must be at least 3: begin mark, one token, end mark")
 
-        batch = chosen.batch_size
+        batch = min(num_samples, chosen.batch_size)
         if self._mesh is not None:
             devices = sharding.batch_devices(self._mesh)
             batch = -(-batch // devices) * devices
         run = self._compile(chosen, batch, length, sampler, sampler_options, trajectory)
         key = jax.random.key(seed)
-        jax.block_until_ready(run(self.params, key, 0))  # compiles
         start = time.perf_counter()
         parts = [
-            jax.tree.map(np.asarray, run(self.params, key, first))
+            jax.tree.map(np.asarray, run(self.params, key, jnp.int32(first)))
             for first in metrics.bar(
                 range(0, num_samples, batch), desc=f"sampling, {chosen.steps[0]} steps", delay=2
             )
@@ -172,7 +171,7 @@ class FlowModel:
         return dataclasses.replace(net, backbone=backbone)
 
     def _compile(self, chosen, batch, length, sampler, options, trajectory):
-        """The jitted sampler (params, key, first index) -> (tokens, trajectory), made once."""
+        """The compiled sampler (params, key, first index) -> (tokens, trajectory), made once."""
         rule = self.experiment.sampler(sampler, options)
         if rule.needs_two_times and not self.config.model.two_times:
             raise UserError(
@@ -184,6 +183,7 @@ class FlowModel:
         signature = (chosen.steps, batch, length, rule, trajectory, chosen.temperature)
         signature += (chosen.top_p, chosen.denoiser_temperature, chosen.prior_scale)
         if signature not in self._compiled:
+            _ = self.experiment.clock  # built and kept here: its arrays must not be a trace's
             function = functools.partial(
                 self._sample,
                 rule=rule,
@@ -193,7 +193,9 @@ class FlowModel:
                 trajectory=trajectory,
             )
             out = None if self._mesh is None else sharding.replicated(self._mesh)
-            self._compiled[signature] = jax.jit(function, out_shardings=out)
+            jitted = jax.jit(function, out_shardings=out)
+            example = (self.params, jax.random.key(0), jnp.int32(0))
+            self._compiled[signature] = jitted.lower(*example).compile()
         return self._compiled[signature]
 
     def _sample(self, params, key, first, *, rule, batch, length, chosen, trajectory):
@@ -301,5 +303,5 @@ def read_config(folder: pathlib.Path) -> config_lib.Config:
     path = folder / "config.json"
     try:
         return config_lib.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it from a backup") from error
