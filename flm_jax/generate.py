@@ -47,10 +47,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
     if not CHECKPOINT.value:
         raise UserError("--checkpoint=PATH is missing; give a run's --workdir or a .ckpt file")
-    counts = parse_steps(STEPS.value) if STEPS.value else None
+    counts = None if STEPS.value is None else parse_steps(STEPS.value)
     output = pathlib.Path(OUTPUT.value).expanduser() if OUTPUT.value else None
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}; make it first")
+    if output is not None and output.is_dir():
+        raise UserError(f"--output={output} is a folder; give the name of a file")
     from flm_jax import inference, outcome
 
     model = inference.load(
