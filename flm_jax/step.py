@@ -63,13 +63,12 @@ def make_train_step(
     the moving average. Metrics are float32 scalars, means over the tokens of the whole batch.
     """
 
-    def objective(params, others, batch, key):
+    def objective(params, others, batch, tokens, key):
         nets = {STUDENT: make_nets[STUDENT](params)}
         nets |= {role: make_nets[role](jax.lax.stop_gradient(p)) for role, p in others.items()}
         space = make_space({role: net.table for role, net in nets.items()})
         draws = loss.draw(key, batch, space)
         loss_BL, metrics = loss.evaluate(nets, batch, draws, space, clock)
-        tokens = jnp.maximum(jnp.sum(batch.mask_BL), 1.0)
         means = {
             name: jnp.sum(value * batch.mask_BL) / tokens
             for name, value in {"loss": loss_BL, **metrics}.items()
@@ -78,16 +77,17 @@ def make_train_step(
 
     def gradients(params, others, tokens_BL, mask_BL, key):
         batches = split_batch(tokens_BL, mask_BL, accumulation_steps)
+        tokens = jnp.maximum(jnp.sum(mask_BL), 1.0)  # of the whole batch: parts may differ
         gradient = jax.grad(objective, has_aux=True)
+        first = jax.tree.map(lambda x: x[0], batches)
         if accumulation_steps == 1:
-            return gradient(params, others, jax.tree.map(lambda x: x[0], batches), key)
+            return gradient(params, others, first, tokens, key)
 
         def add(total, batch):
-            part = gradient(params, others, batch, key)
-            return jax.tree.map(lambda a, b: a + b / accumulation_steps, total, part), None
+            part = gradient(params, others, batch, tokens, key)
+            return jax.tree.map(jnp.add, total, part), None
 
-        first = jax.tree.map(lambda x: x[0], batches)
-        shapes = jax.eval_shape(gradient, params, others, first, key)
+        shapes = jax.eval_shape(gradient, params, others, first, tokens, key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, batches)[0]
 
