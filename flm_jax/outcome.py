@@ -83,8 +83,8 @@ def finish(run: Any, state: Any, step: int, why: str) -> None:
         done = results(run, run.model(state, step), step)
         run.clockwork.sample_s += time.perf_counter() - start
         if jax.process_index() == 0:
+            write_run(run, step, why)
             write_atomically(path, json.dumps(done))
-        write_run(run, step, why)
         heading = {"complete": "finished", "time limit": "stopped by train.max_minutes"}[why]
     else:
         heading = "was already complete"

@@ -47,26 +47,34 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
 
     Raises UserError for what the user can mend, a non-finite loss included.
     """
-    claim_workdir(config, workdir)
+    check_workdir(config, workdir)
     run = Run(config, workdir)
     with run.checkpoints, run.log:
         return run.go()
 
 
+def check_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
+    """Refuses a workdir that holds a checkpoint of another config.
+
+    Without a checkpoint there is nothing to protect: a run that failed early, for example because
+    of a wrong path, may be mended in the same workdir.
+    """
+    if Checkpoints(workdir / CHECKPOINTS_FOLDER).latest_step() is None:
+        return
+    differences = config_lib.differences(read_config(workdir), config)
+    if differences:
+        listed = "\n".join(differences)
+        raise UserError(
+            f"{workdir} belongs to a run with another config; "
+            f"choose another --workdir, or undo:\n{listed}"
+        )
+
+
 def claim_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
-    """Makes the workdir, or refuses one that another config has used."""
-    stored = workdir / "config.json"
-    if stored.is_file():
-        differences = config_lib.differences(read_config(workdir), config)
-        if differences:
-            listed = "\n".join(differences)
-            raise UserError(
-                f"{workdir} belongs to a run with another config; "
-                f"choose another --workdir, or undo:\n{listed}"
-            )
+    """Makes the workdir and writes its config."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        outcome.write_atomically(stored, config_lib.to_json(config))
+        outcome.write_atomically(workdir / "config.json", config_lib.to_json(config))
     except OSError as error:
         raise UserError(
             f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
@@ -86,11 +94,10 @@ class Run:
 
         shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
         self.mesh = sharding.make_mesh(shape)
+        claim_workdir(config, workdir)
         self.experiment = Experiment(
             config, self.data.tokenizer.vocab_size, sharding.batch_devices(self.mesh)
         )
-        if not (workdir / TOKENIZER_FOLDER).exists():
-            self.data.tokenizer.save(workdir / TOKENIZER_FOLDER)
         self.schedule = optim.schedule(config.optim, config.train.steps)
         self.optimizer = optim.optimizer(config.optim, config.train.steps)
         self.batches = Batches(
@@ -135,7 +142,9 @@ class Run:
 
     def go(self) -> int:
         step, state = self.restore_or_init()
-        outcome.write_run(self, step, "running")
+        self.data.tokenizer.save(self.workdir / TOKENIZER_FOLDER)
+        if step < self.config.train.steps and not self.time_is_up():
+            outcome.write_run(self, step, "running")
         with signals.StopRequest() as stop:
             step, state, why = self.loop(step, state, stop)
         if stop.signal is not None:
@@ -149,9 +158,18 @@ class Run:
     def restore_or_init(self) -> tuple[int, step_lib.TrainState]:
         """The state to start from: this workdir's newest good checkpoint, init_from, or fresh."""
         if self.checkpoints.latest_step() is None:
+            self.log.truncate_after(-1)  # what a run left that ended before its first checkpoint
             init = jax.jit(self._init, out_shardings=self.state_sharding)
             state = init(jax.random.fold_in(self.key, 0))
             return 0, self.start_from(state) if self.config.init_from else state
+        _, meta = self.checkpoints.restore_meta()
+        # Before the arrays: another vocabulary does not fit them, and that would be no help.
+        if meta["tokenizer"] != self.data.tokenizer.fingerprint:
+            raise UserError(
+                f"the tokenizer now has fingerprint {self.data.tokenizer.fingerprint[:12]} but "
+                f"{self.workdir} was trained with {meta['tokenizer'][:12]}; "
+                "restore its training text, or choose another --workdir"
+            )
         abstract = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             self.state_shape,
@@ -160,14 +178,9 @@ class Run:
         step, items, meta = self.checkpoints.restore(
             {"params": abstract.params, "opt_state": abstract.opt_state, "ema": abstract.ema}
         )
-        if meta["tokenizer"] != self.data.tokenizer.fingerprint:
-            raise UserError(
-                f"the tokenizer now has fingerprint {self.data.tokenizer.fingerprint[:12]} but "
-                f"{self.workdir} was trained with {meta['tokenizer'][:12]}; "
-                "restore its training text, or choose another --workdir"
-            )
         self.batches.set_state(meta["data"])
-        self.clockwork.train_s = meta["train_s"]
+        for name, seconds in meta["timings"].items():
+            setattr(self.clockwork, name, getattr(self.clockwork, name) + seconds)
         self.log.truncate_after(step)
         logging.info("resuming %s at step %d", self.workdir, step)
         print(f"resuming {self.workdir} at step {step}")
@@ -186,6 +199,10 @@ class Run:
         print(f"starting from the parameters of {source} at step {other.step}")
         return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
 
+    def time_is_up(self) -> bool:
+        minutes = self.config.train.max_minutes
+        return minutes > 0 and self.clockwork.train_s >= 60 * minutes
+
     def loop(self, step, state, stop) -> tuple[int, step_lib.TrainState, str]:
         """Steps until the end, the time limit or a signal; returns (step, state, why)."""
         knobs = self.config.train
@@ -195,14 +212,14 @@ class Run:
             self.mesh,
         )
         train_key = jax.random.fold_in(self.key, 1)
-        saved, why, pending = step, "complete", None
+        saved, why, pending, metric = step, "complete", None, None
         window = metrics.Window(knobs.batch_size * self.config.data.length)
         try:
             while step < knobs.steps:
                 if stop.signal is not None:
                     why = "signal"
                     break
-                if knobs.max_minutes and self.clockwork.train_s >= 60 * knobs.max_minutes:
+                if self.time_is_up():
                     why = "time limit"
                     break
                 start = time.perf_counter()
@@ -219,7 +236,7 @@ class Run:
                     pending = None
                 self.clockwork.train_s += time.perf_counter() - start
                 if window.first:
-                    self.clockwork.compile_s = time.perf_counter() - start
+                    self.clockwork.compile_s += time.perf_counter() - start
                     window.first = False
                     window.restart()
                 metric = self.evaluate(state, step) if due[0] or step == knobs.steps else None
@@ -233,7 +250,7 @@ class Run:
             if pending is not None:
                 self.note(*pending, window, progress)
             if step > saved:
-                self.save(state, step, None)
+                self.save(state, step, metric)
         finally:
             progress.close()
             self.batches.close()
@@ -247,6 +264,7 @@ class Run:
         values = {name: float(value) for name, value in jax.device_get(values).items()}
         for name in ("loss", "grad_norm"):
             if not math.isfinite(values[name]):
+                self.checkpoints.wait()
                 older = self.checkpoints.latest_step()
                 kept = "there is no checkpoint yet" if older is None else f"step {older} is saved"
                 raise UserError(
@@ -306,7 +324,7 @@ class Run:
             "data": self.batches.get_state(),
             "config": config_lib.to_dict(self.config),
             "tokenizer": self.data.tokenizer.fingerprint,
-            "train_s": self.clockwork.train_s,
+            "timings": dataclasses.asdict(self.clockwork),
         }
         self.checkpoints.save(step, items, meta, metric)
 
