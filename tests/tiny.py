@@ -1,8 +1,14 @@
 """A tiny network, batch and context shared by the tests of flows, losses, samplers and steps."""
 
+import functools
+import pathlib
+import random
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from flm_jax import config as config_lib
 from flm_jax.config import Model
 from flm_jax.flow import clock as clock_lib
 from flm_jax.losses.base import Batch
@@ -40,3 +46,45 @@ def batch(seed: int = 0, size: int = B, length: int = L, vocab_size: int = V) ->
 
 def clock() -> clock_lib.Clock:
     return clock_lib.build(V)
+
+
+WORDS = "red green blue one two three cat dog sun".split()
+
+
+def run_config(folder: pathlib.Path, **overrides: Any) -> config_lib.Config:
+    """A whole experiment of seconds on a text file that is written to ``folder``.
+
+    ``overrides`` are dotted names with "__" for the dots, for example ``train__steps=4``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+    lines = (" ".join(draw.choice(WORDS) for _ in range(6)) for _ in range(400))
+    (folder / "corpus.txt").write_text("\n".join(lines))
+    tree = {
+        "data": {
+            "name": "text_files",
+            "length": 12,
+            "cache_dir": str(folder / "cache"),
+            "options": {"path": str(folder / "corpus.txt")},
+        },
+        "tokenizer": {"name": "characters"},
+        "model": {"width": 16, "depth": 1, "heads": 2, "cond_dim": 8, "remat": False},
+        "optim": {"learning_rate": 3e-3, "warmup_steps": 2, "ema_decay": 0.9},
+        "train": {
+            "batch_size": 8,
+            "steps": 12,
+            "log_every": 2,
+            "eval_every": 4,
+            "sample_every": 8,
+            "save_every": 4,
+            "keep_latest": 9,
+            "eval_rows": 12,
+            "eval_taus": (0.3, 0.7),
+        },
+        "sampler": {"steps": (1, 3), "num_samples": 4, "batch_size": 8},
+    }
+    for name, value in overrides.items():
+        *sections, key = name.split("__")
+        section = functools.reduce(dict.__getitem__, sections, tree)
+        section[key] = value
+    return config_lib.resolve(tree)

@@ -1,0 +1,19 @@
+"""The one finished run that the tests of training and of generating share."""
+
+import pathlib
+
+import pytest
+import tiny
+
+from flm_jax import config as config_lib
+from flm_jax import experiment, train
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> tuple[config_lib.Config, pathlib.Path]:
+    """(config, workdir) of a complete run of 12 steps with checkpoints at 4, 8 and 12."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = tiny.run_config(folder)
+    config_lib.validate(config, experiment.tables())
+    assert train.train(config, folder / "run") == 0
+    return config, folder / "run"
