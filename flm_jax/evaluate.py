@@ -1,0 +1,297 @@
+"""Evaluate a model: samples at several numbers of steps, then every metric that can be computed.
+
+    python -m flm_jax.evaluate --checkpoint=runs/q --steps=1,8,32 --num_samples=256
+    python -m flm_jax.evaluate --checkpoint=owt_flm.ckpt --steps=1024 --num_samples=1024 \
+        --scorer=models/gpt2-large --output=results.json
+
+Texts are written to files first (--samples, or beside --output) and the metrics read those; files
+that are already there from the same weights, seed and options are not sampled again. Always:
+entropy within a sample and time per sample. With --scorer (a GPT-2 folder in the Hugging Face
+layout): generative perplexity, the official one and a clean one. Where the training text can be
+loaded (a workdir of ours): text statistics, n-gram samplers and held-out text beside them, and the
+held-out loss at fixed times.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags, logging
+
+from flm_jax import config as config_lib
+from flm_jax import inference, metrics, outcome
+from flm_jax import step as step_lib
+from flm_jax.config.coercion import coerce
+from flm_jax.data import Data, fixed_batch, load_data
+from flm_jax.errors import UserError
+from flm_jax.evals import artefact, comparison, gpt2
+from flm_jax.evals import base as evals
+from flm_jax.evals.artefact import Artefact
+
+HELD_OUT_SEED = 0  # rows and noise of the held-out loss: those of the training log
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to evaluate and how; None = from the config of the model. See the flags."""
+
+    checkpoint: str
+    steps: tuple[int, ...] | None = None
+    num_samples: int = 64
+    seed: int = 0
+    batch_size: int | None = None
+    sampler: str = ""
+    temperature: float | None = None
+    top_p: float | None = None
+    denoiser_temperature: float | None = None
+    prior_scale: float | None = None
+    weights: str | None = None
+    step: int | None = None
+    tokenizer: str | None = None
+    length: int | None = None
+    heads: int | None = None
+    scorer: str | None = None
+    output: str | None = None
+    samples: str | None = None
+
+
+_KNOBS = ("temperature", "top_p", "denoiser_temperature", "prior_scale")
+_LOADED = ("weights", "step", "tokenizer", "length", "heads")
+
+
+def evaluate(options: Options) -> dict:
+    """Samples, measures, prints the table, writes ``options.output``; returns what it holds.
+
+    Raises UserError for anything wrong with the options, before sampling where it can be known.
+    """
+    output = _output_path(options.output)
+    asked = {name: getattr(options, name) for name in _LOADED}
+    model = inference.load(options.checkpoint, **asked)
+    counts = model.config.sampler.steps if options.steps is None else options.steps
+    counts = tuple(dict.fromkeys(counts))
+    _check_knobs(model, options, counts)
+    scorer = gpt2.load(options.scorer) if options.scorer else None
+    data = training_data(model)
+    with _samples_folder(options.samples, output) as folder:
+        weights = artefact.weights_sha256(model.params)
+        found = {n: draw(model, n, options, weights, folder) for n in counts}
+        results = comparison.table(model.tokenizer, found, data, scorer)
+        results["held_out"] = None if data is None else held_out_loss(model, data, options)
+        kept = options.samples or output
+        results["samples"] = [str(folder / _file_name(n)) for n in counts] if kept else []
+    results = {
+        "checkpoint": options.checkpoint,
+        "weights": options.weights,
+        "weights_sha256": weights,
+        "step": model.step,
+        "command": " ".join(sys.argv),
+        "device": jax.devices()[0].device_kind,
+        "num_samples": options.num_samples,
+        "seed": options.seed,
+        "scorer": options.scorer,
+        **results,
+    }
+    print(_report(results))
+    if output is not None:
+        outcome.write_atomically(output, json.dumps(results, indent=1, allow_nan=False))
+        print(f"wrote {output}")
+    return results
+
+
+def draw(
+    model: inference.FlowModel, steps: int, options: Options, weights: str, folder: pathlib.Path
+) -> Artefact:
+    """The samples of one operating point, from its file; sampled first if there is none.
+
+    Raises UserError if the file holds samples of another origin.
+    """
+    path = folder / _file_name(steps)
+    origin = {
+        "sampler_steps": steps,
+        "seed": options.seed,
+        "weights_sha256": weights,
+        "sampler": _sampler_of(model, options),
+    }
+    if path.exists():
+        stored = artefact.read(path, list(origin))
+        differences = artefact.differences(stored.origin, origin)
+        if len(stored.texts) != options.num_samples:
+            differences.append(f"{len(stored.texts)} instead of {options.num_samples} samples")
+        if differences:
+            raise UserError(
+                f"{path} holds other samples ({differences[0]}); remove it, or choose another "
+                "--samples folder"
+            )
+        print(f"the samples of {steps} steps are those of {path}")
+        return stored
+    samples = model.generate(
+        options.num_samples,
+        steps,
+        options.seed,
+        batch_size=options.batch_size,
+        sampler=options.sampler,
+        **{name: getattr(options, name) for name in _KNOBS},
+    )
+    made = Artefact(origin, samples.tokens, samples.texts, samples.seconds)
+    artefact.write(path, made, checkpoint=options.checkpoint, checkpoint_step=model.step)
+    return artefact.read(path, list(origin))
+
+
+def training_data(model: inference.FlowModel) -> Data | None:
+    """The corpus the model was trained on, in its own tokens; None (and a notice) without it."""
+    what = "text statistics and held-out loss are left out"
+    section = dataclasses.asdict(model.config.data)
+    if not section["name"]:
+        logging.warning("the checkpoint does not name its training text, so %s", what)
+        return None
+    try:
+        return load_data(section, {}, tokenizer=model.tokenizer)
+    except UserError as error:
+        logging.warning("the training text cannot be loaded (%s), so %s", error, what)
+        return None
+
+
+def held_out_loss(model: inference.FlowModel, data: Data, options: Options) -> dict:
+    """{"taus", "losses", "mean", "rows"}: nats per token of held-out rows at the config's times.
+
+    Rows, noise and times are those of the training log, so the numbers can be compared with it.
+    """
+    knobs = model.config.train
+    tokens_NL = fixed_batch(data.rows["valid"], knobs.eval_rows, HELD_OUT_SEED)["tokens"]
+    size = min(len(tokens_NL), options.batch_size or model.config.sampler.batch_size)
+    clock = model.experiment.clock
+    step = jax.jit(step_lib.make_eval_step(model.net, model.experiment.space, clock))
+    taus, key = jnp.asarray(knobs.eval_taus, jnp.float32), jax.random.key(HELD_OUT_SEED)
+    total = np.zeros(len(knobs.eval_taus))
+    starts = range(0, len(tokens_NL), size)
+    for first in metrics.bar(starts, desc="held-out loss", delay=2):
+        part = tokens_NL[first : first + size]
+        padded = np.zeros((size, tokens_NL.shape[1]), np.int32)
+        padded[: len(part)] = part
+        mask = np.broadcast_to((np.arange(size) < len(part))[:, None], padded.shape)
+        index = first + np.arange(size, dtype=np.int32)
+        total += np.asarray(step(model.params, padded, mask.astype(np.float32), index, taus, key))
+    losses = [float(loss) if math.isfinite(loss) else None for loss in total / tokens_NL.size]
+    mean = None if None in losses else sum(losses) / len(losses)
+    return {
+        "taus": list(knobs.eval_taus),
+        "losses": losses,
+        "mean": mean,
+        "rows": len(tokens_NL),
+    }
+
+
+def _sampler_of(model: inference.FlowModel, options: Options) -> dict:
+    """Name, options and knobs of the sampler as they are used; what decides a sample."""
+    section = model.config.sampler
+    name = options.sampler or section.name
+    given = {knob: getattr(options, knob) for knob in _KNOBS}
+    knobs = {k: getattr(section, k) if value is None else value for k, value in given.items()}
+    return {
+        "name": name,
+        "options": dict(section.options) if name == section.name else {},
+        **{knob: float(value) for knob, value in knobs.items()},
+        "length": model.config.data.length,
+    }
+
+
+def _check_knobs(model: inference.FlowModel, options: Options, counts: tuple[int, ...]) -> None:
+    """UserError for values out of range, in the words of the config."""
+    model.experiment.sampler(options.sampler)
+    knobs = {name: getattr(options, name) for name in (*_KNOBS, "batch_size")}
+    given = {name: value for name, value in knobs.items() if value is not None}
+    config_lib.validate_section(
+        dataclasses.replace(
+            model.config.sampler, steps=counts, num_samples=options.num_samples, **given
+        )
+    )
+
+
+def _output_path(output: str | None) -> pathlib.Path | None:
+    if output is None:
+        return None
+    path = pathlib.Path(output).expanduser()
+    if path.is_dir():
+        raise UserError(f"--output={output} is a folder; give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--output={output}: there is no folder {path.parent}; make it first")
+    return path
+
+
+@contextlib.contextmanager
+def _samples_folder(given: str | None, output: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    """--samples, else a folder beside --output, else one that is removed at the end."""
+    if given is None and output is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield pathlib.Path(folder)
+        return
+    beside = output and output.with_name(f"{output.stem}_samples")
+    folder = pathlib.Path(given).expanduser() if given else beside
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--samples={folder} is a file; give the name of a folder")
+    yield folder
+
+
+def _file_name(steps: int) -> str:
+    return f"steps_{steps:05d}.jsonl"
+
+
+def _report(results: dict) -> str:
+    lines = ["", evals.format_table(results)]
+    held_out = results["held_out"]
+    if held_out is not None and held_out["mean"] is not None:
+        taus = held_out["taus"]
+        lines.append(
+            f"\nheld-out loss {held_out['mean']:.4f} nats per token, mean over {len(taus)} times "
+            f"tau from {min(taus):g} to {max(taus):g}, {held_out['rows']} rows"
+        )
+    return "\n".join(lines)
+
+
+def define_flags() -> None:
+    """The flags of the tool; in a function, because other tools have flags of the same names."""
+    text, number, whole = flags.DEFINE_string, flags.DEFINE_float, flags.DEFINE_integer
+    text("checkpoint", None, "workdir of a training run, or official .ckpt, .safetensors or folder")
+    text("steps", None, "numbers of network evaluations, for example 1,8,32")
+    whole("num_samples", 64, "texts per number of steps")
+    whole("seed", 0, "root of the noise; sample i is the same in any batch")
+    whole("batch_size", None, "texts written at one time")
+    text("sampler", "", "sampler by name; '' = that of the config")
+    number("temperature", None, "of the last decode; 0 = arg max")
+    number("top_p", None, "nucleus of the last decode; 1 = off")
+    number("denoiser_temperature", None, "temperature of the denoiser in every step")
+    number("prior_scale", None, "scale of the first noise")
+    text("weights", None, "ema (the default), raw, or ema:DECAY of an official .ckpt")
+    whole("step", None, "checkpoint of a workdir; the newest by default")
+    text("tokenizer", None, "of an official checkpoint: gpt2, bert-base-uncased, or a folder")
+    whole("length", None, "tokens per text of an official checkpoint")
+    whole("heads", None, "attention heads of an official checkpoint")
+    text("scorer", None, "folder with a GPT-2 (config.json, model.safetensors, vocabulary files)")
+    text("output", None, "write the results as JSON to this file")
+    text("samples", None, "folder for the samples; by default beside --output, else not kept")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    names = [field.name for field in dataclasses.fields(Options)]
+    values = {name: flags.FLAGS[name].value for name in names}
+    if not values["checkpoint"]:
+        raise UserError("--checkpoint=PATH is missing; give a run's --workdir or a .ckpt file")
+    if values["steps"] is not None:
+        values["steps"] = coerce(values["steps"], tuple[int, ...], "--steps")
+    evaluate(Options(**values))
+
+
+if __name__ == "__main__":
+    define_flags()
+    config_lib.run_main(main)
