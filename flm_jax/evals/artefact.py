@@ -58,7 +58,8 @@ def read(path: pathlib.Path, origin_keys: Sequence[str]) -> Artefact:
     Raises UserError if the file is damaged.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold U+2028 and its like
+        rows = [json.loads(line) for line in lines if line]
         if not rows or [row["index"] for row in rows] != list(range(len(rows))):
             raise ValueError("lines are missing")
         tokens_NL = np.array([row["tokens"] for row in rows])
