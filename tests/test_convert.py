@@ -1,0 +1,401 @@
+"""Official checkpoints in, ours out: load, convert, and a sentence for every misfit."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch_files as tf
+from safetensors.numpy import load_file, save_file
+from states import HEADS, random_state
+
+import flm_jax
+from flm_jax import convert as convert_tool
+from flm_jax import inference, tokenizers
+from flm_jax.checkpoint import Checkpoints
+from flm_jax.convert import Choices, convert
+from flm_jax.errors import UserError
+from flm_jax.interop import hub_layout, layout, official
+from flm_jax.tokenizers.bert import BertRecipe
+from flm_jax.tokenizers.characters import Characters
+from flm_jax.tokenizers.gpt2 import Gpt2Recipe
+
+V, L = 11, 6
+TWO_TIMES = layout.Sizes(V, 8, 6, 2, 4, True, True)
+ONE_TIME = layout.Sizes(V, 8, 6, 2, 4, False, False)
+GOLDENS = ("flm.ckpt", "flm_no_ema.ckpt", "fmlm.ckpt", "fmlm_orig_mod.ckpt", "hub_fmlm_ema")
+
+
+@pytest.fixture(name="letters")
+def fixture_letters(tmp_path):
+    """A saved tokenizer of V tokens."""
+    return saved_letters(tmp_path / "letters", V)
+
+
+def saved_letters(folder, size):
+    Characters("".join(chr(ord("a") + i) for i in range(size - 4))).save(folder)
+    return str(folder)
+
+
+def lightning(path, sizes=TWO_TIMES, averaged=True):
+    """A .ckpt with raw weights and an EMA; returns (path, raw state, averaged state)."""
+    state, average = random_state(sizes, 0), random_state(sizes, 1, buffer=False)
+    arrays = [*state.values(), *average.values()]
+    pieces = [tf.tensor(str(i), array) for i, array in enumerate(arrays)]
+    names = [f"backbone.{name}" for name in state]
+    tree = {"state_dict": dict(zip(names, pieces, strict=False))}
+    if averaged:
+        tree["ema"] = {"decay": 0.9999, "num_updates": 4, "shadow_params": pieces[len(state) :]}
+    tf.save(path, tree, {str(i): array for i, array in enumerate(arrays)})
+    return path, state, average
+
+
+def hub(folder, sizes=TWO_TIMES, seed=0, **options):
+    """An official folder; returns (folder, our parameters)."""
+    params = hub_layout.to_params(random_state(sizes, seed))
+    return hub_layout.write(folder, params, heads=HEADS, length=L, **options), params
+
+
+def assert_trees_equal(ours, expected):
+    assert jax.tree.structure(ours) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def items_of(workdir):
+    model = inference.load(workdir)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        return checkpoints.restore({"params": model.params, "ema": model.params})[1]
+
+
+def test_ckpt_becomes_a_workdir_with_both_copies(tmp_path, letters):
+    path, raw, average = lightning(tmp_path / "a.ckpt")
+    workdir = convert(path, tmp_path / "run", Choices(tokenizer=letters, length=L, heads=HEADS))
+    items = items_of(workdir)
+    assert_trees_equal(items["params"], hub_layout.to_params(raw))
+    assert_trees_equal(items["ema"], hub_layout.to_params(average))
+    for weights, state in ((None, average), ("ema", average), ("raw", raw)):
+        model = flm_jax.load(workdir, weights)
+        assert_trees_equal(model.params, hub_layout.to_params(state))
+        direct = flm_jax.load(path, weights, tokenizer=letters, length=L)
+        assert_trees_equal(direct.params, model.params)
+        assert direct.config == model.config
+    assert model.generate(2, 1).texts == direct.generate(2, 1).texts
+    assert (workdir / "config.json").stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def test_raw_weights_stand_for_the_average(tmp_path, letters, caplog):
+    path, raw, _ = lightning(tmp_path / "a.ckpt")
+    choices = Choices(weights="raw", tokenizer=letters, length=L)
+    items = items_of(convert(path, tmp_path / "run", choices))
+    assert_trees_equal(items["ema"], hub_layout.to_params(raw))
+    path, raw, _ = lightning(tmp_path / "b.ckpt", averaged=False)
+    model = flm_jax.load(path, tokenizer=letters, length=L)
+    assert_trees_equal(model.params, hub_layout.to_params(raw))
+    assert "has no EMA weights; the raw weights are used" in caplog.text
+
+
+@pytest.mark.parametrize("sizes", [TWO_TIMES, ONE_TIME])
+def test_import_of_export_is_bit_equal(tmp_path, letters, sizes):
+    folder, params = hub(tmp_path / "official", sizes)
+    workdir = convert(folder, tmp_path / "run", Choices(tokenizer=letters))
+    exported = convert(workdir, tmp_path / "export")
+    again = convert(exported, tmp_path / "again")  # the tokenizer lies beside the weights
+    assert_trees_equal(inference.load(again).params, params)
+    first, second = (load_file(f / "model.safetensors") for f in (folder, exported))
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name].tobytes() == second[name].tobytes()
+    ours, theirs = (json.loads((f / "config.json").read_text()) for f in (exported, folder))
+    assert ours == theirs
+    assert sorted(os.listdir(tmp_path)) == ["again", "export", "letters", "official", "run"]
+
+
+def test_export_takes_the_weights_asked_for(tmp_path, letters):
+    path, raw, average = lightning(tmp_path / "a.ckpt")
+    workdir = convert(path, tmp_path / "run", Choices(tokenizer=letters, length=L))
+    for weights, state in (("raw", raw), ("ema", average)):
+        folder = convert(workdir, tmp_path / weights, Choices(weights=weights))
+        assert_trees_equal(official.read(folder).params(), hub_layout.to_params(state))
+
+
+def test_official_defaults(tmp_path, letters):
+    folder, _ = hub(tmp_path / "official", config={"model": {"dropout": 0.25}})
+    model = flm_jax.load(folder, tokenizer=letters)
+    settled = model.config.model
+    assert (settled.attention_cap, settled.logit_cap, settled.dropout) == (50.0, 30.0, 0.25)
+    assert (settled.width, settled.depth, settled.heads, settled.cond_dim) == (8, 2, HEADS, 6)
+    assert settled.two_times and settled.loss_weighting
+    assert model.config.data.length == L and model.config.clock.name == "decoding_accuracy"
+    assert flm_jax.load(folder, tokenizer=letters, length=9).config.data.length == 9
+
+
+def test_diagonal_of_a_flow_map_gives_the_network_its_time_twice(tmp_path, letters):
+    folder, _ = hub(tmp_path / "official")
+    model = flm_jax.load(folder, tokenizer=letters)
+    h = jax.random.normal(jax.random.key(0), (2, L, 8))
+    tau = jax.numpy.array([0.2, 0.7])
+    once = model.net(model.params)(h, tau).posterior.dense()
+    twice = model.net(model.params, diagonal=False)(h, tau, tau).posterior.dense()
+    half = model.net(model.params, diagonal=False)(h, tau).posterior.dense()
+    np.testing.assert_array_equal(once, twice)
+    assert np.abs(once - half).max() > 1e-3
+
+
+def test_one_sentence_when_a_flow_map_is_used_on_its_diagonal(tmp_path, letters, monkeypatch):
+    said = []
+    note = lambda level, message, n, *args: said.append(message % args)  # noqa: E731
+    monkeypatch.setattr(inference.logging, "log_first_n", note)
+    for name, sizes in (("one", ONE_TIME), ("two", TWO_TIMES)):
+        folder, _ = hub(tmp_path / name, sizes)
+        flm_jax.load(folder, tokenizer=letters).generate(1, 1)
+    assert len(said) == 1 and "'euler' uses on the diagonal only" in said[0]
+
+
+def test_several_numbers_of_steps_with_one_loaded_model(tmp_path, letters):
+    """The clock must not be built inside the trace of the first compilation."""
+    folder, _ = hub(tmp_path / "official", ONE_TIME)
+    model = flm_jax.load(folder, tokenizer=letters)
+    assert [model.generate(1, steps).tokens.shape for steps in (1, 2)] == [(1, L)] * 2
+
+
+@pytest.mark.parametrize("golden", GOLDENS)
+def test_recorded_checkpoints_go_there_and_back(shared, tmp_path, golden):
+    letters = saved_letters(tmp_path / "letters", 23)
+    source = shared / "golden/ckpt" / golden
+    workdir = convert(source, tmp_path / "run", Choices(tokenizer=letters))
+    expected = official.read(source)
+    assert_trees_equal(inference.load(workdir).params, expected.params())
+    exported = official.read(convert(workdir, tmp_path / "export"))
+    assert list(exported.state) == list(expected.state)
+    for name, array in expected.state.items():
+        assert exported.state[name].tobytes() == array.tobytes()
+    assert exported.config["model"]["length"] == expected.length
+
+
+def test_an_average_of_another_decay(shared, tmp_path):
+    letters = saved_letters(tmp_path / "letters", 23)
+    source = shared / "golden/ckpt/flm_feb_two_emas.ckpt"
+    choices = Choices(weights="ema:0.3", tokenizer=letters)
+    model = inference.load(convert(source, tmp_path / "run", choices))
+    assert_trees_equal(model.params, official.read(source, "ema:0.3").params())
+
+
+@pytest.mark.parametrize("name", ["flm.ckpt", "fmlm.ckpt"])
+def test_loaded_networks_give_the_recorded_logits(shared, tmp_path, name):
+    letters = saved_letters(tmp_path / "letters", 23)
+    recorded = np.load(shared / "golden/ckpt" / name.replace(".ckpt", "_expected.npz"))
+    for weights in ("raw", "ema"):
+        model = flm_jax.load(shared / "golden/ckpt" / name, weights, tokenizer=letters)
+        net = model.net(model.params, diagonal=False)
+        times = [recorded["in/tau"]]
+        key = f"out/logits_{weights}"
+        if model.config.model.two_times:
+            times.append(recorded["in/tau_prime"])
+            key = f"out/logits_two_times_{weights}"
+        h = jax.numpy.matmul(recorded["in/x"], net.table, precision="highest")
+        features, _ = net.backbone(net.params, h, *map(jax.numpy.asarray, times))
+        head = net.params["head"]
+        logits = features @ head["kernel"] + head["bias"][None, None]
+        np.testing.assert_allclose(logits, recorded[key], atol=2e-5 * np.abs(recorded[key]).max())
+
+
+def test_vocabulary_decides_tokenizer_and_length(tmp_path, monkeypatch, shared):
+    monkeypatch.setitem(tokenizers.TOKENIZERS, "gpt2", Gpt2Recipe)
+    monkeypatch.setitem(tokenizers.TOKENIZERS, "bert-base-uncased", BertRecipe)
+    monkeypatch.setenv("FLM_JAX_TOKENIZERS", str(shared / "data/tokenizers"))
+    for vocab_size, name, length in ((30522, "bert-base-uncased", 128), (50258, "gpt2", 1024)):
+        sizes = layout.Sizes(vocab_size, 8, 6, 1, 4, False, False)
+        save_file(random_state(sizes), tmp_path / f"{name}.safetensors")
+        model = flm_jax.load(tmp_path / f"{name}.safetensors")
+        assert (model.tokenizer.name, model.config.data.length) == (name, length)
+        assert model.tokenizer.vocab_size == vocab_size
+        folder = str(shared / "data/tokenizers" / name)  # plain vocabulary files
+        again = flm_jax.load(tmp_path / f"{name}.safetensors", tokenizer=folder, length=5)
+        assert again.tokenizer.fingerprint == model.tokenizer.fingerprint
+        assert again.config.data.length == 5
+
+
+class Malicious:
+    """Pickles itself as a call that leaves a file behind."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def malicious(path, mark):
+    call = tf.call("os", "mkdir", str(mark))
+    state = random_state(TWO_TIMES)
+    storages = {str(i): array for i, array in enumerate(state.values())}
+    tensors = {f"backbone.{n}": tf.tensor(str(i), a) for i, (n, a) in enumerate(state.items())}
+    return tf.save(path, {"state_dict": {**tensors, "backbone.embed.weight": call}}, storages)
+
+
+def bad_sources(folder):
+    """(name, path, words of its sentence)."""
+    good, state, _ = lightning(folder / "good.ckpt")
+    cut = folder / "cut.ckpt"
+    cut.write_bytes(good.read_bytes()[:-2000])
+    other = folder / "notes.ckpt"
+    other.write_text("not a checkpoint at all")
+    wrong = dict(state)
+    wrong["blocks.0.norm1.weight"] = np.zeros(9, np.float32)
+    renamed = {n.replace("blocks.1.attn_qkv", "blocks.1.qkv"): a for n, a in state.items()}
+    save_file(wrong, folder / "wrong.safetensors")
+    save_file(renamed, folder / "renamed.safetensors")
+    (folder / "empty").mkdir()
+    yield "cut", cut, "cut.ckpt"
+    yield "other", other, "notes.ckpt"
+    yield "wrong", folder / "wrong.safetensors", r"blocks.0.norm1.weight has shape \(9,\)"
+    yield "renamed", folder / "renamed.safetensors", "a tensor blocks.1.qkv.weight"
+    yield "empty", folder / "empty", "holds no config.json and no model.safetensors"
+    yield "absent", folder / "absent.ckpt", "there is no file or folder"
+    yield "no decay", good, "has no EMA of decay 0.5"
+
+
+def test_bad_sources_leave_nothing_behind(tmp_path, letters):
+    for name, path, sentence in bad_sources(tmp_path):
+        weights = "ema:0.5" if name == "no decay" else None
+        choices = Choices(weights=weights, tokenizer=letters, length=L, heads=HEADS)
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(UserError, match=sentence) as caught:
+            convert(path, tmp_path / "out", choices)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(UserError, match=sentence):
+            flm_jax.load(path, weights, tokenizer=letters, length=L, heads=HEADS)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_nothing_in_a_file_is_executed(tmp_path, letters):
+    mark = tmp_path / "executed"
+    path = malicious(tmp_path / "evil.ckpt", mark)
+    choices = Choices(tokenizer=letters, length=L, heads=HEADS)
+    try:  # the foreign value may be skipped or refused, but never called
+        convert(path, tmp_path / "out", choices)
+    except UserError:
+        assert not (tmp_path / "out").exists()
+    import pickle
+
+    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Malicious(mark)))
+    with pytest.raises(UserError):
+        convert(tmp_path / "plain.ckpt", tmp_path / "out2", choices)
+    assert not mark.exists() and not (tmp_path / "out2").exists()
+
+
+def test_what_must_be_asked_for(tmp_path, letters):
+    path, _, _ = lightning(tmp_path / "a.ckpt")
+    saved_letters(tmp_path / "many", V + 1)
+    (tmp_path / "bare").mkdir()
+    for options, sentence in (
+        ({}, "vocabulary of 11 tokens, which tells no tokenizer"),
+        ({"tokenizer": letters}, "does not tell its block length"),
+        ({"tokenizer": letters, "length": 2}, "length=2 must be at least 3"),
+        ({"tokenizer": "characters", "length": L}, "neither a folder with a tokenizer nor"),
+        ({"tokenizer": "no/such/folder", "length": L}, "'no/such/folder' is neither a folder"),
+        ({"tokenizer": str(tmp_path / "bare"), "length": L}, "holds no tokenizer"),
+        ({"tokenizer": str(tmp_path / "many"), "length": L}, "11 entries but the tokenizer has 12"),
+        ({"tokenizer": letters, "length": L, "heads": 3}, "3 attention heads do not divide"),
+        ({"tokenizer": letters, "length": L, "weights": "best"}, "weights='best' is not known"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            convert(path, tmp_path / "out", Choices(**options))
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="step=3 cannot be chosen"):
+        flm_jax.load(path, step=3, tokenizer=letters, length=L)
+
+
+def test_a_workdir_knows_what_it_is(tmp_path, letters):
+    folder, _ = hub(tmp_path / "official")
+    workdir = convert(folder, tmp_path / "run", Choices(tokenizer=letters))
+    for name, value in (("tokenizer", letters), ("length", 9), ("heads", 2)):
+        with pytest.raises(UserError, match=f"a workdir, which knows its {name}"):
+            flm_jax.load(workdir, **{name: value})
+        with pytest.raises(UserError, match=f"a workdir, which knows its {name}"):
+            convert(workdir, tmp_path / "out", Choices(**{name: value}))
+    with pytest.raises(UserError, match="weights='ema:0.5' is unknown; choose ema or raw"):
+        flm_jax.load(workdir, "ema:0.5")
+    with pytest.raises(UserError, match="no checkpoint of step 7"):
+        convert(workdir, tmp_path / "out", Choices(step=7))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key, value", [("logit_cap", 0.0), ("attention_cap", 10.0)])
+def test_what_the_official_layout_cannot_say_is_not_exported(tmp_path, letters, key, value):
+    folder, _ = hub(tmp_path / "official")
+    workdir = convert(folder, tmp_path / "run", Choices(tokenizer=letters))
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"][key] = value
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"model.{key}={value}, which the official layout cannot"):
+        convert(workdir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_destinations_that_exist_stay_as_they_are(tmp_path, letters):
+    folder, _ = hub(tmp_path / "official")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").write_text("mine")
+    (tmp_path / "a_file").write_text("mine")
+    for name in ("full", "a_file"):
+        with pytest.raises(UserError, match=f"{name} exists already"):
+            convert(folder, tmp_path / name, Choices(tokenizer=letters))
+    assert os.listdir(tmp_path / "full") == ["file"]
+    with pytest.raises(UserError, match="cannot write to"):
+        convert(folder, tmp_path / "a_file/run", Choices(tokenizer=letters))
+    (tmp_path / "vacant").mkdir()
+    convert(folder, tmp_path / "vacant", Choices(tokenizer=letters))
+    assert inference.is_workdir(tmp_path / "vacant")
+
+
+def test_a_failed_write_leaves_no_trace(tmp_path, letters, monkeypatch):
+    folder, _ = hub(tmp_path / "official")
+    before = sorted(os.listdir(tmp_path))
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        convert(folder, tmp_path / "run", Choices(tokenizer=letters))
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_changed_loss_weighting_is_refused(tmp_path, letters):
+    sizes = layout.Sizes(V, 8, 6, 2, 4, False, True, loss_hidden=10)
+    folder, _ = hub(tmp_path / "official", sizes)
+    with pytest.raises(UserError, match="weights its loss with 10 hidden units"):
+        flm_jax.load(folder, tokenizer=letters)
+
+
+def test_one_command_gives_text(tmp_path, letters):
+    path, _, _ = lightning(tmp_path / "a.ckpt", ONE_TIME)
+    output = tmp_path / "samples.jsonl"
+    flags = [f"--checkpoint={path}", f"--tokenizer={letters}", f"--length={L}", "--steps=1,2"]
+    command = [sys.executable, "-m", "flm_jax.generate", *flags, f"--output={output}"]
+    root = pathlib.Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(output.read_text().splitlines()) == 16
+    command[2] = "flm_jax.convert"
+    command[3:] = [str(path), str(tmp_path / "run"), f"--tokenizer={letters}", f"--length={L}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"--checkpoint={tmp_path / 'run'}" in done.stdout
+
+
+def test_convert_needs_two_names():
+    with pytest.raises(UserError, match="give SOURCE and DESTINATION, not 1 arguments"):
+        convert_tool.main(["convert", "here"])
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
