@@ -29,7 +29,7 @@ SENTENCES = [
 ]
 
 
-def make_run(folder: pathlib.Path, text: pathlib.Path, seed: int = 0, noise: float = 0.3):
+def make_run(folder: pathlib.Path, text: pathlib.Path, seed: int = 0):
     """A workdir with a random tiny model, as a training run leaves it."""
     config = config_lib.resolve(
         {
@@ -47,15 +47,16 @@ def make_run(folder: pathlib.Path, text: pathlib.Path, seed: int = 0, noise: flo
     )
     sections = (config_lib.to_dict(config)[name] for name in ("data", "tokenizer"))
     tokenizer = load_data(*sections).tokenizer
-    params = Experiment(config, tokenizer.vocab_size).model.init(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    ema = [a + noise * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+    model = Experiment(config, tokenizer.vocab_size).model
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    ema = jax.tree.map(lambda a: np.float32(rng.normal(0, 0.3, a.shape)), shapes)
+    params = {**ema, "head": jax.tree.map(np.zeros_like, ema["head"])}
     folder.mkdir()
     (folder / "config.json").write_text(config_lib.to_json(config))
     tokenizer.save(folder / "tokenizer")
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        items = {"params": params, "ema": jax.tree.unflatten(tree, ema)}
+        items = jax.tree.map(jax.numpy.asarray, {"params": params, "ema": ema})
         checkpoints.save(70, items, {"tokenizer": tokenizer.fingerprint}, wait=True)
     return folder
 
@@ -151,7 +152,7 @@ def test_nothing_is_kept_unless_asked(run, tmp_path, monkeypatch):
 
 
 def test_held_out_loss_of_a_network_that_knows_nothing(run):
-    """At the initialisation all logits are 0, so the loss is ln V at any time."""
+    """All logits of the raw weights are 0, so the loss is ln V at any time."""
     model = inference.load(run, "raw")
     results = evaluate(options(run, weights="raw", steps=(1,)))["held_out"]
     expected = math.log(model.experiment.vocab_size)
