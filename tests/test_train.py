@@ -12,7 +12,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tiny
 from runs import finished as finished  # a fixture
 
 from flm_jax import config as config_lib

@@ -22,6 +22,7 @@ def model(vocab_size: int = V, **changes) -> dit.Model:
     return dit.build(Model(**{**settings, **changes}), vocab_size)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))  # one compilation instead of one per shape
 def params(net_model: dit.Model, seed: int = 0, scale: float = 0.3) -> dict:
     """Parameters with nothing at zero: fresh ones plus noise."""
     fresh = net_model.init(jax.random.key(seed))
