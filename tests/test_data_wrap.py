@@ -46,6 +46,18 @@ def test_hand_written_example():
     np.testing.assert_array_equal(rows_NL, [[BOS, 5, 6, 7, EOS], [BOS, EOS, EOS, 8, EOS]])
 
 
+def test_without_inserted_ends_the_documents_run_together():
+    def rows(documents, **options):
+        return [
+            row.tolist() for block in wrap.wrap(documents, 5, BOS, EOS, **options) for row in block
+        ]
+
+    documents = random_documents(3, 40)
+    ended = [[*document, EOS] for document in documents]
+    assert rows(ended, insert_eos=False) == rows(documents)
+    assert rows([[5, 6], [], [7, 8]], insert_eos=False) == [[BOS, 5, 6, 7, EOS]]
+
+
 def test_nothing_and_too_little_give_no_rows():
     assert len(wrapped([], 8)) == len(wrapped([[3, 4]], 8)) == 0
 

@@ -17,6 +17,7 @@ def wrap(
     bos_id: int,
     eos_id: int,
     drop_remainder_every: int = 0,
+    insert_eos: bool = True,
 ) -> Iterator[np.ndarray]:
     """Cuts the stream doc EOS doc EOS ... into pieces of L-2 and puts BOS and EOS around each.
 
@@ -26,9 +27,10 @@ def wrap(
       documents: tokens of each document, without special tokens.
       length: L, the length of a row.
       bos_id: first token of every row.
-      eos_id: ends every document and every row.
+      eos_id: ends every row, and every document unless `insert_eos` is False.
       drop_remainder_every: throw the remainder away after this many documents; 0 = only at the end.
         The official code does it every 1000 documents (and per worker).
+      insert_eos: False for documents that end in EOS already, or are to run together.
 
     Yields:
       int32 arrays (n, L), n >= 1.
@@ -42,7 +44,7 @@ def wrap(
         )
     for group in _groups(documents, drop_remainder_every):
         rest = np.empty(0, np.int32)
-        for stream in _streams(group, eos_id):
+        for stream in _streams(group, (eos_id,) if insert_eos else ()):
             stream = np.concatenate([rest, stream])
             count, inner = len(stream) // (length - 2), length - 2
             if count:
@@ -76,13 +78,13 @@ def _groups(documents: Iterable[Sequence[int]], size: int) -> Iterator[Iterable[
         yield group
 
 
-def _streams(documents: Iterable[Sequence[int]], eos_id: int) -> Iterator[np.ndarray]:
-    """The documents with EOS behind each, as int32 arrays of about _BUFFER tokens."""
+def _streams(documents: Iterable[Sequence[int]], end: Sequence[int]) -> Iterator[np.ndarray]:
+    """The documents with `end` behind each, as int32 arrays of about _BUFFER tokens."""
     buffer: list[Sequence[int]] = []
     held = 0
     for tokens in documents:
-        buffer += [tokens, (eos_id,)]
-        held += len(tokens) + 1
+        buffer += [tokens, end]
+        held += len(tokens) + len(end)
         if held >= _BUFFER:
             yield _flat(buffer, held)
             buffer, held = [], 0

@@ -21,5 +21,5 @@ def velocity(p: jax.Array, x: jax.Array, t: jax.Array, eps: float = EPS) -> jax.
 
 
 def linear_grid(steps: int) -> jax.Array:
-    """tau_i = i / steps for i = 0 .. steps, float32."""
-    return jnp.linspace(0.0, 1.0, steps + 1, dtype=jnp.float32)
+    """tau_i = i / steps for i = 0 .. steps, float32 (float64 in x64 mode)."""
+    return jnp.linspace(0.0, 1.0, steps + 1)

@@ -19,3 +19,30 @@ def draw_stratified(key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     """The raw numbers of `stratified`: uniforms float32 (n,) and a permutation int32 (n,)."""
     key_uniform, key_permutation = jax.random.split(key)
     return jax.random.uniform(key_uniform, (n,)), jax.random.permutation(key_permutation, n)
+
+
+def pairs(times_2N: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(tau_s, tau_t) with tau_s <= tau_t, (N,) each: neighbours of 2N drawn times, sorted."""
+    sorted_N2 = jnp.sort(times_2N.reshape(-1, 2), axis=-1)
+    return sorted_N2[:, 0], sorted_N2[:, 1]
+
+
+def official_split(
+    global_size: int,
+    diagonal_fraction: float,
+    boundary_prob: float,
+    processes: int = 1,
+    process: int = 0,
+) -> tuple[int, int, int]:
+    """How many diagonal, boundary and off-diagonal samples one process of the official code has.
+
+    Parity only. Each kind's count over the global batch is shared out separately, the first
+    processes taking the remainders: the three counts of a process need not add up to its batch.
+    The official code then leaves rows without a kind (no loss), or cuts a random choice of the
+    surplus; training here splits the global batch by index and loses nothing.
+    """
+    diagonal = int(global_size * diagonal_fraction)
+    share = diagonal_fraction + (1.0 - diagonal_fraction) / boundary_prob
+    boundary = int(global_size * share) - diagonal
+    counts = diagonal, boundary, global_size - diagonal - boundary
+    return tuple(n // processes + (process < n % processes) for n in counts)

@@ -1,0 +1,103 @@
+"""python -m flm_jax.parity DIRECTORY: do our numbers agree with the official ones?"""
+
+import argparse
+import collections
+import json
+import pathlib
+import sys
+import time
+
+from flm_jax import metrics
+from flm_jax.errors import UserError
+from flm_jax.parity import goldens, runner
+from flm_jax.parity.checks import HEADER, Row
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m flm_jax.parity",
+        description="Repeats the recorded runs of the official code through this one and compares. "
+        "Exit code 0: every case ran and passed.",
+    )
+    parser.add_argument("directory", help="a recorded set: manifest.json and the files it lists")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="cases with this in the name")
+    parser.add_argument("--json", default="", metavar="FILE", help="write all rows there, too")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the set, prints a line per comparison and a summary; the exit code."""
+    options = parse(arguments)
+    start = time.perf_counter()
+    try:
+        count = sum(runner.chosen(c.name, options.only) for c in goldens.read(options.directory))
+        if options.json:
+            destination(options.json)
+        with metrics.bar(total=count, desc="parity", unit="case", delay=2) as bar:
+            rows = runner.run(options.directory, options.only, lambda row: show(row, bar))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    seconds = time.perf_counter() - start
+    print("\n" + summary(rows, seconds))
+    if options.json:
+        write(options.json, options.directory, rows, seconds)
+    return 0 if all(row.ok for row in rows) else 1
+
+
+def destination(name: str) -> None:
+    """UserError if the results cannot be written there: better now than after the run."""
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UserError(f"--json={name} cannot be written; give a file in a folder that exists")
+
+
+def show(row: Row, bar) -> None:
+    """Prints one comparison; the bar counts cases."""
+    seen = bar.__dict__.setdefault("cases_seen", [])
+    if row.case not in seen:
+        if not seen:
+            print(HEADER)
+        seen.append(row.case)
+        bar.update(1)
+    print(row.line(), flush=True)
+
+
+def summary(rows: list[Row], seconds: float) -> str:
+    """Cases and comparisons that passed, and the cases that did not with their first reason."""
+    failed: dict[str, list[Row]] = collections.defaultdict(list)
+    for row in rows:
+        if not row.ok:
+            failed[row.case].append(row)
+    cases = list(dict.fromkeys(row.case for row in rows))
+    good = sum(row.ok for row in rows)
+    lines = []
+    for case, bad in failed.items():
+        why = bad[0].reason or f"{len(bad)} beyond tolerance, the first: {bad[0].quantity}"
+        lines.append(f"FAIL {case}: {why}")
+    verdict = "FAIL" if failed else "ok"
+    lines.append(
+        f"{verdict}: {len(cases) - len(failed)} of {len(cases)} cases passed, "
+        f"{good} of {len(rows)} comparisons, {seconds:.0f} s"
+    )
+    return "\n".join(lines)
+
+
+def write(name: str, directory: str, rows: list[Row], seconds: float) -> None:
+    """All rows as JSON; numbers that are not finite become text."""
+    cases = {row.case for row in rows}
+    failed = {row.case for row in rows if not row.ok}
+    content = {
+        "directory": str(directory),
+        "ok": not failed,
+        "cases": len(cases),
+        "cases_failed": sorted(failed),
+        "seconds": round(seconds, 1),
+        "rows": [row.plain() for row in rows],
+    }
+    path = pathlib.Path(name).expanduser()
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

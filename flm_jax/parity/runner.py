@@ -1,0 +1,99 @@
+"""Which code runs which kind of case, and the run over a whole set."""
+
+import fnmatch
+import os
+from collections.abc import Callable, Iterable
+
+import jax
+
+from flm_jax.errors import UserError
+from flm_jax.parity import clocks, forward, goldens, initial, losses, sampling, texts, training
+from flm_jax.parity.checks import Checks, Row
+from flm_jax.parity.goldens import Case, GoldenError
+
+Check = Callable[[Case, Checks], None]
+
+# The beginning of a case's name -> what runs it; the longest that fits counts.
+KINDS: dict[str, Check] = {
+    "time/": clocks.time,
+    "times/": clocks.draws,
+    "dit/": forward.network,
+    "flm/": losses.flow_matching,
+    "sampler/flm_sampler": sampling.euler,
+    "train/adamw": training.train,
+    "train/ema": training.average,
+    "init/random": initial.random,
+    "ckpt/": forward.checkpoint,
+    "text/detokenizers": texts.detokenizers,
+    "text/group_texts": texts.rows,
+    "text/sample_entropy": texts.entropy,
+    "text/generative_perplexity": texts.perplexity,
+    "text/tiny_gpt2": texts.scorer,
+}
+# Recorded, but the feature itself does not exist here yet.
+NOT_BUILT = {
+    "fmlm/": "flow-map distillation",
+    "two_model/": "the two-network method",
+    "baselines/": "the baselines",
+    "sampler/fmlm_": "the sampler of flow maps",
+    "sampler/two_model_": "the sampler of the two-network method",
+    "sampler/two_stage_": "the sampler of the second stage",
+    "init/student": "initialising a student from its teacher",
+}
+
+
+def run(
+    directory: str | os.PathLike, only: str = "", emit: Callable[[Row], None] = lambda row: None
+) -> list[Row]:
+    """Every comparison of every case whose name has ``only`` in it (or matches it, as a pattern).
+
+    ``emit`` is called with each row as it is made. Nothing that is wrong with a case stops the
+    run or is left out: it becomes a row that is not ok.
+
+    Raises UserError if there is no set in ``directory``, or no case of that name.
+    """
+    cases = [case for case in goldens.read(directory) if chosen(case.name, only)]
+    if not cases:
+        raise UserError(f"no case of {directory} matches {only!r}; try a part of a name")
+    rows: list[Row] = []
+
+    def keep(row: Row) -> None:
+        rows.append(row)
+        emit(row)
+
+    with jax.default_matmul_precision("highest"):  # accelerators round inputs to bf16 or TF32
+        for case in cases:
+            before = len(rows)
+            run_case(case, keep)
+            if len(rows) == before:
+                Checks(case, keep).fail("-", "nothing was compared")
+    return rows
+
+
+def run_case(case: Case, emit: Callable[[Row], None]) -> None:
+    """All comparisons of one case; whatever goes wrong is one more row that is not ok."""
+    checks = Checks(case, emit)
+    reason = longest(NOT_BUILT, case.name)
+    check = longest(KINDS, case.name)
+    if reason is not None:
+        checks.fail("-", f"not built: {reason}")
+        return
+    if check is None:
+        checks.fail("-", f"unknown kind of case {case.name!r}")
+        return
+    try:
+        check(case, checks)
+    except (GoldenError, UserError) as error:
+        checks.fail("-", str(error))
+    except Exception as error:  # noqa: BLE001 - a damaged set must not hide the other cases
+        checks.fail("-", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def chosen(name: str, only: str) -> bool:
+    return not only or only in name or fnmatch.fnmatchcase(name, only)
+
+
+def longest(table: dict, name: str):
+    """The value of the longest key that ``name`` begins with, or None."""
+    keys: Iterable[str] = (key for key in table if name.startswith(key))
+    return table.get(max(keys, key=len, default=""))
