@@ -67,6 +67,7 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = ("pretrain",))
             dtype="float32",
             remat=True,
             scan_unroll=1,
+            head_init="zero",
             head_chunk=1024,
         )
     )

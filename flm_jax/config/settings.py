@@ -58,6 +58,11 @@ class Model:
     dtype: str = knob("float32", "dtype of matrix products", choices=("float32", "bfloat16"))
     remat: bool = knob(True, "recompute activations in the backward pass to save memory")
     scan_unroll: int = knob(1, "blocks per iteration of the scan over blocks", at_least=1)
+    head_init: str = knob(
+        "zero",
+        "start of the output layer (table = the embedding table, for small budgets)",
+        choices=("zero", "table"),
+    )
     head_chunk: int = knob(1024, "tokens per device whose logits exist at one time", at_least=1)
 
 
