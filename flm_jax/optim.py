@@ -59,7 +59,10 @@ def ema_update(ema: Any, params: Any, updates: jax.Array, decay: float) -> Any:
     """The average after update number ``updates`` (1, 2, ...), with the official warm-up.
 
     d_n = min(decay, (1 + n) / (10 + n)); ema <- ema - (1 - d_n) * (ema - params), float32.
+    Without decay the average is the parameters, exactly.
     """
-    n = updates.astype(jnp.float32)
-    rate = 1.0 - jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+    if decay == 0.0:
+        return params
+    n = updates.astype(float)
+    rate = jnp.maximum(1.0 - decay, 9.0 / (10.0 + n))  # 1 - d_n without float32 cancellation
     return jax.tree.map(lambda average, new: average - rate * (average - new), ema, params)
