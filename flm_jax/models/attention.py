@@ -8,13 +8,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ROTARY_BASE = 10_000.0
 
 
+def rotary_frequencies(head_width: int) -> np.ndarray:
+    """base ** (-2 i / head_width) for every pair i, float32 (head_width / 2,).
+
+    Rounded to float32 at each step like the buffer in official checkpoints, so that float64 runs
+    of both agree, and angles at far positions agree in float32.
+    """
+    exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
+    wavelengths = (ROTARY_BASE ** exponents.astype(np.float64)).astype(np.float32)
+    return np.float32(1.0) / wavelengths
+
+
 def rotary_tables(length: int, head_width: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """cos and sin of position times frequency, (L, head_width / 2)."""
-    frequency = ROTARY_BASE ** (-jnp.arange(0, head_width, 2, dtype=dtype) / head_width)
+    frequency = jnp.asarray(rotary_frequencies(head_width), dtype)
     angle = jnp.arange(length, dtype=dtype)[:, None] * frequency[None, :]
     return jnp.cos(angle), jnp.sin(angle)
 
