@@ -3,14 +3,18 @@
 import argparse
 import collections
 import json
+import os
 import pathlib
 import sys
 import time
 
-from flm_jax import metrics
-from flm_jax.errors import UserError
-from flm_jax.parity import goldens, runner
-from flm_jax.parity.checks import HEADER, Row
+# The time goes into compiling many small programs. Must be set before jax is imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+from flm_jax import metrics  # noqa: E402
+from flm_jax.errors import UserError  # noqa: E402
+from flm_jax.parity import goldens, runner  # noqa: E402
+from flm_jax.parity.checks import HEADER, Row  # noqa: E402
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -34,19 +34,24 @@ def forward(
     # Tokens enter as a clean state, where the projected space looks rows of the table up.
     clean = Projected(tables).corrupt(jnp.zeros_like(h), tokens, jnp.ones_like(tau))
     found = {"mid/embed": h}
+    both, batch = jnp.concatenate([h, clean]), len(tau)
+    tau, tau_t = (None if time is None else jnp.tile(time, 2) for time in (tau, tau_t))
     two = () if tau_t is None else (("_two_times", tau_t),)
     for suffix, second in (("", None), *two):
-        output = net(h, tau, second)
-        found[f"out/logits{suffix}"] = output.posterior.logits().dense()
-        found[f"out/loss_weight{suffix}"] = output.log_weight
-        found[f"out/logits_tokens{suffix}"] = net(clean, tau, second).posterior.logits().dense()
+        output = net(both, tau, second)
+        logits = output.posterior.logits().dense()
+        found[f"out/logits{suffix}"] = logits[:batch]
+        found[f"out/logits_tokens{suffix}"] = logits[batch:]
+        if output.log_weight is not None:
+            found[f"out/loss_weight{suffix}"] = output.log_weight[:batch]
         if second is None:
-            found["out/log_probs_capped"] = log_probs(output.posterior)
-            plain = dataclasses.replace(output.posterior.head, cap=0.0)
-            found["out/log_probs_plain"] = log_probs(
-                dataclasses.replace(output.posterior, head=plain)
-            )
-    return {name: array for name, array in found.items() if array is not None}
+            head = output.posterior.head
+            for name, cap in (("capped", head.cap), ("plain", 0.0)):
+                p = Posterior(
+                    output.posterior.features_BLD[:batch], dataclasses.replace(head, cap=cap)
+                )
+                found[f"out/log_probs_{name}"] = log_probs(p)
+    return found
 
 
 def log_probs(posterior: Posterior) -> jax.Array:

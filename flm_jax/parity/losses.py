@@ -22,6 +22,9 @@ from flm_jax.parity.forward import log_probs
 from flm_jax.parity.goldens import Case, GoldenError
 
 TABLE = "vocab_embed.embedding"
+# In float32 the Gram matrix of a table with fewer rows than columns is singular but for eta: its
+# Cholesky factor is that inexact. Nobody trains so (the projected space is for V > 2 D).
+SINGULAR32 = 5e-3
 NO_JITTER = 1e-13  # eta for float64: the projection is then the exact one to about 1e-9
 OPTIONS = {
     "algo.learnable_loss_weighting": None,  # decided by the tensors
@@ -177,6 +180,10 @@ def gradients(
         if name == TABLE and space == "projected":
             table = case[f"param/{TABLE}"].astype(np.float64)
             expected = projected(table, expected, clean_VD)
+            if checks.bits == 32 and not projects(sizes):
+                tolerance = SINGULAR32 * np.max(np.abs(expected))
+                checks.close(f"grad/{name} {space}", ours, expected, tolerance)
+                continue
         checks.gradient(name, ours, expected, space)
 
 
