@@ -101,7 +101,6 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = ("pretrain",))
             keep_best=1,
             eval_rows=512,
             eval_taus=(0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95),
-            nonfinite="stop",
         )
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
@@ -118,5 +117,5 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = ("pretrain",))
             options={},
         )
     )
-    config.evals = ()
+    config.evals = ("text_statistics",)
     return config

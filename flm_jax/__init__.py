@@ -1,4 +1,4 @@
-"""Flow language models in JAX: train, distil, evaluate and sample text written in one evaluation.
+"""Flow language models in JAX: train and evaluate models that write text in few evaluations.
 
 Shape legend (suffixes of variable names; a scalar has no suffix):
 

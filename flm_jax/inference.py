@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -30,7 +31,10 @@ _ON_THE_DIAGONAL = (
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Generated texts. ``tokens`` int32 (N, L); ``seconds`` without compilation."""
+    """Generated texts. ``tokens`` int32 (N, L); ``seconds`` without compilation.
+
+    ``trajectory`` is that of the first batch, if it was asked for.
+    """
 
     texts: list[str]
     tokens: np.ndarray
@@ -193,6 +197,7 @@ class FlowModel:
             )
             out = None if self._mesh is None else sharding.replicated(self._mesh)
             jitted = jax.jit(function, out_shardings=out)
+            print(f"compiling the sampler for {chosen.steps[0]} steps ...", file=sys.stderr)
             example = (self.params, jax.random.key(0), jnp.int32(0))
             self._compiled[signature] = jitted.lower(*example).compile()
         return self._compiled[signature]

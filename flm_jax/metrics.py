@@ -221,25 +221,32 @@ class Progress:
 
 
 class Window:
-    """Running means of a step's metrics since the last log line, and the speed."""
+    """Running means of a step's metrics since the last log line, and the speed meanwhile."""
 
     def __init__(self, tokens_per_step: int):
-        self.first = True
         self._tokens = tokens_per_step
         self.restart()
 
     def restart(self) -> None:
         self._sums: dict[str, float] = {}
         self._count = 0
-        self._start = time.perf_counter()
+        self._timed = 0
+        self._seconds = 0.0
 
     def add(self, values: dict[str, float]) -> None:
+        """Metrics of one more step."""
         self._count += 1
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
+    def add_time(self, seconds: float) -> None:
+        """Seconds of one more step; leave out steps that compiled something."""
+        self._timed += 1
+        self._seconds += seconds
+
     def means(self) -> dict[str, float]:
         return {name: value / max(1, self._count) for name, value in self._sums.items()}
 
-    def tokens_per_second(self) -> float:
-        return self._count * self._tokens / max(1e-9, time.perf_counter() - self._start)
+    def tokens_per_second(self) -> float | None:
+        """None until a step has been timed."""
+        return self._timed * self._tokens / self._seconds if self._seconds else None

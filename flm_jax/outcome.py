@@ -3,6 +3,8 @@
 Only process 0 writes; all processes sample together. ``run`` is the `flm_jax.train.Run` that calls.
 """
 
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -18,6 +20,7 @@ import numpy as np
 
 from flm_jax import config as config_lib
 from flm_jax import report
+from flm_jax.errors import UserError
 from flm_jax.evals import EVALS, YARDSTICKS
 from flm_jax.evals import base as evals
 from flm_jax.inference import FlowModel, Samples
@@ -29,6 +32,7 @@ STRIP_SEQUENCES = 3
 STRIP_STEPS = 16  # at most this many frames in the denoising strip
 LIBRARIES = ("flm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SAMPLE_SEED = 0
+MAX_TRAIN_ROWS = 100_000  # of the training rows that evaluators and yardsticks are fitted on
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -39,6 +43,21 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path):
+    """Holds a workdir for this process; UserError if another one on this machine has it."""
+    with open(workdir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if jax.process_count() == 1:
+                raise UserError(
+                    f"another process is training in {workdir}; wait for it, or choose another "
+                    "--workdir"
+                ) from None
+        yield
 
 
 def write_run(run: Any, step: int, stopped: str) -> None:
@@ -85,9 +104,11 @@ def finish(run: Any, state: Any, step: int, why: str) -> None:
         if jax.process_index() == 0:
             write_run(run, step, why)
             write_atomically(path, json.dumps(done))
-        heading = {"complete": "finished", "time limit": "stopped by train.max_minutes"}[why]
+        heading = "is finished"
     else:
-        heading = "was already complete"
+        heading = "was already finished"
+    if why == "time limit":
+        heading = f"was stopped by train.max_minutes={run.config.train.max_minutes:g}"
     if jax.process_index() != 0:
         return
     page = report.write(run.workdir)
@@ -100,7 +121,7 @@ def results(run: Any, model: FlowModel, step: int) -> dict:
     samples = [model.generate(knobs.num_samples, steps, SAMPLE_SEED) for steps in knobs.steps]
     return {
         "step": step,
-        "sampler": config_lib.to_dict(run.config)["sampler"],
+        "settings": _settings(run.config),
         "samples": [
             {"steps": s.steps, "seconds": round(s.seconds, 3), "texts": s.texts[:SHOWN_TEXTS]}
             for s in samples
@@ -117,7 +138,7 @@ def _table(run: Any, samples: list[Samples]) -> dict:
     """
     if not run.config.evals:
         return {"columns": [], "rows": []}
-    train_rows = np.asarray(run.data.rows["train"][:])
+    train_rows = np.asarray(run.data.rows["train"][:MAX_TRAIN_ROWS])
     valid_rows = np.asarray(run.data.rows["valid"][:])
     documents = run.data.corpus.source("train")
     evaluators = [
@@ -160,7 +181,7 @@ def _strip(run: Any, model: FlowModel) -> dict:
 
 
 def _last_words(run: Any, done: dict, step: int, heading: str, page: pathlib.Path) -> str:
-    lines = ["", f"The run {heading} at step {step}.", ""]
+    lines = ["", f"The run {heading} at step {step} of {run.config.train.steps}.", ""]
     for group in done["samples"]:
         lines.append(f"--- {group['steps']} step{'s' * (group['steps'] > 1)}")
         lines += [f"  {' | '.join(text.splitlines())}" for text in group["texts"][:3]]
@@ -170,23 +191,41 @@ def _last_words(run: Any, done: dict, step: int, heading: str, page: pathlib.Pat
     lines += [
         "",
         f"report:        {page}",
-        f"more samples:  python -m flm_jax.generate --checkpoint={workdir} --steps=1,8,32",
-        f"train longer:  the same command with --config.train.steps={2 * run.config.train.steps}",
-        f"start over:    remove {workdir}, or choose another --workdir",
+        f"more samples:  {_python()} -m flm_jax.generate --checkpoint={workdir} --steps=1,8,32",
     ]
-    if run.config.train.max_minutes:
-        lines[-2] += f" --config.train.max_minutes={math.ceil(2 * run.config.train.max_minutes)}"
+    if run.config.optim.schedule == "constant":  # others are made for one number of steps
+        longer = f"--config.train.steps={2 * run.config.train.steps}"
+        if run.config.train.max_minutes:
+            longer += f" --config.train.max_minutes={math.ceil(2 * run.config.train.max_minutes)}"
+        config_file = next((w for w in sys.argv if w.startswith("--config=")), "--config=...")
+        lines.append(
+            f"train longer:  {_python()} -m flm_jax.main {config_file} --workdir={workdir} {longer}"
+        )
+    lines.append(f"start over:    rm -r {workdir}    (or choose another --workdir)")
     return "\n".join(lines)
 
 
 def _results_of(path: pathlib.Path, step: int, config: config_lib.Config) -> dict | None:
-    """The stored results if they belong to this step and these sampler settings."""
+    """The stored results if they belong to this step, these samplers and evaluators."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    wanted = json.loads(json.dumps(config_lib.to_dict(config)["sampler"]))
-    return stored if stored.get("step") == step and stored.get("sampler") == wanted else None
+    same = stored.get("step") == step and stored.get("settings") == _settings(config)
+    return stored if same else None
+
+
+def _settings(config: config_lib.Config) -> dict:
+    """What decides the results of a trained model, as JSON gives it back."""
+    chosen = config_lib.to_dict(config)
+    return json.loads(json.dumps({"sampler": chosen["sampler"], "evals": chosen["evals"]}))
+
+
+def _python() -> str:
+    """The running interpreter as one would type it here."""
+    path = pathlib.Path(sys.executable)
+    here = pathlib.Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _tables(run: Any) -> dict:

@@ -1,6 +1,8 @@
 """Asking a running program to end in order."""
 
 import signal
+import sys
+import threading
 from typing import Any
 
 
@@ -12,6 +14,8 @@ class StopRequest:
         self._old: dict[int, Any] = {}
 
     def __enter__(self):
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python allows handlers in the main thread only
         for number in (signal.SIGINT, signal.SIGTERM):
             self._old[number] = signal.signal(number, self._note)
         return self
@@ -30,3 +34,4 @@ class StopRequest:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        print(f"\n{self.name}: will save and stop after this step", file=sys.stderr, flush=True)

@@ -49,7 +49,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
     """
     check_workdir(config, workdir)
     run = Run(config, workdir)
-    with run.checkpoints, run.log:
+    with run.checkpoints, run.log, outcome.locked(workdir):
         return run.go()
 
 
@@ -61,7 +61,11 @@ def check_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
     """
     if Checkpoints(workdir / CHECKPOINTS_FOLDER).latest_step() is None:
         return
-    differences = config_lib.differences(read_config(workdir), config)
+    stored = read_config(workdir)
+    differences = config_lib.differences(stored, config)
+    if config.optim.schedule != "constant" and stored.train.steps != config.train.steps:
+        # The learning rate of every step hangs on the last one.
+        differences.append(f"train.steps: {stored.train.steps} -> {config.train.steps}")
     if differences:
         listed = "\n".join(differences)
         raise UserError(
@@ -115,6 +119,7 @@ class Run:
         self.key = jax.random.key(config.seed)
         self.state_shape = jax.eval_shape(self._init, self.key)
         self.state_sharding = sharding.shardings(self.state_shape, self.mesh)
+        self._model: FlowModel | None = None
         self._compile()
 
     def _init(self, key):
@@ -145,8 +150,12 @@ class Run:
         self.data.tokenizer.save(self.workdir / TOKENIZER_FOLDER)
         if step < self.config.train.steps and not self.time_is_up():
             outcome.write_run(self, step, "running")
-        with signals.StopRequest() as stop:
-            step, state, why = self.loop(step, state, stop)
+        try:
+            with signals.StopRequest() as stop:
+                step, state, why = self.loop(step, state, stop)
+        except UserError:
+            outcome.write_run(self, self.checkpoints.latest_step() or 0, "failed")
+            raise
         if stop.signal is not None:
             outcome.write_run(self, step, why)
             print(f"stopped by {stop.name} at step {step}, saved; "
@@ -194,6 +203,12 @@ class Run:
         config_lib.validate_vocabulary(
             other.experiment.vocab_size, self.experiment.vocab_size, source
         )
+        if other.tokenizer.fingerprint != self.data.tokenizer.fingerprint:
+            raise UserError(
+                f"init_from={source!r} was trained with another tokenizer (fingerprint "
+                f"{other.tokenizer.fingerprint[:12]}, here {self.data.tokenizer.fingerprint[:12]})"
+                ", so its rows of the embedding table mean other pieces; use the same tokenizer"
+            )
         params = adopt(other.params, self.state_shape.params, source)
         params = jax.device_put(params, self.state_sharding.params)
         print(f"starting from the parameters of {source} at step {other.step}")
@@ -214,6 +229,9 @@ class Run:
         train_key = jax.random.fold_in(self.key, 1)
         saved, why, pending, metric = step, "complete", None, None
         window = metrics.Window(knobs.batch_size * self.config.data.length)
+        compiling = True
+        if step < knobs.steps:
+            progress.message("compiling the training step ...")
         try:
             while step < knobs.steps:
                 if stop.signal is not None:
@@ -234,19 +252,21 @@ class Run:
                 if any(due) or step == knobs.steps:
                     self.note(*pending, window, progress)
                     pending = None
-                self.clockwork.train_s += time.perf_counter() - start
-                if window.first:
-                    self.clockwork.compile_s += time.perf_counter() - start
-                    window.first = False
-                    window.restart()
-                metric = self.evaluate(state, step) if due[0] or step == knobs.steps else None
+                seconds = time.perf_counter() - start
+                self.clockwork.train_s += seconds
+                if compiling:
+                    self.clockwork.compile_s += seconds
+                    compiling = False
+                else:
+                    window.add_time(seconds)
+                # A checkpoint can be the best one only if its held-out loss is known.
+                rated = due[0] or (due[2] and knobs.keep_best and knobs.eval_every)
+                metric = self.evaluate(state, step) if rated or step == knobs.steps else None
                 if due[1]:
                     self.write_samples(state, step)
                 if due[2]:
                     self.save(state, step, metric)
                     saved = step
-                if any(due):
-                    window.restart()
             if pending is not None:
                 self.note(*pending, window, progress)
             if step > saved:
@@ -276,7 +296,8 @@ class Run:
         speed = window.tokens_per_second()
         progress.update(step, values["loss"], speed)
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
-            self.log.write(step, window.means() | {"tokens_per_second": speed})
+            speeds = {} if speed is None else {"tokens_per_second": speed}
+            self.log.write(step, window.means() | speeds)
             window.restart()
 
     def evaluate(self, state: step_lib.TrainState, step: int) -> float:
@@ -284,8 +305,10 @@ class Run:
         knobs = self.config.train
         taus = jnp.asarray(knobs.eval_taus, jnp.float32)
         tokens = fixed_batch(self.data.rows["valid"], knobs.eval_rows, EVAL_SEED)["tokens"]
-        size = min(knobs.batch_size, len(tokens))
-        size = -(-size // sharding.batch_devices(self.mesh)) * sharding.batch_devices(self.mesh)
+        size = math.lcm(sharding.batch_devices(self.mesh), jax.process_count())
+        size *= -(-min(knobs.batch_size, len(tokens)) // size)
+        local = size // jax.process_count()
+        mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
         key = jax.random.key(EVAL_SEED)
         total, count = np.zeros(len(taus)), 0
         for first in range(0, len(tokens), size):
@@ -295,7 +318,8 @@ class Run:
             mask = (np.arange(size) < len(part)).astype(np.float32)
             mask = np.broadcast_to(mask[:, None], padded.shape)
             index = first + np.arange(size, dtype=np.int32)
-            sums = self.eval_step(state.ema, padded, mask, index, taus, key)
+            rows = [sharding.global_rows(x[mine], self.mesh) for x in (padded, mask, index)]
+            sums = self.eval_step(state.ema, *rows, taus, key)
             total += np.asarray(sums)
             count += part.size
         losses = total / count
@@ -307,8 +331,13 @@ class Run:
         return values["eval/loss"]
 
     def model(self, state: step_lib.TrainState, step: int) -> FlowModel:
-        """The model as it is now, with the averaged parameters."""
-        return FlowModel(self.experiment, self.data.tokenizer, state.ema, step, self.mesh)
+        """The model as it is now, with the averaged parameters; compiled samplers are kept."""
+        if self._model is None:
+            self._model = FlowModel(
+                self.experiment, self.data.tokenizer, state.ema, step, self.mesh
+            )
+        self._model.params, self._model.step = state.ema, step
+        return self._model
 
     def write_samples(self, state: step_lib.TrainState, step: int) -> None:
         """A few samples at the last step count, in samples/step_N.jsonl."""

@@ -20,7 +20,7 @@ TABLES = {
     "tokenizer": tokenizers.TOKENIZERS,
 }
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CONFIGS = sorted(ROOT.glob("configs/*.py"))
+CONFIGS = sorted(path for path in ROOT.glob("configs/*.py") if path.stem != "__init__")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,7 +120,7 @@ def test_a_complete_run_says_so_and_is_left_alone(finished, tmp_path, capsys):
     workdir = copied(original, tmp_path)
     before = {p: p.read_bytes() for p in workdir.glob("*.json*")}
     assert train.train(config, workdir) == 0
-    assert "was already complete at step 12" in capsys.readouterr().out
+    assert "was already finished at step 12 of 12" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in workdir.glob("*.json*")} == before
     assert steps_of(workdir) == [4, 8, 12]
 
@@ -251,11 +251,11 @@ def test_the_time_limit_counts_over_sessions(finished, tmp_path, capsys):
     workdir = tmp_path / "run"
     short = change(config, "train", max_minutes=1e-6, eval_every=0)
     assert train.train(short, workdir) == 0
-    assert "stopped by train.max_minutes at step 1" in capsys.readouterr().out
+    assert "stopped by train.max_minutes=1e-06 at step 1 of" in capsys.readouterr().out
     assert steps_of(workdir) == [1]
     assert json.loads((workdir / "run.json").read_text())["stopped"] == "time limit"
     assert train.train(short, workdir) == 0
-    assert "was already complete at step 1" in capsys.readouterr().out
+    assert "stopped by train.max_minutes=1e-06 at step 1 of" in capsys.readouterr().out
 
 
 def test_a_mistake_at_the_start_does_not_occupy_the_workdir(finished, tmp_path):

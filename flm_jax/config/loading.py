@@ -171,6 +171,8 @@ def _call_get_config(path: str) -> Any:
     """Runs the file and calls its get_config, turning every failure into one sentence."""
     file_name, _, argument = path.partition(":")
     file = pathlib.Path(file_name)
+    if not file.exists() and (_CHECKOUT / file).is_file():
+        file = _CHECKOUT / file  # our own configs, from any folder and in an installed package
     if not file.is_file():
         raise UserError(_missing_file(file))
     if _CHECKOUT.joinpath("configs/common.py").is_file() and str(_CHECKOUT) not in sys.path:
@@ -201,7 +203,8 @@ def _missing_file(file: pathlib.Path) -> str:
     here = sorted(pathlib.Path("configs").glob("*.py")) or sorted(_CHECKOUT.glob("configs/*.py"))
     names = [str(name) for name in here if name.stem not in ("common", "__init__")]
     hint = nearest(str(file), names) or nearest(f"configs/{file.stem}.py", names)
-    return f"config file {file} does not exist{hint or '; there are: ' + ', '.join(names)}"
+    known = f"; there are: {', '.join(names)}" if names else "; check the path"
+    return f"config file {file} does not exist{hint or known}"
 
 
 def _failed_file(file: pathlib.Path, error: Exception) -> str:

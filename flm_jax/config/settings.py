@@ -124,7 +124,6 @@ class Train:
         at_most=1,
         nonempty=True,
     )
-    nonfinite: str = knob("stop", "what a loss that is not finite does", choices=("stop",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +152,7 @@ class Sampler:
 class Config:
     """Everything that decides a run. Hashable (options excepted), compared by value."""
 
-    seed: int = knob(1, "root of all randomness", at_least=0)
+    seed: int = knob(1, "root of all randomness", at_least=0, below=2**32)
     stage: str = knob("pretrain", "label of the stage: pretrain, distill, ...")
     space: str = knob(
         "auto",
@@ -171,7 +170,7 @@ class Config:
     train: Train = Train()
     mesh: Mesh = Mesh()
     sampler: Sampler = Sampler()
-    evals: tuple[str, ...] = knob((), "evaluators to run, rows of flm_jax.evals.EVALS")
+    evals: tuple[str, ...] = knob(("text_statistics",), "evaluators to run, rows of flm_jax.evals.EVALS")
 
 
 # The one list of what may differ between runs of the same workdir: how long, how often, where it
@@ -187,7 +186,6 @@ CHANGEABLE = (
     "train.keep_best",
     "train.eval_rows",
     "train.eval_taus",
-    "train.nonfinite",
     "sampler",
     "mesh",
     "evals",

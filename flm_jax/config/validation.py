@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from flm_jax.config import settings
-from flm_jax.config.building import check_name, check_options
+from flm_jax.config.building import build, check_name, check_options
 from flm_jax.config.settings import Config
 from flm_jax.errors import UserError
 
@@ -25,6 +25,7 @@ def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
         problems += _check_model(config.model)
         problems += _check_training(config)
         problems += _check_mesh(config.mesh)
+        problems += _check_decode(config.sampler)
     problems += _check_tables(config, tables)
     if problems:
         raise UserError("\n".join(problems))
@@ -35,6 +36,8 @@ def validate_section(section: Any) -> None:
     problems = []
     for field in dataclasses.fields(section):
         problems += _check_limits(section, field.name, field)
+    if not problems and isinstance(section, settings.Sampler):
+        problems += _check_decode(section)
     if problems:
         raise UserError("\n".join(problems))
 
@@ -162,6 +165,15 @@ def _check_mesh(mesh: settings.Mesh) -> list[str]:
     return problems
 
 
+def _check_decode(sampler: settings.Sampler) -> list[str]:
+    if sampler.top_p < 1.0 and sampler.temperature == 0.0:
+        return [
+            f"top_p={sampler.top_p:g} has no effect on the arg max (temperature=0); "
+            "set temperature=1 too"
+        ]
+    return []
+
+
 def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> list[str]:
     problems = []
     for section, what in _TABLES.items():
@@ -173,7 +185,13 @@ def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> 
         except UserError as error:
             problems.append(f"{section}.name: {error}")
             continue
-        problems += check_options(table[part.name], part.name, part.options, what)[0]
+        found = check_options(table[part.name], part.name, part.options, what)[0]
+        if not found and section in ("loss", "sampler"):  # cheap to make, and they check themselves
+            try:
+                build(table, part.name, part.options, what)
+            except UserError as error:
+                found = [str(error)]
+        problems += found
         if section == "loss":
             problems += _check_loss(config, table[part.name])
     for name in config.evals if tables.get("eval") is not None else ():

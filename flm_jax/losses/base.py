@@ -34,9 +34,9 @@ class Batch:
     """Sequences with their place in the global batch.
 
     ``tokens_BL`` int32; ``mask_BL`` float32, 1 where a token counts; ``index_B`` int32, the
-    position of each sequence in the global batch of ``global_size``. Randomness hangs on the
-    index, so that it depends neither on the devices nor on how the batch is cut for gradient
-    accumulation.
+    position of each sequence in the global batch of ``global_size``. Times and noise hang on
+    the index, so that they depend neither on the devices nor on how the batch is cut for gradient
+    accumulation. (Dropout masks do not depend on the devices, but on that cut they do.)
     """
 
     tokens_BL: jax.Array

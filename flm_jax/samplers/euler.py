@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import jax
 
+from flm_jax.errors import UserError
 from flm_jax.flow import maps
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
@@ -26,6 +27,10 @@ class Euler:
 
     stochastic: ClassVar[bool] = False
     needs_two_times: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.eps < 0:
+            raise UserError(f"sampler option eps={self.eps} must be at least 0; official: 1e-5")
 
     def propose(
         self,

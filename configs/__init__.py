@@ -1,0 +1,1 @@
+"""Experiments, one per file; see common.py."""
