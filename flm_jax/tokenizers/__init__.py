@@ -5,12 +5,16 @@ import os
 
 from flm_jax import errors
 from flm_jax.tokenizers.base import Documents, Recipe, Tokenizer, read_meta
+from flm_jax.tokenizers.bert import BertRecipe
 from flm_jax.tokenizers.characters import CharactersRecipe
+from flm_jax.tokenizers.gpt2 import Gpt2Recipe
 from flm_jax.tokenizers.sentencepiece import SentencePieceRecipe
 
 TOKENIZERS: dict[str, type[Recipe]] = {
     "characters": CharactersRecipe,
     "sentencepiece": SentencePieceRecipe,
+    "gpt2": Gpt2Recipe,
+    "bert-base-uncased": BertRecipe,
 }
 
 __all__ = ["TOKENIZERS", "Documents", "Recipe", "Tokenizer", "build", "load"]
