@@ -8,12 +8,19 @@ import tiny
 from flm_jax import config as config_lib
 from flm_jax import experiment, train
 
+_FINISHED: list[tuple[config_lib.Config, pathlib.Path]] = []
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> tuple[config_lib.Config, pathlib.Path]:
-    """(config, workdir) of a complete run of 12 steps with checkpoints at 4, 8 and 12."""
-    folder = tmp_path_factory.mktemp("finished")
-    config = tiny.run_config(folder)
-    config_lib.validate(config, experiment.tables())
-    assert train.train(config, folder / "run") == 0
-    return config, folder / "run"
+    """(config, workdir) of a complete run of 12 steps with checkpoints at 4, 8 and 12.
+
+    A fixture that two modules import is set up twice, so the run is kept here.
+    """
+    if not _FINISHED:
+        folder = tmp_path_factory.mktemp("finished")
+        config = tiny.run_config(folder)
+        config_lib.validate(config, experiment.tables())
+        assert train.train(config, folder / "run") == 0
+        _FINISHED.append((config, folder / "run"))
+    return _FINISHED[0]

@@ -88,6 +88,14 @@ def test_logits_are_exactly_zero_at_the_start_and_blocks_the_identity():
     np.testing.assert_allclose(output.posterior.features_BLD, normal, rtol=1e-4, atol=1e-5)
 
 
+def test_a_head_that_starts_as_the_table_reads_off_the_nearest_token():
+    model = tiny.model(head_init="table")
+    params = jax.jit(model.init)(jax.random.key(0))
+    np.testing.assert_array_equal(params["head"]["kernel"], params["embed"]["table"].T)
+    assert not params["head"]["bias"].any()
+    assert params["head"]["kernel"].shape == (D, V)
+
+
 def test_time_embedding_is_cosines_then_sines_of_small_angles():
     embed = TimeEmbedding(4)
     params = embed.init(jax.random.key(0), TAU)["params"]
@@ -140,7 +148,7 @@ def outputs(params, h, tau_s=TAU, tau_t=None, key=None, **changes):
 
 
 def test_soft_caps_can_be_off():
-    params = tiny.params(tiny.model(), scale=1.0)
+    params = tiny.params(tiny.model(), scale=1.5)
     capped, free = (outputs(params, hidden(), logit_cap=cap)[2] for cap in (30.0, 0.0))
     assert np.abs(free).max() > 30 >= np.abs(capped).max()
     np.testing.assert_allclose(capped, 30 * np.tanh(free / 30), rtol=1e-4, atol=1e-4)
