@@ -13,7 +13,10 @@ B, L, D, V = 3, 5, 4, 7
 def build(chunk: int, seed: int = 0, **options) -> post.Posterior:
     keys = jax.random.split(jax.random.key(seed), 4)
     head = post.Head(
-        3 * jax.random.normal(keys[0], (D, V)), jax.random.normal(keys[1], (V,)), chunk=chunk, **options
+        3 * jax.random.normal(keys[0], (D, V)),
+        jax.random.normal(keys[1], (V,)),
+        chunk=chunk,
+        **options,
     )
     features, tangent = (jax.random.normal(k, (B, L, D)) for k in keys[2:])
     return post.Posterior(features, head, tangent)
@@ -80,7 +83,8 @@ def test_combination_of_every_kind(chunk):
     tokens = jax.random.randint(jax.random.key(5), (B, L), 0, V)
     a_B = jnp.arange(1.0, B + 1)
     b_BL = jnp.arange(float(B * L)).reshape(B, L) / 10
-    mixed = p.probability(a_B) + q.tangent(b_BL) + p.logits(-0.5) + post.one_hot(tokens, p.head, 2.0)
+    mixed = p.probability(a_B) + q.tangent(b_BL) + p.logits(-0.5)
+    mixed += post.one_hot(tokens, p.head, 2.0)
     raw = p.features_BLD @ p.head.kernel_DV + p.head.bias_V[None, None]
     wanted = (
         a_B[:, None, None] * p.dense()
@@ -140,7 +144,8 @@ def test_nucleus_keeps_the_smallest_sufficient_set():
 
 
 def test_samples_follow_the_distribution_and_their_own_key(chunk):
-    head = post.Head(jnp.zeros((D, 3)), jnp.log(jnp.asarray([0.2, 0.5, 0.3])), cap=0.0, chunk=chunk * 50)
+    bias = jnp.log(jnp.asarray([0.2, 0.5, 0.3]))
+    head = post.Head(jnp.zeros((D, 3)), bias, cap=0.0, chunk=chunk * 50)
     n = 400
     keys = jax.random.split(jax.random.key(0), n)
     tokens = post.Posterior(jnp.zeros((n, L, D)), head).sample(keys)

@@ -168,6 +168,7 @@ train.train(config, pathlib.Path(sys.argv[3]))
 """
 
 
+@pytest.mark.slow  # a second process imports and compiles everything
 def test_kill_9_and_resume_equals_an_uninterrupted_run(finished, tmp_path, monkeypatch):
     """A process killed in the middle of saving step 8 leaves step 4; going on is bit-exact."""
     config, reference = finished

@@ -170,7 +170,9 @@ class Config:
     train: Train = Train()
     mesh: Mesh = Mesh()
     sampler: Sampler = Sampler()
-    evals: tuple[str, ...] = knob(("text_statistics",), "evaluators to run, rows of flm_jax.evals.EVALS")
+    evals: tuple[str, ...] = knob(
+        ("text_statistics",), "evaluators to run, rows of flm_jax.evals.EVALS"
+    )
 
 
 # The one list of what may differ between runs of the same workdir: how long, how often, where it

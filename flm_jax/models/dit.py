@@ -145,8 +145,8 @@ class Model:
     def init(self, key: jax.Array) -> dict:
         """Freshly initialised float32 parameters, as the official code does it.
 
-        With ``head_init`` "table" the head starts as the transposed embedding table instead of zero:
-        a network that reads off the token nearest to its input, which is right with probability
+        With ``head_init`` "table" the head starts as the transposed embedding table, not at zero: a
+        network that reads off the token nearest to its input, which is right with probability
         about tau. Small training budgets need not learn that first.
         """
         key_backbone, key_table = jax.random.split(key)
