@@ -27,7 +27,7 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
-    """The developers' folder with goldens and corpora; tests that need it skip in a user's clone."""
+    """The developers' goldens and corpora; tests that need them skip in a user's clone."""
     if not SHARED.is_dir():
         pytest.skip(f"the developers' shared folder is not at {SHARED}")
     return SHARED
