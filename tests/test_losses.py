@@ -19,6 +19,7 @@ from flm_jax.losses.base import Batch, weighted
 from flm_jax.losses.flow_matching import FlowMatching
 
 V, L, D = tiny.V, tiny.L, tiny.D
+CLOCK = tiny.clock()
 SPACES = {"onehot": OneHot, "projected": Projected}
 
 
@@ -36,10 +37,10 @@ def flat(params, h_BLD, tau_s, tau_t, key):
     return jnp.zeros_like(h_BLD), None
 
 
-def run(loss, net, batch, seed=0, make_space=OneHot, clock=None):
+def run(loss, net, batch, seed=0, make_space=OneHot):
     space = make_space({"student": net.table})
     draws = loss.draw(jax.random.key(seed), batch, space)
-    return loss.evaluate({"student": net}, batch, draws, space, clock or tiny.clock())
+    return loss.evaluate({"student": net}, batch, draws, space, CLOCK)
 
 
 @pytest.mark.parametrize("make_space", SPACES.values())
@@ -121,7 +122,7 @@ def test_the_mean_over_all_tokens_estimates_the_mean_over_predicted_ones():
 
 def test_the_network_sees_tau_and_the_state_has_physical_time():
     """With zero noise h is t(tau) * E[y]."""
-    batch, loss, clock = tiny.batch(), FlowMatching(), tiny.clock()
+    batch, loss, clock = tiny.batch(), FlowMatching(), CLOCK
     seen = []
     net = lambda_net(lambda p, h, tau, *_: (seen.append((h, tau)), (0 * h, None))[1])
     space = OneHot({"student": net.table})
@@ -172,7 +173,7 @@ def test_dropout_follows_the_draws():
     net, batch, loss = model.net(tiny.params(model)), tiny.batch(), FlowMatching()
     space = OneHot({"student": net.table})
     draws = loss.draw(jax.random.key(0), batch, space)
-    call = jax.jit(lambda d: loss.evaluate({"student": net}, batch, d, space, tiny.clock())[0])
+    call = jax.jit(lambda d: loss.evaluate({"student": net}, batch, d, space, CLOCK)[0])
     np.testing.assert_array_equal(call(draws), call(draws))
     assert np.abs(call(draws) - call({**draws, "dropout": jax.random.key(9)})).max() > 1e-3
 
@@ -212,7 +213,7 @@ def test_every_row_runs_and_has_a_finite_gradient_in_both_spaces(name):
     assert dataclasses.is_dataclass(loss) and hash(loss) == hash(loss)
     model = tiny.model(two_times=loss.needs_two_times)
     params = tiny.params(model)
-    batch, clock = tiny.batch(size=8), tiny.clock()
+    batch, clock = tiny.batch(size=8), CLOCK
     teacher = tiny.model().net(tiny.params(tiny.model(), seed=1))
 
     def mean(params, make_space, key):
