@@ -7,9 +7,14 @@ import os
 import pathlib
 import sys
 import time
+from importlib import metadata
 
-# The time goes into compiling many small programs. Must be set before jax is imported.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# The time goes into compiling many small programs. Must be set before jax is imported; an XLA that
+# does not know a flag would abort, so the second one is for the versions it was tried with.
+FLAGS = "--xla_backend_optimization_level=0"
+if metadata.version("jaxlib").startswith("0.10."):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 from flm_jax import metrics  # noqa: E402
 from flm_jax.errors import UserError  # noqa: E402

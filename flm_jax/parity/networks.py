@@ -13,7 +13,7 @@ from flm_jax.parity.goldens import Case, GoldenError
 
 ATTENTION_CAP = 50.0  # no recorded run has another one; a case may say "softcap"
 LOGIT_CAP = {"apr": 30.0, "feb": 0.0}
-HEAD_CHUNK = 16  # small, so that the chunked paths of the vocabulary head are what is compared
+HEAD_CHUNK = 16
 
 
 def state(case: Case, prefix: str = "param/") -> dict[str, np.ndarray]:
