@@ -16,17 +16,18 @@ def get_config(stage="pretrain"):
     config.data.length = 32
     config.tokenizer.name = "sentencepiece"
     config.tokenizer.options.vocab_size = 1024
-    config.model.update(width=192, depth=6, heads=6, dropout=0.0, remat=False)
-    config.optim.update(learning_rate=1e-3, warmup_steps=100, ema_decay=0.999)
+    config.model.update(width=128, depth=4, heads=4, dropout=0.0, head_init="table")
+    config.optim.update(learning_rate=2e-3, warmup_steps=50, ema_decay=0.999)
     config.train.update(
-        batch_size=64,
-        steps=3_000,
+        batch_size=32,
+        steps=2_300,
         max_minutes=4.5,
-        log_every=20,
-        eval_every=250,
-        sample_every=1_000,
+        log_every=10,
+        eval_every=100,
+        sample_every=250,
         save_every=500,
-        eval_rows=256,
+        eval_rows=128,
+        eval_taus=(0.05, 0.25, 0.5, 0.75, 0.95),
     )
-    config.sampler.update(steps=(1, 8, 32), num_samples=64, batch_size=64)
+    config.sampler.update(steps=(1, 8, 32, 128), num_samples=192, batch_size=64)
     return config
