@@ -26,7 +26,7 @@ TABLES = {
     "sampler": {"euler": Plain},
     "data": {"names": Plain},
     "tokenizer": {"letters": Plain},
-    "eval": {"entropy": Plain},
+    "eval": {"entropy": Plain, "text_statistics": Plain},
 }
 
 
