@@ -2,9 +2,13 @@
 
 Command:   python -m flm_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
            (or `make quickstart`, which also installs)
-Hardware:  2 CPU cores, 4 GB of memory, no download
-Time:      meant for 5 minutes of training; not measured yet
-Expected:  not measured yet
+Hardware:  2 CPU cores, 1 GB of memory, no download
+Time:      6 minutes in all with `make quickstart` from a fresh clone (2 shared cores, 2026-11-23):
+           about 30 s install, 270 s training (the limit train.max_minutes, reached at step 1750 of
+           2300), 42 s samples
+Reached:   held-out loss 2.45. Known words at 1/8/32/128 steps: 77.7/68.5/69.0/69.2 %; of a unigram
+           sampler 59.0 %, of an order-2 Markov sampler 96.4 %, of held-out data 94.7 %. Entropy
+           within a sample: 1.57/2.79/2.76/2.74 nats; of the data 2.76.
 """
 
 from configs import common

@@ -5,8 +5,12 @@ import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The suite spends its time compiling, not computing.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+    ]
 ).strip()
 
 import jax
