@@ -123,7 +123,12 @@ def results(run: Any, model: FlowModel, step: int) -> dict:
         "step": step,
         "settings": _settings(run.config),
         "samples": [
-            {"steps": s.steps, "seconds": round(s.seconds, 3), "texts": s.texts[:SHOWN_TEXTS]}
+            {
+                "steps": s.steps,
+                "seconds": round(s.seconds, 3),
+                "written": len(s.texts),  # in those seconds; the first ones are kept
+                "texts": s.texts[:SHOWN_TEXTS],
+            }
             for s in samples
         ],
         **_table(run, samples),

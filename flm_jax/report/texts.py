@@ -20,7 +20,7 @@ def samples(run: Run) -> tuple[str, str]:
         title = entry.get("name") or plural(entry["steps"], "step")
         body = _boxes(entry["texts"])
         if is_number(entry.get("seconds")):
-            body = note(_time(len(entry["texts"]), entry["seconds"])) + body
+            body = note(_time(entry.get("written", len(entry["texts"])), entry["seconds"])) + body
         panels.append((title, body))
     longest = max((len(text) for entry in entries for text in entry["texts"]), default=0)
     best = max(range(len(entries)), key=lambda i: entries[i].get("steps") or 0)
