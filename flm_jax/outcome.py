@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import sys
 import time
 from importlib import metadata
@@ -68,7 +69,7 @@ def write_run(run: Any, step: int, stopped: str) -> None:
     rows = {f"{split}_rows": len(rows) for split, rows in run.data.rows.items()}
     facts = {
         "started": _started(run.workdir),
-        "command": " ".join(sys.argv),
+        "command": _command(),
         "stopped": stopped,
         "step": step,
         "parameters": dit.count_parameters(run.state_shape.params),
@@ -231,6 +232,13 @@ def _python() -> str:
     path = pathlib.Path(sys.executable)
     here = pathlib.Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _command() -> str:
+    """The command of this process, as one would type it here."""
+    if sys.argv[0].endswith("main.py"):
+        return shlex.join([_python(), "-m", "flm_jax.main", *sys.argv[1:]])
+    return shlex.join(sys.argv)
 
 
 def _tables(run: Any) -> dict:
