@@ -329,12 +329,15 @@ def entmax(scores: jax.Array, alpha: float, iterations: int = 60) -> jax.Array:
     p = max((alpha - 1) * scores - threshold, 0) ** (1 / (alpha - 1)), the threshold found by
     bisection (Peters et al. 2019, eq. 9) and p normalised at the end.
     """
-    scaled = (alpha - 1.0) * scores
-    top = jnp.max(scaled, axis=-1, keepdims=True)
+    # Below the largest score, so that large scores do not cost the threshold its digits.
+    scaled = (alpha - 1.0) * (scores - jnp.max(scores, axis=-1, keepdims=True))
+    top = jnp.zeros_like(scaled[..., :1])
     low, high = top - 1.0, top - scores.shape[-1] ** (1.0 - alpha)
+    power = 1.0 / (alpha - 1.0)
+    power = int(power) if power.is_integer() else power  # alpha 1.5 and 2: an exact product
 
     def weights(threshold):
-        return jnp.maximum(scaled - threshold, 0.0) ** (1.0 / (alpha - 1.0))
+        return jnp.maximum(scaled - threshold, 0.0) ** power
 
     def halve(_, bounds):
         low, high = bounds
