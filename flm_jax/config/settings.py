@@ -24,6 +24,11 @@ def knob(default: Any, meaning: str, **limits: Any) -> Any:
 class Data:
     name: str = knob("", "data set, a row of flm_jax.data.DATASETS")
     length: int = knob(128, "tokens per block, beginning and end marks included", at_least=3)
+    packing: str = knob(
+        "wrap",
+        "documents to blocks (wrap = end to end, one_per_row = each alone, padded)",
+        choices=("wrap", "one_per_row"),
+    )
     cache_dir: str = knob("", "folder of packed blocks ('' = the user's cache folder)")
     num_workers: int = knob(0, "worker processes that read data (0 = this process)", at_least=0)
     drop_remainder_every: int = knob(
@@ -53,6 +58,8 @@ class Model:
     dropout: float = knob(0.1, "dropout on both branches of a block", at_least=0, below=1)
     attention_cap: float = knob(50.0, "soft cap of attention scores (0 = off)", at_least=0)
     logit_cap: float = knob(30.0, "soft cap of the output logits (0 = off)", at_least=0)
+    causal: bool = knob(False, "causal blocks without time and attention cap (loss autoregressive)")
+    mask_token: bool = knob(False, "one token more than the tokenizer has (loss masked_diffusion)")
     two_times: bool = knob(False, "condition on two times (flow maps)")
     loss_weighting: bool = knob(False, "learn a weight per time")
     dtype: str = knob("float32", "dtype of matrix products", choices=("float32", "bfloat16"))

@@ -1,4 +1,4 @@
-"""Bidirectional attention with rotary positions and a soft cap on the scores.
+"""Attention, bidirectional or causal, with rotary positions and a soft cap on the scores.
 
 The plain einsum form: every derivative works through it, forward mode included, and it is the
 oracle for faster kernels.
@@ -38,15 +38,24 @@ def rotate(x_BLHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BLHK.dtype)
 
 
-def attend(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, cap: float) -> jax.Array:
+def attend(
+    q_BLHK: jax.Array,
+    k_BMHK: jax.Array,
+    v_BMHK: jax.Array,
+    cap: float,
+    visible_LM: jax.Array | None = None,
+) -> jax.Array:
     """softmax(cap * tanh(q k' / sqrt(K) / cap)) v, (B, L, H, K); ``cap`` 0 means no cap.
 
     Scores and softmax are in at least float32; the products read the type of the inputs.
+    ``visible_LM`` says which keys a query may see (all of them without it).
     """
     wide = jnp.promote_types(q_BLHK.dtype, jnp.float32)
     scale = q_BLHK.shape[-1] ** -0.5
-    scores = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK, preferred_element_type=wide) * scale
+    scores = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=wide) * scale
     if cap:
         scores = cap * jnp.tanh(scores / cap)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BLHK.dtype)
-    return jnp.einsum("bhlm,bmhk->blhk", weights, v_BLHK)
+    if visible_LM is not None:
+        scores = jnp.where(visible_LM[None, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BMHK.dtype)
+    return jnp.einsum("bhlm,bmhk->blhk", weights, v_BMHK)

@@ -11,6 +11,9 @@ Parameters are one nested dict; the blocks are stacked along a leading layer axi
 
 At the official initialisation every gate is zero (blocks are the identity) and so are the logits:
 the cross-entropy starts at ln V.
+
+``causal`` gives the autoregressive baseline on the same blocks: a position attends to itself and
+earlier ones, nothing is conditioned on time (no time_embed, no modulation) and scores have no cap.
 """
 
 import dataclasses
@@ -22,13 +25,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flm_jax.errors import UserError
 from flm_jax.flow.net import Net
+from flm_jax.flow.posterior import Posterior, matmul_dtype
 from flm_jax.models.attention import attend, rotary_tables, rotate
 from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modulate, uniform
 
 
 class Block(nn.Module):
-    """Attention and MLP, each modulated and gated by the time conditioning."""
+    """Attention and MLP, each modulated and gated by the time conditioning, if there is any.
+
+    With a cache (keys and values (B, M, H, K) of M positions) h is one position (B, 1, D), the
+    index ``position`` says which one, and the cache comes back with its own row filled.
+    """
 
     heads: int
     mlp_ratio: int
@@ -36,35 +45,58 @@ class Block(nn.Module):
     attention_cap: float
     dtype: Any
     deterministic: bool
+    causal: bool = False
 
     @nn.compact
-    def __call__(self, h_BLD: jax.Array, conditioning: jax.Array, rotary: tuple) -> tuple:
+    def __call__(
+        self,
+        h_BLD: jax.Array,
+        conditioning: jax.Array | None,
+        rotary: tuple,
+        position: jax.Array | None = None,
+        cache: tuple | None = None,
+    ) -> tuple:
         width = h_BLD.shape[-1]
         linear = functools.partial(Linear, dtype=self.dtype)
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
-        modulation = linear(6 * width, name="modulation", zero=True)(conditioning)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
+        shift_a = scale_a = shift_m = scale_m = 0.0
+        gate_a = gate_m = 1.0
+        if conditioning is not None:
+            modulation = linear(6 * width, name="modulation", zero=True)(conditioning)
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
 
         u = modulate(Norm(name="norm_attention")(h_BLD), shift_a, scale_a)
         qkv = linear(3 * width, name="qkv", use_bias=False)(u)
         q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.heads, -1), 2, 0)
-        mixed = attend(rotate(q, *rotary), rotate(k, *rotary), v, self.attention_cap)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        visible = None
+        if cache is not None:
+            k, v = cache = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
+                for old, new in zip(cache, (k, v), strict=True)
+            )
+            visible = (jnp.arange(k.shape[1]) <= position)[None, :]
+        elif self.causal:
+            visible = jnp.tril(jnp.ones((k.shape[1], k.shape[1]), bool))
+        mixed = attend(q, k, v, self.attention_cap, visible)
         mixed = linear(width, name="attention_out", use_bias=False)(mixed.reshape(h_BLD.shape))
         h_BLD = h_BLD + gate_a * drop(mixed)
 
         u = modulate(Norm(name="norm_mlp")(h_BLD), shift_m, scale_m)
         hidden = nn.gelu(linear(self.mlp_ratio * width, name="mlp_in")(u), approximate=True)
         h_BLD = h_BLD + gate_m * drop(linear(width, name="mlp_out")(hidden))
-        return h_BLD, None
+        return h_BLD, cache
 
 
 class Final(nn.Module):
-    """The last norm and modulation before the vocabulary head."""
+    """The last norm and modulation (if there is conditioning) before the vocabulary head."""
 
     dtype: Any
 
     @nn.compact
-    def __call__(self, h_BLD: jax.Array, conditioning: jax.Array) -> jax.Array:
+    def __call__(self, h_BLD: jax.Array, conditioning: jax.Array | None) -> jax.Array:
+        if conditioning is None:
+            return Norm(name="norm")(h_BLD)
         modulation = Linear(2 * h_BLD.shape[-1], zero=True, dtype=self.dtype, name="modulation")
         shift, scale = jnp.split(modulation(conditioning), 2, axis=-1)
         return modulate(Norm(name="norm")(h_BLD), shift, scale)
@@ -85,15 +117,37 @@ class DiT(nn.Module):
     remat: bool
     scan_unroll: int
 
+    causal: bool = False
+
     @nn.compact
     def __call__(
         self,
         h_BLD: jax.Array,
-        tau_s: jax.Array,
+        tau_s: jax.Array | None,
         tau_t: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """(features (B, L, D), log weight or None); see `flow.net.Net` for the arguments."""
+        position: jax.Array | None = None,
+        cache: tuple | None = None,
+    ) -> tuple:
+        """(features (B, L, D), log weight or None, cache); see `flow.net.Net` for the arguments.
+
+        With a ``cache`` of a causal network (`empty_cache`), h is the one ``position`` (B, 1, D).
+        """
+        conditioning = None if self.causal else self.condition(tau_s, tau_t)
+        h_BLD = h_BLD.astype(jnp.promote_types(h_BLD.dtype, jnp.float32))
+        length = h_BLD.shape[1] if cache is None else cache[0].shape[2]
+        rotary = rotary_tables(length, h_BLD.shape[2] // self.heads, h_BLD.dtype)
+        if cache is not None:
+            rotary = tuple(jax.lax.dynamic_slice_in_dim(table, position, 1) for table in rotary)
+        h_BLD, cache = self.blocks(deterministic)(h_BLD, conditioning, rotary, position, cache)
+        features_BLD = Final(self.dtype, name="final")(h_BLD, conditioning)
+        log_weight = None
+        if self.loss_weighting:
+            log_weight = LossWeight(self.cond_dim, name="loss_weight")(tau_s)
+        return features_BLD, log_weight, cache
+
+    def condition(self, tau_s: jax.Array, tau_t: jax.Array | None) -> jax.Array:
+        """What the times say to every block, (B, 1, C), or (B, L, C) for times per position."""
         embed = TimeEmbedding(self.cond_dim, name="time_embed")
         conditioning = embed(tau_s)
         if tau_t is not None:  # a network without a second embedder uses the first one twice
@@ -101,15 +155,16 @@ class DiT(nn.Module):
                 embed = TimeEmbedding(self.cond_dim, name="time_embed_to")
             conditioning = conditioning + embed(tau_t)
         conditioning = nn.silu(conditioning)
-        if conditioning.ndim == 2:
-            conditioning = conditioning[:, None, :]
+        return conditioning[:, None, :] if conditioning.ndim == 2 else conditioning
 
+    def blocks(self, deterministic: bool) -> nn.Module:
+        """All blocks, one scan over their stacked parameters (and caches, if there are any)."""
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        blocks = nn.scan(
+        return nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=self.depth,
             unroll=min(self.scan_unroll, self.depth),
         )(
@@ -119,16 +174,32 @@ class DiT(nn.Module):
             self.attention_cap,
             self.dtype,
             deterministic,
+            self.causal,
             name="blocks",
         )
-        h_BLD = h_BLD.astype(jnp.promote_types(h_BLD.dtype, jnp.float32))
-        rotary = rotary_tables(h_BLD.shape[1], h_BLD.shape[2] // self.heads, h_BLD.dtype)
-        h_BLD, _ = blocks(h_BLD, conditioning, rotary)
-        features_BLD = Final(self.dtype, name="final")(h_BLD, conditioning)
-        log_weight = None
-        if self.loss_weighting:
-            log_weight = LossWeight(self.cond_dim, name="loss_weight")(tau_s)
-        return features_BLD, log_weight
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalNet(Net):
+    """A causal network, which can also go on from where it was, one position at a time."""
+
+    model: "Model | None" = None
+
+    def empty_cache(self, batch: int, length: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of no position yet, (depth, B, L, H, K) each."""
+        module, table = self.model.module, self.table
+        shape = module.depth, batch, length, module.heads, table.shape[1] // module.heads
+        dtype = matmul_dtype(module.dtype, table.dtype)
+        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+
+    def advance(
+        self, h_B1D: jax.Array, position: jax.Array, cache: tuple
+    ) -> tuple[Posterior, tuple]:
+        """The posterior at one position, whose predecessors are in the cache, and the new cache."""
+        features_B1D, _, cache = self.model.apply(
+            self.params, h_B1D, None, position=position, cache=cache
+        )
+        return Posterior(features_B1D, self.head), cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,17 +234,24 @@ class Model:
         }
         return params
 
+    def apply(self, params: dict, *arguments: Any, **options: Any) -> tuple:
+        """The module on its part of the parameters."""
+        own = {name: tree for name, tree in params.items() if name not in ("embed", "head")}
+        return self.module.apply({"params": own}, *arguments, **options)
+
     def backbone(self, params, h_BLD, tau_s, tau_t=None, key=None):
         """`flow.net.Backbone`: dropout is on if and only if there is a key."""
-        own = {name: tree for name, tree in params.items() if name not in ("embed", "head")}
         rngs = None if key is None else {"dropout": key}
-        return self.module.apply(
-            {"params": own}, h_BLD, tau_s, tau_t, deterministic=key is None, rngs=rngs
-        )
+        return self.apply(params, h_BLD, tau_s, tau_t, deterministic=key is None, rngs=rngs)[:2]
 
     def net(self, params: dict, temperature: float = 1.0, devices: int = 1) -> Net:
-        """The network with these parameters; ``devices`` share the batch and so each chunk."""
-        return Net(
+        """The network with these parameters; ``devices`` share the batch and so each chunk.
+
+        A causal one is a `CausalNet`.
+        """
+        causal = self.module.causal
+        make = functools.partial(CausalNet, model=self) if causal else Net
+        return make(
             self.backbone,
             params,
             logit_cap=self.logit_cap,
@@ -184,22 +262,31 @@ class Model:
 
 
 def build(settings: Any, vocab_size: int) -> Model:
-    """The model of a `config.Model` section for a vocabulary of ``vocab_size`` tokens."""
+    """The model of a `config.Model` section for a vocabulary of ``vocab_size`` tokens.
+
+    With ``mask_token`` the network has one token more, the last, that no tokenizer writes.
+
+    Raises UserError for a causal network that is to see times.
+    """
+    for knob in ("two_times", "loss_weighting"):
+        if settings.causal and getattr(settings, knob):
+            raise UserError(f"a causal network sees no time; set model.{knob}=False")
     module = DiT(
         depth=settings.depth,
         heads=settings.heads,
         cond_dim=settings.cond_dim,
         mlp_ratio=settings.mlp_ratio,
         dropout=settings.dropout,
-        attention_cap=settings.attention_cap,
+        attention_cap=0.0 if settings.causal else settings.attention_cap,
         two_times=settings.two_times,
         loss_weighting=settings.loss_weighting,
         dtype=jnp.dtype(settings.dtype),
         remat=settings.remat,
         scan_unroll=settings.scan_unroll,
+        causal=settings.causal,
     )
     return Model(
-        vocab_size,
+        vocab_size + settings.mask_token,
         settings.width,
         settings.logit_cap,
         settings.head_chunk,

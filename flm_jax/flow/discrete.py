@@ -1,0 +1,67 @@
+"""Diffusion on tokens, for the baselines: the log-linear schedule and one step back in closed form.
+
+Time runs the other way round here, as in that literature: t = 0 is data, t = 1 is noise. A token
+keeps its value until time t with probability alpha(t); otherwise it has become the mask (masked
+diffusion) or a token drawn uniformly (uniform-state diffusion).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.flow.posterior import Posterior
+
+EPS = 1e-3  # what is left of the data at t = 1, and the smallest time of the official losses
+RATE = 1.0 - EPS  # -d alpha / dt
+
+
+def alpha(t: jax.Array) -> jax.Array:
+    """Probability that a token is still itself at time t: 1 at t = 0, 1e-3 at t = 1."""
+    return 1.0 - RATE * t
+
+
+def without_mask(posterior: Posterior) -> Posterior:
+    """The posterior over all tokens but the last one, which is the mask."""
+    head = posterior.head
+    kept = dataclasses.replace(head, kernel_DV=head.kernel_DV[:, :-1], bias_V=head.bias_V[:-1])
+    return dataclasses.replace(posterior, head=kept)
+
+
+def unmask_probability(alpha_t: jax.Array, alpha_s: jax.Array) -> jax.Array:
+    """Probability that a token masked at time t is so no more at an earlier time s."""
+    return (alpha_s - alpha_t) / (1.0 - alpha_t)
+
+
+class Mixture(NamedTuple):
+    """Weights, not normalised, of where a token comes from one step of uniform diffusion ago.
+
+    It was what it is now (``stay``), it is a draw of the prediction (``predict``), or a draw of
+    the uniform distribution (``jump``).
+    """
+
+    stay: jax.Array
+    predict: jax.Array
+    jump: jax.Array
+
+    @property
+    def total(self) -> jax.Array:
+        return self.stay + self.predict + self.jump
+
+
+def uniform_step_back(
+    alpha_t: jax.Array, alpha_s: jax.Array, p_now: jax.Array, vocab_size: int
+) -> Mixture:
+    """q(x_s | x_t, x) with the clean token x replaced by a prediction p, as a mixture.
+
+    q is proportional to [a e_{x_t} + (1 - a) / V] * [alpha_s p + (1 - alpha_s) / V] entry by entry,
+    with a = alpha_t / alpha_s; the product has the three kinds of terms of a `Mixture`. ``p_now``
+    is the predicted probability of the present token x_t.
+    """
+    ratio = alpha_t / alpha_s
+    return Mixture(
+        stay=alpha_t * vocab_size * p_now + (ratio - alpha_t),
+        predict=alpha_s - alpha_t + jnp.zeros_like(p_now),
+        jump=(1.0 - ratio) * (1.0 - alpha_s) + jnp.zeros_like(p_now),
+    )

@@ -1,0 +1,153 @@
+"""Masked (absorbing) diffusion, the baseline MDLM: a likelihood bound of masked tokens.
+
+    t ~ U[t_min, 1] stratified (t = 1 is noise),   alpha_t = 1 - (1 - 1e-3) t
+    x_t = mask with probability 1 - alpha_t, else the token
+    loss = -alpha'_t / (1 - alpha_t) * -log p(y | x_t)   where masked, else 0
+
+p never predicts the mask, and a token that shows is known: the loss counts masked tokens only
+(Sahoo et al. 2024, "Simple and effective masked diffusion language models"). The network gets
+time 0 always. The mask is the last token of the network (`model.mask_token`), one that the
+tokenizer does not have. The mean over tokens is an upper bound on the negative log-likelihood.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.errors import UserError
+from flm_jax.flow import discrete
+from flm_jax.flow.clock import Clock
+from flm_jax.flow.net import Net
+from flm_jax.flow.times import draw_stratified, stratified
+from flm_jax.losses.base import Batch, Space
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenDiffusion:
+    """What the diffusions on tokens have in common: how times are drawn.
+
+    Attributes:
+      t_min: smallest time, where the weight of the loss is largest; official: 1e-3.
+      stratified: one time per stratum of the global batch (official); else independent uniforms.
+    """
+
+    t_min: float = discrete.EPS
+    stratified: bool = True
+
+    needs_teacher: ClassVar[bool] = False
+    needs_two_times: ClassVar[bool] = False
+    needs_causal: ClassVar[bool] = False
+    needs_mask_token: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not 0.0 < self.t_min < 1.0:
+            raise UserError(
+                f"t_min={self.t_min} must be above 0 (where the loss is infinite) and below 1; "
+                f"official: {discrete.EPS}"
+            )
+
+    def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
+        key_time, key_tokens, key_dropout = jax.random.split(key, 3)
+        uniform_N, permutation_N = draw_stratified(key_time, batch.global_size)
+        return {
+            "uniform": uniform_N,
+            "permutation": permutation_N,
+            "dropout": jax.random.fold_in(key_dropout, batch.index_B[0]),
+            **self.draw_tokens(batch.keys(key_tokens), batch.length, space),
+        }
+
+    def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
+        """The raw numbers that decide what becomes of the tokens, from one key per sequence."""
+        raise NotImplementedError
+
+    def at(
+        self,
+        nets: Mapping[str, Net],
+        batch: Batch,
+        draws: dict[str, jax.Array],
+        t_B: jax.Array,
+        clock: Clock,
+    ) -> jax.Array:
+        """The loss of every token at the given times, (B, L)."""
+        raise NotImplementedError
+
+    def evaluate(
+        self,
+        nets: Mapping[str, Net],
+        batch: Batch,
+        draws: dict[str, jax.Array],
+        space: Space,
+        clock: Clock,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss_BL = self.at(nets, batch, draws, self.times(draws)[batch.index_B], clock)
+        return loss_BL, {"nll": loss_BL}
+
+    def held_out(
+        self,
+        nets: Mapping[str, Net],
+        batch: Batch,
+        key: jax.Array,
+        tau_B: jax.Array,
+        space: Space,
+        clock: Clock,
+    ) -> jax.Array:
+        """The same without dropout at fixed times, 1 - tau from the data, (B, L).
+
+        Its mean over tau in (0, 1) is the bound on the negative log-likelihood.
+        """
+        draws = self.draw_tokens(batch.keys(key), batch.length, space)
+        return self.at(nets, batch, draws, 1.0 - tau_B, clock)
+
+    def times(self, draws: dict[str, jax.Array]) -> jax.Array:
+        """t of every sequence of the global batch, (N,)."""
+        unit = draws["uniform"]
+        if self.stratified:
+            unit = stratified(unit, draws["permutation"])
+        return unit * (1.0 - self.t_min) + self.t_min
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedDiffusion(TokenDiffusion):
+    """Weighted cross-entropy of the masked tokens at a random time."""
+
+    needs_mask_token: ClassVar[bool] = True
+
+    def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
+        return {"mask": uniforms(keys_B, length)}
+
+    def at(
+        self,
+        nets: Mapping[str, Net],
+        batch: Batch,
+        draws: dict[str, jax.Array],
+        t_B: jax.Array,
+        clock: Clock,
+    ) -> jax.Array:
+        net, alpha_B1 = nets["student"], discrete.alpha(t_B)[:, None]
+        masked_BL = self.masked(draws, t_B)
+        seen_BL = jnp.where(masked_BL, net.table.shape[0] - 1, batch.tokens_BL)
+        output = net(net.table[seen_BL], jnp.zeros_like(t_B), key=draws.get("dropout"))
+        refuse_weight(output.log_weight, "masked_diffusion")
+        nll_BL = -discrete.without_mask(output.posterior).log_prob(batch.tokens_BL)
+        return jnp.where(masked_BL, nll_BL * discrete.RATE / (1.0 - alpha_B1), 0.0)
+
+    def masked(self, draws: dict[str, jax.Array], t_B: jax.Array) -> jax.Array:
+        """Which tokens are masked, bool (B, L)."""
+        return draws["mask"] < 1.0 - discrete.alpha(t_B)[:, None]
+
+
+def uniforms(keys_B: jax.Array, length: int) -> jax.Array:
+    """Uniforms in [0, 1), (B, L) from one key per sequence."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)
+
+
+def refuse_weight(log_weight: jax.Array | None, name: str) -> None:
+    """UserError if the network learns a weight over time: a likelihood bound has its own."""
+    if log_weight is not None:
+        raise UserError(
+            f"loss {name!r} is a bound on the likelihood and takes no learned weight; "
+            "set model.loss_weighting=False"
+        )
