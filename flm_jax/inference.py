@@ -186,7 +186,6 @@ class FlowModel:
         signature = (chosen.steps, batch, length, rule, trajectory, chosen.temperature)
         signature += (chosen.top_p, chosen.denoiser_temperature, chosen.prior_scale)
         if signature not in self._compiled:
-            _ = self.experiment.clock  # built and kept here: its arrays must not be a trace's
             function = functools.partial(
                 self._sample,
                 rule=rule,

@@ -72,6 +72,21 @@ def test_answers_in_the_type_of_the_question_but_at_least_float32():
     assert built.to_t(jnp.ones((2, 3))).shape == (2, 3)
 
 
+def test_a_clock_built_inside_a_trace_serves_outside_of_it_too():
+    kept = []
+
+    @jax.jit
+    def first_use(tau):
+        kept.append(clock.build(27))
+        return jax.lax.map(kept[0].to_t, tau)
+
+    tau = jnp.linspace(0, 1, 5)
+    expected = clock.build(27).to_t(tau)
+    np.testing.assert_array_equal(first_use(tau), expected)
+    np.testing.assert_array_equal(kept[0].to_t(tau), expected)
+    np.testing.assert_array_equal(jax.jit(kept[0].to_t)(tau), expected)
+
+
 def test_identity_clock():
     built, x = clock.identity(), jnp.linspace(0, 1, 5)
     np.testing.assert_array_equal(built.to_t(x), x)

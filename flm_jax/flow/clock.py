@@ -96,7 +96,9 @@ def _spline(x: np.ndarray, y: np.ndarray, dtype: np.dtype) -> Spline:
     # A point belongs to the interval whose exact knot is at or below it, so knots round upwards.
     knots = np.where(knots.astype(np.float64) < x, np.nextafter(knots, np.inf, dtype=dtype), knots)
     low = x - knots.astype(np.float64)
-    return Spline(*(jnp.asarray(a.astype(dtype)) for a in (knots, low, 1.0 / width, coefficients)))
+    tables = (knots, low, 1.0 / width, coefficients)
+    with jax.ensure_compile_time_eval():  # real arrays, even if somebody builds it inside a trace
+        return Spline(*(jnp.asarray(table.astype(dtype)) for table in tables))
 
 
 @functools.partial(

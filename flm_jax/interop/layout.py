@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from flm_jax.errors import UserError
+from flm_jax.models import attention
 
 INV_FREQ = "rotary_emb.inv_freq"
 TIME_FEATURES = 256
 HEADS_OF_WIDTH = {256: 8, 768: 12, 1024: 16, 1600: 25}
-_ROTARY_BASE = 10000.0
 _BLOCK = re.compile(r"blocks\.(\d{1,4})\.")
 
 
@@ -155,10 +155,7 @@ def check(shapes: Mapping[str, tuple[int, ...]], sizes: Sizes, source: object) -
 
 def inv_freq(hidden_size: int, heads: int) -> np.ndarray:
     """The rotary buffer that official files carry: float32 of half the head size."""
-    head_dim = hidden_size // heads
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    wavelengths = (_ROTARY_BASE ** exponents.astype(np.float64)).astype(np.float32)
-    return np.float32(1.0) / wavelengths
+    return attention.rotary_frequencies(hidden_size // heads)
 
 
 def heads_of(hidden_size: int, buffer: np.ndarray | None, configured: object, source: object):
@@ -175,8 +172,9 @@ def heads_of(hidden_size: int, buffer: np.ndarray | None, configured: object, so
             )
         if not np.allclose(buffer.astype(np.float64), inv_freq(hidden_size, heads), rtol=1e-2):
             raise UserError(
-                f"{source}: {INV_FREQ} is not the rotary embedding of base {_ROTARY_BASE:g} that "
-                "this network uses; the file comes from a changed network"
+                f"{source}: {INV_FREQ} is not the rotary embedding of base "
+                f"{attention.ROTARY_BASE:g} that this network uses; the file comes from a changed "
+                "network"
             )
         return heads
     heads = configured if configured is not None else HEADS_OF_WIDTH.get(hidden_size)
