@@ -62,6 +62,8 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = ("pretrain",))
             dropout=0.1,
             attention_cap=50.0,
             logit_cap=30.0,
+            causal=False,
+            mask_token=False,
             two_times=False,
             loss_weighting=False,
             dtype="float32",
