@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 EPS = 1e-5  # in the denominator of the official Euler step
+EPS_MAP = 1e-8  # in the denominators of the official flow-map losses
 
 
 def euler(t_now: jax.Array, t_next: jax.Array, eps: float = EPS) -> tuple[jax.Array, jax.Array]:
@@ -18,6 +19,40 @@ def euler(t_now: jax.Array, t_next: jax.Array, eps: float = EPS) -> tuple[jax.Ar
 def velocity(p: jax.Array, x: jax.Array, t: jax.Array, eps: float = EPS) -> jax.Array:
     """The velocity (p - x) / (1 - t + eps) of the flow at x, all arguments of one shape."""
     return (p - x) / (1.0 - t + eps)
+
+
+def jump(s: jax.Array, t: jax.Array, eps: float = 0.0) -> tuple[jax.Array, jax.Array]:
+    """(keep, add) of the flow map X_{s,t}(x) = (1-t)/(1-s) * x + (t-s)/(1-s) * delta.
+
+    A state that is already clean (s = 1) is kept, where the formula is 0/0.
+    """
+    clean = s >= 1.0
+    left = jnp.where(clean, 1.0, 1.0 - s + eps)
+    return jnp.where(clean, 1.0, (1.0 - t) / left), jnp.where(clean, 0.0, (t - s) / left)
+
+
+def semigroup_weight(s: jax.Array, u: jax.Array, t: jax.Array, eps: float = EPS_MAP) -> jax.Array:
+    """lambda of delta_{s,t}(x) = lambda * delta_{s,u}(x) + (1 - lambda) * delta_{u,t}(X_{s,u}(x)).
+
+    lambda = (1-t)(u-s) / ((1-u)(t-s)) for s <= u <= t; 0 at t = 1, and 0 where s = t (0/0).
+    """
+    return (1.0 - t) * (u - s) / ((1.0 - u) * (t - s) + eps)
+
+
+def gamma_noise(
+    t_now: jax.Array, t_next: jax.Array, gamma: float
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(t_aim, keep, add, noise) of one step that jumps beyond t' and returns with fresh noise.
+
+    With sigma = 1 - t' the jump aims at noise level sigma~ = sigma * sqrt(1 - gamma^2), and
+    gamma * sigma of new noise restores the level: mean and variance are those of t'. gamma 0 is
+    the plain jump, gamma 1 jumps to the end and forgets the old noise (multistep consistency).
+    """
+    sigma = 1.0 - t_next
+    sigma_aim = sigma * (1.0 - gamma * gamma) ** 0.5
+    t_aim = 1.0 - sigma_aim
+    keep, add = jump(t_now, t_aim)
+    return t_aim, keep, add + (sigma_aim - sigma), gamma * sigma
 
 
 def linear_grid(steps: int) -> jax.Array:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 PROBABILITY, TANGENT, LOGITS, TOKENS = "probability", "tangent", "logits", "tokens"
+DENSE = "dense"
 
 
 def matmul_dtype(configured: Any, *operands: Any) -> Any:
@@ -181,6 +182,11 @@ class Posterior:
 
         return over_chunks(chunk, self.head.chunk, self.features_BLD, jax.random.key_data(keys_BL))
 
+    def rows(self, which: slice) -> "Posterior":
+        """The same for some of the sequences."""
+        tangent = None if self.tangent_BLD is None else self.tangent_BLD[which]
+        return Posterior(self.features_BLD[which], self.head, tangent)
+
     def dense(self) -> jax.Array:
         """p as an array (B, L, V): for tests and small vocabularies."""
         return self.probability().dense()
@@ -207,18 +213,24 @@ def one_hot(
     return Combination((Term(TOKENS, coefficient, Posterior(tokens_BL, head)),))
 
 
+def array(dense_BLV: jax.Array, head: Head, coefficient: jax.Array | float = 1.0) -> "Combination":
+    """coefficient * an array (B, L, V) that is already there, as a state in one-hot space is."""
+    return Combination((Term(DENSE, coefficient, Posterior(dense_BLV, head)),))
+
+
 @dataclasses.dataclass(frozen=True)
 class Term:
     """coefficient (scalar, (B,) or (B, L)) times one kind of V-vector per position."""
 
     kind: str
     coefficient: jax.Array | float
-    posterior: Posterior  # for kind "tokens" its features are the tokens (B, L)
+    posterior: Posterior  # kinds "tokens", "dense": its features are tokens (B, L), the array
 
     def tokenwise(self) -> tuple:
         """The arrays of this term that have a (B, L) grid, coefficient included."""
         features = self.posterior.features_BLD
-        coefficient_BL = jnp.asarray(self.coefficient, jnp.float32)
+        coefficient_BL = jnp.asarray(self.coefficient)
+        coefficient_BL = coefficient_BL.astype(jnp.promote_types(coefficient_BL.dtype, jnp.float32))
         if coefficient_BL.ndim == 1:
             coefficient_BL = coefficient_BL[:, None]
         elif coefficient_BL.ndim == 0:
@@ -235,6 +247,8 @@ class Term:
         if self.kind == TOKENS:
             vocabulary = jnp.arange(head.vocab_size, dtype=features.dtype)[None, None, :]
             return jnp.where(vocabulary == features[..., None], coefficient[..., None], 0.0)
+        if self.kind == DENSE:
+            return coefficient[..., None] * features
         raw = head.raw(features)
         if self.kind == LOGITS:
             return coefficient[..., None] * raw

@@ -162,6 +162,13 @@ class Projected:
         return columns
 
 
+def without_gradients(space: OneHot | Projected) -> OneHot | Projected:
+    """The same space; nothing computed in it has a gradient to the tables."""
+    stopped = {id(table): jax.lax.stop_gradient(table) for table in space.tables.values()}
+    tables = {role: stopped[id(table)] for role, table in space.tables.items()}
+    return dataclasses.replace(space, tables=tables)
+
+
 SPACES = {"onehot": OneHot, "projected": Projected}
 
 

@@ -1,4 +1,4 @@
-"""Drawing times: stratified uniforms over the global batch."""
+"""Drawing times and dealing out their kinds over the global batch."""
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,21 @@ def pairs(times_2N: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(tau_s, tau_t) with tau_s <= tau_t, (N,) each: neighbours of 2N drawn times, sorted."""
     sorted_N2 = jnp.sort(times_2N.reshape(-1, 2), axis=-1)
     return sorted_N2[:, 0], sorted_N2[:, 1]
+
+
+def split_counts(
+    global_size: int, diagonal_fraction: float, boundary_fraction: float
+) -> tuple[int, int, int]:
+    """Numbers of diagonal, interior and boundary samples of a global batch; they add up to it.
+
+    ``boundary_fraction`` is a share of the samples off the diagonal (the official option
+    ``boundary_prob`` is its inverse). Rows take their kind by their place in the global batch, in
+    this order, so that neither devices nor accumulation matter and no sample is lost.
+    """
+    diagonal = int(global_size * diagonal_fraction)
+    share = diagonal_fraction + (1.0 - diagonal_fraction) * boundary_fraction
+    boundary = int(global_size * share) - diagonal
+    return diagonal, global_size - diagonal - boundary, boundary
 
 
 def official_split(

@@ -1,5 +1,8 @@
 """Objectives, one per file. To add one: a frozen dataclass, a row here, a row in its test."""
 
+from flm_jax.losses.esd import ESD
 from flm_jax.losses.flow_matching import FlowMatching
+from flm_jax.losses.lsd import LSD
+from flm_jax.losses.psd import PSD
 
-LOSSES = {"flow_matching": FlowMatching}
+LOSSES = {"flow_matching": FlowMatching, "psd": PSD, "lsd": LSD, "esd": ESD}

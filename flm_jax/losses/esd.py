@@ -1,0 +1,102 @@
+"""Eulerian self-distillation (ESD): how the map moves with its start (paper, appendix).
+
+    delta_{s,t}(x) = D_s(x) + (1 - s)(t - s)/(1 - t) * d delta_{s,t}(x_s) / ds
+
+with the total derivative along the flow, dx/ds = (D_s(x) - x)/(1 - s). The factor 1/(1 - t) is
+unbounded; multiplying the residual by (1 - t)/(1 - s) gives the target used here,
+
+    D_s + (t - s)/(1 - s) * (delta - D_s) + (t - s) * d delta/ds,       without gradient,
+
+with the same fixed point and finite at t = 1. ``official=True`` is the published code, for
+parity: the unbounded target, a diagonal conditioned on t instead of tau, and, without a teacher,
+D_s taken at (tau_s, tau_t).
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.errors import UserError
+from flm_jax.flow import maps
+from flm_jax.flow.posterior import Combination, Posterior
+from flm_jax.losses.base import Batch
+from flm_jax.losses.flow_map import TEACHER, FlowMapLoss, Path, Setting, one_of
+from flm_jax.losses.lsd import SELF
+
+
+@dataclasses.dataclass(frozen=True)
+class ESD(FlowMapLoss):
+    """The Eulerian objective.
+
+    Attributes, beside those of `FlowMapLoss`:
+      start: D_s off the diagonal is the "teacher" (official) or the student's own diagonal, "self".
+      alpha: 0: squared error over the vocabulary (official); 1 < alpha <= 2: the target is
+        projected onto the simplex by alpha-entmax and the loss is a cross-entropy.
+      official: the published form, see the top of this file.
+    """
+
+    start: str = TEACHER
+    alpha: float = 0.0
+    official: bool = False
+
+    jvp: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("start", self.start, SELF, TEACHER)
+        if self.alpha and not 1.0 < self.alpha <= 2.0:
+            raise UserError(f"alpha={self.alpha} must be 0 (squared error) or above 1, up to 2")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return TEACHER in (self.on_diagonal, self.start)
+
+    def student_times(self, path: Path, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        if not self.official:
+            return super().student_times(path, batch)
+        diagonal = self.is_diagonal(batch)
+        return jnp.where(diagonal, path.s, path.tau_s), jnp.where(diagonal, path.t, path.tau_t)
+
+    def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
+        target = self.target(here)
+        if self.alpha:
+            return target.entmax(self.alpha).cross_entropy_to(posterior)
+        return target.squared_error_to(posterior.probability())
+
+    def target(self, here: Setting) -> Combination:
+        """The target of delta_{s,t}(x_s), not projected."""
+        path = here.path
+        start = self.start_denoiser(here)
+        moved = start_derivative(here, start)
+        _, add = maps.jump(path.s, path.t, maps.EPS_MAP)
+        if self.official:
+            factor = (1.0 - path.s) * (path.t - path.s) / (1.0 - path.t + maps.EPS_MAP)
+            return start.probability() + moved.tangent(factor)
+        return (
+            start.probability(1.0 - add) + moved.probability(add) + moved.tangent(path.t - path.s)
+        )
+
+    def start_denoiser(self, here: Setting) -> Posterior:
+        """D_s(x_s)."""
+        path = here.path
+        if self.start == TEACHER:
+            return self.teacher_at_s(here)
+        tau_t = path.tau_t if self.official else path.tau_s
+        return here.ask("student", here.state, path.tau_s, tau_t, here.keys[0])
+
+
+def start_derivative(here: Setting, start: Posterior) -> Posterior:
+    """delta_{s,t}(x_s) of the student with its total derivative in s along the flow of D_s."""
+    net, path = here.nets["student"], here.path
+    left = 1.0 - path.s + maps.EPS_MAP
+    flow = here.space.advance(here.state, -1.0 / left, 1.0 / left, start.probability())
+    h_BLD, h_tangent = (here.space.view(x, "student") for x in (here.state, flow))
+
+    def features(h_BLD, tau_s):
+        return net.backbone(net.params, h_BLD, tau_s, path.tau_t, here.keys[1])[0]
+
+    speed = here.clock.dtau_dt(path.s)
+    value, tangent = jax.jvp(features, (h_BLD, path.tau_s), (h_tangent, speed))
+    return Posterior(value, net.head, tangent)

@@ -1,0 +1,81 @@
+"""Lagrangian self-distillation (LSD): how the map moves with its end time (paper, appendix).
+
+    delta_{s,t}(x) = D_t(X_{s,t}(x)) - (t - s)(1 - t)/(1 - s) * d delta_{s,t}(x) / dt
+
+The right side without gradient, projected onto the simplex by alpha-entmax, is the target of a
+cross-entropy. The derivative is taken through the network's second time, d/dt = dtau/dt * d/dtau.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.errors import UserError
+from flm_jax.flow import maps
+from flm_jax.flow.posterior import Combination, Posterior
+from flm_jax.losses.flow_map import TEACHER, FlowMapLoss, Setting, one_of
+
+SELF = "self"
+
+
+@dataclasses.dataclass(frozen=True)
+class LSD(FlowMapLoss):
+    """The Lagrangian objective.
+
+    Attributes, beside those of `FlowMapLoss`:
+      alpha: of the entmax projection of the target, 1 < alpha <= 2 (2: Euclidean projection).
+      end: D_t is the student's own diagonal ("self", official) or the "teacher".
+      official_alpha_1: what the official code does at alpha = 1, a uniform target, whatever
+        ``alpha`` says; for parity only.
+    """
+
+    alpha: float = 2.0
+    end: str = SELF
+    official_alpha_1: bool = False
+
+    jvp: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("end", self.end, SELF, TEACHER)
+        if not 1.0 < self.alpha <= 2.0:
+            raise UserError(f"alpha={self.alpha} of the entmax projection must be above 1, up to 2")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return TEACHER in (self.on_diagonal, self.end)
+
+    def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
+        if self.official_alpha_1:
+            return uniform_like(posterior).cross_entropy_to(posterior)
+        return self.target(here).entmax(self.alpha).cross_entropy_to(posterior)
+
+    def target(self, here: Setting) -> Combination:
+        """D_t(X_{s,t}) - (t-s)(1-t)/(1-s) d delta/dt, before the projection."""
+        path = here.path
+        moved = end_derivative(here, here.clock.dtau_dt(path.t))
+        keep, add = maps.jump(path.s, path.t, maps.EPS_MAP)
+        state_t = here.space.advance(here.state, keep, add, moved.probability())
+        role = TEACHER if self.end == TEACHER else "student"
+        end = here.ask(role, state_t, path.tau_t, path.tau_t, here.keys[1])
+        return end.probability() + moved.tangent(-add * (1.0 - path.t))
+
+
+def end_derivative(here: Setting, speed_B: jax.Array) -> Posterior:
+    """delta_{s,t}(x_s) of the student with its derivative along speed * d/dtau_t."""
+    net, path = here.nets["student"], here.path
+    h_BLD = here.space.view(here.state, "student")
+
+    def features(tau_t):
+        return net.backbone(net.params, h_BLD, path.tau_s, tau_t, here.keys[0])[0]
+
+    value, tangent = jax.jvp(features, (path.tau_t,), (speed_B,))
+    return Posterior(value, net.head, tangent)
+
+
+def uniform_like(posterior: Posterior) -> Combination:
+    """The uniform distribution over the vocabulary, at every position."""
+    head = jax.tree.map(jnp.zeros_like, posterior.head)
+    return Posterior(jnp.zeros_like(posterior.features_BLD), head).probability()

@@ -1,0 +1,86 @@
+"""Progressive self-distillation (PSD) by the semigroup law (paper, section 4; the released FMLM).
+
+    delta_{s,t}(x) = lambda * delta_{s,u}(x) + (1 - lambda) * delta_{u,t}(X_{s,u}(x))
+
+The right side, two short jumps of the running student or its average without gradient, is the
+target of the long jump on the left. At t = 1 lambda is 0: the target is the second jump alone.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+
+from flm_jax.flow import maps
+from flm_jax.flow.posterior import Posterior, one_hot
+from flm_jax.flow.space import per_token
+from flm_jax.losses.flow_map import DATA, FlowMapLoss, Setting, one_of
+
+MIDPOINT, RANDOM = "midpoint", "random"
+CROSS_ENTROPY, SQUARED = "cross_entropy", "squared"
+STUDENT, EMA = "student", "ema"
+
+
+@dataclasses.dataclass(frozen=True)
+class PSD(FlowMapLoss):
+    """The semigroup objective.
+
+    Attributes, beside those of `FlowMapLoss`:
+      intermediate: tau_u is the "midpoint" of tau_s and tau_t, or "random" between them.
+      distance: "cross_entropy" or "squared" error over the vocabulary.
+      rescale: multiply the off-diagonal loss by ((t - s) / (1 - s))^2.
+      target: networks of the target: the running "student" (official) or its average, "ema".
+    """
+
+    intermediate: str = MIDPOINT
+    distance: str = CROSS_ENTROPY
+    rescale: bool = False
+    target: str = STUDENT
+
+    jvp: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("intermediate", self.intermediate, MIDPOINT, RANDOM)
+        one_of("distance", self.distance, CROSS_ENTROPY, SQUARED)
+        one_of("target", self.target, STUDENT, EMA)
+
+    @property
+    def needs_ema(self) -> bool:
+        return self.target == EMA
+
+    def between(self, tau_s: jax.Array, tau_t: jax.Array, uniform: jax.Array) -> jax.Array:
+        if self.intermediate == MIDPOINT:
+            return super().between(tau_s, tau_t, uniform)
+        return tau_s + uniform * (tau_t - tau_s)
+
+    def diagonal(self, here: Setting, posterior: Posterior, tokens_BL: jax.Array) -> jax.Array:
+        if self.distance == CROSS_ENTROPY:
+            return super().diagonal(here, posterior, tokens_BL)
+        if self.on_diagonal == DATA:
+            target = one_hot(tokens_BL, posterior.head)
+        else:
+            target = self.teacher_at_s(here).probability()
+        return target.squared_error_to(posterior.probability())
+
+    def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
+        target = semigroup(here, self.target)
+        if self.distance == CROSS_ENTROPY:
+            loss_BL = target.cross_entropy_to(posterior)
+        else:
+            loss_BL = target.squared_error_to(posterior.probability())
+        if self.rescale:
+            _, add = maps.jump(here.path.s, here.path.t, maps.EPS_MAP)
+            loss_BL = loss_BL * per_token(add * add)[..., 0]
+        return loss_BL
+
+
+def semigroup(here: Setting, role: str):
+    """lambda * delta_{s,u}(x) + (1 - lambda) * delta_{u,t}(X_{s,u}(x)), without gradient."""
+    path = here.path
+    first = here.ask(role, here.state, path.tau_s, path.tau_u, here.keys[0])
+    keep, add = maps.jump(path.s, path.u, maps.EPS_MAP)
+    state_u = here.space.advance(here.state, keep, add, first.probability())
+    second = here.ask(role, state_u, path.tau_u, path.tau_t, here.keys[1])
+    weight = maps.semigroup_weight(path.s, path.u, path.t)
+    return first.probability(weight) + second.probability(1.0 - weight)

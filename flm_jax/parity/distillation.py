@@ -1,0 +1,219 @@
+"""The kind fmlm: every flow-map objective and its gradients, in both spaces."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flm_jax.flow import clock as clock_lib
+from flm_jax.flow import maps
+from flm_jax.flow import space as space_lib
+from flm_jax.losses import ESD, LSD, PSD
+from flm_jax.losses.base import Batch, Loss
+from flm_jax.losses.flow_map import FlowMapLoss, Setting, stopped
+from flm_jax.losses.psd import semigroup
+from flm_jax.parity import networks
+from flm_jax.parity.checks import FLOAT64, Checks
+from flm_jax.parity.forward import log_probs
+from flm_jax.parity.goldens import Case, GoldenError
+from flm_jax.parity.losses import SPACES, TABLE, gradients, jitter
+
+PREFIXES = {"student": "param/", "teacher": "teacher_param/", "ema": "ema_param/"}
+METHODS = {"PSD": PSD, "LSD": LSD, "ESD": ESD}
+# official option -> our option and value
+TRANSLATED = {
+    "algo.diagonal_fraction": lambda x: {"diagonal_fraction": float(x)},
+    "algo.boundary_prob": lambda x: {"boundary_fraction": 1.0 / float(x)},
+    "algo.t_min": lambda x: {"tau_min": float(x)},
+    "algo.t_max": lambda x: {"tau_max": float(x)},
+    "algo.offdiagonal_sampling": lambda x: {"off_diagonal_times": x},
+    "algo.set_midpoint": lambda x: {"intermediate": x},
+    "algo.use_mse_loss_psd": lambda x: {"distance": "squared"} if x == "True" else {},
+    "algo.rescale_offdiag_loss_psd": lambda x: {"rescale": x == "True"},
+    "algo.use_ema_for_psd_target": lambda x: {"target": "ema"} if x == "True" else {},
+    "algo.use_teacher_for_D_t_lsd": lambda x: {"end": "teacher"} if x == "True" else {},
+    "algo.use_teacher_for_D_s_esd": lambda x: {"start": "teacher" if x == "True" else "self"},
+    "algo.learnable_loss_weighting": lambda x: {},  # decided by the tensors
+}
+# In our order of rows once the recorded rows are permuted; the others have an order of their own.
+WHOLE_BATCH = {
+    "out/loss_per_token", "mid/loss_weight", "mid/log_D_st", "mid/x_s",
+    *(f"mid/{name}" for name in ("tau_s", "tau_u", "tau_t", "s", "u", "t")),
+}  # fmt: skip
+# Where a coefficient of 1e8 multiplies a derivative of the clock, known to 1e-9 (see `clocks`).
+AMPLIFIED64 = 1e-7
+
+
+def flow_map(case: Case, checks: Checks) -> None:
+    """Loss per token and reduced, what led to it, and every gradient."""
+    loss = built(case)
+    roles = ["student", *(["teacher"] if loss.needs_teacher else []), *(["ema"] * loss.needs_ema)]
+    tensors = {role: networks.state(case, PREFIXES[role]) for role in roles}
+    sizes = networks.sizes_of(tensors["student"])
+    models = {
+        role: networks.model(case, networks.sizes_of(found), networks.logit_cap(case))
+        for role, found in tensors.items()
+    }
+    rows = order(case)
+    checks.exact("counts", loss.counts(len(rows)), recorded_counts(case))
+    call = functools.partial(run, models=tuple(models.items()), loss=loss)
+    joint = np.concatenate([found[TABLE] for found in tensors.values()], axis=1).astype(float)
+    clean = None
+    for bits in case_bits(case):
+        with checks.precision(bits), jitter(bits):
+            clock = clock_lib.build(sizes.vocab_size)
+            params = {role: networks.params(found) for role, found in tensors.items()}
+            batch, draws = recorded(case, rows)
+            if bits == 64 and joint.shape[1] < joint.shape[0]:
+                _, gradient = call(params, batch, draws, clock, space="held")
+                clean = networks.official(gradient, sizes)[TABLE]
+            for space in space_lib.SPACES:
+                found, gradient = call(params, batch, draws, clock, space=space)
+                compare(case, checks, found, rows, loss, space, joint)
+                gradients(case, checks, gradient, sizes, space, clean, joint)
+
+
+def case_bits(case: Case) -> tuple[int, ...]:
+    """float64 first; a case that the record calls dominated by rounding in float32 ends there."""
+    return (64,) if "float64 arrays only" in case.entry.get("notes", "") else (64, 32)
+
+
+def built(case: Case) -> FlowMapLoss:
+    """The objective with the case's options."""
+    options: dict[str, Any] = {"stratified": case.option("antithetic")}
+    method, teacher = "PSD", bool(case.option("teacher"))
+    options["on_diagonal"] = "teacher" if teacher else "data"
+    alpha = None
+    changes = {}
+    for override in case.config.get("overrides", []):
+        name, _, value = override.lstrip("+").partition("=")
+        if name == "algo.distillation_method":
+            method = value
+        elif name == "algo.entmax_temp_lsd":
+            alpha = float(value)
+        elif name in TRANSLATED:
+            changes |= TRANSLATED[name](value)
+        else:
+            raise GoldenError(f"the option {override!r} is not known here")
+    if method not in METHODS:
+        raise GoldenError(f"the method {method!r} is not known here")
+    if method == "ESD":
+        options |= {"official": True, "start": "teacher" if teacher else "self"}
+    if alpha is not None:
+        options |= {"official_alpha_1": True} if alpha == 1.0 else {"alpha": alpha}
+    return METHODS[method](**options | changes)
+
+
+def recorded_counts(case: Case) -> tuple[int, int, int]:
+    boundary = len(case["mid/idx_offdiag_bndry"])
+    return (
+        len(case["mid/idx_diag"]),
+        len(case["mid/idx_offdiag"]) - boundary,
+        boundary,
+    )
+
+
+def order(case: Case) -> np.ndarray:
+    """The recorded rows in our order: diagonal, interior, boundary."""
+    return np.concatenate([case["mid/idx_diag"], case["mid/idx_offdiag"]]).astype(int)
+
+
+def recorded(case: Case, rows: np.ndarray) -> tuple[Batch, dict[str, jax.Array]]:
+    """The batch and the raw numbers of the loss in our order of rows; the noise is dense."""
+    wide = networks.wide
+    tokens_BL, mask_BL = (wide(case[f"in/{n}"])[rows] for n in ("x0", "attention_mask"))
+    draws = {"noise": wide(case["draw/noise"])[rows], "between": jnp.zeros(len(rows))}
+    if "draw/eps_u" in case:
+        draws["between"] = wide(case["draw/eps_u"])[rows]
+    for ours, theirs in {"diagonal": "diag", "length": "d", "start": "s", "pair": "pair"}.items():
+        if f"draw/eps_{theirs}" not in case:
+            continue
+        ranks = rows if ours != "pair" else np.stack([2 * rows, 2 * rows + 1], 1).reshape(-1)
+        draws[ours] = wide(case[f"draw/eps_{theirs}"])
+        if f"draw/perm_{theirs}" in case:
+            draws[f"{ours}_permutation"] = wide(case[f"draw/perm_{theirs}"])[ranks]
+        else:
+            draws[ours] = draws[ours][ranks]
+    index_B = jnp.arange(len(rows), dtype=jnp.int32)
+    return Batch(tokens_BL, mask_BL, index_B, len(rows)), draws
+
+
+@functools.partial(jax.jit, static_argnames=("models", "loss", "space"))
+def run(
+    params: dict[str, Any], batch: Batch, draws: dict[str, jax.Array], clock: clock_lib.Clock, *,
+    models: tuple, loss: Loss, space: str,
+) -> tuple[dict[str, jax.Array], Any]:  # fmt: skip
+    """What is recorded of one loss, by recorded name, and the student's gradient of the mean."""
+    models = dict(models)
+
+    def place(own):
+        every = params | {"student": own}
+        nets = {role: model.net(every[role]) for role, model in models.items()}
+        return nets, SPACES[space]({role: net.table for role, net in nets.items()})
+
+    draws = draws | {"noise": place(params["student"])[1].from_dense(draws["noise"])}
+
+    def objective(own):
+        nets, state_space = place(own)
+        loss_BL, metrics = loss.evaluate(nets, batch, draws, state_space, clock)
+        total, count = jnp.sum(loss_BL * batch.mask_BL), jnp.sum(batch.mask_BL)
+        return total / count, {
+            "out/loss": total / count,
+            "out/loss_per_token": loss_BL,
+            "out/nll_sum": total,
+            "out/num_tokens": count,
+        }
+
+    gradient, found = jax.grad(objective, has_aux=True)(params["student"])
+    if space != "held":
+        found |= observed(*place(params["student"]), batch, draws, clock, loss)
+    return found, gradient
+
+
+def observed(nets, space, batch, draws, clock, loss) -> dict[str, jax.Array]:
+    """The values on the way that the recorded set has too, computed by the loss's own parts."""
+    path = loss.path(draws, clock, batch)
+    state = space.corrupt(draws["noise"], batch.tokens_BL, path.s)
+    output = nets["student"](space.view(state, "student"), *loss.student_times(path, batch))
+    found = {f"mid/{name}": x for name, x in path._asdict().items()}
+    found |= {"mid/x_s": state, "mid/log_D_st": log_probs(output.posterior)}
+    if output.log_weight is not None:
+        found["mid/loss_weight"] = output.log_weight
+    frozen = {role: stopped(net) for role, net in nets.items()}
+    setting = Setting(frozen, space, clock, state, path, (None, None))
+    on, off = loss.parts(batch)
+    if on.stop:
+        here = setting._replace(state=state[on], path=path.rows(on))
+        posterior = output.posterior.rows(on)
+        found["mid/diag_loss"] = loss.diagonal(here, posterior, batch.tokens_BL[on])
+        if loss.on_diagonal == "teacher":
+            found["mid/on_diagonal_target"] = loss.teacher_at_s(here).dense()
+    here = setting._replace(state=state[off], path=path.rows(off))
+    found["mid/offdiag_loss"] = loss.off_diagonal(here, output.posterior.rows(off))
+    if isinstance(loss, PSD):
+        s, u, t = here.path.s, here.path.u, here.path.t
+        found["mid/lambda_sut"] = maps.semigroup_weight(s, u, t)
+        found["mid/offdiag_target"] = semigroup(here, loss.target).dense()
+    elif isinstance(loss, LSD) and not loss.official_alpha_1:
+        found["mid/d_tau_by_d_t"] = clock.dtau_dt(here.path.t)
+        found["mid/offdiag_target_before_entmax"] = loss.target(here).dense()
+        found["mid/offdiag_target"] = loss.target(here).entmax(loss.alpha).dense()
+    elif isinstance(loss, ESD):
+        found["mid/d_tau_s_by_d_s"] = clock.dtau_dt(here.path.s)
+        found["mid/offdiag_target"] = loss.target(here).dense()
+    return found
+
+
+def compare(case, checks, found, rows, loss, space, joint) -> None:
+    """Recorded arrays of the whole batch are brought into our order; the others are in it."""
+    for name, ours in found.items():
+        whole = name in WHOLE_BATCH
+
+        def view(array, name=name, whole=whole):
+            array = array[rows] if whole else array
+            return array @ joint if space == "projected" and name == "mid/x_s" else array
+
+        floor64 = AMPLIFIED64 if case_bits(case) == (64,) else FLOAT64
+        checks.recorded(name, ours, space=space, view=view, floor64=floor64)
