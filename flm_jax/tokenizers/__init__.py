@@ -9,12 +9,14 @@ from flm_jax.tokenizers.bert import BertRecipe
 from flm_jax.tokenizers.characters import CharactersRecipe
 from flm_jax.tokenizers.gpt2 import Gpt2Recipe
 from flm_jax.tokenizers.sentencepiece import SentencePieceRecipe
+from flm_jax.tokenizers.words import WordsRecipe
 
 TOKENIZERS: dict[str, type[Recipe]] = {
     "characters": CharactersRecipe,
     "sentencepiece": SentencePieceRecipe,
     "gpt2": Gpt2Recipe,
     "bert-base-uncased": BertRecipe,
+    "whitespace_words": WordsRecipe,
 }
 
 __all__ = ["TOKENIZERS", "Documents", "Recipe", "Tokenizer", "build", "load"]
