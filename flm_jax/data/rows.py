@@ -19,8 +19,10 @@ from flm_jax import errors, metrics, tokenizers
 from flm_jax.data import base, wrap
 
 _CODE_VERSION = 1  # raise it when the same text and options would give other rows
+PACKINGS = ("wrap", "one_per_row")
 _ROWS, _MANIFEST = "rows.npy", "manifest.json"
 _TEXTS_AT_ONCE = 1000
+_SHOWN = 40  # characters of a document in a message
 _CHECKED_FULLY = 256 << 20  # bytes; hashing larger files at each start would take too long
 
 
@@ -80,17 +82,20 @@ def pack(
     length: int,
     cache_dir: str | os.PathLike = "",
     drop_remainder_every: int = 0,
+    packing: str = "wrap",
 ) -> Rows:
-    """Tokenises and wraps a split, or finds it in the cache.
+    """Tokenises a split and packs it into rows, or finds it in the cache.
 
     Args:
       corpus: its documents go through `detokenize`, then the tokenizer.
       length: L, BOS and EOS included.
       cache_dir: see `base.cache_folder`; rows lie in its folder `rows`.
-      drop_remainder_every: see `wrap.wrap`.
+      drop_remainder_every: see `wrap.wrap`; only where rows cross documents.
+      packing: "wrap" (rows cross documents) or "one_per_row" (padded); see `wrap`.
 
     Raises:
-      UserError: `length` below 3, less text than one row, or a folder that cannot be written.
+      UserError: `length` below 3, less text than one row, a document too long for its row, a
+        tokenizer without padding where it is needed, or a folder that cannot be written.
     """
     base.check_split(corpus, split)
     if length < wrap.SHORTEST:
@@ -98,6 +103,7 @@ def pack(
             f"length is {length}, but a row holds BOS, text and EOS; set data.length to "
             f"{wrap.SHORTEST} or more"
         )
+    _check_packing(packing, drop_remainder_every, tokenizer)
     facts = {
         "code_version": _CODE_VERSION,
         "corpus": corpus.name,
@@ -107,6 +113,7 @@ def pack(
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "length": length,
         "drop_remainder_every": drop_remainder_every,
+        "packing": packing,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = base.cache_folder(cache_dir) / "rows" / f"{corpus.name}-{split}-{length}-{key}"
@@ -173,13 +180,7 @@ def _write(corpus, tokenizer, path: pathlib.Path, facts: dict) -> dict:
     digest, rows = hashlib.sha256(), 0
     with path.open("wb") as file:
         file.write(_header(0, length, dtype))
-        for block_NL in wrap.wrap(
-            _tokens(corpus, tokenizer, split, counts),
-            length,
-            tokenizer.bos_id,
-            tokenizer.eos_id,
-            facts["drop_remainder_every"],
-        ):
+        for block_NL in _blocks(_tokens(corpus, tokenizer, split, counts), tokenizer, facts):
             data = block_NL.astype(dtype).tobytes()
             file.write(data)
             digest.update(data)
@@ -196,6 +197,35 @@ def _write(corpus, tokenizer, path: pathlib.Path, facts: dict) -> dict:
         "bytes": size,
         "sha256": digest.hexdigest(),
     }
+
+
+def _blocks(documents: Iterator[list[int]], tokenizer, facts: dict) -> Iterator[np.ndarray]:
+    """Rows (n, L) of the documents, by the packing that is asked for."""
+    length, bos_id, eos_id = facts["length"], tokenizer.bos_id, tokenizer.eos_id
+    if facts["packing"] == "wrap":
+        return wrap.wrap(documents, length, bos_id, eos_id, facts["drop_remainder_every"])
+
+    def show(tokens: list[int]) -> str:
+        text = tokenizer.decode(tokens)
+        shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + " ...")
+        return f"{shown} of the split {facts['split']!r}"
+
+    return wrap.one_per_row(documents, length, bos_id, eos_id, tokenizer.pad_id, show)
+
+
+def _check_packing(packing: str, drop_remainder_every: int, tokenizer) -> None:
+    if packing not in PACKINGS:
+        raise errors.UserError(f"packing {packing!r} is not known; use {' or '.join(PACKINGS)}")
+    if packing == "one_per_row" and drop_remainder_every:
+        raise errors.UserError(
+            f"data.drop_remainder_every={drop_remainder_every} has no meaning with data.packing="
+            "one_per_row, which leaves no remainders; set it to 0"
+        )
+    if packing == "one_per_row" and tokenizer.pad_id is None:
+        raise errors.UserError(
+            f"data.packing=one_per_row needs padding, but tokenizer {tokenizer.name!r} has no "
+            "padding token; use data.packing=wrap, or tokenizer characters or whitespace_words"
+        )
 
 
 def _header(rows: int, length: int, dtype: np.dtype) -> bytes:
