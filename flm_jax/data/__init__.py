@@ -18,12 +18,14 @@ from flm_jax.data.base import SPLITS, Corpus, cache_folder
 from flm_jax.data.pipeline import Batches, fixed_batch
 from flm_jax.data.python_prose import PythonProse
 from flm_jax.data.rows import Rows, pack
+from flm_jax.data.synthetic import Synthetic
 from flm_jax.data.text_files import TextFiles
 from flm_jax.data.unicode_names import UnicodeNames
 from flm_jax.data.wrap import split_row
 
 DATASETS = {
     "python_prose": PythonProse,
+    "synthetic": Synthetic,
     "text_files": TextFiles,
     "unicode_names": UnicodeNames,
 }
@@ -46,6 +48,7 @@ __all__ = [
 _KEYS = {
     "name": "",
     "length": 128,
+    "packing": "wrap",
     "cache_dir": "",
     "num_workers": 0,
     "drop_remainder_every": 0,
@@ -132,6 +135,7 @@ def load_data(
             section["length"],
             folder,
             section["drop_remainder_every"],
+            section["packing"],
         )
         for split in splits
     }
