@@ -211,7 +211,7 @@ def test_both_spaces_agree_in_value_and_gradient_of_the_backbone():
 def test_every_row_runs_and_has_a_finite_gradient_in_both_spaces(name):
     loss = config_lib.build(LOSSES, name, {}, "loss")
     assert dataclasses.is_dataclass(loss) and hash(loss) == hash(loss)
-    model = tiny.model(two_times=loss.needs_two_times)
+    model = tiny.model(**tiny.needs(loss))
     params = tiny.params(model)
     batch, clock = tiny.batch(size=8), CLOCK
     teacher = tiny.model().net(tiny.params(tiny.model(), seed=1))

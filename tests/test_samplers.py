@@ -1,5 +1,7 @@
 """The sampling loop against closed forms, in both state spaces; every row of the table runs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,8 @@ def draw(net, make_space=OneHot, clock=CLOCK, keys=KEYS, sampler=Euler(), length
     def call(keys, start):
         space = make_space({"student": net.table})
         nets = {"student": net}
-        return sample(sampler, nets, space, clock, keys, length=length, start=start, **options)
+        run = getattr(sampler, "run", functools.partial(sample, sampler))
+        return run(nets, space, clock, keys, length=length, start=start, **options)
 
     return call(keys, start)
 
@@ -221,7 +224,7 @@ def test_the_grid_is_even_in_tau():
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_row_runs_in_both_spaces(name, make_space):
     sampler = config_lib.build(SAMPLERS, name, {}, "sampler")
-    model = tiny.model(two_times=sampler.needs_two_times)
+    model = tiny.model(**tiny.needs(sampler))
     net = model.net(tiny.params(model))
     tokens_BL, path = draw(net, make_space, sampler=sampler, steps=3, trajectory=True)
     assert tokens_BL.shape == (B, L) and tokens_BL.dtype == jnp.int32

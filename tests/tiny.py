@@ -23,6 +23,12 @@ def model(vocab_size: int = V, **changes) -> dit.Model:
     return dit.build(Model(**{**settings, **changes}), vocab_size)
 
 
+def needs(row: Any) -> dict[str, bool]:
+    """The architecture that a loss or a sampler asks for, as changes of `model`."""
+    knobs = "two_times", "causal", "mask_token"
+    return {knob: getattr(row, f"needs_{knob}", False) for knob in knobs}
+
+
 def params(net_model: dit.Model, seed: int = 0, scale: float = 0.4) -> dict:
     """Parameters with nothing at zero; drawn by numpy, because compiling the draw takes seconds."""
     draw = np.random.default_rng(seed)

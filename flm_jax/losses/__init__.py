@@ -3,6 +3,13 @@
 from flm_jax.losses.esd import ESD
 from flm_jax.losses.flow_matching import FlowMatching
 from flm_jax.losses.lsd import LSD
+from flm_jax.losses.masked_diffusion import MaskedDiffusion
 from flm_jax.losses.psd import PSD
 
-LOSSES = {"flow_matching": FlowMatching, "psd": PSD, "lsd": LSD, "esd": ESD}
+LOSSES = {
+    "flow_matching": FlowMatching,
+    "psd": PSD,
+    "lsd": LSD,
+    "esd": ESD,
+    "masked_diffusion": MaskedDiffusion,
+}

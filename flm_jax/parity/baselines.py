@@ -12,7 +12,6 @@ from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import discrete
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import OneHot
-from flm_jax.interop import layout
 from flm_jax.losses.base import Batch, Loss
 from flm_jax.losses.masked_diffusion import MaskedDiffusion
 from flm_jax.models import dit

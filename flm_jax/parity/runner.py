@@ -8,6 +8,7 @@ import jax
 
 from flm_jax.errors import UserError
 from flm_jax.parity import (
+    baselines,
     clocks,
     distillation,
     forward,
@@ -30,6 +31,9 @@ KINDS: dict[str, Check] = {
     "dit/": forward.network,
     "flm/": losses.flow_matching,
     "fmlm/": distillation.flow_map,
+    "baselines/mdlm_loss": baselines.masked_loss,
+    "baselines/mdlm_step": baselines.masked_step,
+    "baselines/mdlm_last_step": baselines.masked_step,
     "sampler/flm_sampler": sampling.euler,
     "train/adamw": training.train,
     "train/ema": training.average,
@@ -44,7 +48,8 @@ KINDS: dict[str, Check] = {
 # Recorded, but the feature itself does not exist here yet.
 NOT_BUILT = {
     "two_model/": "the two-network method",
-    "baselines/": "the baselines",
+    "baselines/ar": "the autoregressive baseline",
+    "baselines/duo": "uniform-state diffusion",
     "sampler/fmlm_": "the sampler of flow maps",
     "sampler/two_model_": "the sampler of the two-network method",
     "sampler/two_stage_": "the sampler of the second stage",
