@@ -35,6 +35,9 @@ KINDS: dict[str, Check] = {
     "baselines/mdlm_step": baselines.masked_step,
     "baselines/mdlm_last_step": baselines.masked_step,
     "sampler/flm_sampler": sampling.euler,
+    "sampler/fmlm_": sampling.flow_map,
+    "sampler/two_model_": sampling.two_model,
+    "sampler/two_stage_": sampling.two_stage,
     "train/adamw": training.train,
     "train/ema": training.average,
     "init/random": initial.random,
@@ -50,9 +53,6 @@ NOT_BUILT = {
     "two_model/": "the two-network method",
     "baselines/ar": "the autoregressive baseline",
     "baselines/duo": "uniform-state diffusion",
-    "sampler/fmlm_": "the sampler of flow maps",
-    "sampler/two_model_": "the sampler of the two-network method",
-    "sampler/two_stage_": "the sampler of the second stage",
     "init/student": "initialising a student from its teacher",
 }
 

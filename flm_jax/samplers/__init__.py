@@ -2,9 +2,14 @@
 
 from flm_jax.samplers.discrete import AncestralMasked, AncestralUniform
 from flm_jax.samplers.euler import Euler
+from flm_jax.samplers.flow_map import FlowMap
+from flm_jax.samplers.two_model import TwoModel, TwoStage
 
 SAMPLERS = {
     "euler": Euler,
     "ancestral_masked": AncestralMasked,
     "ancestral_uniform": AncestralUniform,
+    "flow_map": FlowMap,
+    "two_model": TwoModel,
+    "two_stage": TwoStage,
 }

@@ -2,10 +2,11 @@
 
 A sampler is a frozen dataclass with one rule,
 
-    propose(nets, space, clock, state, tau_s, tau_t) -> Move(prediction, keep, add, noise)
+    propose(nets, space, clock, state, tau_s, tau_t) -> Move(posterior, keep, add, noise)
 
-and the loop applies ``x <- keep * x + add * prediction + noise * xi``. The last step applies no
-move: its prediction *is* the result, and tokens are read from it.
+and the loop applies ``x <- keep * x + add * p + noise * xi``. The last step applies no move: its
+posterior *is* the result, and tokens are read from it. Only a move with a ``correction`` is applied
+to the end: the result is then the last state, ``keep * x + add * p + correction``.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.maps import linear_grid
 from flm_jax.flow.net import Net
-from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.posterior import Combination, Posterior
 from flm_jax.flow.space import OneHot, Projected
 
 Space = OneHot | Projected
@@ -31,12 +32,19 @@ class Move(NamedTuple):
     keep: jax.Array
     add: jax.Array
     noise: jax.Array | float = 0.0
+    correction: Combination | None = None
+
+    @property
+    def prediction(self) -> Combination:
+        """What is added to the state: add * p, and the correction if there is one."""
+        prediction = self.posterior.probability(self.add)
+        return prediction if self.correction is None else prediction + self.correction
 
 
 class Sampler(Protocol):
     """An update rule; a row of `flm_jax.samplers.SAMPLERS`."""
 
-    stochastic: ClassVar[bool]  # whether a step draws noise
+    stochastic: bool  # whether a step draws noise; a class or an instance attribute
     needs_two_times: ClassVar[bool]
 
     def propose(
@@ -115,21 +123,25 @@ def sample(
     grid = linear_grid(steps)
     batch = keys_B.shape[0]
 
+    def read(move, keys):
+        if move.correction is not None:  # the state's own share, 1e-5, cannot be seen in it
+            return move.prediction.argmax()
+        return move.posterior.argmax() if keys is None else decode(move.posterior, keys)
+
     def move(state, i):
         tau_s, tau_t = (jnp.full((batch,), grid[j]) for j in (i, i + 1))
         return sampler.propose(nets, space, clock, state, tau_s, tau_t)
 
-    def observe(state, posterior):
+    def observe(state, move):
         if not trajectory:
             return None
-        tokens_BL = posterior.argmax()
-        return state, tokens_BL, jnp.exp(posterior.log_prob(tokens_BL))
+        tokens_BL = read(move, None)
+        return state, tokens_BL, jnp.exp(move.posterior.log_prob(tokens_BL))
 
     def step(state, i):
         step_move = move(state, i)
-        seen = observe(state, step_move.posterior)
-        combination = step_move.posterior.probability()
-        state = space.advance(state, step_move.keep, step_move.add, combination)
+        seen = observe(state, step_move)
+        state = space.advance(state, step_move.keep, 1.0, step_move.prediction)
         if sampler.stochastic:
             if noise is not None:
                 raw = noise[i]
@@ -141,13 +153,16 @@ def sample(
 
     state, seen = jax.lax.scan(step, state, jnp.arange(steps - 1))
     last = move(state, steps - 1)
-    tokens_BL = decode(last.posterior, keys_decode)
+    tokens_BL = read(last, keys_decode)
     if not trajectory:
         return tokens_BL, None
     states, tokens_SBL, confidence_SBL = jax.tree.map(
-        lambda many, one: jnp.concatenate([many, one[None]]), seen, observe(state, last.posterior)
+        lambda many, one: jnp.concatenate([many, one[None]]), seen, observe(state, last)
     )
-    final = space.advance(state, 0.0, 1.0, last.posterior.probability())
+    if last.correction is None:
+        final = space.advance(state, 0.0, 1.0, last.posterior.probability())
+    else:
+        final = space.advance(state, last.keep, 1.0, last.prediction)
     states = jnp.concatenate([states, final[None]])
     tau_S = grid[:-1]
     return tokens_BL, Trajectory(tau_S, clock.to_t(tau_S), states, tokens_SBL, confidence_SBL)

@@ -1,0 +1,53 @@
+"""Jumps of a flow map, with or without fresh noise (paper, section 4; the released FMLM).
+
+    p = delta(z, tau_i, tau~),   z <- (1-t~)/(1-t) z + (t~-t)/(1-t) p + (sigma~ - sigma) p + noise
+
+`flow.maps.gamma_noise` has the coefficients. gamma 0 follows the flow; gamma 1 forgets the old
+noise in every step (multistep consistency sampling). One step is the same for all gamma.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+
+from flm_jax.errors import UserError
+from flm_jax.flow import maps
+from flm_jax.flow.clock import Clock
+from flm_jax.flow.net import Net
+from flm_jax.samplers.base import Move, Space
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowMap:
+    """The jump rule. ``gamma`` in [0, 1] is the share of fresh noise."""
+
+    gamma: float = 0.0
+
+    needs_two_times: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not 0.0 <= self.gamma <= 1.0:
+            raise UserError(
+                f"sampler option gamma={self.gamma} must be in [0, 1]; official: 0.8 for LM1B, "
+                "1.0 for OpenWebText"
+            )
+
+    @property
+    def stochastic(self) -> bool:
+        return self.gamma > 0.0
+
+    def propose(
+        self,
+        nets: Mapping[str, Net],
+        space: Space,
+        clock: Clock,
+        state: jax.Array,
+        tau_s: jax.Array,
+        tau_t: jax.Array,
+    ) -> Move:
+        t_aim, keep, add, noise = maps.gamma_noise(clock.to_t(tau_s), clock.to_t(tau_t), self.gamma)
+        aim = clock.to_tau(t_aim)
+        posterior = nets["student"](space.view(state, "student"), tau_s, aim).posterior
+        return Move(posterior, keep, add, noise)
