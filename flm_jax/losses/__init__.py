@@ -1,5 +1,6 @@
 """Objectives, one per file. To add one: a frozen dataclass, a row here, a row in its test."""
 
+from flm_jax.losses.autoregressive import Autoregressive
 from flm_jax.losses.esd import ESD
 from flm_jax.losses.flow_matching import FlowMatching
 from flm_jax.losses.lsd import LSD
@@ -11,5 +12,6 @@ LOSSES = {
     "psd": PSD,
     "lsd": LSD,
     "esd": ESD,
+    "autoregressive": Autoregressive,
     "masked_diffusion": MaskedDiffusion,
 }

@@ -1,5 +1,6 @@
 """Samplers, one rule per file. To add one: a frozen dataclass, a row here, a row in its test."""
 
+from flm_jax.samplers.autoregressive import LeftToRight
 from flm_jax.samplers.discrete import AncestralMasked, AncestralUniform
 from flm_jax.samplers.euler import Euler
 from flm_jax.samplers.flow_map import FlowMap
@@ -7,6 +8,7 @@ from flm_jax.samplers.two_model import TwoModel, TwoStage
 
 SAMPLERS = {
     "euler": Euler,
+    "autoregressive": LeftToRight,
     "ancestral_masked": AncestralMasked,
     "ancestral_uniform": AncestralUniform,
     "flow_map": FlowMap,

@@ -1,0 +1,109 @@
+"""The autoregressive baseline: one token after the other, each drawn given all before it.
+
+Keys and values of earlier positions are kept (`CausalNet.advance`), so that a step costs one
+position, and the whole text is one scan of length - 1 network evaluations.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.errors import UserError
+from flm_jax.flow.clock import Clock
+from flm_jax.flow.net import Net
+from flm_jax.samplers.base import Decode, Space, Trajectory
+from flm_jax.samplers.discrete import TokenSampler
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftToRight(TokenSampler):
+    """Draws token by token from a causal network, after the begin mark.
+
+    Attributes:
+      bos_id: the first token; -1 takes the tokenizer's begin mark.
+    """
+
+    bos_id: int = -1
+
+    needs_causal: ClassVar[bool] = True
+
+    def run(
+        self,
+        nets: Mapping[str, Net],
+        space: Space,
+        clock: Clock,
+        keys_B: jax.Array,
+        *,
+        steps: int,
+        length: int,
+        decode: Decode = Decode(),  # noqa: B008  (frozen)
+        prior_scale: float = 1.0,
+        start: jax.Array | None = None,
+        noise: jax.Array | None = None,
+        trajectory: bool = False,
+        bos_id: int | None = None,
+    ) -> tuple[jax.Array, Trajectory | None]:
+        """Tokens int32 (B, L), the first one the begin mark; see `samplers.base.sample`.
+
+        In the trajectory, positions that are not written yet hold the begin mark with confidence
+        0; written ones keep the probability with which they were drawn.
+
+        Args:
+          steps: network evaluations, one per token after the first: length - 1.
+          start: given first tokens (B,).
+          noise: given Gumbel noise (L - 1, B, V).
+          bos_id: the tokenizer's begin mark.
+
+        Raises UserError for another number of steps, without a begin mark, and for knobs that only
+        samplers of vectors have.
+        """
+        self.refuse(decode, prior_scale)
+        if steps != length - 1:
+            raise UserError(
+                f"writing {length} tokens one by one takes {length - 1} steps, not {steps}; "
+                f"set steps={length - 1}"
+            )
+        net = nets["student"]
+        first_B = self.first(keys_B.shape[0], bos_id) if start is None else start
+
+        def step(carry, i):
+            token_B, cache = carry
+            posterior, cache = net.advance(net.table[token_B][:, None], i, cache)
+            if noise is None:
+                keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
+                next_B1 = self.predict(posterior, keys)
+            else:
+                head = posterior.head
+                logits_B1V = head.capped(head.raw(posterior.features_BLD))
+                next_B1 = jnp.argmax(logits_B1V + noise[i][:, None], axis=-1).astype(jnp.int32)
+            p_B = jnp.exp(posterior.log_prob(next_B1))[:, 0] if trajectory else None
+            return (next_B1[:, 0], cache), (next_B1[:, 0], p_B)
+
+        cache = net.empty_cache(keys_B.shape[0], steps)
+        _, (written_SB, p_SB) = jax.lax.scan(step, (first_B, cache), jnp.arange(steps))
+        tokens_BL = jnp.concatenate([first_B[None], written_SB]).T
+        return tokens_BL, self.path(tokens_BL, p_SB) if trajectory else None
+
+    def first(self, batch: int, bos_id: int | None) -> jax.Array:
+        """The begin mark, int32 (B,)."""
+        chosen = bos_id if self.bos_id == -1 else self.bos_id
+        if chosen is None:
+            raise UserError(
+                "an autoregressive sampler starts from the tokenizer's begin mark, but this "
+                "tokenizer has none; set the sampler's option bos_id"
+            )
+        return jnp.full((batch,), chosen, jnp.int32)
+
+    def path(self, tokens_BL: jax.Array, p_SB: jax.Array) -> Trajectory:
+        """What was written after every step."""
+        (batch, length), steps = tokens_BL.shape, p_SB.shape[0]
+        position_L = jnp.arange(length)[None, None, :]
+        written_SL = position_L <= jnp.arange(length)[:, None, None]
+        states = jnp.where(written_SL, tokens_BL[None], tokens_BL[None, :, :1])
+        p_BL = jnp.concatenate([jnp.ones((1, batch)), p_SB]).T
+        confidence_SBL = jnp.where(written_SL[1:], p_BL[None], 0.0)
+        progress = jnp.arange(steps) / steps
+        return Trajectory(progress, progress, states, states[1:], confidence_SBL)
