@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -135,12 +134,12 @@ class FlowModel:
         run = self._compile(chosen, batch, length, sampler, sampler_options, trajectory)
         key = jax.random.key(seed)
         start = time.perf_counter()
-        parts = [
-            jax.tree.map(np.asarray, run(self.params, key, jnp.int32(first)))
-            for first in metrics.bar(
-                range(0, num_samples, batch), desc=f"sampling, {chosen.steps[0]} steps", delay=2
-            )
-        ]
+        firsts = range(0, num_samples, batch)
+        with metrics.Waiting(f"sampling, {_steps(chosen)}", parts=len(firsts)) as waiting:
+            parts = [
+                jax.tree.map(np.asarray, run(self.params, key, jnp.int32(first)))
+                for first in waiting.each(firsts)
+            ]
         seconds = time.perf_counter() - start
         tokens = np.concatenate([tokens for tokens, _ in parts])[:num_samples]
         return Samples(
@@ -196,9 +195,9 @@ class FlowModel:
             )
             out = None if self._mesh is None else sharding.replicated(self._mesh)
             jitted = jax.jit(function, out_shardings=out)
-            print(f"compiling the sampler for {chosen.steps[0]} steps ...", file=sys.stderr)
             example = (self.params, jax.random.key(0), jnp.int32(0))
-            self._compiled[signature] = jitted.lower(*example).compile()
+            with metrics.Waiting(f"compiling the sampler for {_steps(chosen)}"):
+                self._compiled[signature] = jitted.lower(*example).compile()
         return self._compiled[signature]
 
     def _sample(self, params, key, first, *, rule, batch, length, chosen, trajectory):
@@ -219,6 +218,10 @@ class FlowModel:
             prior_scale=chosen.prior_scale,
             trajectory=trajectory,
         )
+
+
+def _steps(chosen: config_lib.Sampler) -> str:
+    return f"{chosen.steps[0]} step{'s' * (chosen.steps[0] > 1)}"
 
 
 def load(

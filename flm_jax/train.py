@@ -137,13 +137,16 @@ class Run:
             accumulation_steps=self.config.optim.accumulation_steps,
             schedule=self.schedule,
         )
-        self.train_step = jax.jit(
-            train_step, donate_argnums=0, out_shardings=(self.state_sharding, replicated)
+        self.train_step = metrics.announced(
+            jax.jit(train_step, donate_argnums=0, out_shardings=(self.state_sharding, replicated)),
+            "compiling the training step",
         )
         eval_step = step_lib.make_eval_step(
             self.experiment.net, self.experiment.space, self.experiment.clock
         )
-        self.eval_step = jax.jit(eval_step, out_shardings=replicated)
+        self.eval_step = metrics.announced(
+            jax.jit(eval_step, out_shardings=replicated), "compiling the evaluation step"
+        )
 
     def go(self) -> int:
         step, state = self.restore_or_init()
@@ -168,7 +171,10 @@ class Run:
         """The state to start from: this workdir's newest good checkpoint, init_from, or fresh."""
         if self.checkpoints.latest_step() is None:
             self.log.truncate_after(-1)  # what a run left that ended before its first checkpoint
-            init = jax.jit(self._init, out_shardings=self.state_sharding)
+            init = metrics.announced(
+                jax.jit(self._init, out_shardings=self.state_sharding),
+                "initialising the parameters",
+            )
             state = init(jax.random.fold_in(self.key, 0))
             return 0, self.start_from(state) if self.config.init_from else state
         _, meta = self.checkpoints.restore_meta()
@@ -184,9 +190,10 @@ class Run:
             self.state_shape,
             self.state_sharding,
         )
-        step, items, meta = self.checkpoints.restore(
-            {"params": abstract.params, "opt_state": abstract.opt_state, "ema": abstract.ema}
-        )
+        with metrics.Waiting("reading the checkpoint"):
+            step, items, meta = self.checkpoints.restore(
+                {"params": abstract.params, "opt_state": abstract.opt_state, "ema": abstract.ema}
+            )
         self.batches.set_state(meta["data"])
         for name, seconds in meta["timings"].items():
             setattr(self.clockwork, name, getattr(self.clockwork, name) + seconds)
@@ -230,8 +237,6 @@ class Run:
         saved, why, pending, metric = step, "complete", None, None
         window = metrics.Window(knobs.batch_size * self.config.data.length)
         compiling = True
-        if step < knobs.steps:
-            progress.message("compiling the training step ...")
         try:
             while step < knobs.steps:
                 if stop.signal is not None:
@@ -274,7 +279,8 @@ class Run:
         finally:
             progress.close()
             self.batches.close()
-        self.checkpoints.wait()
+        with metrics.Waiting("writing the checkpoint"):
+            self.checkpoints.wait()
         return step, state, why
 
     def note(
@@ -311,7 +317,8 @@ class Run:
         mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
         key = jax.random.key(EVAL_SEED)
         total, count = np.zeros(len(taus)), 0
-        for first in range(0, len(tokens), size):
+        starts = range(0, len(tokens), size)
+        for first in metrics.bar(starts, desc="evaluating", unit="batch", delay=2, leave=False):
             part = tokens[first : first + size]
             padded = np.zeros((size, tokens.shape[1]), np.int32)
             padded[: len(part)] = part

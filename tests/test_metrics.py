@@ -1,9 +1,9 @@
-"""The metrics log survives kills and resumes; JSON stays valid; bars stay quiet in log files."""
+"""The metrics log survives kills and resumes; JSON stays valid."""
 
-import io
 import json
 import logging as std_logging
 import math
+import os
 import subprocess
 import sys
 import time
@@ -99,7 +99,7 @@ def test_a_failed_truncation_leaves_the_log_as_it_was(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("power cut")
 
-    monkeypatch.setattr(metrics.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="power cut"):
         log.truncate_after(1)
     assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2]
@@ -139,21 +139,3 @@ def test_a_workdir_that_is_a_file_gets_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/metrics.jsonl.*--workdir"):
         metrics.MetricsLog(tmp_path / "file")
-
-
-def test_progress_in_a_log_file_is_a_few_whole_lines(monkeypatch):
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    with metrics.Progress(1000, start_step=400) as progress:
-        for step in range(401, 1001):
-            progress.update(step, loss=2.0, tokens_per_second=12345.6)
-        progress.message("hello")
-    text = stream.getvalue()
-    assert "\r" not in text and text.endswith("\n")
-    assert len(text.splitlines()) <= 4  # first, last, and the message
-    assert "1000/1000" in text and "loss=2.000" in text and "12,346" in text and "hello" in text
-
-
-def test_bar_iterates(capsys):
-    assert list(metrics.bar(range(3), desc="three", delay=2)) == [0, 1, 2]
-    assert "three" not in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Numbers over time: a JSONL log (always), TensorBoard (if tensorboardX is there), progress bars.
+"""Numbers over time: a JSONL log (always), TensorBoard (if tensorboardX is there).
 
 ``metrics.jsonl`` holds one JSON object a line: ``step``, ``time`` (unix seconds) and any number of
 named values. JSON has no NaN or infinity, so these are written as the strings ``"nan"``, ``"inf"``
@@ -10,11 +10,9 @@ import json
 import math
 import os
 import pathlib
-import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import tqdm
 from absl import logging
 
 from flm_jax.errors import UserError
@@ -151,73 +149,6 @@ def _drop_torn_end(path: pathlib.Path) -> None:
                 end = position
     if end < path.stat().st_size:
         os.truncate(path, end)
-
-
-class _OneLineEach:
-    """A file for tqdm that is not a terminal: each refresh is a line of its own, not a \\r."""
-
-    def __init__(self, file):
-        self._file = file
-
-    def write(self, text: str) -> None:
-        text = text.strip()
-        if text:
-            self._file.write(text + "\n")
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def bar(iterable: Iterable | None = None, **options) -> tqdm.tqdm:
-    """tqdm on stderr with the project's manners; options go to tqdm.
-
-    On a terminal it is an ordinary bar. Elsewhere (a log file) it is one line at most every 10 s.
-    Pass delay=2 for work that is usually short.
-    """
-    if not sys.stderr.isatty():
-        options = {"file": _OneLineEach(sys.stderr), "mininterval": 10, "ncols": 79} | options
-        options["maxinterval"] = max(60, options["mininterval"])
-    return tqdm.tqdm(iterable, **({"dynamic_ncols": True, "leave": True} | options))
-
-
-class Progress:
-    """The training bar: steps, loss, tokens per second, time left."""
-
-    def __init__(self, total_steps: int, start_step: int = 0, description: str = "training"):
-        self._bar = bar(
-            total=total_steps,
-            initial=start_step,
-            desc=description,
-            unit="step",
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
-            "[{elapsed}<{remaining}{postfix}]",
-        )
-
-    def update(
-        self, step: int, loss: float | None = None, tokens_per_second: float | None = None
-    ) -> None:
-        """Move to `step` (steps done so far) and show the newest numbers."""
-        shown = {}
-        if loss is not None:
-            shown["loss"] = f"{float(loss):.3f}"
-        if tokens_per_second is not None:
-            shown["tokens/s"] = f"{float(tokens_per_second):,.0f}"
-        if shown:
-            self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(step - self._bar.n)
-
-    def message(self, text: str) -> None:
-        """Print one line on stderr without tearing the bar."""
-        tqdm.tqdm.write(text, file=sys.stderr)
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
 
 class Window:
