@@ -6,12 +6,15 @@ from flm_jax.losses.flow_matching import FlowMatching
 from flm_jax.losses.lsd import LSD
 from flm_jax.losses.masked_diffusion import MaskedDiffusion
 from flm_jax.losses.psd import PSD
+from flm_jax.losses.two_model import Residual, SecondStage
 
 LOSSES = {
     "flow_matching": FlowMatching,
     "psd": PSD,
     "lsd": LSD,
     "esd": ESD,
+    "residual": Residual,
+    "second_stage": SecondStage,
     "autoregressive": Autoregressive,
     "masked_diffusion": MaskedDiffusion,
 }

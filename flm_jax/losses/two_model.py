@@ -1,0 +1,190 @@
+"""The first version of the method: a correction g beside a frozen denoiser f, then one network.
+
+Stage 1, `Residual`, learns g (raw logits of a two-time network) such that
+
+    X_{s,t}(x) = x + (t - s) v_s(x) + (t - s)^2 / 2 * g_{s,t}(x),   v_s = (f_s(x) - x)/(1 - s)
+
+is a flow map: two half jumps, without gradient, are the target of the whole one. Stage 2,
+`SecondStage`, trains one two-time denoiser delta whose jump equals that of f and g together.
+
+Distances are between predictions of the clean text, where the state itself cancels: no objective
+needs the state over the vocabulary. (The official code has 1e-5 in its denominators, so that a
+share of about 1e-5 of the state is left over in stage 1; ``official_residue`` keeps it, in the
+one-hot space, for parity.)
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.errors import UserError
+from flm_jax.flow import maps, times
+from flm_jax.flow.clock import Clock
+from flm_jax.flow.net import Net
+from flm_jax.flow.posterior import Combination, Posterior, array
+from flm_jax.flow.space import OneHot, without_gradients
+from flm_jax.losses.base import Batch, Space, weighted
+from flm_jax.losses.flow_map import Path, stopped
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoModelLoss:
+    """Base of the two stages: lengths and starts of the jumps.
+
+    Attributes:
+      boundary_fraction: probability that a sample is the whole way, tau_s = 0 and length 1.
+      min_length: least length of a jump in tau.
+      eps: in the denominators of velocities (official: 1e-5).
+    """
+
+    boundary_fraction: float = 1 / 64
+    min_length: float = 1e-6
+    eps: float = maps.EPS
+
+    needs_teacher: ClassVar[bool] = True
+    needs_two_times: ClassVar[bool] = True
+    needs_ema: ClassVar[bool] = False
+    jvp: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not 0.0 <= self.boundary_fraction <= 1.0:
+            raise UserError(f"boundary_fraction={self.boundary_fraction} must be in [0, 1]")
+        if not 0.0 < self.min_length < 1.0:
+            raise UserError(f"min_length={self.min_length} must be above 0, below 1")
+
+    def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
+        keys = jax.random.split(key, 5)
+        length, permutation = times.draw_stratified(keys[0], batch.global_size)
+        return {
+            "length": length,
+            "length_permutation": permutation,
+            "start": jax.random.uniform(keys[1], (batch.global_size,)),
+            "boundary": jax.random.uniform(keys[2], (batch.global_size,)),
+            "noise": space.noise(batch.keys(keys[3]), batch.length),
+            "dropout": jax.random.fold_in(keys[4], batch.index_B[0]),
+        }
+
+    def path(self, draws: dict[str, jax.Array], clock: Clock, batch: Batch) -> Path:
+        """tau_s, the middle and the end of every jump, and their t."""
+        length = times.stratified(draws["length"], draws["length_permutation"])
+        length = jnp.maximum(length, self.min_length)
+        start = draws["start"] * (1.0 - length)
+        boundary = draws["boundary"] < self.boundary_fraction
+        length, start = jnp.where(boundary, 1.0, length), jnp.where(boundary, 0.0, start)
+        length, start = length[batch.index_B], start[batch.index_B]
+        tau = (start, start + 0.5 * length, start + length)
+        return Path(*tau, *(clock.to_t(x) for x in tau))
+
+
+class HalfJumps(NamedTuple):
+    """What two half jumps of f and g say, without gradient."""
+
+    f_s: Posterior
+    g_su: Posterior
+    state_u: jax.Array
+    f_u: Posterior
+    g_ut: Posterior
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual(TwoModelLoss):
+    """Stage 1: the correction g of a frozen denoiser ("teacher").
+
+    Attributes, beside those of `TwoModelLoss`:
+      official_residue: keep the share of the state that the official eps leaves in the target; it
+        exists in the one-hot space only.
+    """
+
+    official_residue: bool = False
+
+    def evaluate(
+        self,
+        nets: Mapping[str, Net],
+        batch: Batch,
+        draws: dict[str, jax.Array],
+        space: Space,
+        clock: Clock,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        path = self.path(draws, clock, batch)
+        state = space.corrupt(draws["noise"], batch.tokens_BL, path.s)
+        key = draws.get("dropout")
+        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        output = nets["student"](space.view(state, "student"), path.tau_s, path.tau_t, keys[0])
+        halves = self.halves(nets, space, jax.lax.stop_gradient(state), path, keys[1:])
+        target = self.target(halves, path, space, jax.lax.stop_gradient(state))
+        step = 0.5 * (path.t - path.s) * (1.0 - path.s)
+        prediction = halves.f_s.probability() + output.posterior.logits(step)
+        loss_BL = target.squared_error_to(prediction)
+        return weighted(loss_BL, output.log_weight), {"squared_error": loss_BL}
+
+    def halves(self, nets: Mapping[str, Net], space: Space, state: jax.Array, path: Path, keys: Any
+               ) -> HalfJumps:  # fmt: skip
+        """f and g at the start and, after the first half jump, in the middle."""
+        f, g, space = stopped(nets["teacher"]), stopped(nets["student"]), without_gradients(space)
+        f_s = f(space.view(state, "teacher"), path.tau_s).posterior
+        g_su = g(space.view(state, "student"), path.tau_s, path.tau_u, keys[0]).posterior
+        keep, add = maps.euler(path.s, path.u, self.eps)
+        length = path.u - path.s
+        move = f_s.probability(add) + g_su.logits(0.5 * length * length)
+        state_u = space.advance(state, keep, 1.0, move)
+        f_u = f(space.view(state_u, "teacher"), path.tau_u).posterior
+        g_ut = g(space.view(state_u, "student"), path.tau_u, path.tau_t, keys[1]).posterior
+        return HalfJumps(f_s, g_su, state_u, f_u, g_ut)
+
+    def target(self, halves: HalfJumps, path: Path, space: Space, state: jax.Array) -> Combination:
+        """x + (1 - s) * (mean velocity of the two half jumps): where they say the text is."""
+        a, b, whole = path.u - path.s, path.t - path.u, path.t - path.s
+        left = 1.0 - path.s
+        of_s, of_u = left * a / whole, left * b / whole  # shares of the two velocities
+        rate_s, rate_u = 1.0 / (left + self.eps), 1.0 / (1.0 - path.u + self.eps)
+        target = (
+            halves.f_s.probability(of_s * rate_s - of_u * rate_u * a * rate_s)
+            + halves.g_su.logits(0.5 * a * (of_s - of_u * rate_u * a))
+            + halves.f_u.probability(of_u * rate_u)
+            + halves.g_ut.logits(0.5 * of_u * b)
+        )
+        if self.official_residue:
+            if not isinstance(space, OneHot):
+                raise UserError("official_residue=True needs the one-hot space; set space=onehot")
+            residue = 1.0 - of_s * rate_s - of_u * rate_u * (1.0 - a * rate_s)
+            target = target + array(state, halves.f_s.head, residue)
+        return target
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondStage(TwoModelLoss):
+    """Stage 2: one two-time denoiser that jumps as f ("teacher") and g ("residual") do together.
+
+    No learned weighting, like the official code.
+    """
+
+    boundary_fraction: float = 1 / 128
+    min_length: float = 1e-5
+
+    needs_residual: ClassVar[bool] = True
+
+    def evaluate(
+        self,
+        nets: Mapping[str, Net],
+        batch: Batch,
+        draws: dict[str, jax.Array],
+        space: Space,
+        clock: Clock,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        path = self.path(draws, clock, batch)
+        state = space.corrupt(draws["noise"], batch.tokens_BL, path.s)
+        output = nets["student"](
+            space.view(state, "student"), path.tau_s, path.tau_t, draws.get("dropout")
+        )
+        fixed, still = jax.lax.stop_gradient(state), without_gradients(space)
+        f, g = stopped(nets["teacher"]), stopped(nets["residual"])
+        f_s = f(still.view(fixed, "teacher"), path.tau_s).posterior
+        g_st = g(still.view(fixed, "residual"), path.tau_s, path.tau_t).posterior
+        step = path.t - path.s
+        _, add = maps.euler(path.s, path.t, self.eps)  # the state's own share is the same in both
+        target = f_s.probability(add) + g_st.logits(0.5 * step * step)
+        loss_BL = target.squared_error_to(output.posterior.probability(add))
+        return loss_BL, {"squared_error": loss_BL}
