@@ -133,6 +133,7 @@ def test_waiting_leaves_an_active_bar_whole(open_screen):
     for line in screen.getvalue().replace("\r", "\n").replace("\x1b[A", "\n").splitlines():
         assert not ("training" in line and "compiling" in line), line
     assert "compiling: 0 s\n" in screen.getvalue() and "100/100" in screen.getvalue()
+    assert screen.terminal == ("\x1b" in screen.getvalue())
 
 
 def test_only_the_first_call_of_a_jitted_function_is_announced(monkeypatch):

@@ -16,16 +16,20 @@ import tqdm
 
 DELAY = 2.0  # what is over sooner says nothing
 REFRESH_TERMINAL, REFRESH_FILE = 1.0, 10.0
+CURSOR_UP = "\x1b[A"
 
 
 class _OneLineEach:
-    """A file for tqdm that is not a terminal: each refresh is a line of its own, not a \\r."""
+    """A file for tqdm that is not a terminal: each refresh is a line of its own, not a \\r.
+
+    For a bar inside another one tqdm moves the cursor up and down; that is left out.
+    """
 
     def __init__(self, file):
         self._file = file
 
     def write(self, text: str) -> None:
-        text = text.strip()
+        text = text.replace(CURSOR_UP, "").strip()
         if text:
             self._file.write(text + "\n")
 
