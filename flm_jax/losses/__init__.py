@@ -6,6 +6,7 @@ from flm_jax.losses.flow_matching import FlowMatching
 from flm_jax.losses.lsd import LSD
 from flm_jax.losses.masked_diffusion import MaskedDiffusion
 from flm_jax.losses.psd import PSD
+from flm_jax.losses.uniform_diffusion import UniformCurriculum, UniformDiffusion
 from flm_jax.losses.two_model import Residual, SecondStage
 
 LOSSES = {
@@ -17,4 +18,6 @@ LOSSES = {
     "second_stage": SecondStage,
     "autoregressive": Autoregressive,
     "masked_diffusion": MaskedDiffusion,
+    "uniform_diffusion": UniformDiffusion,
+    "uniform_curriculum": UniformCurriculum,
 }

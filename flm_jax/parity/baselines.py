@@ -1,6 +1,6 @@
-"""The kinds baselines/*: autoregressive, masked and uniform diffusion on tokens."""
+"""The kinds baselines/mdlm* and baselines/duo*: masked and uniform diffusion on tokens."""
 
-import collections
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,24 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flm_jax import config
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import discrete
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import OneHot
-from flm_jax.interop import layout
-from flm_jax.losses.autoregressive import Autoregressive
 from flm_jax.losses.base import Batch, Loss
 from flm_jax.losses.masked_diffusion import MaskedDiffusion
+from flm_jax.losses.uniform_diffusion import UniformCurriculum, UniformDiffusion
 from flm_jax.models import dit
 from flm_jax.parity import networks
 from flm_jax.parity.checks import Checks
 from flm_jax.parity.goldens import Case, GoldenError
-from flm_jax.samplers.autoregressive import LeftToRight
-from flm_jax.samplers.discrete import Ancestral, AncestralMasked
+from flm_jax.samplers.discrete import Ancestral, AncestralMasked, AncestralUniform
 
 NO_CAP = 0.0  # the baselines' logits are not capped
-NEVER = -1e6  # logit of a token that is not predicted
+STEP = 1e-3  # of the difference that is the curriculum's derivative
+NEAREST = 1.5e-4  # half a step of the curriculum's table, times the largest slope
+FLOAT32 = 1e-7
 TINY = 1e-10  # of the official draw
 
 
@@ -70,6 +69,7 @@ def compare_loss(
     loss: Loss,
     names: dict[str, str],
     observe: Callable[..., dict[str, jax.Array]],
+    make_clock: Callable[[], Any] = clock_lib.identity,
 ) -> None:
     """A loss on recorded draws, ``names`` ours to theirs; ``observe`` has the values on the way."""
     tensors = networks.state(case)
@@ -78,9 +78,8 @@ def compare_loss(
     for bits in (64, 32):
         with checks.precision(bits):
             batch, draws = recorded(case, names)
-            clock = clock_lib.identity()
             params = networks.params(tensors)
-            found, gradient = run(params, batch, draws, clock, model=model, loss=loss)
+            found, gradient = run(params, batch, draws, make_clock(), model=model, loss=loss)
             found |= observe(loss, draws, batch)
             for name, array in found.items():
                 if np.issubdtype(array.dtype, np.integer):
@@ -151,107 +150,84 @@ def compare_step(
             checks.exact("out/x_next", keep(np.asarray(tokens_BL), drawn), case["out/x_next"])
 
 
-def causal_forward(case: Case, checks: Checks) -> None:
-    """Logits of a causal network."""
-    network = Causal(case)
-    for bits in (64, 32):
-        with checks.precision(bits):
-            net = network.model.net(network.params())
-            tokens_BL = networks.wide(case["in/x0"])
-            logits = net(net.table[tokens_BL], None).posterior.logits().dense()
-            checks.recorded("out/logits", logits)
+def uniform_loss(case: Case, checks: Checks) -> None:
+    """Loss per token and reduced, what led to it, and every gradient."""
+
+    def observe(loss, draws, batch):
+        t = loss.times(draws)
+        alpha = discrete.alpha(t)
+        found = {"mid/t": t, "mid/alpha_t": alpha, "mid/sigma": -jnp.log(alpha)}
+        return found | {"mid/xt": loss.seen(draws, batch.tokens_BL, t)}
+
+    loss = UniformDiffusion(t_min=case.option("sampling_eps"))
+    names = {"move": "draw/u_move", "anywhere": "draw/uniform_tokens"}
+    compare_loss(case, checks, loss, names, observe)
 
 
-def causal_loss(case: Case, checks: Checks) -> None:
-    """Loss of every predicted token, reduced over those that count, and every gradient."""
-    network, mask = Causal(case), case.option("mask_index")
+def uniform_step(case: Case, checks: Checks) -> None:
+    """One step back, and the last one."""
 
-    @functools.partial(jax.grad, has_aux=True)
-    def gradient_of(params, tokens_BL, counts_BL):
-        bias_V = params["head"]["bias"].at[mask].set(NEVER)
-        net = network.model.net(params | {"head": params["head"] | {"bias": bias_V}})
-        loss_BM = Autoregressive().next_token(net, tokens_BL)
-        total = jnp.sum(loss_BM * counts_BL[:, 1:])
-        mean = total / jnp.sum(counts_BL[:, 1:])
-        return mean, {"out/loss": mean, "out/loss_per_token": loss_BM, "out/nll_sum": total}
+    def dense(posterior: Posterior, tokens_BL, alpha_t, alpha_s):
+        p_BLV, vocab_size = posterior.dense(), posterior.head.vocab_size
+        p_now_BL = jnp.exp(posterior.log_prob(tokens_BL))
+        weights = discrete.uniform_step_back(alpha_t, alpha_s, p_now_BL, vocab_size)
+        now_BLV = jax.nn.one_hot(tokens_BL, vocab_size, dtype=p_BLV.dtype)
+        stay, predict, jump, total = (w[..., None] for w in (*weights, weights.total))
+        return None, (stay * now_BLV + predict * p_BLV + jump / vocab_size) / total
 
-    for bits in (64, 32):
-        with checks.precision(bits):
-            arrays = (networks.wide(case[f"in/{name}"]) for name in ("x0", "attention_mask"))
-            gradient, found = jax.jit(gradient_of)(network.params(), *arrays)
-            for name, array in found.items():
-                checks.recorded(name, array)
-            for name, ours in network.official(gradient).items():
-                checks.gradient(name, ours, case[f"grad/{name}"].astype(np.float64))
+    compare_step(case, checks, AncestralUniform(), dense)
 
 
-def causal_sample(case: Case, checks: Checks) -> None:
-    """Tokens written one by one with recorded Gumbel noise, by way of the cache."""
-    network = Causal(case)
-    sampler = LeftToRight(bos_id=case.option("bos_token_id"))
-    for bits in (64, 32):
-        with checks.precision(bits):
-            noise_SBV = jnp.moveaxis(networks.wide(case["in/gumbel"]), 1, 0)
-            steps, batch, _ = noise_SBV.shape
+@dataclasses.dataclass(frozen=True)
+class Scheduled(UniformCurriculum):
+    """The curriculum with given alpha and rate, (2, B), in the place of the clock."""
 
-            @jax.jit
-            def write(params, noise_SBV, steps=steps, batch=batch):
-                net = network.model.net(params)
-                space, clock = OneHot({"student": net.table}), clock_lib.identity()
-                keys_B = jax.random.split(jax.random.key(0), batch)  # nothing is drawn
-                options = {"steps": steps, "length": steps + 1, "noise": noise_SBV}
-                return sampler.run({"student": net}, space, clock, keys_B, **options)[0]
-
-            checks.exact("out/tokens", write(network.params(), noise_SBV), case["out/tokens"])
+    def schedule(self, t_B: jax.Array, clock: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return clock[0], clock[1]
 
 
-class Causal:
-    """The causal network of a case: the official tensors without those of time."""
+def curriculum_loss(case: Case, checks: Checks) -> None:
+    """Loss per token and reduced, what led to it, and every gradient; the schedule by itself.
 
-    def __init__(self, case: Case):
-        self.tensors = networks.state(case)
-        width = case.option("hidden_size")
-        mlp_ratio = self.tensors["blocks.0.mlp.0.bias"].size // width
-        sizes = layout.Sizes(
-            case.option("vocab_size"), width, 1, case.option("n_blocks"), mlp_ratio, False, False
-        )
-        self.entries = [e for e in layout.entries(sizes) if e.name in self.tensors]
-        unknown = set(self.tensors) - {entry.name for entry in self.entries}
-        if unknown:
-            raise GoldenError(f"a causal network has no tensor {min(unknown)}")
-        settings = config.Model(
-            width=width,
-            depth=sizes.depth,
-            heads=case.option("n_heads"),
-            mlp_ratio=mlp_ratio,
-            dropout=0.0,
-            logit_cap=NO_CAP,
-            causal=True,
-            remat=False,
-            head_chunk=networks.HEAD_CHUNK,
-        )
-        self.model = dit.build(settings, sizes.vocab_size)
+    The official schedule is a table read at the nearest index and differences of it; ours comes
+    from the clock. The loss is compared on the official schedule, both schedules with each other.
+    """
+    low, high = case.option("gamma_min"), case.option("gamma_max")
+    temperature = 10.0 ** case.option("gumbel_tau_log10_start")
+    options = {"gamma_min": low, "gamma_max": high, "temperature": temperature, "softmax": False}
+    loss, vocab_size = Scheduled(**options), case.option("vocab_size")
+    end = case.option("integral_gamma_min"), case.option("integral_gamma_max")
+    grid = np.linspace(*end, case.option("integral_points"))
+    u = 1.0 / (1.0 + np.exp(0.5 * grid))
+    table = clock_lib.decoding_accuracy(u, vocab_size, "exact")
+    accuracy = (table * (vocab_size - 1) + 1.0) / vocab_size
+    checks.close("in/integral_pt", accuracy, case["in/integral_pt"], FLOAT32)
 
-    def params(self) -> Any:
-        """Our parameter tree in the float type of the current precision."""
-        params, layers = {}, collections.defaultdict(list)
-        for entry in self.entries:
-            tensor = networks.wide(self.tensors[entry.name])
-            layers[entry.path].append(tensor.T if entry.transpose else tensor)
-        stacked = {entry.path for entry in self.entries if entry.layer is not None}
-        for path, arrays in layers.items():
-            branch = functools.reduce(lambda tree, key: tree.setdefault(key, {}), path[:-1], params)
-            branch[path[-1]] = jnp.stack(arrays) if path in stacked else arrays[0]
-        return params
+    def look_up(gamma):
+        return table[np.rint((gamma - end[0]) / (end[1] - end[0]) * (len(grid) - 1)).astype(int)]
 
-    def official(self, tree: Any) -> dict[str, np.ndarray]:
-        """A tree shaped like parameters under the official names."""
-        found = {}
-        for entry in self.entries:
-            leaf = np.asarray(functools.reduce(dict.__getitem__, entry.path, tree))
-            leaf = leaf if entry.layer is None else leaf[entry.layer]
-            found[entry.name] = leaf.T if entry.transpose else leaf
-        return found
+    def official():
+        gamma = np.asarray(case["mid/gamma_t" if checks.bits == 32 else "mid64/gamma_t"], float)
+        slope = (look_up(gamma + STEP) - look_up(gamma)) / STEP
+        return networks.wide(np.stack([look_up(gamma), -slope * (high - low)]))
+
+    def observe(loss, draws, batch):
+        t, (alpha, rate) = loss.times(draws), official()
+        ours = UniformCurriculum(**options).schedule(t, clock_lib.build(vocab_size, "exact"))
+        checks.close("alpha of the clock", ours[0], alpha, NEAREST)
+        checks.close("its derivative", ours[1], rate, 10 * NEAREST)
+        latent = loss.latent(draws["noise"], batch.tokens_BL, t)
+        return {
+            "mid/t": t,
+            "mid/gamma_t": loss.gamma(t),
+            "mid/alpha_t": alpha,
+            "mid/dalpha_t": -rate,
+            "mid/sigma": -jnp.log(alpha),
+            "mid/xt": latent,
+            "mid/xt_usdm": jnp.argmax(latent, axis=-1),
+        }
+
+    compare_loss(case, checks, loss, {"noise": "draw/noise"}, observe, official)
 
 
 def last_is_mask(case: Case) -> None:
