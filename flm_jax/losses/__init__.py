@@ -6,8 +6,8 @@ from flm_jax.losses.flow_matching import FlowMatching
 from flm_jax.losses.lsd import LSD
 from flm_jax.losses.masked_diffusion import MaskedDiffusion
 from flm_jax.losses.psd import PSD
-from flm_jax.losses.uniform_diffusion import UniformCurriculum, UniformDiffusion
 from flm_jax.losses.two_model import Residual, SecondStage
+from flm_jax.losses.uniform_diffusion import UniformCurriculum, UniformDiffusion
 
 LOSSES = {
     "flow_matching": FlowMatching,
