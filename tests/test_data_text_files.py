@@ -64,11 +64,35 @@ def test_given_splits_replace_the_derived_ones(tmp_path):
     train, valid = put(tmp_path / "a.txt", "\n".join(LINES)), put(tmp_path / "b.txt", "x y\nz")
     with_valid = text_files.TextFiles(train, valid)
     assert list(with_valid.source("valid")) == ["x y", "z"]
-    assert len(with_valid.source("test")) and len(everything(with_valid)) == len(LINES) + 2
+    assert with_valid.splits == ("train", "valid") and list(with_valid.source("train")) == LINES
+    with_test = text_files.TextFiles(train, test_path=valid)
+    assert list(with_test.source("test")) == ["x y", "z"] and with_test.source("valid")[0] in LINES
     both = text_files.TextFiles(train, valid, valid)
     assert list(both.source("train")) == LINES
     assert both.fingerprint("train") != with_valid.fingerprint("train")
     assert both.detokenize(" a . ") == " a . "
+
+
+@pytest.mark.parametrize("document", ["file", "line"])
+def test_one_document_and_a_validation_file_are_enough(tmp_path, document):
+    train, valid = put(tmp_path / "a.txt", "a tale " * 40), put(tmp_path / "b.txt", "tale " * 40)
+    options = {"path": train, "valid_path": valid, "document": document}
+    section = {"name": "text_files", "length": 8, "cache_dir": str(tmp_path), "options": options}
+    loaded = data.load_data(section, {"name": "characters"})
+    assert len(loaded.rows["train"]) and len(loaded.rows["valid"])
+    about = loaded.corpus.describe()
+    assert about["documents"] == {"train": 1, "valid": 1}
+    assert about["characters"] == {"train": 279, "valid": 199}  # without the last space
+
+
+def test_an_empty_test_split_is_told_only_to_who_asks_for_it(tmp_path):
+    lines = [line for line in LINES if base.split_of(line) != "test"]
+    corpus = text_files.TextFiles(put(tmp_path / "a.txt", "\n".join(lines)))
+    counted = base.description(text_files.TextFiles(put(tmp_path / "b.txt", "\n".join(LINES))))
+    assert corpus.describe()["documents"] == counted["documents"] | {"test": 0}
+    assert corpus.describe()["characters"] == counted["characters"] | {"test": 0}
+    with pytest.raises(errors.UserError, match="for the 'test' split; set options.test_path, or"):
+        corpus.source("test")
 
 
 def test_folders_globs_and_lists(tmp_path):

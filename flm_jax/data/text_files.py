@@ -14,7 +14,7 @@ from flm_jax.data import base, documents
 
 _SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 _HASHED_FULLY = 64 << 20  # bytes; of larger files the ends, the size and the date are hashed
-_RULES = "1"  # raise it when the same files and options would give other documents
+_RULES = "2"  # raise it when the same files and options would give other documents
 
 
 class TextFiles:
@@ -44,7 +44,8 @@ class TextFiles:
             no file has the whole text as its name.
           valid_path: the same for validation. Left out: one twentieth of the documents of `path`,
             chosen by their hash.
-          test_path: likewise for the test split.
+          test_path: the same for the test split. Left out: another twentieth of `path`, but nothing
+            where valid_path is given; then there is no test split and all of `path` is trained on.
           document: of .txt files: "line", "paragraph" (separated by blank lines), "file", or any
             other text, which then is the separator, such as "<|endoftext|>". A .jsonl file has a
             document per line.
@@ -63,14 +64,16 @@ class TextFiles:
                 "options.document is empty; use 'line', 'paragraph', 'file' or a separator such "
                 "as '<|endoftext|>'"
             )
-        self.splits = base.SPLITS
         self._given = {"valid": bool(valid_path), "test": bool(test_path)}
+        no_test = valid_path and not test_path
+        self.splits = base.SPLITS[:2] if no_test else base.SPLITS
         self._files = {
             split: _find(given) if given else ()
             for split, given in zip(base.SPLITS, (path, valid_path, test_path), strict=True)
         }
         self._document, self._json_key = document, json_key
         self._sources: dict[str, documents.Located] = {}
+        self._characters: dict[str, int] = {}
 
     def source(self, split: str) -> Sequence[str]:
         """The documents, found by one pass over the files at first use.
@@ -79,11 +82,7 @@ class TextFiles:
           UserError: a file that cannot be read, is empty or not UTF-8, or holds bad JSON (with its
             line), or a split without documents.
         """
-        base.check_split(self, split)
-        if split not in self._sources:
-            owner = split if self._files[split] else "train"
-            self._sources |= self._locate(owner)
-        found = self._sources[split]
+        found = self._found(split)
         if not len(found):
             raise errors.UserError(self._nothing(split))
         return found
@@ -101,34 +100,52 @@ class TextFiles:
         return digest.hexdigest()
 
     def describe(self) -> dict:
-        return base.description(self)
+        """What `base.description` says, from the counts of the one pass; a split may be empty."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "licence": self.licence,
+            "documents": {split: len(self._found(split)) for split in self.splits},
+            "characters": {split: self._characters[split] for split in self.splits},
+        }
 
-    def _locate(self, owner: str) -> dict[str, documents.Located]:
+    def _found(self, split: str) -> documents.Located:
+        base.check_split(self, split)
+        if split not in self._sources:
+            self._locate(split if self._files[split] else "train")
+        return self._sources[split]
+
+    def _locate(self, owner: str) -> None:
         """One pass over the files of a split; those of "train" also hold the derived splits."""
         reader = documents.Reader(self._files[owner], self._document, self._json_key)
-        derived = [s for s in ("valid", "test") if owner == "train" and not self._given[s]]
+        derived = [s for s in self.splits[1:] if owner == "train" and not self._given[s]]
         # Machine integers: a list of tuples takes four times the memory of a corpus of short lines.
         places = {split: array.array("q") for split in (owner, *derived)}
+        characters = dict.fromkeys(places, 0)
         with metrics.bar(desc=f"reading {owner} files", unit="doc", delay=2) as bar:
             for place, text in reader.scan():
                 side = base.split_of(text) if derived else owner
-                places[side if side in places else owner].extend(place)
+                side = side if side in places else owner
+                places[side].extend(place)
+                characters[side] += len(text)
                 bar.update()
-        return {
-            split: documents.Located(reader, np.array(found, np.int64).reshape(-1, 3))
-            for split, found in places.items()
-        }
+        self._characters |= characters
+        for split, found in places.items():
+            self._sources[split] = documents.Located(
+                reader, np.array(found, np.int64).reshape(-1, 3)
+            )
 
     def _nothing(self, split: str) -> str:
         if split != "train" and self._given[split]:
             return f"there are no documents in {_listed(self._files[split])}; give files with text"
         where = _listed(self._files["train"])
         total = sum(
-            len(self._sources[s]) for s in base.SPLITS if s == "train" or not self._given[s]
+            len(self._sources[s]) for s in self.splits if s == "train" or not self._given[s]
         )
         if not total:
             return f"there are no documents in {where}; give files with text"
-        remedy = "set options.valid_path and options.test_path, or cut finer with options.document"
+        option = "test_path" if split == "test" else "valid_path"
+        remedy = f"set options.{option}, or cut finer with options.document"
         return (
             f"{total} documents (options.document={self._document!r}) in {where} are too few to "
             f"leave any for the {split!r} split; {remedy}"
