@@ -91,6 +91,70 @@ def sequence_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index_B)
 
 
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The steps of one run: what the network says at step i, where that leads, which tokens it is.
+
+    ``keys_B`` has one key per sequence (`sequence_keys`). ``noise`` is given raw noise of the
+    steps, (steps - 1, B, L, space.noise_width), instead of drawn noise.
+    """
+
+    sampler: Sampler
+    nets: Mapping[str, Net]
+    space: Space
+    clock: Clock
+    keys_B: jax.Array
+    steps: int
+    length: int
+    decode: Decode = Decode()
+    noise: jax.Array | None = None
+
+    @property
+    def grid(self) -> jax.Array:
+        """tau of every step and of the end, (steps + 1,)."""
+        return linear_grid(self.steps)
+
+    def start(self, raw: jax.Array | None, prior_scale: float) -> jax.Array:
+        """The first state, of given raw noise (B, L, space.noise_width) or of drawn noise."""
+        if raw is None:
+            raw = self.space.noise(self._keys(0), self.length)
+        return self.space.scatter(raw, prior_scale)
+
+    def move(self, state: jax.Array, i: jax.Array | int) -> Move:
+        """What the rule proposes at step i."""
+        batch = self.keys_B.shape[0]
+        tau_s, tau_t = (jnp.full((batch,), self.grid[j]) for j in (i, i + 1))
+        return self.sampler.propose(self.nets, self.space, self.clock, state, tau_s, tau_t)
+
+    def advance(self, state: jax.Array, i: jax.Array | int, move: Move) -> jax.Array:
+        """The state after a step that is not the last one."""
+        state = self.space.advance(state, move.keep, 1.0, move.prediction)
+        if not self.sampler.stochastic:
+            return state
+        if self.noise is not None:
+            raw = self.noise[i]
+        else:
+            keys_B = jax.vmap(jax.random.fold_in, (0, None))(self._keys(1), i)
+            raw = self.space.noise(keys_B, self.length)
+        return self.space.perturb(state, raw, move.noise)
+
+    def read(self, move: Move) -> jax.Array:
+        """The tokens, int32 (B, L), if this is the last step."""
+        if move.correction is not None:
+            return self.likeliest(move)
+        return self.decode(move.posterior, self._keys(2))
+
+    def likeliest(self, move: Move) -> jax.Array:
+        """The arg max of a step's prediction, int32 (B, L)."""
+        if move.correction is not None:  # the state's own share, 1e-5, cannot be seen in it
+            return move.prediction.argmax()
+        return move.posterior.argmax()
+
+    def _keys(self, purpose: int) -> jax.Array:
+        """Keys of the start (0), the steps (1) and the decoding (2)."""
+        return jax.vmap(jax.random.fold_in, (0, None))(self.keys_B, purpose)
+
+
 def sample(
     sampler: Sampler,
     nets: Mapping[str, Net],
@@ -114,46 +178,21 @@ def sample(
       start: a given raw noise (B, L, space.noise_width) instead of a drawn one.
       noise: given raw noise of the steps, (steps - 1, B, L, space.noise_width).
     """
-    keys_start, keys_steps, keys_decode = (
-        jax.vmap(jax.random.fold_in, (0, None))(keys_B, i) for i in range(3)
-    )
-    if start is None:
-        start = space.noise(keys_start, length)
-    state = space.scatter(start, prior_scale)
-    grid = linear_grid(steps)
-    batch = keys_B.shape[0]
-
-    def read(move, keys):
-        if move.correction is not None:  # the state's own share, 1e-5, cannot be seen in it
-            return move.prediction.argmax()
-        return move.posterior.argmax() if keys is None else decode(move.posterior, keys)
-
-    def move(state, i):
-        tau_s, tau_t = (jnp.full((batch,), grid[j]) for j in (i, i + 1))
-        return sampler.propose(nets, space, clock, state, tau_s, tau_t)
+    run = Steps(sampler, nets, space, clock, keys_B, steps, length, decode, noise)
 
     def observe(state, move):
         if not trajectory:
             return None
-        tokens_BL = read(move, None)
+        tokens_BL = run.likeliest(move)
         return state, tokens_BL, jnp.exp(move.posterior.log_prob(tokens_BL))
 
     def step(state, i):
-        step_move = move(state, i)
-        seen = observe(state, step_move)
-        state = space.advance(state, step_move.keep, 1.0, step_move.prediction)
-        if sampler.stochastic:
-            if noise is not None:
-                raw = noise[i]
-            else:
-                keys = jax.vmap(jax.random.fold_in, (0, None))(keys_steps, i)
-                raw = space.noise(keys, length)
-            state = space.perturb(state, raw, step_move.noise)
-        return state, seen
+        move = run.move(state, i)
+        return run.advance(state, i, move), observe(state, move)
 
-    state, seen = jax.lax.scan(step, state, jnp.arange(steps - 1))
-    last = move(state, steps - 1)
-    tokens_BL = read(last, keys_decode)
+    state, seen = jax.lax.scan(step, run.start(start, prior_scale), jnp.arange(steps - 1))
+    last = run.move(state, steps - 1)
+    tokens_BL = run.read(last)
     if not trajectory:
         return tokens_BL, None
     states, tokens_SBL, confidence_SBL = jax.tree.map(
@@ -164,5 +203,5 @@ def sample(
     else:
         final = space.advance(state, last.keep, 1.0, last.prediction)
     states = jnp.concatenate([states, final[None]])
-    tau_S = grid[:-1]
+    tau_S = run.grid[:-1]
     return tokens_BL, Trajectory(tau_S, clock.to_t(tau_S), states, tokens_SBL, confidence_SBL)
