@@ -15,21 +15,27 @@ from configs import common
 
 
 def get_config(stage="pretrain"):
-    config = common.get_config(stage, stages=("pretrain", "characters"))
-    config.stage = "pretrain"
-    config.data.name = "text_files"
-    config.data.length = 64
+    config = small("text_files", stage)
     config.data.options.update(
         path="",  # required: training text
         valid_path="",  # "" = one twentieth of the documents of path
-        test_path="",  # likewise
+        test_path="",  # likewise, but no test split where valid_path is given
         document="line",  # of .txt files: line, paragraph, file, or a separator
         json_key="text",  # where a line of .jsonl has its text
     )
+    return config
+
+
+def small(data_set, stage):
+    """A small model on a data set of a few megabytes, in pieces of words or in characters."""
+    config = common.get_config(stage, stages=("pretrain", "characters"))
+    config.stage = "pretrain"
+    config.data.name = data_set
     if stage == "characters":
         config.data.length = 128
         config.tokenizer.name = "characters"
     else:
+        config.data.length = 64
         config.tokenizer.name = "sentencepiece"
         config.tokenizer.options.vocab_size = 2048
     config.model.update(common.PRESETS["tiny"])

@@ -7,11 +7,11 @@ import textwrap
 import typing
 
 import pytest
+from config_changes import Distilling, changed, sentence
 
 from flm_jax import config as config_lib
 from flm_jax import data, losses, samplers, tokenizers
 from flm_jax.config import Config, settings
-from flm_jax.errors import UserError
 
 TABLES = {
     "loss": losses.LOSSES,
@@ -30,31 +30,6 @@ class Plain:
     kinds: tuple[str, ...] = ()
     mode: typing.Literal["fast", "slow"] = "fast"
     limit: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Distilling:
-    path: str
-    needs_teacher = True
-    needs_two_times = True
-
-
-def make(**overrides):
-    """The default config; a__b=1 means a.b = 1."""
-    tree = config_lib.to_dict(Config())
-    for key, value in overrides.items():
-        *parents, last = key.split("__")
-        node = tree
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    return config_lib.resolve(tree)
-
-
-def sentence(function, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        function(*args, **kwargs)
-    return str(caught.value)
 
 
 @pytest.fixture
@@ -199,22 +174,22 @@ def test_options_take_any_key_and_keep_declared_text(config_file):
 
 
 def test_config_is_frozen_and_hashable():
-    assert hash(make()) == hash(make()) and make() == make()
-    assert make(seed=2) != make() and make(data__options={"a": 1}) != make()
+    assert hash(changed()) == hash(changed()) and changed() == changed()
+    assert changed(seed=2) != changed() and changed(data__options={"a": 1}) != changed()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        make().optim.beta1 = 0.5
+        changed().optim.beta1 = 0.5
 
 
 def test_json_round_trip():
-    config = make(sampler__steps=(3, 1), data__options={"path": ["a", "b"], "x": 0.1})
+    config = changed(sampler__steps=(3, 1), data__options={"path": ["a", "b"], "x": 0.1})
     assert config_lib.from_json(config_lib.to_json(config)) == config
     assert config_lib.from_json(config_lib.to_dict(config)) == config
     assert "not JSON" in sentence(config_lib.from_json, "{")
 
 
 def test_differences_name_what_makes_another_experiment():
-    old = make(data__options={"path": ("a",), "gone": 1})
-    new = make(optim__beta1=0.5, data__options={"path": ["a"], "fresh": 2}, train__steps=7)
+    old = changed(data__options={"path": ("a",), "gone": 1})
+    new = changed(optim__beta1=0.5, data__options={"path": ["a"], "fresh": 2}, train__steps=7)
     assert config_lib.differences(old, new) == [
         "data.options.fresh: (absent) -> 2",
         "data.options.gone: 1 -> (absent)",

@@ -3,22 +3,16 @@
 import dataclasses
 
 import pytest
+from config_changes import Distilling, changed, sentence
 
 from flm_jax import config as config_lib
-from flm_jax.config import Config
-from flm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
     scale: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Distilling:
-    path: str
-    needs_teacher = True
-    needs_two_times = True
+    needs_teacher = False
+    needs_two_times = False
 
 
 TABLES = {
@@ -31,22 +25,8 @@ TABLES = {
 
 
 def make(**overrides):
-    """The default config with names that TABLES knows; a__b=1 means a.b = 1."""
-    tree = config_lib.to_dict(Config())
-    tree["data"]["name"], tree["tokenizer"]["name"] = "names", "letters"
-    for key, value in overrides.items():
-        *parents, last = key.split("__")
-        node = tree
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    return config_lib.resolve(tree)
-
-
-def sentence(function, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        function(*args, **kwargs)
-    return str(caught.value)
+    """The default config with names that TABLES knows, and changes."""
+    return changed(**{"data__name": "names", "tokenizer__name": "letters"} | overrides)
 
 
 def test_defaults_and_edges_are_valid():
@@ -92,7 +72,10 @@ def test_defaults_and_edges_are_valid():
         ({"teacher": "runs/a"}, "teacher='runs/a' is set but loss 'flow_matching' uses none"),
         ({"model__two_times": True}, "a network of one time but model.two_times=True"),
         ({"loss__name": "psd", "model__two_times": True}, "loss 'psd' needs a teacher"),
-        ({"loss__name": "psd", "teacher": "t"}, "two times but model.two_times=False"),
+        (
+            {"loss__name": "psd", "teacher": "t"},
+            "but model.two_times=False; set model.two_times=True",
+        ),
     ],
 )
 def test_clashes_are_explained(overrides, expected):
