@@ -72,3 +72,19 @@ class Experiment:
 
     def net(self, params: Any, temperature: float = 1.0) -> Net:
         return self.model.net(params, temperature, self.batch_devices)
+
+    @property
+    def has_denoiser(self) -> bool:
+        """Whether the network denoises noised text (corrections and token baselines do not)."""
+        return getattr(self.loss, "denoises", True)
+
+    def denoiser(self, params: Any, temperature: float = 1.0) -> Net:
+        """The network as a denoiser: a flow map asked at one time gets it twice (s = t)."""
+        net = self.net(params, temperature)
+        if not self.config.model.two_times:
+            return net
+
+        def backbone(params, h_BLD, tau_s, tau_t=None, key=None):
+            return net.backbone(params, h_BLD, tau_s, tau_s if tau_t is None else tau_t, key)
+
+        return dataclasses.replace(net, backbone=backbone)

@@ -64,6 +64,8 @@ class FlowModel:
       tokenizer: the one it was trained with.
       params: its parameters (the moving average, if the checkpoint has one).
       step: training steps behind them.
+      frozen: networks that this one cannot write without, by role: the denoiser ("teacher") of a
+        correction.
     """
 
     def __init__(
@@ -73,12 +75,16 @@ class FlowModel:
         params: Any,
         step: int = 0,
         mesh: jax.sharding.Mesh | None = None,
+        frozen: dict[str, "FlowModel"] | None = None,
     ):
         self.experiment = experiment
         self.tokenizer = tokenizer
         self.params = params
         self.step = step
         self._mesh = mesh
+        self.frozen = {}
+        if getattr(experiment.loss, "is_correction", False):
+            self.frozen = dict(frozen or {})
         self._compiled: dict[tuple, Any] = {}
 
     @property
@@ -137,7 +143,7 @@ class FlowModel:
         firsts = range(0, num_samples, batch)
         with metrics.Waiting(f"sampling, {_steps(chosen)}", parts=len(firsts)) as waiting:
             parts = [
-                jax.tree.map(np.asarray, run(self.params, key, jnp.int32(first)))
+                jax.tree.map(np.asarray, run(self._all_params(), key, jnp.int32(first)))
                 for first in waiting.each(firsts)
             ]
         seconds = time.perf_counter() - start
@@ -163,23 +169,13 @@ class FlowModel:
 
         ``diagonal``: a flow map asked at one time gets it twice (s = t), where it is a denoiser.
         """
-        net = self.experiment.net(params, temperature)
-        if not (diagonal and self.config.model.two_times):
-            return net
-
-        def backbone(params, h_BLD, tau_s, tau_t=None, key=None):
-            return net.backbone(params, h_BLD, tau_s, tau_s if tau_t is None else tau_t, key)
-
-        return dataclasses.replace(net, backbone=backbone)
+        make = self.experiment.denoiser if diagonal else self.experiment.net
+        return make(params, temperature)
 
     def _compile(self, chosen, batch, length, sampler, options, trajectory):
         """The compiled sampler (params, key, first index) -> (tokens, trajectory), made once."""
         rule = self.experiment.sampler(sampler, options)
-        if rule.needs_two_times and not self.config.model.two_times:
-            raise UserError(
-                f"sampler {sampler or chosen.name!r} needs a flow map (a network of two times), "
-                "but this model has one time; use the sampler 'euler' or distil it first"
-            )
+        self._check_sampler(rule, sampler or chosen.name)
         if self.config.model.two_times and not rule.needs_two_times:
             logging.log_first_n(logging.WARNING, _ON_THE_DIAGONAL, 1, sampler or chosen.name)
         signature = (chosen.steps, batch, length, rule, trajectory, chosen.temperature)
@@ -195,21 +191,45 @@ class FlowModel:
             )
             out = None if self._mesh is None else sharding.replicated(self._mesh)
             jitted = jax.jit(function, out_shardings=out)
-            example = (self.params, jax.random.key(0), jnp.int32(0))
+            example = (self._all_params(), jax.random.key(0), jnp.int32(0))
             with metrics.Waiting(f"compiling the sampler for {_steps(chosen)}"):
                 self._compiled[signature] = jitted.lower(*example).compile()
         return self._compiled[signature]
+
+    def _check_sampler(self, rule: Any, name: str) -> None:
+        """UserError unless the sampler is made for a network like this one."""
+        problems = config_lib.sampler_problems(self.config, rule, name)
+        if getattr(rule, "needs_teacher", False) != ("teacher" in self.frozen):
+            wanted = "the sampler 'two_model'" if self.frozen else "another sampler"
+            problems.append(
+                f"sampler {name!r} does not fit a model trained with the loss "
+                f"{self.config.loss.name!r}; use {wanted}"
+            )
+        if problems:
+            raise UserError("\n".join(problems))
+
+    def _all_params(self) -> dict[str, Any]:
+        frozen = {role: model.params for role, model in self.frozen.items()}
+        return frozen | {"student": self.params}
 
     def _sample(self, params, key, first, *, rule, batch, length, chosen, trajectory):
         index_B = first + jnp.arange(batch)
         if self._mesh is not None:
             rows = sharding.batch_sharding(self._mesh)
             index_B = jax.lax.with_sharding_constraint(index_B, rows)
-        net = self.net(params, chosen.denoiser_temperature, diagonal=not rule.needs_two_times)
-        return samplers.sample(
-            rule,
-            {"student": net},
-            self.experiment.space({"student": net.table}),
+        nets = {
+            role: model.net(params[role], chosen.denoiser_temperature)
+            for role, model in self.frozen.items()
+        }
+        nets["student"] = self.net(
+            params["student"], chosen.denoiser_temperature, diagonal=not rule.needs_two_times
+        )
+        # Samplers of tokens bring their own loop.
+        write = getattr(rule, "run", None) or functools.partial(samplers.sample, rule)
+        own = {"bos_id": self.tokenizer.bos_id} if hasattr(rule, "run") else {}
+        return write(
+            nets,
+            self.experiment.space({role: net.table for role, net in nets.items()}),
             self.experiment.clock,
             samplers.sequence_keys(key, index_B),
             steps=chosen.steps[0],
@@ -217,6 +237,7 @@ class FlowModel:
             decode=samplers.Decode(chosen.temperature, chosen.top_p),
             prior_scale=chosen.prior_scale,
             trajectory=trajectory,
+            **own,
         )
 
 
@@ -288,7 +309,10 @@ def _load_workdir(folder: pathlib.Path, weights: str, step: int | None) -> FlowM
     abstract = jax.eval_shape(experiment.model.init, jax.random.key(0))
     with Checkpoints(folder / CHECKPOINTS_FOLDER) as checkpoints:
         found, items, _ = checkpoints.restore({item: abstract}, step)
-    return FlowModel(experiment, tokenizer, items[item], found)
+    frozen = {}
+    if getattr(experiment.loss, "is_correction", False):
+        frozen["teacher"] = load(config.teacher)
+    return FlowModel(experiment, tokenizer, items[item], found, frozen=frozen)
 
 
 def _load_official(path: pathlib.Path, weights: str | None, tokenizer, length, heads) -> FlowModel:

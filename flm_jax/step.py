@@ -132,3 +132,30 @@ def make_eval_step(
         return jax.lax.map(at, taus_T)
 
     return eval_step
+
+
+def make_loss_eval_step(
+    make_nets: Mapping[str, MakeNet],
+    loss: Loss,
+    make_space: Callable[[dict[str, jax.Array]], Any],
+    clock: Clock,
+) -> Callable[..., jax.Array]:
+    """eval_step(params, frozen, tokens_BL, mask_BL, index_B, key) -> summed loss (1,); jit it.
+
+    For networks that are no denoisers: their own objective with fixed draws, as far as ``key``
+    and the row's index fix them.
+    """
+
+    def eval_step(params, frozen, tokens_BL, mask_BL, index_B, key):
+        nets = {STUDENT: make_nets[STUDENT](params)}
+        nets |= {role: make_nets[role](p) for role, p in frozen.items()}
+        space = make_space({role: net.table for role, net in nets.items()})
+        size = tokens_BL.shape[0]
+        key = jax.random.fold_in(key, index_B[0])
+        batch = Batch(tokens_BL, mask_BL, jnp.arange(size, dtype=jnp.int32), size)
+        draws = loss.draw(key, batch, space)
+        draws.pop("dropout", None)
+        loss_BL, _ = loss.evaluate(nets, batch, draws, space, clock)
+        return jnp.sum(loss_BL * mask_BL)[None]
+
+    return eval_step

@@ -10,7 +10,6 @@ import json
 import math
 import pathlib
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,8 @@ from flm_jax.checkpoint import Checkpoints
 from flm_jax.data import Batches, fixed_batch, load_data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
-from flm_jax.inference import CHECKPOINTS_FOLDER, TOKENIZER_FOLDER, FlowModel, load, read_config
+from flm_jax.inference import CHECKPOINTS_FOLDER, TOKENIZER_FOLDER, FlowModel, read_config
+from flm_jax.sources import first_params, load_sources
 
 EVAL_SEED = 0  # of the held-out rows and their noise: the same in every run
 
@@ -98,10 +98,15 @@ class Run:
 
         shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
         self.mesh = sharding.make_mesh(shape)
-        claim_workdir(config, workdir)
         self.experiment = Experiment(
             config, self.data.tokenizer.vocab_size, sharding.batch_devices(self.mesh)
         )
+        self.sources = load_sources(self.experiment, self.data)
+        claim_workdir(config, workdir)
+        for model in self.sources.frozen.values():
+            where = sharding.shardings(model.params, self.mesh)
+            model.params = jax.device_put(model.params, where)
+        self.frozen = {role: model.params for role, model in self.sources.frozen.items()}
         self.schedule = optim.schedule(config.optim, config.train.steps)
         self.optimizer = optim.optimizer(config.optim, config.train.steps)
         self.batches = Batches(
@@ -127,9 +132,14 @@ class Run:
 
     def _compile(self) -> None:
         replicated = sharding.replicated(self.mesh)
+        loss = self.experiment.loss
+        make_nets = {step_lib.STUDENT: self.experiment.net}
+        make_nets |= {role: model.net for role, model in self.sources.frozen.items()}
+        if getattr(loss, "needs_ema", False):
+            make_nets["ema"] = self.experiment.net
         train_step = step_lib.make_train_step(
-            {step_lib.STUDENT: self.experiment.net},
-            self.experiment.loss,
+            make_nets,
+            loss,
             self.experiment.space,
             self.experiment.clock,
             self.optimizer,
@@ -141,9 +151,11 @@ class Run:
             jax.jit(train_step, donate_argnums=0, out_shardings=(self.state_sharding, replicated)),
             "compiling the training step",
         )
-        eval_step = step_lib.make_eval_step(
-            self.experiment.net, self.experiment.space, self.experiment.clock
-        )
+        common = self.experiment.space, self.experiment.clock
+        if self.experiment.has_denoiser:
+            eval_step = step_lib.make_eval_step(self.experiment.denoiser, *common)
+        else:
+            eval_step = step_lib.make_loss_eval_step(make_nets, loss, *common)
         self.eval_step = metrics.announced(
             jax.jit(eval_step, out_shardings=replicated), "compiling the evaluation step"
         )
@@ -205,20 +217,12 @@ class Run:
 
     def start_from(self, state: step_lib.TrainState) -> step_lib.TrainState:
         """The fresh state with the parameters (the average) of config.init_from."""
+        first = self.sources.first
         source = self.config.init_from
-        other = load(source)
-        config_lib.validate_vocabulary(
-            other.experiment.vocab_size, self.experiment.vocab_size, source
-        )
-        if other.tokenizer.fingerprint != self.data.tokenizer.fingerprint:
-            raise UserError(
-                f"init_from={source!r} was trained with another tokenizer (fingerprint "
-                f"{other.tokenizer.fingerprint[:12]}, here {self.data.tokenizer.fingerprint[:12]})"
-                ", so its rows of the embedding table mean other pieces; use the same tokenizer"
-            )
-        params = adopt(other.params, self.state_shape.params, source)
-        params = jax.device_put(params, self.state_sharding.params)
-        print(f"starting from the parameters of {source} at step {other.step}")
+        params = first_params(first, state.params, self.experiment.loss, source)
+        # Copied: the training step gives its arguments away, and a teacher's must stay.
+        params = jax.tree.map(jnp.copy, jax.device_put(params, self.state_sharding.params))
+        print(f"starting from the parameters of {source} at step {first.step}")
         return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
 
     def time_is_up(self) -> bool:
@@ -247,7 +251,7 @@ class Run:
                     break
                 start = time.perf_counter()
                 tokens = sharding.global_rows(next(self.batches)["tokens"], self.mesh)
-                state, values = self.train_step(state, {}, tokens, mask, train_key)
+                state, values = self.train_step(state, self.frozen, tokens, mask, train_key)
                 step += 1
                 if pending is not None:  # one step late: the device is never waited for
                     self.note(*pending, window, progress)
@@ -326,13 +330,18 @@ class Run:
             mask = np.broadcast_to(mask[:, None], padded.shape)
             index = first + np.arange(size, dtype=np.int32)
             rows = [sharding.global_rows(x[mine], self.mesh) for x in (padded, mask, index)]
-            sums = self.eval_step(state.ema, *rows, taus, key)
+            if self.experiment.has_denoiser:
+                sums = self.eval_step(state.ema, *rows, taus, key)
+            else:
+                sums = self.eval_step(state.ema, self.frozen, *rows, key)
             total += np.asarray(sums)
             count += part.size
         losses = total / count
-        values = {
-            f"eval/loss_tau_{tau:g}": v for tau, v in zip(knobs.eval_taus, losses, strict=True)
-        }
+        values = {}
+        if self.experiment.has_denoiser:
+            values = {
+                f"eval/loss_tau_{tau:g}": v for tau, v in zip(knobs.eval_taus, losses, strict=True)
+            }
         values["eval/loss"] = float(losses.mean())
         self.log.write(step, values)
         return values["eval/loss"]
@@ -341,7 +350,12 @@ class Run:
         """The model as it is now, with the averaged parameters; compiled samplers are kept."""
         if self._model is None:
             self._model = FlowModel(
-                self.experiment, self.data.tokenizer, state.ema, step, self.mesh
+                self.experiment,
+                self.data.tokenizer,
+                state.ema,
+                step,
+                self.mesh,
+                self.sources.frozen,
             )
         self._model.params, self._model.step = state.ema, step
         return self._model
@@ -363,19 +377,3 @@ class Run:
             "timings": dataclasses.asdict(self.clockwork),
         }
         self.checkpoints.save(step, items, meta, metric)
-
-
-def adopt(params: Any, wanted: Any, source: str) -> Any:
-    """``params``, if names and shapes are those of ``wanted``; else UserError naming the first."""
-    have, want = (
-        {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in flat}
-        for flat in (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (params, wanted))
-    )
-    for name in sorted(have.keys() | want.keys()):
-        if have.get(name) != want.get(name):
-            raise UserError(
-                f"init_from={source!r} does not fit this model: {name} is "
-                f"{have.get(name, 'absent')} there but {want.get(name, 'absent')} here; "
-                "use the same model section"
-            )
-    return params

@@ -24,6 +24,7 @@ from flm_jax.config.settings import (
 )
 from flm_jax.config.validation import (
     mesh_shape,
+    sampler_problems,
     validate,
     validate_devices,
     validate_section,
@@ -49,6 +50,7 @@ __all__ = [
     "mesh_shape",
     "resolve",
     "run_main",
+    "sampler_problems",
     "to_dict",
     "to_json",
     "validate",

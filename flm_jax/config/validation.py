@@ -188,12 +188,13 @@ def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> 
         found = check_options(table[part.name], part.name, part.options, what)[0]
         if not found and section in ("loss", "sampler"):  # cheap to make, and they check themselves
             try:
-                build(table, part.name, part.options, what)
+                row = build(table, part.name, part.options, what)
             except UserError as error:
                 found = [str(error)]
+            else:
+                check = _check_loss if section == "loss" else sampler_problems
+                found = check(config, row, part.name)
         problems += found
-        if section == "loss":
-            problems += _check_loss(config, table[part.name])
     for name in config.evals if tables.get("eval") is not None else ():
         try:
             check_name(tables["eval"], name, "evaluator")
@@ -202,21 +203,47 @@ def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> 
     return problems
 
 
-def _check_loss(config: Config, loss: Any) -> list[str]:
+def _check_loss(config: Config, loss: Any, name: str) -> list[str]:
     problems = []
-    name = config.loss.name
-    needs_teacher = getattr(loss, "needs_teacher", False)
-    if needs_teacher and not config.teacher:
+    if loss.needs_teacher and not config.teacher:
         problems.append(f"loss {name!r} needs a teacher; set teacher=CHECKPOINT")
-    if config.teacher and not needs_teacher:
+    if config.teacher and not loss.needs_teacher:
         problems.append(
             f"teacher={config.teacher!r} is set but loss {name!r} uses none; "
             "remove teacher or choose a distillation loss"
         )
-    if getattr(loss, "needs_two_times", False) != config.model.two_times:
-        wanted = not config.model.two_times
+    if config.init_from == "teacher" and not config.teacher:
         problems.append(
-            f"loss {name!r} trains a network of {'two times' if wanted else 'one time'} but "
-            f"model.two_times={config.model.two_times}; set model.two_times={wanted}"
+            "init_from='teacher' starts from the network that teacher names, but teacher is "
+            "empty; set teacher=CHECKPOINT or init_from=''"
         )
+    return problems + _misfits(config, loss, f"loss {name!r} trains")
+
+
+def sampler_problems(config: Config, sampler: Any, name: str) -> list[str]:
+    """Why a sampler cannot run on the model of a config, one sentence each.
+
+    A network of two times is a denoiser on its diagonal, so samplers of one time can use it.
+    """
+    ignored = () if sampler.needs_two_times else ("two_times",)
+    return _misfits(config, sampler, f"sampler {name!r} needs", ignored)
+
+
+KINDS_OF_NETWORK = {
+    "two_times": ("a network of two times (a flow map)", "a network of one time"),
+    "causal": ("a causal network", "a network that is not causal"),
+    "mask_token": ("a network with a mask token", "a network without a mask token"),
+}
+
+
+def _misfits(config: Config, row: Any, begin: str, ignored: tuple[str, ...] = ()) -> list[str]:
+    """Where the model is of another kind than a loss or a sampler is made for."""
+    problems = []
+    for knob, (with_it, without_it) in KINDS_OF_NETWORK.items():
+        wanted, found = getattr(row, f"needs_{knob}", False), getattr(config.model, knob)
+        if wanted != found and knob not in ignored:
+            problems.append(
+                f"{begin} {with_it if wanted else without_it} but model.{knob}={found}; "
+                f"set model.{knob}={wanted} or choose another"
+            )
     return problems

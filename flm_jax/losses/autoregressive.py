@@ -28,6 +28,7 @@ class Autoregressive:
     needs_two_times: ClassVar[bool] = False
     needs_causal: ClassVar[bool] = True
     needs_mask_token: ClassVar[bool] = False
+    denoises: ClassVar[bool] = False
 
     def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
         return {"dropout": jax.random.fold_in(key, batch.index_B[0])}
@@ -45,18 +46,6 @@ class Autoregressive:
         share_B1 = (counted / jnp.maximum(predicted, 1.0))[:, None]
         loss_BL = jnp.pad(nll_BM * share_B1, ((0, 0), (1, 0)))
         return loss_BL, {"nll": loss_BL}
-
-    def held_out(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        key: jax.Array,
-        tau_B: jax.Array,
-        space: Space,
-        clock: Clock,
-    ) -> jax.Array:
-        """The same without dropout, (B, L). There is no time: it does not depend on ``tau_B``."""
-        return self.evaluate(nets, batch, {}, space, clock)[0]
 
     def next_token(self, net: Net, tokens_BL: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """-log p of every token but the first given those before it, (B, L - 1)."""

@@ -54,7 +54,14 @@ class Batch:
 
 
 class Loss(Protocol):
-    """An objective; a row of `flm_jax.losses.LOSSES`. Frozen: jit sees it as a constant."""
+    """An objective; a row of `flm_jax.losses.LOSSES`. Frozen: jit sees it as a constant.
+
+    Optional attributes, False unless said otherwise: ``needs_ema`` (a network "ema", the average),
+    ``needs_residual`` (a network "residual"), ``needs_causal``, ``needs_mask_token`` (of the
+    model), ``jvp`` (takes derivatives of the network forward), ``is_correction`` (its network
+    starts at zero), and ``denoises`` (True: its network is a denoiser, which is what held-out
+    losses at fixed times measure).
+    """
 
     needs_teacher: bool
     needs_two_times: bool

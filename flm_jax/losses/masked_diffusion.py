@@ -41,6 +41,7 @@ class TokenDiffusion:
     needs_two_times: ClassVar[bool] = False
     needs_causal: ClassVar[bool] = False
     needs_mask_token: ClassVar[bool] = False
+    denoises: ClassVar[bool] = False
 
     def __post_init__(self):
         if not 0.0 < self.t_min < 1.0:
@@ -84,22 +85,6 @@ class TokenDiffusion:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         loss_BL = self.at(nets, batch, draws, self.times(draws)[batch.index_B], clock)
         return loss_BL, {"nll": loss_BL}
-
-    def held_out(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        key: jax.Array,
-        tau_B: jax.Array,
-        space: Space,
-        clock: Clock,
-    ) -> jax.Array:
-        """The same without dropout at fixed times, 1 - tau from the data, (B, L).
-
-        Its mean over tau in (0, 1) is the bound on the negative log-likelihood.
-        """
-        draws = self.draw_tokens(batch.keys(key), batch.length, space)
-        return self.at(nets, batch, draws, 1.0 - tau_B, clock)
 
     def times(self, draws: dict[str, jax.Array]) -> jax.Array:
         """t of every sequence of the global batch, (N,)."""

@@ -100,6 +100,9 @@ class Residual(TwoModelLoss):
 
     official_residue: bool = False
 
+    is_correction: ClassVar[bool] = True
+    denoises: ClassVar[bool] = False
+
     def evaluate(
         self,
         nets: Mapping[str, Net],

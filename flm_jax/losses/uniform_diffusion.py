@@ -117,18 +117,6 @@ class UniformCurriculum(UniformDiffusion):
         seen_BL = jnp.argmax(latent_BLV, axis=-1).astype(jnp.int32)
         return bound(output.posterior, batch.tokens_BL, seen_BL, alpha_B, rate_B)
 
-    def held_out(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        key: jax.Array,
-        tau_B: jax.Array,
-        space: Space,
-        clock: Clock,
-    ) -> jax.Array:
-        """The bound of plain uniform diffusion, which is what is sampled from."""
-        return UniformDiffusion().held_out(nets, batch, key, tau_B, space, clock)
-
     def gamma(self, t_B: jax.Array) -> jax.Array:
         return self.gamma_min + t_B * (self.gamma_max - self.gamma_min)
 

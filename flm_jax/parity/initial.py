@@ -1,11 +1,13 @@
-"""The kind init: the statistics of freshly initialised parameters."""
+"""The kind init: freshly initialised parameters, and those of a student of a teacher."""
 
 from typing import Any
 
 import jax
 import numpy as np
 
+from flm_jax import config
 from flm_jax.interop import layout
+from flm_jax.models import dit, transfer
 from flm_jax.parity import networks
 from flm_jax.parity.checks import Checks
 from flm_jax.parity.goldens import Case, GoldenError
@@ -62,3 +64,40 @@ def _compare(checks: Checks, name: str, ours: np.ndarray, stats: dict[str, Any])
         ("mean", "std", "min", "max"), found, expected, tolerances, strict=True
     ):
         checks.close(f"{name} {key}", mine, recorded, tolerance)
+
+
+def student(case: Case, checks: Checks) -> None:
+    """Which of a student's parameters are the teacher's, zero, or as they were."""
+    content = case.json()
+    if not isinstance(content, dict) or not content:
+        raise GoldenError("the file names no students")
+    for kind, expected in content.items():
+        weighted = any(name.startswith("learnable_loss_weighting") for name in expected)
+        blocks = {name.split(".")[1] for name in expected if name.startswith("blocks.")}
+        teacher, own = (
+            dit.build(config.Model(width=8, depth=len(blocks), heads=2, cond_dim=4, **options), 11)
+            for options in ({}, {"two_times": True, "loss_weighting": weighted})
+        )
+        source, fresh = (
+            jax.tree.map(lambda x, s=seed: x + 0.01 * s, model.init(jax.random.key(seed)))
+            for seed, model in ((1, teacher), (2, own))
+        )
+        found = transfer.student_from(fresh, source, correction=kind == "two_model")
+        sizes = layout.Sizes(
+            vocab_size=11, hidden_size=8, cond_dim=4, depth=len(blocks), mlp_ratio=4,
+            two_times=True, loss_weighting=weighted,
+        )  # fmt: skip
+        found, before = networks.official(found, sizes), networks.official(fresh, sizes)
+        taken = networks.official(transfer.student_from(fresh, source), sizes)
+        for name, status in expected.items():
+            if name == layout.INV_FREQ:
+                continue
+            state = "neither"
+            if not np.any(found[name]):
+                state = "zero"
+            elif np.array_equal(found[name], before[name]):
+                state = "unchanged"
+            elif np.array_equal(found[name], taken[name]):
+                state = "teacher"
+            checks.exact(f"{kind}: {name} is {status}", state == status, True)
+        checks.exact(f"{kind}: names", set(found), set(expected) - {layout.INV_FREQ})

@@ -52,6 +52,7 @@ KINDS: dict[str, Check] = {
     "train/adamw": training.train,
     "train/ema": training.average,
     "init/random": initial.random,
+    "init/student": initial.student,
     "ckpt/": forward.checkpoint,
     "text/detokenizers": texts.detokenizers,
     "text/group_texts": texts.rows,
@@ -61,7 +62,6 @@ KINDS: dict[str, Check] = {
 }
 # Recorded, but the feature itself does not exist here yet.
 NOT_BUILT = {
-    "init/student": "initialising a student from its teacher",
 }
 
 

@@ -1,0 +1,42 @@
+"""The first parameters of a network that starts from another one."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+OPTIONAL = ("time_embed_to", "loss_weight")  # parts that the source may lack
+
+
+def student_from(fresh: dict[str, Any], source: dict[str, Any], correction: bool = False) -> dict:
+    """The parameters of ``source`` in a network shaped like ``fresh``.
+
+    A second time embedder that the source lacks gets a last layer of zeros: the flow map starts
+    as the denoiser it comes from, whatever its second time. A learned loss weighting stays fresh.
+
+    Args:
+      fresh: freshly drawn parameters of the new network.
+      source: those of the other one, a denoiser of one time or a flow map.
+      correction: the network is the correction g of the two-model method: its head and final
+        modulation are zero, so that it starts as g = 0.
+
+    Names or shapes that do not fit are left to the caller to find (`flm_jax.sources.adopt`).
+    """
+    params = {name: tree for name, tree in source.items() if name in fresh or name not in OPTIONAL}
+    for name in OPTIONAL:
+        if name in fresh and name not in source:
+            params[name] = fresh[name]
+    if "time_embed_to" in fresh and "time_embed_to" not in source:
+        params["time_embed_to"] = fresh["time_embed_to"] | {
+            "out": zeros(fresh["time_embed_to"]["out"])
+        }
+    if correction:
+        params["head"] = zeros(params["head"])
+        params["final"] = params["final"] | {"modulation": zeros(params["final"]["modulation"])}
+    return params
+
+
+def zeros(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: zeros(leaf) if isinstance(leaf, dict) else jnp.zeros_like(leaf)
+        for name, leaf in tree.items()
+    }
