@@ -22,7 +22,7 @@ from flm_jax.errors import UserError
 from flm_jax.flow import discrete
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
-from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.posterior import Posterior, nucleus, over_chunks
 from flm_jax.samplers.base import Decode, Space, Trajectory
 
 
@@ -202,13 +202,25 @@ class AncestralUniform(Ancestral):
         keys_where, keys_which = _two(keys_B)
         keys_jump, keys_predict = _two(keys_which)
         vocab_size, length = posterior.head.vocab_size, tokens_BL.shape[1]
-        p_now_BL = jnp.exp(posterior.log_prob(tokens_BL))
+        p_now_BL = self.p_now(posterior, tokens_BL)
         weights = discrete.uniform_step_back(alpha_t, alpha_s, p_now_BL, vocab_size)
         point_BL = _uniforms(keys_where, length) * weights.total
         predicted_BL = self.predict(posterior, keys_predict)
         elsewhere_BL = _anywhere(keys_jump, length, vocab_size)
         moved_BL = jnp.where(point_BL < weights.stay + weights.predict, predicted_BL, elsewhere_BL)
         return jnp.where(point_BL < weights.stay, tokens_BL, moved_BL)
+
+    def p_now(self, posterior: Posterior, tokens_BL: jax.Array) -> jax.Array:
+        """Probability of the present tokens under the prediction, in its nucleus, (B, L)."""
+        if self.top_p == 1.0:
+            return jnp.exp(posterior.log_prob(tokens_BL))
+        head = posterior.head
+
+        def chunk(features, tokens):
+            p = jax.nn.softmax(nucleus(head.capped(head.raw(features)), self.top_p), axis=-1)
+            return jnp.take_along_axis(p, tokens[..., None], axis=-1)[..., 0]
+
+        return over_chunks(chunk, head.chunk, posterior.features_BLD, tokens_BL)
 
 
 def _two(keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
