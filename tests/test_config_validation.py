@@ -22,6 +22,7 @@ TABLES = {
     "tokenizer": {"letters": Plain},
     "eval": {"entropy": Plain, "text_statistics": Plain},
 }
+DISTILLING = {"name": "psd", "options": {"path": "x"}}
 
 
 def make(**overrides):
@@ -33,7 +34,7 @@ def test_defaults_and_edges_are_valid():
     config_lib.validate(make(), TABLES)
     config_lib.validate(make(data__length=3, model__dropout=0, sampler__top_p=1), TABLES)
     config_lib.validate(
-        make(loss={"name": "psd", "options": {"path": "x"}}, teacher="t", model__two_times=True),
+        make(loss=DISTILLING, teacher="t", model__two_times=True),
         TABLES,
     )
 
@@ -71,11 +72,8 @@ def test_defaults_and_edges_are_valid():
         ({"evals": ("entropi",)}, "unknown evaluator 'entropi'; did you mean entropy?"),
         ({"teacher": "runs/a"}, "teacher='runs/a' is set but loss 'flow_matching' uses none"),
         ({"model__two_times": True}, "a network of one time but model.two_times=True"),
-        ({"loss__name": "psd", "model__two_times": True}, "loss 'psd' needs a teacher"),
-        (
-            {"loss__name": "psd", "teacher": "t"},
-            "but model.two_times=False; set model.two_times=True",
-        ),
+        ({"loss": DISTILLING, "model__two_times": True}, "loss 'psd' needs a teacher"),
+        ({"loss": DISTILLING, "teacher": "t"}, "model.two_times=False; set model.two_times=True"),
     ],
 )
 def test_clashes_are_explained(overrides, expected):
