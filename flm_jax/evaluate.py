@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags, logging
 
 from flm_jax import config as config_lib
-from flm_jax import inference, metrics, outcome
+from flm_jax import files, inference, metrics
 from flm_jax import step as step_lib
 from flm_jax.config.coercion import coerce
 from flm_jax.data import Data, fixed_batch, load_data
@@ -101,7 +101,7 @@ def evaluate(options: Options) -> dict:
     }
     print(_report(results))
     if output is not None:
-        outcome.write_atomically(output, json.dumps(results, indent=1, allow_nan=False))
+        files.write_atomically(output, json.dumps(results, indent=1, allow_nan=False))
         print(f"wrote {output}")
     return results
 

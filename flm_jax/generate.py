@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--output={output}: there is no folder {output.parent}; make it first")
     if output is not None and output.is_dir():
         raise UserError(f"--output={output} is a folder; give the name of a file")
-    from flm_jax import inference, outcome
+    from flm_jax import files, inference
 
     model = inference.load(
         CHECKPOINT.value,
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
         rows += samples.rows()
     if output is not None:
         lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-        outcome.write_atomically(output, "\n".join(lines) + "\n")
+        files.write_atomically(output, "\n".join(lines) + "\n")
         print(f"wrote {len(rows)} samples to {output}")
 
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from flm_jax import config as config_lib
-from flm_jax import report
+from flm_jax import files, report
 from flm_jax.errors import UserError
 from flm_jax.evals import EVALS, YARDSTICKS
 from flm_jax.evals import base as evals
@@ -34,16 +34,6 @@ STRIP_STEPS = 16  # at most this many frames in the denoising strip
 LIBRARIES = ("flm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SAMPLE_SEED = 0
 MAX_TRAIN_ROWS = 100_000  # of the training rows that evaluators and yardsticks are fitted on
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a kill leaves either the old or the new content."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextlib.contextmanager
@@ -91,7 +81,7 @@ def write_run(run: Any, step: int, stopped: str) -> None:
         },
         "timings": {name: round(s, 2) for name, s in vars(run.clockwork).items()},
     }
-    write_atomically(run.workdir / "run.json", json.dumps(facts, indent=2))
+    files.write_atomically(run.workdir / "run.json", json.dumps(facts, indent=2))
 
 
 def finish(run: Any, state: Any, step: int, why: str) -> None:
@@ -104,7 +94,7 @@ def finish(run: Any, state: Any, step: int, why: str) -> None:
         run.clockwork.sample_s += time.perf_counter() - start
         if jax.process_index() == 0:
             write_run(run, step, why)
-            write_atomically(path, json.dumps(done))
+            files.write_atomically(path, json.dumps(done))
         heading = "is finished"
     else:
         heading = "was already finished"

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import metrics, optim, outcome, sharding, signals
+from flm_jax import files, metrics, optim, outcome, sharding, signals
 from flm_jax import step as step_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.data import Batches, fixed_batch, load_data
@@ -78,7 +78,7 @@ def claim_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
     """Makes the workdir and writes its config."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        outcome.write_atomically(workdir / "config.json", config_lib.to_json(config))
+        files.write_atomically(workdir / "config.json", config_lib.to_json(config))
     except OSError as error:
         raise UserError(
             f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
@@ -366,7 +366,7 @@ class Run:
         lines = (json.dumps({"step": step, **row}) for row in samples.rows())
         path = self.workdir / "samples" / f"step_{step:08d}.jsonl"
         path.parent.mkdir(exist_ok=True)
-        outcome.write_atomically(path, "\n".join(lines) + "\n")
+        files.write_atomically(path, "\n".join(lines) + "\n")
 
     def save(self, state: step_lib.TrainState, step: int, metric: float | None) -> None:
         items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}

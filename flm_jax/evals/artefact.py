@@ -14,9 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from flm_jax import metrics
+from flm_jax import files, metrics
 from flm_jax.errors import UserError
-from flm_jax.tokenizers.base import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,7 @@ def write(path: pathlib.Path, artefact: Artefact, **facts: Any) -> None:
             "tokens": np.asarray(tokens_L).tolist(),
         }
         lines.append(json.dumps(values, ensure_ascii=False))
-    write_atomically(path, ("\n".join(lines) + "\n").encode("utf-8", "replace"))
+    files.write_atomically(path, "\n".join(lines) + "\n")
 
 
 def read(path: pathlib.Path, origin_keys: Sequence[str]) -> Artefact:

@@ -8,7 +8,7 @@ Works on unfinished runs too: it shows what is there and says what is missing.
 import os
 import pathlib
 
-from flm_jax.errors import UserError
+from flm_jax import files
 from flm_jax.report.page import render
 from flm_jax.report.workdir import load
 
@@ -22,12 +22,5 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     """
     path = pathlib.Path(workdir).expanduser() / FILE_NAME
     page = render(load(workdir))
-    temporary = path.with_name(FILE_NAME + ".tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free space or make the folder writable"
-        ) from error
+    files.write_atomically(path, page)
     return path

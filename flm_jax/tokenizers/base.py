@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from flm_jax import errors
+from flm_jax import files as files_lib
 
 META_FILE = "flm_tokenizer.json"
 
@@ -79,23 +80,6 @@ def sha256(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Writes `data` next to `path`, then renames: a reader never sees half a file.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise errors.UserError(
-            f"cannot write {path}: {error.strerror or error}; choose a folder that you can write to"
-        ) from error
-
-
 def save_files(folder: str | os.PathLike, meta: dict, files: dict[str, bytes]) -> None:
     """Writes model files, then the meta file with their SHA-256.
 
@@ -110,9 +94,9 @@ def save_files(folder: str | os.PathLike, meta: dict, files: dict[str, bytes]) -
     folder = pathlib.Path(folder)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     for name, data in files.items():
-        write_atomically(folder / name, data)
+        files_lib.write_atomically(folder / name, data)
     text = json.dumps({**meta, "files": hashes}, indent=1, sort_keys=True)
-    write_atomically(folder / META_FILE, text.encode())
+    files_lib.write_atomically(folder / META_FILE, text.encode())
 
 
 def read_meta(folder: str | os.PathLike) -> dict:

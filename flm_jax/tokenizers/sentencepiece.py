@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from flm_jax import errors
+from flm_jax import errors, files
 from flm_jax.tokenizers import base
 
 _FILE = "sentencepiece.model"
@@ -133,7 +133,7 @@ class SentencePieceRecipe:
             return SentencePiece(path.read_bytes())
         except (OSError, errors.UserError):  # not there, or damaged: make it again
             model = _train(documents, options)
-        base.write_atomically(path, model)
+        files.write_atomically(path, model)
         return SentencePiece(model)
 
     @staticmethod
