@@ -31,6 +31,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("directory", help="a recorded set: manifest.json and the files it lists")
     parser.add_argument("--only", default="", metavar="PATTERN", help="cases with this in the name")
     parser.add_argument("--json", default="", metavar="FILE", help="write all rows there, too")
+    parser.add_argument(
+        "--jobs", type=int, default=0, metavar="N", help="processes (0 = one per core, at most 4)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -43,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json:
             destination(options.json)
         with metrics.bar(total=count, desc="parity", unit="case", delay=2) as bar:
-            rows = runner.run(options.directory, options.only, lambda row: show(row, bar))
+            jobs = options.jobs if options.jobs > 0 else min(4, os.cpu_count() or 1)
+            rows = runner.run(options.directory, options.only, lambda row: show(row, bar), jobs)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,8 @@
 """Which code runs which kind of case, and the run over a whole set."""
 
+import concurrent.futures
 import fnmatch
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable
 
@@ -66,12 +68,16 @@ NOT_BUILT = {
 
 
 def run(
-    directory: str | os.PathLike, only: str = "", emit: Callable[[Row], None] = lambda row: None
+    directory: str | os.PathLike,
+    only: str = "",
+    emit: Callable[[Row], None] = lambda row: None,
+    jobs: int = 1,
 ) -> list[Row]:
     """Every comparison of every case whose name has ``only`` in it (or matches it, as a pattern).
 
-    ``emit`` is called with each row as it is made. Nothing that is wrong with a case stops the
-    run or is left out: it becomes a row that is not ok.
+    ``emit`` is called with each row as it is made, in the order of the cases. Nothing that is
+    wrong with a case stops the run or is left out: it becomes a row that is not ok. With ``jobs``
+    above 1 that many processes share the cases; most of the time goes into compiling.
 
     Raises UserError if there is no set in ``directory``, or no case of that name.
     """
@@ -80,16 +86,30 @@ def run(
         raise UserError(f"no case of {directory} matches {only!r}; try a part of a name")
     rows: list[Row] = []
 
-    def keep(row: Row) -> None:
-        rows.append(row)
-        emit(row)
+    def keep(found: Iterable[Row]) -> None:
+        for row in found:
+            rows.append(row)
+            emit(row)
 
-    with jax.default_matmul_precision("highest"):  # accelerators round inputs to bf16 or TF32
+    if jobs <= 1 or len(cases) == 1:
         for case in cases:
-            before = len(rows)
-            run_case(case, keep)
-            if len(rows) == before:
-                Checks(case, keep).fail("-", "nothing was compared")
+            keep(whole_case(case))
+        return rows
+    # Fresh processes: a forked one would inherit the locks of JAX's threads.
+    fresh = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(jobs, len(cases)), fresh) as pool:
+        for found in pool.map(whole_case, cases):
+            keep(found)
+    return rows
+
+
+def whole_case(case: Case) -> list[Row]:
+    """The rows of one case, at least one."""
+    rows: list[Row] = []
+    with jax.default_matmul_precision("highest"):  # accelerators round inputs to bf16 or TF32
+        run_case(case, rows.append)
+    if not rows:
+        Checks(case, rows.append).fail("-", "nothing was compared")
     return rows
 
 
