@@ -101,6 +101,9 @@ def test_draws_hang_on_the_place_in_the_global_batch(loss):
     for name in set(draws) - {"uniform", "permutation", "dropout"}:
         np.testing.assert_array_equal(draws[name], all_draws[name][2::4])
         assert (draws[name][0] != draws[name][1]).any()
+    net = constant_net(P, V + loss.needs_mask_token)
+    whole_BL, _ = run(loss, net, whole, seed=1)
+    np.testing.assert_allclose(run(loss, net, part, seed=1)[0], whole_BL[2::4], rtol=1e-5)
     strata = np.sort((loss.times(draws) - 1e-3) / (1 - 1e-3)) * 8
     np.testing.assert_array_equal(np.floor(strata + 1e-4), np.arange(8))
 
