@@ -40,11 +40,11 @@ def constant_net(p=P, temperature: float = 1.0) -> Net:
 def draw(net, make_space=OneHot, clock=CLOCK, keys=KEYS, sampler=Euler(), length=L, **options):  # noqa: B008
     """`sample`, compiled as a whole: faster here than operation by operation."""
     start = options.pop("start", None)
+    nets = {"student": net} | options.pop("others", {})
 
     @jax.jit
     def call(keys, start):
-        space = make_space({"student": net.table})
-        nets = {"student": net}
+        space = make_space({role: net.table for role, net in nets.items()})
         run = getattr(sampler, "run", functools.partial(sample, sampler))
         return run(nets, space, clock, keys, length=length, start=start, **options)
 
@@ -227,6 +227,9 @@ def test_every_row_runs_in_both_spaces(name, make_space):
     model = tiny.model(**tiny.needs(sampler))
     net = model.net(tiny.params(model))
     options = {"steps": 3}
+    if getattr(sampler, "needs_teacher", False):
+        teacher = tiny.model()
+        options["others"] = {"teacher": teacher.net(tiny.params(teacher, seed=1))}
     if getattr(sampler, "needs_causal", False):  # one token a step, after the begin mark
         options = {"steps": L - 1, "bos_id": 1}
     tokens_BL, path = draw(net, make_space, sampler=sampler, trajectory=True, **options)
