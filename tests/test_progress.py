@@ -83,6 +83,7 @@ def test_waiting_tells_the_seconds_and_leaves_one_line(open_screen):
     assert not left_open()
     assert screen.getvalue().split("\r")[-1].endswith("compiling: 3.5 min\n")
     assert screen.terminal == ("\r" in screen.getvalue())
+    assert not screen.terminal or screen.getvalue().count("\n") == 1
 
 
 def test_what_is_over_soon_says_nothing(open_screen):
