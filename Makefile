@@ -26,6 +26,7 @@ install: $(STAMP)
 
 quickstart: $(STAMP)
 	$(BIN)/python -m flm_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+	$(BIN)/python -m flm_jax.main --config=configs/quickstart.py:distill --workdir=runs/quickstart_fmlm
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -28,11 +28,15 @@ PRESETS = {
 }
 
 
-def get_config(stage: str = "pretrain", stages: tuple[str, ...] = ("pretrain",)) -> ConfigDict:
-    """All knobs at their defaults: the official pretraining recipe at size "small".
+STAGES = ("pretrain", "distill")
+
+
+def get_config(stage: str = "pretrain", stages: tuple[str, ...] = STAGES) -> ConfigDict:
+    """All knobs at their defaults: the official recipe at size "small".
 
     Args:
-      stage: what comes after the colon of --config=FILE:STAGE.
+      stage: what comes after the colon of --config=FILE:STAGE. "pretrain" trains a denoiser (FLM),
+        "distill" a flow map (FMLM) from the denoiser that --config.teacher names.
       stages: the stages that the calling config file knows.
     """
     if stage not in stages:
@@ -47,6 +51,7 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = ("pretrain",))
         dict(
             name="",
             length=128,
+            packing="wrap",
             cache_dir="",
             num_workers=0,
             drop_remainder_every=0,
@@ -120,4 +125,16 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = ("pretrain",))
         )
     )
     config.evals = ("text_statistics",)
+    if stage == "distill":
+        distill(config)
     return config
+
+
+def distill(config: ConfigDict) -> None:
+    """Makes a config of a denoiser one of its flow map: the official distillation (PSD)."""
+    config.stage = "distill"
+    config.loss.name = "psd"
+    config.model.two_times = True
+    config.init_from = "teacher"
+    config.optim.beta2 = 0.95
+    config.sampler.update(name="flow_map", steps=(1, 2, 4, 8))

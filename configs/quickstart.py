@@ -25,7 +25,7 @@ def get_config(stage="pretrain"):
     config.train.update(
         batch_size=32,
         steps=2_300,
-        max_minutes=4.5,
+        max_minutes=3.5,
         log_every=10,
         eval_every=100,
         sample_every=250,
@@ -34,7 +34,12 @@ def get_config(stage="pretrain"):
         eval_taus=(0.05, 0.25, 0.5, 0.75, 0.95),
     )
     # A slightly cold denoiser: the entropy within a sample is then that of the data.
-    config.sampler.update(
-        steps=(1, 8, 32, 128), num_samples=192, batch_size=64, denoiser_temperature=0.75
-    )
+    config.sampler.update(num_samples=192, batch_size=64, denoiser_temperature=0.75)
+    if stage == "pretrain":
+        config.sampler.steps = (1, 8, 32, 128)
+    else:
+        config.teacher = "runs/quickstart"
+        config.optim.learning_rate = 1e-3
+        config.train.update(steps=800, max_minutes=2.0)
+        config.sampler.update(steps=(1, 2, 4, 8), denoiser_temperature=1.0)
     return config

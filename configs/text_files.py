@@ -7,7 +7,9 @@ Time:      depends on the text
 Expected:  depends on the text
 
 --config=configs/text_files.py:characters spells instead of writing pieces of words, which needs
-less text. Other useful values: --config.data.length, --config.tokenizer.options.vocab_size,
+less text. --config=configs/text_files.py:distill (or :distill,characters) with
+--config.teacher=runs/mine and another --workdir makes a flow map of the trained model, which writes
+in one step. Other useful values: --config.data.length, --config.tokenizer.options.vocab_size,
 --config.train.steps, --config.train.max_minutes.
 """
 
@@ -28,10 +30,10 @@ def get_config(stage="pretrain"):
 
 def small(data_set, stage):
     """A small model on a data set of a few megabytes, in pieces of words or in characters."""
-    config = common.get_config(stage, stages=("pretrain", "characters"))
-    config.stage = "pretrain"
+    parts = tuple(part for part in stage.split(",") if part != "characters")
+    config = common.get_config(*parts[:1], stages=(*common.STAGES, "characters"))
     config.data.name = data_set
-    if stage == "characters":
+    if "characters" in stage.split(","):
         config.data.length = 128
         config.tokenizer.name = "characters"
     else:

@@ -22,7 +22,7 @@ import numpy as np
 from flm_jax import config as config_lib
 from flm_jax import files, report
 from flm_jax.errors import UserError
-from flm_jax.evals import EVALS, YARDSTICKS
+from flm_jax.evals import EVALS, YARDSTICKS, truth
 from flm_jax.evals import base as evals
 from flm_jax.inference import FlowModel, Samples
 from flm_jax.models import dit
@@ -141,11 +141,22 @@ def _table(run: Any, samples: list[Samples]) -> dict:
         EVALS[name](run.data.tokenizer, train_rows, documents) for name in run.config.evals
     ]
     count, length = samples[0].tokens.shape
-    named = [(f"FLM, {s.steps} step{'s' * (s.steps > 1)}", "model", s.tokens) for s in samples]
+    label = label_of(run.experiment)
+    named = [(f"{label}, {s.steps} step{'s' * (s.steps > 1)}", "model", s.tokens) for s in samples]
     for name, draw in YARDSTICKS.items():
         named.append((f"{name} sampler", "yardstick", draw(train_rows, count, length, SAMPLE_SEED)))
+    if "truth" in run.config.evals:
+        marginals = truth.product_of_marginals(train_rows, count, SAMPLE_SEED)
+        named.append(("product of marginals", "yardstick", marginals))
     named.append(("held-out data", "data", _some(valid_rows, count)))
     return evals.table(evaluators, named)
+
+
+def label_of(experiment: Any) -> str:
+    """What tables call a model: FLM, a flow map FMLM, or the name of its loss."""
+    if experiment.has_denoiser:
+        return "FMLM" if experiment.config.model.two_times else "FLM"
+    return experiment.config.loss.name
 
 
 def _some(rows: np.ndarray, count: int) -> np.ndarray:
@@ -232,7 +243,8 @@ def _command() -> str:
 
 
 def _tables(run: Any) -> dict:
-    return {"student": run.state_shape.params["embed"]["table"]}
+    tables = {role: params["embed"]["table"] for role, params in run.frozen.items()}
+    return tables | {"student": run.state_shape.params["embed"]["table"]}
 
 
 def _started(workdir: pathlib.Path) -> str:

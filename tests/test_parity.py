@@ -13,7 +13,7 @@ import pytest
 
 from flm_jax.errors import UserError
 from flm_jax.models.attention import rotary_tables
-from flm_jax.parity import checks, goldens, losses, runner
+from flm_jax.parity import checks, goldens, losses, precision, runner
 from flm_jax.parity.__main__ import main
 
 SUBSET = json.loads((pathlib.Path(__file__).parent / "parity_subset.json").read_text())
@@ -253,3 +253,10 @@ def test_wrong_arguments_get_a_sentence(subset, tmp_path, capsys):
     (subset / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="lists no cases"):
         goldens.read(subset)
+
+
+def test_bfloat16_stays_near_float32_on_a_recorded_network(shared):
+    cases = {case.name: case for case in goldens.read(shared / "golden")}
+    _, _, loss, relative, _, cosine, _ = precision.loss_row(cases["flm/flm_main"]).split("|")
+    assert 0.0 < float(relative) < 1e-2
+    assert 0.99 < float(cosine.split()[-1]) < 1.0

@@ -30,7 +30,9 @@ def logit_cap(case: Case) -> float:
     return LOGIT_CAP[case.entry["version"]]
 
 
-def model(case: Case, sizes: layout.Sizes, cap: float, heads: int | None = None) -> dit.Model:
+def model(
+    case: Case, sizes: layout.Sizes, cap: float, heads: int | None = None, dtype: str = "float32"
+) -> dit.Model:
     """The architecture of a network of these sizes; dropout comes from the case (README: 0)."""
     settings = config.Model(
         width=sizes.hidden_size,
@@ -43,7 +45,7 @@ def model(case: Case, sizes: layout.Sizes, cap: float, heads: int | None = None)
         logit_cap=cap,
         two_times=sizes.two_times,
         loss_weighting=sizes.loss_weighting,
-        dtype="float32",
+        dtype=dtype,
         remat=False,
         head_chunk=HEAD_CHUNK,
     )

@@ -1,0 +1,77 @@
+"""Proof where the truth is known: synthetic languages, on which every sample is valid or not.
+
+Command:   python -m flm_jax.proof --workdir=runs/proof          (all of it, table and plot)
+           python -m flm_jax.main --config=configs/proof.py:addition,flm --workdir=runs/add
+Hardware:  2 CPU cores
+Time:      see benchmarks/proof.md
+Expected:  see benchmarks/proof.md
+
+The stage is LANGUAGE,METHOD. Languages: city_pairs, addition, brackets, grammar. Methods: flm (the
+denoiser), fmlm (its flow map by PSD; needs --config.teacher), fmlm_self, lsd, esd, residual and
+second_stage (other objectives), mdlm (masked diffusion, the budget of flm and fmlm together).
+"""
+
+from configs import common
+from flm_jax.errors import UserError
+
+# data.length, options of the language, tokenizer
+LANGUAGES = {
+    "city_pairs": (5, {}, "whitespace_words"),
+    "addition": (8, {}, "characters"),
+    "brackets": (14, {}, "characters"),
+    "grammar": (16, {}, "whitespace_words"),
+}
+# loss, its options, training steps, sampler
+METHODS = {
+    "flm": ("flow_matching", {}, 2_000, "euler"),
+    "fmlm": ("psd", {}, 3_000, "flow_map"),
+    "fmlm_self": ("psd", {"on_diagonal": "data"}, 3_000, "flow_map"),
+    "lsd": ("lsd", {}, 3_000, "flow_map"),
+    "esd": ("esd", {}, 3_000, "flow_map"),
+    "residual": ("residual", {}, 3_000, "two_model"),
+    "second_stage": ("second_stage", {}, 3_000, "flow_map"),
+    "mdlm": ("masked_diffusion", {}, 5_000, "ancestral_masked"),
+}
+
+
+def get_config(stage="city_pairs,flm"):
+    language, _, method = stage.partition(",")
+    if language not in LANGUAGES or method not in METHODS:
+        raise UserError(
+            f"this config has no stage {stage!r}; write LANGUAGE,METHOD, languages "
+            f"{', '.join(LANGUAGES)}, methods {', '.join(METHODS)}"
+        )
+    config = common.get_config()
+    config.stage = method
+    length, options, tokenizer = LANGUAGES[language]
+    config.data.update(name="synthetic", length=length, packing="one_per_row")
+    config.data.options = dict(language=language, **options)
+    config.tokenizer.name = tokenizer
+    config.model.update(width=64, depth=3, heads=2, cond_dim=64, dropout=0.0)
+    config.optim.update(learning_rate=2e-3, warmup_steps=100, ema_decay=0.999)
+    loss, loss_options, steps, sampler = METHODS[method]
+    config.loss.name = loss
+    config.loss.options = dict(loss_options)
+    config.train.update(
+        batch_size=256,
+        steps=steps,
+        log_every=50,
+        eval_every=0,
+        sample_every=0,
+        save_every=1_000,
+        keep_best=0,
+        eval_rows=256,
+        eval_taus=(0.1, 0.3, 0.5, 0.7, 0.9),
+    )
+    config.sampler.update(
+        name=sampler, steps=(1, 2, 4, 8, 32, 128), num_samples=1024, batch_size=1024
+    )
+    config.evals = ("truth",)
+    if method not in ("flm", "mdlm"):
+        config.model.two_times = True
+        config.init_from = "teacher"
+        config.optim.learning_rate = 1e-3
+    if method == "mdlm":
+        config.model.mask_token = True
+        config.sampler.steps = (1, 2, 4, 8)
+    return config

@@ -1,0 +1,171 @@
+"""python -m flm_jax.proof: trains models of synthetic languages and tables their exact validity.
+
+For every language and seed: a denoiser (FLM), its flow maps (FMLM), and masked diffusion (MDLM)
+with the same backbone and as many training steps as both together, all from configs/proof.py. Every
+run is an ordinary training run in a folder of its own: what is finished is not trained again, what
+was interrupted goes on. The table is the mean over seeds and half their range.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from flm_jax import config as config_lib
+from flm_jax.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/proof", "folder of all runs")
+LANGUAGES = flags.DEFINE_list(
+    "languages", ["city_pairs", "addition", "brackets"], "rows of configs/proof.py LANGUAGES"
+)
+METHODS = flags.DEFINE_list(
+    "methods", ["flm", "fmlm", "mdlm"], "rows of configs/proof.py METHODS; teachers are added"
+)
+SEEDS = flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")
+SCALE = flags.DEFINE_float("scale", 1.0, "factor on the number of training steps", lower_bound=0.0)
+COLUMN = "valid"
+TEACHERS = {"flm": "", "mdlm": "", "second_stage": "residual"}  # all others: "flm"
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#ff7f0e", "#17becf", "#7f7f7f")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    folder = pathlib.Path(WORKDIR.value).expanduser()
+    if not all(seed.isdigit() for seed in SEEDS.value):
+        raise UserError(f"--seeds={','.join(SEEDS.value)} must be whole numbers, such as 1,2,3")
+    methods = with_teachers(METHODS.value)
+    found = {}
+    for language in LANGUAGES.value:
+        for seed in SEEDS.value:
+            for method in methods:
+                rows = run_one(folder, language, method, int(seed))
+                for name, value in rows.items():
+                    found.setdefault((language, name), []).append(value)
+    text = table(found)
+    (folder / "proof.md").write_text(text, encoding="utf-8")
+    for language in LANGUAGES.value:
+        (folder / f"{language}.svg").write_text(plot(found, language), encoding="utf-8")
+    print(f"\n{text}\ntable and plots: {folder}/proof.md, {folder}/*.svg")
+    return 0
+
+
+def with_teachers(methods: list[str]) -> list[str]:
+    """The methods with the teachers they need, teachers first."""
+    ordered: list[str] = []
+
+    def add(method):
+        teacher = TEACHERS.get(method, "flm")
+        if teacher:
+            add(teacher)
+        if method not in ordered:
+            ordered.append(method)
+
+    for method in methods:
+        add(method)
+    return ordered
+
+
+def run_one(folder: pathlib.Path, language: str, method: str, seed: int) -> dict[str, float]:
+    """Trains one model, unless it is there; its validity by name of the row, in [0, 1]."""
+    from flm_jax import experiment, train
+
+    workdir = folder / f"{language}_{method}_{seed}"
+    config = make_config(folder, language, method, seed)
+    config_lib.validate(config, experiment.tables())
+    print(f"\n=== {language}, {method}, seed {seed}")
+    code = train.train(config, workdir)
+    if code:
+        raise SystemExit(code)
+    results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+    rows = {}
+    for row in results["rows"]:
+        own = row["kind"] == "model"
+        if own:
+            rows[f"{method}, {row['name'].split(', ')[-1]}"] = row["values"][COLUMN]
+        elif method == "flm":  # yardsticks are the same for all methods
+            rows[row["name"]] = row["values"][COLUMN]
+    return rows
+
+
+def make_config(folder: pathlib.Path, language: str, method: str, seed: int) -> config_lib.Config:
+    """The config of one run of the proof."""
+    from configs import proof
+
+    tree = proof.get_config(f"{language},{method}")
+    tree.seed = seed
+    tree.train.steps = max(1, round(SCALE.value * tree.train.steps))
+    teacher = TEACHERS.get(method, "flm")
+    if teacher:
+        source = str(folder / f"{language}_{teacher}_{seed}")
+        needs_none = tree.loss.options.get("on_diagonal") == "data"
+        tree.teacher = "" if needs_none else source
+        tree.init_from = source if teacher == "flm" else str(folder / f"{language}_flm_{seed}")
+    return config_lib.resolve(tree.to_dict())
+
+
+def table(found: dict[tuple[str, str], list[float]]) -> str:
+    """A Markdown table: one row per model and number of steps, one column per language."""
+    languages = list(dict.fromkeys(language for language, _ in found))
+    names = list(dict.fromkeys(name for _, name in found))
+    lines = ["| valid samples | " + " | ".join(languages) + " |"]
+    lines.append("|---|" + "---:|" * len(languages))
+    for name in names:
+        cells = (cell(found.get((language, name), [])) for language in languages)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(values: list[float]) -> str:
+    """Mean over seeds and half their range, in percent."""
+    if not values:
+        return "–"
+    mean, spread = 100 * np.mean(values), 50 * np.ptp(values)
+    return f"{mean:.1f} ± {spread:.1f} %" if len(values) > 1 else f"{mean:.1f} %"
+
+
+def plot(found: dict[tuple[str, str], list[float]], language: str) -> str:
+    """Validity against the number of network evaluations (log scale), as an SVG picture."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for (own, name), values in found.items():
+        method, _, steps = name.rpartition(", ")
+        if own == language and method:
+            curves.setdefault(method, []).append((int(steps.split()[0]), float(np.mean(values))))
+    width, height, left, top, inner_w, inner_h = 640, 380, 60, 40, 420, 280
+    most = max((steps for points in curves.values() for steps, _ in points), default=2)
+
+    def place(steps: int, share: float) -> tuple[float, float]:
+        x = left + inner_w * np.log2(steps) / max(np.log2(most), 1.0)
+        return round(x, 1), round(top + inner_h * (1.0 - share), 1)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="13">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<text x="{left}" y="22">{language}: share of valid samples against network '
+        "evaluations</text>",
+    ]
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        _, y = place(1, share)
+        parts.append(f'<path d="M{left},{y} h{inner_w}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 45}" y="{y + 4}">{100 * share:.0f} %</text>')
+    for steps in sorted({steps for points in curves.values() for steps, _ in points}):
+        x, y = place(steps, 0.0)
+        parts.append(f'<text x="{x - 5}" y="{y + 20}">{steps}</text>')
+    for i, (method, points) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        line = " ".join(f"{x},{y}" for x, y in (place(*point) for point in sorted(points)))
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for point in points:
+            x, y = place(*point)
+            parts.append(f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colour}"/>')
+        y = top + 20 + 22 * i
+        x = left + inner_w + 20
+        parts.append(f'<path d="M{x},{y - 4} h22" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="{x + 30}" y="{y}">{method}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+if __name__ == "__main__":
+    config_lib.run_main(main)
