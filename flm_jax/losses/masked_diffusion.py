@@ -101,7 +101,7 @@ class MaskedDiffusion(TokenDiffusion):
     needs_mask_token: ClassVar[bool] = True
 
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
-        return {"mask": uniforms(keys_B, length)}
+        return {"mask": discrete.uniforms(keys_B, length)}
 
     def at(
         self,
@@ -122,11 +122,6 @@ class MaskedDiffusion(TokenDiffusion):
     def masked(self, draws: dict[str, jax.Array], t_B: jax.Array) -> jax.Array:
         """Which tokens are masked, bool (B, L)."""
         return draws["mask"] < 1.0 - discrete.alpha(t_B)[:, None]
-
-
-def uniforms(keys_B: jax.Array, length: int) -> jax.Array:
-    """Uniforms in [0, 1), (B, L) from one key per sequence."""
-    return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)
 
 
 def refuse_weight(log_weight: jax.Array | None, name: str) -> None:

@@ -32,7 +32,7 @@ from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior, over_chunks
 from flm_jax.flow.space import draw_noise, per_token
 from flm_jax.losses.base import Batch, Space
-from flm_jax.losses.masked_diffusion import TokenDiffusion, refuse_weight, uniforms
+from flm_jax.losses.masked_diffusion import TokenDiffusion, refuse_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +42,9 @@ class UniformDiffusion(TokenDiffusion):
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
         vocab_size = space.tables["student"].shape[0]
         keys_B2 = jax.vmap(jax.random.split)(keys_B)
-
-        def anywhere(key):
-            return jax.random.randint(key, (length,), 0, vocab_size, jnp.int32)
-
         return {
-            "move": uniforms(keys_B2[:, 0], length),
-            "anywhere": jax.vmap(anywhere)(keys_B2[:, 1]),
+            "move": discrete.uniforms(keys_B2[:, 0], length),
+            "anywhere": discrete.anywhere(keys_B2[:, 1], length, vocab_size),
         }
 
     def at(

@@ -165,7 +165,7 @@ class AncestralMasked(Ancestral):
         keys_B: jax.Array,
     ) -> jax.Array:
         keys_where, keys_which = _two(keys_B)
-        u_BL = _uniforms(keys_where, tokens_BL.shape[1])
+        u_BL = discrete.uniforms(keys_where, tokens_BL.shape[1])
         shown_BL = u_BL < discrete.unmask_probability(alpha_t, alpha_s)
         predicted_BL = self.predict(posterior, keys_which)
         return jnp.where(self.masked(posterior, tokens_BL) & shown_BL, predicted_BL, tokens_BL)
@@ -185,7 +185,7 @@ class AncestralUniform(Ancestral):
     """From uniformly drawn tokens: a token stays, is predicted anew, or jumps anywhere."""
 
     def start(self, net: Net, keys_B: jax.Array, length: int) -> jax.Array:
-        return _anywhere(keys_B, length, net.table.shape[0])
+        return discrete.anywhere(keys_B, length, net.table.shape[0])
 
     def posterior(self, net: Net, tokens_BL: jax.Array, alpha_t: jax.Array) -> Posterior:
         sigma_B = jnp.broadcast_to(-jnp.log(alpha_t), tokens_BL.shape[:1])
@@ -204,9 +204,9 @@ class AncestralUniform(Ancestral):
         vocab_size, length = posterior.head.vocab_size, tokens_BL.shape[1]
         p_now_BL = self.p_now(posterior, tokens_BL)
         weights = discrete.uniform_step_back(alpha_t, alpha_s, p_now_BL, vocab_size)
-        point_BL = _uniforms(keys_where, length) * weights.total
+        point_BL = discrete.uniforms(keys_where, length) * weights.total
         predicted_BL = self.predict(posterior, keys_predict)
-        elsewhere_BL = _anywhere(keys_jump, length, vocab_size)
+        elsewhere_BL = discrete.anywhere(keys_jump, length, vocab_size)
         moved_BL = jnp.where(point_BL < weights.stay + weights.predict, predicted_BL, elsewhere_BL)
         return jnp.where(point_BL < weights.stay, tokens_BL, moved_BL)
 
@@ -227,13 +227,3 @@ def _two(keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Two keys from each key."""
     keys_B2 = jax.vmap(jax.random.split)(keys_B)
     return keys_B2[:, 0], keys_B2[:, 1]
-
-
-def _uniforms(keys_B: jax.Array, length: int) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)
-
-
-def _anywhere(keys_B: jax.Array, length: int, vocab_size: int) -> jax.Array:
-    """Tokens int32 (B, L) from the uniform distribution."""
-    draw = jax.vmap(lambda key: jax.random.randint(key, (length,), 0, vocab_size, jnp.int32))
-    return draw(keys_B)
