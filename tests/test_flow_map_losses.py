@@ -1,5 +1,7 @@
 """Flow-map objectives: dense formulas, exact flow maps, kinds of rows, options."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,12 @@ import small_nets
 import tiny
 from small_nets import probabilities
 
+from flm_jax import config as config_lib
+from flm_jax import step as step_lib
+from flm_jax.errors import UserError
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow.space import OneHot, Projected
-from flm_jax.losses import ESD, LSD, PSD
+from flm_jax.losses import ESD, LOSSES, LSD, PSD
 from flm_jax.losses.base import Batch
 
 V, L, B = 5, 3, 8
@@ -157,3 +162,155 @@ def test_value_and_gradient_are_those_of_the_formula(name, x64):
     # Averaged over the batch, the two metrics are the means over the rows of their kind.
     np.testing.assert_allclose(jnp.mean(metrics["loss_diagonal"]), jnp.mean(loss_BL[:2]))
     np.testing.assert_allclose(jnp.mean(metrics["loss_off_diagonal"]), jnp.mean(loss_BL[2:]))
+
+
+@functools.cache
+def compiled(loss, make_space, seen_by):
+    """(params, batch) -> (loss_BL, metrics, path) with drawn numbers, float32."""
+    clock = clock_lib.build(V)
+
+    def call(params, batch):
+        nets = {role: small_nets.net(p, seen_by=seen_by) for role, p in params.items()}
+        space = make_space({role: net.table for role, net in nets.items()})
+        draws = loss.draw(KEY, batch, space)
+        return *loss.evaluate(nets, batch, draws, space, clock), loss.path(draws, clock, batch)
+
+    return jax.jit(call)
+
+
+def evaluated(
+    loss,
+    batch,
+    roles=("student", "teacher"),
+    make_space=Projected,
+    seen_by=small_nets.backbone,
+):
+    params = {role: p for role, p in all_params(jnp.float32).items() if role in roles}
+    return jax.tree.map(np.asarray, compiled(loss, make_space, seen_by)(params, batch))
+
+
+@pytest.mark.parametrize("diagonal, parts", [(0.375, 2), (0.375, 4), (0.0, 4), (1.0, 4)])
+@pytest.mark.parametrize("name", ["psd", "lsd", "esd"])
+def test_rows_dealt_to_micro_batches_have_the_loss_they_have_in_the_whole_batch(
+    name, diagonal, parts
+):
+    """Also where the number of diagonal rows, 3, does not divide; noise and times are the same."""
+    options = {"diagonal_fraction": diagonal, "boundary_fraction": 0.3}
+    loss = config_lib.build(LOSSES, name, options, "loss")
+    whole = batch_of()
+    loss_BL, _, path = evaluated(loss, whole)
+    dealt = step_lib.split_batch(whole.tokens_BL, whole.mask_BL, parts)
+    totals = 0.0
+    for i in range(parts):
+        part_BL, metrics, part_path = evaluated(loss, jax.tree.map(lambda x, i=i: x[i], dealt))
+        np.testing.assert_allclose(part_BL, loss_BL[i::parts], rtol=2e-4, atol=2e-6)
+        for mine, wanted in zip(part_path, path, strict=True):
+            np.testing.assert_allclose(mine, wanted[i::parts], rtol=1e-6)
+        totals += np.asarray(
+            [metrics[f"loss_{kind}"].sum() for kind in ("diagonal", "off_diagonal")]
+        )
+    count = int(B * diagonal)
+    means = [rows.mean() if rows.size else 0.0 for rows in (loss_BL[:count], loss_BL[count:])]
+    np.testing.assert_allclose(totals / loss_BL.size, means, rtol=1e-4)
+
+
+@pytest.mark.parametrize("times", ["uniform_diff", "uniform_st"])
+def test_times_of_the_kinds(times):
+    size = 64
+    loss = PSD(off_diagonal_times=times, boundary_fraction=0.25, tau_min=0.1, tau_max=0.9)
+    *_, path = evaluated(loss, batch_of(size))
+    on, inside, ends = slice(0, 32), slice(32, 56), slice(56, 64)
+    np.testing.assert_allclose(path.tau_s[on], path.tau_t[on], rtol=1e-6)
+    assert len(np.unique(np.floor((path.tau_s[on] - 0.1) / 0.8 * size))) == 32  # strata
+    assert (path.tau_s[inside] < path.tau_t[inside]).all()
+    np.testing.assert_array_equal(path.tau_s[ends], 0.0)
+    np.testing.assert_array_equal(path.tau_t[ends], 1.0)
+    np.testing.assert_array_equal(path.t[ends], 1.0)
+    np.testing.assert_allclose(path.tau_u, (path.tau_s + path.tau_t) / 2, rtol=1e-6)
+    clock = clock_lib.build(V)
+    for tau, t in zip(path[:3], path[3:], strict=True):
+        np.testing.assert_allclose(t, clock.to_t(tau), rtol=1e-6)
+    *_, path = evaluated(PSD(intermediate="random", off_diagonal_times=times), batch_of(size))
+    share = (path.tau_u - path.tau_s)[32:] / (path.tau_t - path.tau_s)[32:]
+    assert 0 <= share.min() < 0.2 and 0.8 < share.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["psd", "lsd", "esd"])
+def test_the_diagonal_learns_from_data_without_a_teacher(name):
+    options = {"on_diagonal": "data", "diagonal_fraction": 0.5}
+    options |= {"start": "self"} if name == "esd" else {}
+    loss = config_lib.build(LOSSES, name, options, "loss")
+    assert not loss.needs_teacher and loss.needs_two_times
+    loss_BL, _, path = evaluated(loss, batch_of(), roles=("student",), make_space=OneHot)
+    params = all_params(jnp.float32)["student"]
+    batch = batch_of()
+    noise = OneHot({"student": params["embed"]["table"]})
+    noise = noise.noise(batch.keys(jax.random.split(KEY, 6)[0]), L)
+    s = path.s[:, None, None]
+    x = (1 - s) * noise + s * jax.nn.one_hot(batch.tokens_BL, V)
+    features = small_nets.backbone(
+        params, x @ params["embed"]["table"], path.tau_s, path.tau_s, KEY
+    )[0]
+    raw = features @ params["head"]["kernel"] + params["head"]["bias"][None, None, :]
+    log_p = jax.nn.log_softmax(30.0 * jnp.tanh(raw / 30.0))
+    wanted = -jnp.take_along_axis(log_p, batch.tokens_BL[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(loss_BL[:4], wanted[:4], rtol=1e-4)
+
+
+def test_which_networks_an_objective_needs():
+    def needed(loss):
+        return loss.needs_teacher, loss.needs_ema
+
+    assert needed(PSD()) == needed(LSD()) == needed(ESD()) == (True, False)
+    assert needed(PSD(target="ema", on_diagonal="data")) == (False, True)
+    assert needed(LSD(on_diagonal="data", end="teacher")) == (True, False)
+    assert needed(ESD(on_diagonal="data", start="self")) == (False, False)
+    assert needed(ESD(on_diagonal="data")) == (True, False)
+    assert [loss.jvp for loss in (PSD, LSD, ESD)] == [False, True, True]
+
+
+@pytest.mark.parametrize("name", ["psd", "lsd", "esd"])
+@pytest.mark.parametrize("on", [True, False])
+def test_dropout_is_on_in_targets_if_wanted_and_never_in_the_teacher(name, on):
+    calls = []
+
+    def seen_by(params, h_BLD, tau_s, tau_t, key):
+        teacher = params["embed"]["table"].shape[1] == 4
+        assert (tau_t is None) == teacher
+        calls.append(("teacher" if teacher else "student", key is not None))
+        return small_nets.backbone(params, h_BLD, tau_s, tau_t, key)
+
+    loss = config_lib.build(LOSSES, name, {"target_dropout": on}, "loss")
+    evaluated(loss, batch_of(), seen_by=seen_by)
+    targets = [dropout for role, dropout in calls[1:] if role == "student"]
+    assert calls[0] == ("student", True) and targets and set(targets) == {on}
+    assert {dropout for role, dropout in calls if role == "teacher"} == {False}
+
+
+@pytest.mark.parametrize(
+    "name, options, sentence",
+    [
+        ("psd", {"on_diagonal": "nobody"}, "on_diagonal='nobody' is unknown; choose 'teacher' or"),
+        ("psd", {"diagonal_fraction": 1.5}, r"diagonal_fraction=1.5 must be in \[0, 1\]"),
+        ("lsd", {"boundary_fraction": -0.1}, r"boundary_fraction=-0.1 must be in \[0, 1\]"),
+        (
+            "lsd",
+            {"boundary_fraction": float("nan")},
+            "'boundary_fraction' of loss 'lsd' must be a number",
+        ),
+        ("esd", {"tau_min": 0.9, "tau_max": 0.1}, "need 0 <= tau_min < tau_max <= 1"),
+        ("psd", {"off_diagonal_times": "even"}, "off_diagonal_times='even' is unknown"),
+        ("psd", {"intermediate": "end"}, "intermediate='end' is unknown; choose 'midpoint' or"),
+        ("psd", {"distance": "l1"}, "distance='l1' is unknown; choose 'cross_entropy' or"),
+        ("psd", {"target": "teacher"}, "target='teacher' is unknown; choose 'student' or 'ema'"),
+        ("lsd", {"alpha": 1.0}, "alpha=1.0 of the entmax projection must be above 1, up to 2"),
+        ("lsd", {"end": "data"}, "end='data' is unknown; choose 'self' or 'teacher'"),
+        ("esd", {"alpha": 3.0}, r"alpha=3.0 must be 0 \(squared error\) or above 1, up to 2"),
+        ("esd", {"alpha": -1.0}, "alpha=-1.0 must be 0"),
+        ("esd", {"start": "data"}, "start='data' is unknown; choose 'self' or 'teacher'"),
+        ("psd", {"rescal": True}, "has no option 'rescal'; did you mean rescale"),
+    ],
+)
+def test_wrong_options_are_one_sentence(name, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        config_lib.build(LOSSES, name, options, "loss")
