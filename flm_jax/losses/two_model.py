@@ -54,6 +54,8 @@ class TwoModelLoss:
             raise UserError(f"boundary_fraction={self.boundary_fraction} must be in [0, 1]")
         if not 0.0 < self.min_length < 1.0:
             raise UserError(f"min_length={self.min_length} must be above 0, below 1")
+        if self.eps <= 0.0:
+            raise UserError(f"loss option eps={self.eps} must be above 0; official: 1e-5")
 
     def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
         keys = jax.random.split(key, 5)
