@@ -121,6 +121,7 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = STAGES) -> Con
             top_p=1.0,
             denoiser_temperature=1.0,
             prior_scale=1.0,
+            patience=0,
             options={},
         )
     )

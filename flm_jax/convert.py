@@ -31,7 +31,13 @@ from flm_jax.models import dit
 
 STEP = 0  # of an imported checkpoint: training steps done here
 # What the official layout cannot say, so that its readers assume these values.
-_FIXED = ("model.logit_cap", "model.attention_cap", "clock.name")
+_FIXED = (
+    "model.logit_cap",
+    "model.attention_cap",
+    "model.causal",
+    "model.mask_token",
+    "clock.name",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,7 +84,8 @@ def evaluate(options: Options) -> dict:
         weights = artefact.weights_sha256(model.params)
         found = {n: draw(model, n, options, weights, folder) for n in counts}
         results = comparison.table(model.tokenizer, found, data, scorer)
-        results["held_out"] = None if data is None else held_out_loss(model, data, options)
+        known = data is not None and model.experiment.has_denoiser
+        results["held_out"] = held_out_loss(model, data, options) if known else None
         kept = options.samples or output
         results["samples"] = [str(folder / _file_name(n)) for n in counts] if kept else []
     results = {
@@ -168,7 +169,10 @@ def held_out_loss(model: inference.FlowModel, data: Data, options: Options) -> d
     tokens_NL = fixed_batch(data.rows["valid"], knobs.eval_rows, HELD_OUT_SEED)["tokens"]
     size = min(len(tokens_NL), options.batch_size or model.config.sampler.batch_size)
     clock = model.experiment.clock
-    step = jax.jit(step_lib.make_eval_step(model.net, model.experiment.space, clock))
+    step = metrics.announced(
+        jax.jit(step_lib.make_eval_step(model.net, model.experiment.space, clock)),
+        "compiling the evaluation step",
+    )
     taus, key = jnp.asarray(knobs.eval_taus, jnp.float32), jax.random.key(HELD_OUT_SEED)
     total = np.zeros(len(knobs.eval_taus))
     starts = range(0, len(tokens_NL), size)
@@ -178,7 +182,8 @@ def held_out_loss(model: inference.FlowModel, data: Data, options: Options) -> d
         padded[: len(part)] = part
         mask = np.broadcast_to((np.arange(size) < len(part))[:, None], padded.shape)
         index = first + np.arange(size, dtype=np.int32)
-        total += np.asarray(step(model.params, padded, mask.astype(np.float32), index, taus, key))
+        sums, _ = step(model.params, padded, mask.astype(np.float32), index, taus, key)
+        total += np.asarray(sums)
     losses = [float(loss) if math.isfinite(loss) else None for loss in total / tokens_NL.size]
     mean = None if None in losses else sum(losses) / len(losses)
     return {

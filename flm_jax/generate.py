@@ -36,6 +36,10 @@ DENOISER_TEMPERATURE = flags.DEFINE_float(
     "denoiser_temperature", None, "temperature of the denoiser in every step"
 )
 PRIOR_SCALE = flags.DEFINE_float("prior_scale", None, "scale of the first noise")
+GAMMA = flags.DEFINE_float("gamma", None, "fresh noise of the sampler flow_map, 0 to 1")
+PATIENCE = flags.DEFINE_integer(
+    "patience", None, "stop a text whose tokens stay the same so many evaluations; 0 = never"
+)
 WEIGHTS = flags.DEFINE_string(
     "weights", None, "ema (moving average, the default), raw, or ema:DECAY of an official .ckpt"
 )
@@ -74,8 +78,13 @@ def main(argv: list[str]) -> None:
             top_p=TOP_P.value,
             denoiser_temperature=DENOISER_TEMPERATURE.value,
             prior_scale=PRIOR_SCALE.value,
+            patience=PATIENCE.value,
+            sampler_options={} if GAMMA.value is None else {"gamma": GAMMA.value},
         )
-        print(f"--- {steps} step{'s' * (steps > 1)}, {samples.seconds:.2f} s")
+        mean = ""
+        if samples.evaluations < steps:
+            mean = f", {samples.evaluations:.1f} evaluations on average"
+        print(f"--- {steps} step{'s' * (steps > 1)}{mean}, {samples.seconds:.2f} s")
         for text in samples.texts:
             print(" | ".join(text.splitlines()))
         rows += samples.rows()

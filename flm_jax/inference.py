@@ -16,8 +16,11 @@ from flm_jax import metrics, sharding
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
+from flm_jax.flow import maps
 from flm_jax.flow.net import Net
+from flm_jax.losses.psd import semigroup_defect
 from flm_jax.samplers import base as samplers
+from flm_jax.samplers.adaptive import sample_until_stable
 
 WEIGHTS = ("ema", "raw")
 TOKENIZER_FOLDER = "tokenizer"
@@ -32,6 +35,7 @@ _ON_THE_DIAGONAL = (
 class Samples:
     """Generated texts. ``tokens`` int32 (N, L); ``seconds`` without compilation.
 
+    ``evaluations`` of the network per text: ``steps``, or fewer on average with ``patience``.
     ``trajectory`` is that of the first batch, if it was asked for.
     """
 
@@ -40,6 +44,7 @@ class Samples:
     steps: int
     seed: int
     seconds: float
+    evaluations: float
     trajectory: samplers.Trajectory | None = None
 
     def rows(self) -> list[dict]:
@@ -105,12 +110,14 @@ class FlowModel:
         top_p: float | None = None,
         denoiser_temperature: float | None = None,
         prior_scale: float | None = None,
+        patience: int | None = None,
         trajectory: bool = False,
     ) -> Samples:
         """Writes ``num_samples`` texts in ``steps`` network evaluations each.
 
         What is left out comes from the config's sampler section (``steps``: the last of its list).
         Sample i depends on seed and i only, not on ``num_samples``, ``batch_size`` or devices.
+        With ``patience`` n a text is finished when its tokens stayed the same for n evaluations.
 
         Raises UserError for values out of range.
         """
@@ -123,6 +130,7 @@ class FlowModel:
             "top_p": top_p,
             "denoiser_temperature": denoiser_temperature,
             "prior_scale": prior_scale,
+            "patience": patience,
         }
         knobs = {name: value for name, value in knobs.items() if value is not None}
         chosen = dataclasses.replace(defaults, **knobs)
@@ -147,14 +155,17 @@ class FlowModel:
                 for first in waiting.each(firsts)
             ]
         seconds = time.perf_counter() - start
-        tokens = np.concatenate([tokens for tokens, _ in parts])[:num_samples]
+        tokens, evaluations = (
+            np.concatenate([part[i] for part in parts])[:num_samples] for i in range(2)
+        )
         return Samples(
             [self.text(row) for row in tokens],
             tokens,
             chosen.steps[0],
             seed,
             seconds,
-            parts[0][1],
+            float(evaluations.mean()),
+            parts[0][2],
         )
 
     def text(self, tokens_L: np.ndarray) -> str:
@@ -172,14 +183,45 @@ class FlowModel:
         make = self.experiment.denoiser if diagonal else self.experiment.net
         return make(params, temperature)
 
+    def space(self) -> Any:
+        """The state space over the network's table (role "student")."""
+        return self.experiment.space({"student": self.params["embed"]["table"]})
+
+    def flow_map(self, state: jax.Array, tau_s: jax.Array, tau_t: jax.Array) -> jax.Array:
+        """X_{s,t}(x_s): a state (B, L, ...) of `space` moved from tau_s to tau_t, (B,) each.
+
+        Raises UserError if the network has one time.
+        """
+        self._check_flow_map()
+        space, clock = self.space(), self.experiment.clock
+        net = self.net(self.params, diagonal=False)
+        posterior = net(space.view(state, "student"), tau_s, tau_t).posterior
+        keep, add = maps.jump(clock.to_t(tau_s), clock.to_t(tau_t))
+        return space.advance(state, keep, add, posterior.probability())
+
+    def semigroup_defect(
+        self, state: jax.Array, tau_s: jax.Array, tau_u: jax.Array, tau_t: jax.Array
+    ) -> jax.Array:
+        """How far X_{u,t} after X_{s,u} is from X_{s,t}, (B, L); see `losses.psd`."""
+        self._check_flow_map()
+        net = self.net(self.params, diagonal=False)
+        return semigroup_defect(
+            net, self.space(), self.experiment.clock, state, tau_s, tau_u, tau_t
+        )
+
+    def _check_flow_map(self) -> None:
+        if not self.config.model.two_times or self.frozen:
+            raise UserError("this model is no flow map (a network of two times); distil it first")
+
     def _compile(self, chosen, batch, length, sampler, options, trajectory):
-        """The compiled sampler (params, key, first index) -> (tokens, trajectory), made once."""
+        """The compiled sampler (params, key, first index) -> (tokens, evaluations, trajectory)."""
         rule = self.experiment.sampler(sampler, options)
         self._check_sampler(rule, sampler or chosen.name)
         if self.config.model.two_times and not rule.needs_two_times:
             logging.log_first_n(logging.WARNING, _ON_THE_DIAGONAL, 1, sampler or chosen.name)
         signature = (chosen.steps, batch, length, rule, trajectory, chosen.temperature)
         signature += (chosen.top_p, chosen.denoiser_temperature, chosen.prior_scale)
+        signature += (chosen.patience,)
         if signature not in self._compiled:
             function = functools.partial(
                 self._sample,
@@ -224,21 +266,29 @@ class FlowModel:
         nets["student"] = self.net(
             params["student"], chosen.denoiser_temperature, diagonal=not rule.needs_two_times
         )
-        # Samplers of tokens bring their own loop.
-        write = getattr(rule, "run", None) or functools.partial(samplers.sample, rule)
-        own = {"bos_id": self.tokenizer.bos_id} if hasattr(rule, "run") else {}
-        return write(
+        arguments = (
             nets,
             self.experiment.space({role: net.table for role, net in nets.items()}),
             self.experiment.clock,
             samplers.sequence_keys(key, index_B),
-            steps=chosen.steps[0],
-            length=length,
-            decode=samplers.Decode(chosen.temperature, chosen.top_p),
-            prior_scale=chosen.prior_scale,
-            trajectory=trajectory,
-            **own,
         )
+        options = {
+            "steps": chosen.steps[0],
+            "length": length,
+            "decode": samplers.Decode(chosen.temperature, chosen.top_p),
+            "prior_scale": chosen.prior_scale,
+        }
+        if chosen.patience and not trajectory:
+            tokens, evaluations_B = sample_until_stable(
+                rule, *arguments, patience=chosen.patience, **options
+            )
+            return tokens, evaluations_B, None
+        options["trajectory"] = trajectory
+        if hasattr(rule, "run"):  # samplers of tokens bring their own loop
+            tokens, path = rule.run(*arguments, **options, bos_id=self.tokenizer.bos_id)
+        else:
+            tokens, path = samplers.sample(rule, *arguments, **options)
+        return tokens, jnp.full(index_B.shape, chosen.steps[0]), path
 
 
 def _steps(chosen: config_lib.Sampler) -> str:

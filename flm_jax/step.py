@@ -109,12 +109,17 @@ def make_train_step(
 
 
 def make_eval_step(
-    make_net: MakeNet, make_space: Callable[[dict[str, jax.Array]], Any], clock: Clock
-) -> Callable[..., jax.Array]:
-    """eval_step(params, tokens_BL, mask_BL, index_B, taus_T, key) -> summed nll (T,); jit it.
+    make_net: MakeNet,
+    make_space: Callable[[dict[str, jax.Array]], Any],
+    clock: Clock,
+    defect: Callable[..., jax.Array] | None = None,
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """eval_step(params, tokens_BL, mask_BL, index_B, taus_T, key) -> sums (T,) and (); jit it.
 
     The cross-entropy at fixed times with noise that depends on ``key`` and the row's index only:
-    the same rows, times and noise at every evaluation make a curve that means something.
+    the same rows, times and noise at every evaluation make a curve that means something. The second
+    sum is that of ``defect(net, space, clock, state, tau_s, tau_u, tau_t)``, a diagnostic of flow
+    maps per token, for two half jumps from pure noise to the end; 0 without it.
     """
 
     def eval_step(params, tokens_BL, mask_BL, index_B, taus_T, key):
@@ -129,7 +134,11 @@ def make_eval_step(
             output = net(space.view(state, STUDENT), tau_B)
             return -jnp.sum(output.posterior.log_prob(tokens_BL) * mask_BL)
 
-        return jax.lax.map(at, taus_T)
+        if defect is None:
+            return jax.lax.map(at, taus_T), jnp.zeros(())
+        tau_s, tau_u, tau_t = (jnp.full(index_B.shape, tau) for tau in (0.0, 0.5, 1.0))
+        defect_BL = defect(net, space, clock, space.scatter(noise), tau_s, tau_u, tau_t)
+        return jax.lax.map(at, taus_T), jnp.sum(defect_BL * mask_BL)
 
     return eval_step
 

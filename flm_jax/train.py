@@ -24,6 +24,7 @@ from flm_jax.data import Batches, fixed_batch, load_data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.inference import CHECKPOINTS_FOLDER, TOKENIZER_FOLDER, FlowModel, read_config
+from flm_jax.losses.psd import semigroup_defect
 from flm_jax.sources import first_params, load_sources
 
 EVAL_SEED = 0  # of the held-out rows and their noise: the same in every run
@@ -153,7 +154,8 @@ class Run:
         )
         common = self.experiment.space, self.experiment.clock
         if self.experiment.has_denoiser:
-            eval_step = step_lib.make_eval_step(self.experiment.denoiser, *common)
+            defect = semigroup_defect if self.config.model.two_times else None
+            eval_step = step_lib.make_eval_step(self.experiment.denoiser, *common, defect)
         else:
             eval_step = step_lib.make_loss_eval_step(make_nets, loss, *common)
         self.eval_step = metrics.announced(
@@ -320,7 +322,7 @@ class Run:
         local = size // jax.process_count()
         mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
         key = jax.random.key(EVAL_SEED)
-        total, count = np.zeros(len(taus)), 0
+        total, defect, count = np.zeros(len(taus)), 0.0, 0
         starts = range(0, len(tokens), size)
         for first in metrics.bar(starts, desc="evaluating", unit="batch", delay=2, leave=False):
             part = tokens[first : first + size]
@@ -331,7 +333,8 @@ class Run:
             index = first + np.arange(size, dtype=np.int32)
             rows = [sharding.global_rows(x[mine], self.mesh) for x in (padded, mask, index)]
             if self.experiment.has_denoiser:
-                sums = self.eval_step(state.ema, *rows, taus, key)
+                sums, defects = self.eval_step(state.ema, *rows, taus, key)
+                defect += float(defects)
             else:
                 sums = self.eval_step(state.ema, self.frozen, *rows, key)
             total += np.asarray(sums)
@@ -342,6 +345,8 @@ class Run:
             values = {
                 f"eval/loss_tau_{tau:g}": v for tau, v in zip(knobs.eval_taus, losses, strict=True)
             }
+            if self.config.model.two_times:
+                values["eval/semigroup_defect"] = defect / count
         values["eval/loss"] = float(losses.mean())
         self.log.write(step, values)
         return values["eval/loss"]

@@ -124,7 +124,11 @@ def test_one_sentence_when_a_flow_map_is_used_on_its_diagonal(tmp_path, letters,
     monkeypatch.setattr(inference.logging, "log_first_n", note)
     for name, sizes in (("one", ONE_TIME), ("two", TWO_TIMES)):
         folder, _ = hub(tmp_path / name, sizes)
-        flm_jax.load(folder, tokenizer=letters).generate(1, 1)
+        model = flm_jax.load(folder, tokenizer=letters)
+        assert model.config.sampler.name == ("flow_map" if name == "two" else "euler")
+        model.generate(1, 1)
+        assert not said
+        model.generate(1, 1, sampler="euler")
     assert len(said) == 1 and "'euler' uses on the diagonal only" in said[0]
 
 

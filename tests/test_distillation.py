@@ -51,6 +51,26 @@ def test_psd_starts_as_its_teacher_and_writes_in_one_step(finished, tmp_path, ca
     assert samples.tokens.shape == (3, 12)
     rows = [json.loads(line) for line in (tmp_path / "psd" / "metrics.jsonl").open()]
     assert {"loss_diagonal", "loss_off_diagonal"} <= set().union(*rows)
+    # Jumps of the untrained student land where its one denoiser says, which no flow map does.
+    defects = [row["eval/semigroup_defect"] for row in rows if "eval/semigroup_defect" in row]
+    assert defects and all(0.0 < defect < 2.0 for defect in defects)
+    space = student.space()
+    state = space.scatter(space.noise(jax.random.split(jax.random.key(1), 2), 12))
+    zero, half, one = (np.full(2, tau, np.float32) for tau in (0.0, 0.5, 1.0))
+    np.testing.assert_allclose(student.flow_map(state, zero, zero), state, atol=1e-6)
+    assert student.semigroup_defect(state, zero, half, one).shape == (2, 12)
+    with pytest.raises(UserError, match="this model is no flow map"):
+        teacher.flow_map(state, zero, one)
+
+
+def test_texts_that_stay_the_same_stop_early(finished):
+    model = flm_jax.load(finished[1])
+    patient = model.generate(num_samples=6, steps=32, patience=2)
+    assert 3.0 <= patient.evaluations < 32.0
+    never = model.generate(num_samples=6, steps=32, patience=31)
+    whole = model.generate(num_samples=6, steps=32)
+    assert whole.evaluations == 32.0
+    np.testing.assert_array_equal(never.tokens, whole.tokens)
 
 
 @pytest.mark.parametrize(

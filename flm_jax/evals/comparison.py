@@ -13,6 +13,7 @@ from flm_jax.evals.artefact import Artefact
 from flm_jax.evals.generative_perplexity import GenerativePerplexity
 from flm_jax.evals.sample_entropy import SampleEntropy
 from flm_jax.evals.text_statistics import TextStatistics
+from flm_jax.evals.truth import Truth
 from flm_jax.tokenizers import Tokenizer
 
 SEED = 0  # of n-gram samplers and of the held-out rows
@@ -38,7 +39,8 @@ def table(
     if data is not None:
         train_rows = np.asarray(data.rows["train"][:])
         documents = data.corpus.source("train")
-        evaluators = [TextStatistics(tokenizer, train_rows, documents)]
+        own = Truth if hasattr(documents, "language") else TextStatistics
+        evaluators = [own(tokenizer, train_rows, documents)]
         for name, sampler in YARDSTICKS.items():
             rows = sampler(train_rows, count, length, SEED)
             named.append((f"{name} sampler", "yardstick", rows))

@@ -175,9 +175,9 @@ class Posterior:
             if top_p < 1.0:
                 logits = nucleus(logits, top_p)
             keys = jax.random.wrap_key_data(key_data)
-            gumbel = jax.vmap(jax.vmap(lambda k: jax.random.gumbel(k, (self.head.vocab_size,))))(
-                keys
-            )
+            # "high": the default noise ends near 16, which cuts the tails of large vocabularies.
+            draw = functools.partial(jax.random.gumbel, shape=(self.head.vocab_size,), mode="high")
+            gumbel = jax.vmap(jax.vmap(draw))(keys)
             return jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
 
         return over_chunks(chunk, self.head.chunk, self.features_BLD, jax.random.key_data(keys_BL))

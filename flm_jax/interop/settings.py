@@ -7,7 +7,6 @@ from flm_jax import tokenizers
 from flm_jax.errors import UserError
 from flm_jax.interop.official import Official
 from flm_jax.models.layers import LOSS_WEIGHT_HIDDEN
-from flm_jax.samplers import SAMPLERS
 from flm_jax.tokenizers.base import META_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -19,7 +18,6 @@ _VOCABULARY_FILES = {
     "encoder.json": "gpt2",
     "tokenizer.json": "gpt2",
 }
-_FLOW_MAP_SAMPLER = "flow_map"
 
 
 def text_setup(
@@ -78,14 +76,13 @@ def config_of(found: Official, tokenizer_section: dict, length: int) -> config_l
     }
     if type(dropout) in (int, float) and 0 <= dropout < 1:
         model["dropout"] = float(dropout)
-    flow_map = sizes.two_times and _FLOW_MAP_SAMPLER in SAMPLERS
     return config_lib.resolve(
         {
             "stage": "official",
             "data": {"length": length},
             "tokenizer": tokenizer_section,
             "model": model,
-            "sampler": {"name": _FLOW_MAP_SAMPLER if flow_map else "euler"},
+            "sampler": {"name": "flow_map" if sizes.two_times else "euler"},
         }
     )
 

@@ -12,9 +12,12 @@ from typing import ClassVar
 import jax
 
 from flm_jax.flow import maps
-from flm_jax.flow.posterior import Posterior, one_hot
+from flm_jax.flow.clock import Clock
+from flm_jax.flow.net import Net
+from flm_jax.flow.posterior import Combination, Posterior, one_hot
 from flm_jax.flow.space import per_token
-from flm_jax.losses.flow_map import DATA, FlowMapLoss, Setting, one_of
+from flm_jax.losses.base import Space
+from flm_jax.losses.flow_map import DATA, FlowMapLoss, Path, Setting, one_of
 
 MIDPOINT, RANDOM = "midpoint", "random"
 CROSS_ENTROPY, SQUARED = "cross_entropy", "squared"
@@ -75,7 +78,28 @@ class PSD(FlowMapLoss):
         return loss_BL
 
 
-def semigroup(here: Setting, role: str):
+def semigroup_defect(
+    net: Net,
+    space: Space,
+    clock: Clock,
+    state: jax.Array,
+    tau_s: jax.Array,
+    tau_u: jax.Array,
+    tau_t: jax.Array,
+) -> jax.Array:
+    """How far two jumps s -> u -> t end from the one jump s -> t, per token (B, L).
+
+    The squared distance, over the vocabulary, of delta_{s,t}(x) from what the semigroup law makes
+    of delta_{s,u} and delta_{u,t}: 0 for an exact flow map, at most 2. ``state`` is x_s in a space
+    over the table of role "student"; times are those of the network, (B,).
+    """
+    path = Path(tau_s, tau_u, tau_t, *(clock.to_t(tau) for tau in (tau_s, tau_u, tau_t)))
+    here = Setting({STUDENT: net}, space, clock, state, path, (None, None))
+    long_jump = here.ask(STUDENT, state, tau_s, tau_t).probability()
+    return semigroup(here, STUDENT).squared_error_to(long_jump)
+
+
+def semigroup(here: Setting, role: str) -> Combination:
     """lambda * delta_{s,u}(x) + (1 - lambda) * delta_{u,t}(X_{s,u}(x)), without gradient."""
     path = here.path
     first = here.ask(role, here.state, path.tau_s, path.tau_u, here.keys[0])

@@ -63,8 +63,7 @@ KINDS: dict[str, Check] = {
     "text/tiny_gpt2": texts.scorer,
 }
 # Recorded, but the feature itself does not exist here yet.
-NOT_BUILT = {
-}
+NOT_BUILT = {}
 
 
 def run(
