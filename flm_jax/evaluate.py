@@ -22,21 +22,17 @@ import tempfile
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags, logging
 
 from flm_jax import config as config_lib
-from flm_jax import files, inference, metrics
-from flm_jax import step as step_lib
+from flm_jax import files, inference
 from flm_jax.config.coercion import coerce
-from flm_jax.data import Data, fixed_batch, load_data
+from flm_jax.data import Data, load_data
 from flm_jax.errors import UserError
 from flm_jax.evals import artefact, comparison, gpt2
 from flm_jax.evals import base as evals
 from flm_jax.evals.artefact import Artefact
-
-HELD_OUT_SEED = 0  # rows and noise of the held-out loss: those of the training log
+from flm_jax.heldout import HeldOut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,32 +161,16 @@ def held_out_loss(model: inference.FlowModel, data: Data, options: Options) -> d
 
     Rows, noise and times are those of the training log, so the numbers can be compared with it.
     """
-    knobs = model.config.train
-    tokens_NL = fixed_batch(data.rows["valid"], knobs.eval_rows, HELD_OUT_SEED)["tokens"]
-    size = min(len(tokens_NL), options.batch_size or model.config.sampler.batch_size)
-    clock = model.experiment.clock
-    step = metrics.announced(
-        jax.jit(step_lib.make_eval_step(model.net, model.experiment.space, clock)),
-        "compiling the evaluation step",
-    )
-    taus, key = jnp.asarray(knobs.eval_taus, jnp.float32), jax.random.key(HELD_OUT_SEED)
-    total = np.zeros(len(knobs.eval_taus))
-    starts = range(0, len(tokens_NL), size)
-    for first in metrics.bar(starts, desc="held-out loss", delay=2):
-        part = tokens_NL[first : first + size]
-        padded = np.zeros((size, tokens_NL.shape[1]), np.int32)
-        padded[: len(part)] = part
-        mask = np.broadcast_to((np.arange(size) < len(part))[:, None], padded.shape)
-        index = first + np.arange(size, dtype=np.int32)
-        sums, _ = step(model.params, padded, mask.astype(np.float32), index, taus, key)
-        total += np.asarray(sums)
-    losses = [float(loss) if math.isfinite(loss) else None for loss in total / tokens_NL.size]
-    mean = None if None in losses else sum(losses) / len(losses)
+    size = options.batch_size or model.config.sampler.batch_size
+    held_out = HeldOut(model.experiment, data.rows["valid"], size, {})
+    found = held_out(model.params, {})
+    losses = [found[f"eval/loss_tau_{tau:g}"] for tau in held_out.taus]
+    losses = [loss if math.isfinite(loss) else None for loss in losses]
     return {
-        "taus": list(knobs.eval_taus),
+        "taus": list(held_out.taus),
         "losses": losses,
-        "mean": mean,
-        "rows": len(tokens_NL),
+        "mean": None if None in losses else found["eval/loss"],
+        "rows": len(held_out.tokens_NL),
     }
 
 

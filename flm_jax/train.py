@@ -20,14 +20,12 @@ from flm_jax import config as config_lib
 from flm_jax import files, metrics, optim, outcome, sharding, signals
 from flm_jax import step as step_lib
 from flm_jax.checkpoint import Checkpoints
-from flm_jax.data import Batches, fixed_batch, load_data
+from flm_jax.data import Batches, load_data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
+from flm_jax.heldout import HeldOut
 from flm_jax.inference import CHECKPOINTS_FOLDER, TOKENIZER_FOLDER, FlowModel, read_config
-from flm_jax.losses.psd import semigroup_defect
 from flm_jax.sources import first_params, load_sources
-
-EVAL_SEED = 0  # of the held-out rows and their noise: the same in every run
 
 
 @dataclasses.dataclass
@@ -152,15 +150,10 @@ class Run:
             jax.jit(train_step, donate_argnums=0, out_shardings=(self.state_sharding, replicated)),
             "compiling the training step",
         )
-        common = self.experiment.space, self.experiment.clock
-        if self.experiment.has_denoiser:
-            defect = semigroup_defect if self.config.model.two_times else None
-            eval_step = step_lib.make_eval_step(self.experiment.denoiser, *common, defect)
-        else:
-            eval_step = step_lib.make_loss_eval_step(make_nets, loss, *common)
-        self.eval_step = metrics.announced(
-            jax.jit(eval_step, out_shardings=replicated), "compiling the evaluation step"
-        )
+        self.held_out = HeldOut(
+            self.experiment, self.data.rows["valid"], self.config.train.batch_size, make_nets,
+            self.mesh,
+        )  # fmt: skip
 
     def go(self) -> int:
         step, state = self.restore_or_init()
@@ -313,41 +306,8 @@ class Run:
             window.restart()
 
     def evaluate(self, state: step_lib.TrainState, step: int) -> float:
-        """Held-out cross-entropy of the average at fixed times with fixed noise; logged."""
-        knobs = self.config.train
-        taus = jnp.asarray(knobs.eval_taus, jnp.float32)
-        tokens = fixed_batch(self.data.rows["valid"], knobs.eval_rows, EVAL_SEED)["tokens"]
-        size = math.lcm(sharding.batch_devices(self.mesh), jax.process_count())
-        size *= -(-min(knobs.batch_size, len(tokens)) // size)
-        local = size // jax.process_count()
-        mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
-        key = jax.random.key(EVAL_SEED)
-        total, defect, count = np.zeros(len(taus)), 0.0, 0
-        starts = range(0, len(tokens), size)
-        for first in metrics.bar(starts, desc="evaluating", unit="batch", delay=2, leave=False):
-            part = tokens[first : first + size]
-            padded = np.zeros((size, tokens.shape[1]), np.int32)
-            padded[: len(part)] = part
-            mask = (np.arange(size) < len(part)).astype(np.float32)
-            mask = np.broadcast_to(mask[:, None], padded.shape)
-            index = first + np.arange(size, dtype=np.int32)
-            rows = [sharding.global_rows(x[mine], self.mesh) for x in (padded, mask, index)]
-            if self.experiment.has_denoiser:
-                sums, defects = self.eval_step(state.ema, *rows, taus, key)
-                defect += float(defects)
-            else:
-                sums = self.eval_step(state.ema, self.frozen, *rows, key)
-            total += np.asarray(sums)
-            count += part.size
-        losses = total / count
-        values = {}
-        if self.experiment.has_denoiser:
-            values = {
-                f"eval/loss_tau_{tau:g}": v for tau, v in zip(knobs.eval_taus, losses, strict=True)
-            }
-            if self.config.model.two_times:
-                values["eval/semigroup_defect"] = defect / count
-        values["eval/loss"] = float(losses.mean())
+        """Held-out loss of the average, logged."""
+        values = self.held_out(state.ema, self.frozen)
         self.log.write(step, values)
         return values["eval/loss"]
 

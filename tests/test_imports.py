@@ -22,7 +22,8 @@ LAYER_3 = {
     "train", "generate", "evaluate", "benchmark", "parity", "convert", "report", "soak", "plan"
 }  # fmt: skip
 BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
-SHARED_3 = {"experiment", "inference", "sources"}  # what the tools of layer 3 have in common
+# What the tools of layer 3 have in common:
+SHARED_3 = {"experiment", "heldout", "inference", "sources"}
 MAY_IMPORT = {
     **{room: set() for room in OPEN},
     **{room: set() for room in LAYER_0},
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     **{room: LAYER_0 | LAYER_1 for room in LAYER_2},
     "experiment": BELOW_3,
     "inference": BELOW_3 | {"experiment"},
+    "heldout": BELOW_3 | {"experiment"},
     "sources": BELOW_3 | {"experiment", "inference"},
     "outcome": BELOW_3 | SHARED_3 | {"report"},
     "proof": BELOW_3 | SHARED_3 | {"train", "configs"},
