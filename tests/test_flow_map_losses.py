@@ -1,5 +1,6 @@
 """Flow-map objectives: dense formulas, exact flow maps, kinds of rows, options."""
 
+import dataclasses
 import functools
 
 import jax
@@ -269,7 +270,7 @@ def test_which_networks_an_objective_needs():
     assert [loss.jvp for loss in (PSD, LSD, ESD)] == [False, True, True]
 
 
-@pytest.mark.parametrize("name", ["psd", "lsd", "esd"])
+@pytest.mark.parametrize("name", ["psd", "lsd", "lsd teacher", "esd"])
 @pytest.mark.parametrize("on", [True, False])
 def test_dropout_is_on_in_targets_if_wanted_and_never_in_the_teacher(name, on):
     calls = []
@@ -280,7 +281,7 @@ def test_dropout_is_on_in_targets_if_wanted_and_never_in_the_teacher(name, on):
         calls.append(("teacher" if teacher else "student", key is not None))
         return small_nets.backbone(params, h_BLD, tau_s, tau_t, key)
 
-    loss = config_lib.build(LOSSES, name, {"target_dropout": on}, "loss")
+    loss = dataclasses.replace(CASES[name], target_dropout=on, on_diagonal="teacher")
     evaluated(loss, batch_of(), seen_by=seen_by)
     targets = [dropout for role, dropout in calls[1:] if role == "student"]
     assert calls[0] == ("student", True) and targets and set(targets) == {on}
