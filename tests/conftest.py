@@ -35,3 +35,10 @@ def shared() -> pathlib.Path:
     if not SHARED.is_dir():
         pytest.skip(f"the developers' shared folder is not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Frees each module's compiled programs: a process may map only so many (it is aborted)."""
+    yield
+    jax.clear_caches()

@@ -107,6 +107,8 @@ def whole_case(case: Case) -> list[Row]:
         run_case(case, rows.append)
     if not rows:
         Checks(case, rows.append).fail("-", "nothing was compared")
+    # Cases share next to nothing, and hundreds of programs exceed what a process may map.
+    jax.clear_caches()
     return rows
 
 
