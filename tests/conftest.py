@@ -17,6 +17,8 @@ import jax
 import pytest
 from absl import flags
 
+from flm_jax.parity.runner import forget_programs
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CACHE = os.environ.get("FLM_JAX_TEST_CACHE", "~/.cache/flm_jax/test-compile-cache")
@@ -38,9 +40,7 @@ def shared() -> pathlib.Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget_programs():
-    """Frees compiled programs before they are too many: Linux aborts beyond 65530 mappings."""
+def few_programs():
+    """Hundreds of compiled programs are more than a process may map."""
     yield
-    mappings = pathlib.Path("/proc/self/maps")
-    if mappings.exists() and mappings.read_text().count("\n") > 25_000:
-        jax.clear_caches()
+    forget_programs()

@@ -239,8 +239,12 @@ class Model:
         own = {name: tree for name, tree in params.items() if name not in ("embed", "head")}
         return self.module.apply({"params": own}, *arguments, **options)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def backbone(self, params, h_BLD, tau_s, tau_t=None, key=None):
-        """`flow.net.Backbone`: dropout is on if and only if there is a key."""
+        """`flow.net.Backbone`: dropout is on if and only if there is a key.
+
+        Compiled as a part, so that a loss that asks several times is traced once.
+        """
         rngs = None if key is None else {"dropout": key}
         return self.apply(params, h_BLD, tau_s, tau_t, deterministic=key is None, rngs=rngs)[:2]
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import fnmatch
 import multiprocessing
 import os
+import pathlib
 from collections.abc import Callable, Iterable
 
 import jax
@@ -107,9 +108,15 @@ def whole_case(case: Case) -> list[Row]:
         run_case(case, rows.append)
     if not rows:
         Checks(case, rows.append).fail("-", "nothing was compared")
-    # Cases share next to nothing, and hundreds of programs exceed what a process may map.
-    jax.clear_caches()
+    forget_programs()
     return rows
+
+
+def forget_programs(most: int = 25_000) -> None:
+    """Frees compiled programs before they are too many: Linux aborts beyond 65,530 mappings."""
+    mappings = pathlib.Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_text().count("\n") > most:
+        jax.clear_caches()
 
 
 def run_case(case: Case, emit: Callable[[Row], None]) -> None:
