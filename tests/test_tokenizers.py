@@ -88,7 +88,7 @@ def test_character_vocabulary_is_the_sorted_characters_behind_four_specials():
     assert made.encode("abc ?") == [5, 6, 7, 4, 3]
     assert made.vocab_size == 8
     kept = tokenizers.build({"name": "characters", "options": {"min_count": 2}}, lambda: ["bab"])
-    assert kept.characters == "b" and kept.decode(kept.encode("ab")) == "\N{REPLACEMENT CHARACTER}b"
+    assert kept.pieces == "b" and kept.decode(kept.encode("ab")) == "\N{REPLACEMENT CHARACTER}b"
 
 
 def test_byte_fallback_knows_every_character():

@@ -18,11 +18,11 @@ def tokenizer():
 
 
 def test_vocabulary_is_the_sorted_words_behind_four_specials(tokenizer):
-    assert tokenizer.words == ("bay", "city", "diego", "new", "san", "york")
+    assert tokenizer.pieces == ("bay", "city", "diego", "new", "san", "york")
     assert tokenizer.vocab_size == 10
     assert tokenizer.encode("san bay") == [8, 4]
     pieces = [tokenizer.piece(i) for i in range(10)]
-    assert pieces == ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *tokenizer.words]
+    assert pieces == ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *tokenizer.pieces]
 
 
 def test_text_comes_back_with_its_spaces_unified(tokenizer):
@@ -45,7 +45,7 @@ def test_unknown_words_and_spelled_out_marks_are_unknown(tokenizer):
 
 def test_rare_words_can_be_left_out():
     made = tokenizers.build({**SECTION, "options": {"min_count": 2}}, lambda: TEXTS)
-    assert made.words == ("city", "new", "york")
+    assert made.pieces == ("city", "new", "york")
 
 
 def test_pickle_and_saved_folder_give_the_same_tokenizer(tokenizer, tmp_path):
