@@ -49,6 +49,8 @@ class Options:
     top_p: float | None = None
     denoiser_temperature: float | None = None
     prior_scale: float | None = None
+    gamma: float | None = None
+    patience: int | None = None
     weights: str | None = None
     step: int | None = None
     tokenizer: str | None = None
@@ -59,7 +61,7 @@ class Options:
     samples: str | None = None
 
 
-_KNOBS = ("temperature", "top_p", "denoiser_temperature", "prior_scale")
+_KNOBS = ("temperature", "top_p", "denoiser_temperature", "prior_scale", "patience")
 _LOADED = ("weights", "step", "tokenizer", "length", "heads")
 
 
@@ -135,6 +137,7 @@ def draw(
         options.seed,
         batch_size=options.batch_size,
         sampler=options.sampler,
+        sampler_options=_sampler_options(options),
         **{name: getattr(options, name) for name in _KNOBS},
     )
     made = Artefact(origin, samples.tokens, samples.texts, samples.seconds)
@@ -180,17 +183,25 @@ def _sampler_of(model: inference.FlowModel, options: Options) -> dict:
     name = options.sampler or section.name
     given = {knob: getattr(options, knob) for knob in _KNOBS}
     knobs = {k: getattr(section, k) if value is None else value for k, value in given.items()}
+    if not knobs["patience"]:  # samples that were stored before it existed stay valid
+        del knobs["patience"]
+    kept = dict(section.options) if name == section.name else {}
     return {
         "name": name,
-        "options": dict(section.options) if name == section.name else {},
+        "options": kept | _sampler_options(options),
         **{knob: float(value) for knob, value in knobs.items()},
         "length": model.config.data.length,
     }
 
 
+def _sampler_options(options: Options) -> dict:
+    """Options of the sampler that flags give, beside those of the config."""
+    return {} if options.gamma is None else {"gamma": options.gamma}
+
+
 def _check_knobs(model: inference.FlowModel, options: Options, counts: tuple[int, ...]) -> None:
     """UserError for values out of range, in the words of the config."""
-    model.experiment.sampler(options.sampler)
+    model.experiment.sampler(options.sampler, _sampler_options(options))
     knobs = {name: getattr(options, name) for name in (*_KNOBS, "batch_size")}
     given = {name: value for name, value in knobs.items() if value is not None}
     config_lib.validate_section(
@@ -254,6 +265,8 @@ def define_flags() -> None:
     number("top_p", None, "nucleus of the last decode; 1 = off")
     number("denoiser_temperature", None, "temperature of the denoiser in every step")
     number("prior_scale", None, "scale of the first noise")
+    number("gamma", None, "fresh noise of the sampler flow_map, 0 to 1")
+    whole("patience", None, "stop a text whose tokens stay the same so many evaluations; 0 = never")
     text("weights", None, "ema (the default), raw, or ema:DECAY of an official .ckpt")
     whole("step", None, "checkpoint of a workdir; the newest by default")
     text("tokenizer", None, "of an official checkpoint: gpt2, bert-base-uncased, or a folder")

@@ -125,6 +125,7 @@ def test_files_of_another_origin_are_not_overwritten(run, tmp_path):
         ({"seed": 1}, "holds other samples .seed: 0 instead of 1"),
         ({"num_samples": 6}, "5 instead of 6 samples"),
         ({"temperature": 0.5}, "sampler: .* instead of"),
+        ({"patience": 1}, "sampler: .* instead of"),
         ({"weights": "raw"}, "weights_sha256: "),
     ):
         with pytest.raises(UserError, match=sentence):
@@ -211,6 +212,8 @@ def test_scorer_gives_both_perplexities(run, shared):
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"temperature": -1.0}, "temperature=-1.0 must be at least 0"),
         ({"top_p": 0.0}, "top_p=0.0 must be greater than 0"),
+        ({"patience": -1}, "patience=-1 must be at least 0"),
+        ({"gamma": 0.5}, "sampler 'euler' has no option 'gamma'"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"sampler": "eular"}, "unknown sampler 'eular'; did you mean euler"),
         ({"weights": "best"}, "weights='best' is unknown"),
