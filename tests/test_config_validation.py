@@ -15,12 +15,16 @@ class Plain:
     needs_two_times = False
 
 
+class ForSynthetic(Plain):
+    corpus = "synthetic"
+
+
 TABLES = {
     "loss": {"flow_matching": Plain, "psd": Distilling},
     "sampler": {"euler": Plain},
     "data": {"names": Plain},
     "tokenizer": {"letters": Plain},
-    "eval": {"entropy": Plain, "text_statistics": Plain},
+    "eval": {"entropy": Plain, "text_statistics": Plain, "truth": ForSynthetic},
 }
 DISTILLING = {"name": "psd", "options": {"path": "x"}}
 
@@ -70,6 +74,7 @@ def test_defaults_and_edges_are_valid():
         ({"loss__name": "fm"}, "unknown loss 'fm'"),
         ({"loss__options": {"scales": 1}}, "loss 'flow_matching' has no option 'scales'"),
         ({"evals": ("entropi",)}, "unknown evaluator 'entropi'; did you mean entropy?"),
+        ({"evals": ("truth",)}, "'truth' is for data.name='synthetic' only but data.name='names'"),
         ({"teacher": "runs/a"}, "teacher='runs/a' is set but loss 'flow_matching' uses none"),
         ({"model__two_times": True}, "a network of one time but model.two_times=True"),
         ({"loss": DISTILLING, "model__two_times": True}, "loss 'psd' needs a teacher"),

@@ -200,6 +200,13 @@ def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> 
             check_name(tables["eval"], name, "evaluator")
         except UserError as error:
             problems.append(f"evals: {error}")
+            continue
+        corpus = getattr(tables["eval"][name], "corpus", config.data.name)
+        if corpus != config.data.name:
+            problems.append(
+                f"evaluator {name!r} is for data.name={corpus!r} only but data.name="
+                f"{config.data.name!r}; remove it from evals or set data.name={corpus!r}"
+            )
     return problems
 
 

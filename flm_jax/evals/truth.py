@@ -91,6 +91,7 @@ class Truth:
     """
 
     columns = COLUMNS
+    corpus = "synthetic"  # validated before training
 
     def __init__(self, tokenizer, train_rows: np.ndarray, train_documents: Iterable[str]):
         del train_rows
