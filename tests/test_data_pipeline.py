@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 
 from flm_jax import errors
-from flm_jax.data import Batches, Rows, fixed_batch
+from flm_jax.data import Batches, Rows, fixed_batch, shards
 
 COUNT, LENGTH = 22, 4
 
 
-def make_rows(folder, count=COUNT, sha="a" * 64):
+def make_rows(folder, count=COUNT, sha="a" * 64, shard_rows=5):
     array_NL = np.arange(count)[:, None] * np.ones(LENGTH, int) + np.arange(LENGTH) * 1000
-    path = folder / f"rows{count}{sha[0]}.npy"
-    np.save(path, array_NL.astype(np.uint16))
-    return Rows(path, {"rows": count, "length": LENGTH, "sha256": sha})
+    path = folder / f"rows{count}{sha[0]}{shard_rows}"
+    writer = shards.Writer(path, shard_rows, LENGTH, np.uint16)
+    for start in range(0, count, shard_rows):
+        writer.add(array_NL[start : start + shard_rows])
+        writer.finish({})
+    manifest = {"rows": count, "length": LENGTH, "sha256": sha, "shard_rows": shard_rows}
+    return Rows(path, manifest | {"shards": writer.shards()})
 
 
 @pytest.fixture
@@ -39,6 +43,19 @@ def joined(rows, shard_count, steps, global_batch=6, state=None, **options):
         shard.close()
     assert all(other == states[0] for other in states)
     return numbers, states[0]
+
+
+@pytest.mark.parametrize("shard_rows", [1, 4, 22, 99])
+def test_rows_are_found_in_their_shards(tmp_path, shard_rows):
+    found = make_rows(tmp_path, shard_rows=shard_rows)
+    array_NL = np.arange(COUNT)[:, None] + np.arange(LENGTH) * 1000
+    for index in (0, 7, -1, -COUNT, slice(None), slice(3, 9), slice(20, 2, -3), slice(5, 5)):
+        np.testing.assert_array_equal(found[index], array_NL[index])
+    for index in ([3, 3, -1, 0, 17], [], [[1, 2], [21, -4]]):
+        np.testing.assert_array_equal(found[np.array(index, int)], array_NL[np.array(index, int)])
+    for index in (COUNT, -COUNT - 1, [0, COUNT], [-COUNT - 1]):
+        with pytest.raises(IndexError, match=f"of {COUNT}"):
+            found[index]
 
 
 def test_batches_are_int32_rows(rows):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flm_jax import data, errors, tokenizers
-from flm_jax.data import base, rows, wrap
+from flm_jax.data import base, packing, rows, workers, wrap
 
 
 class Letters(base.MemoryCorpus):
@@ -52,7 +52,7 @@ def test_rows_are_the_wrapped_detokenised_documents(tokenizer, tmp_path):
     assert len(packed) == len(expected) and packed.tokens == expected.size
     assert packed[3].dtype == packed[np.array([3, 1])].dtype == np.int32
     np.testing.assert_array_equal(packed[np.array([3, 1])], expected[[3, 1]])
-    assert np.load(packed.path).dtype == np.uint16
+    assert np.load(packed.path / "shard-00000.npy").dtype == np.uint16
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(packed))[5], expected[5])
 
 
@@ -60,7 +60,7 @@ def test_large_vocabularies_get_four_bytes(tmp_path):
     characters = "".join(map(chr, range(0x10000, 0x10000 + 70_000))) + string.ascii_letters
     big = tokenizers.build({"name": "characters"}, lambda: [characters])
     packed = data.pack(Letters(), big, "train", 16, tmp_path)
-    assert np.load(packed.path).dtype == np.int32
+    assert np.load(packed.path / "shard-00000.npy").dtype == np.int32
     first = Letters().detokenize(Letters().source("train")[0])
     assert big.decode(packed[0]).startswith(first)
 
@@ -68,7 +68,7 @@ def test_large_vocabularies_get_four_bytes(tmp_path):
 def test_second_call_is_a_cache_hit_and_each_change_is_a_miss(tokenizer, tmp_path, monkeypatch):
     first = data.pack(Letters(), tokenizer, "train", 16, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "_write", lambda *_: pytest.fail("packed again"))
+        patch.setattr(packing, "_write", lambda *_: pytest.fail("packed again"))
         again = data.pack(Letters(), tokenizer, "train", 16, tmp_path)
     assert again == first and len(folders(tmp_path)) == 1
 
@@ -78,37 +78,64 @@ def test_second_call_is_a_cache_hit_and_each_change_is_a_miss(tokenizer, tmp_pat
     data.pack(Letters(shift=1), tokenizer, "train", 16, tmp_path)
     data.pack(Letters(), other, "train", 16, tmp_path)
     data.pack(Letters(), tokenizer, "valid", 16, tmp_path)
-    monkeypatch.setattr(rows, "_CODE_VERSION", 999)
+    monkeypatch.setattr(packing, "_CODE_VERSION", 999)
     data.pack(Letters(), tokenizer, "train", 16, tmp_path)
     assert len(folders(tmp_path)) == 7  # and nothing temporary is left
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "manifest", "no manifest", "other manifest"])
-def test_damaged_caches_are_made_again(tokenizer, tmp_path, damage):
+DAMAGE = {
+    "flip": r"shard-00000\.npy does not have the SHA-256 it was made with",
+    "cut": r"shard-00000\.npy has [\d,]+ bytes of [\d,]+",
+    "header": r"shard-00000\.npy has another header than it was made with",
+    "shard missing": r"shard-00000\.npy is missing",
+    "manifest edited": r"manifest\.json was changed after it was written",
+    "manifest garbage": r"manifest\.json was changed after it was written",
+    "manifest missing": r"manifest\.json is missing, so .* holds no prepared rows",
+    "of other text": r"manifest\.json says corpus_fingerprint 'other' where",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_told_with_file_and_remedy(tokenizer, tmp_path, damage):
     packed = data.pack(Letters(), tokenizer, "train", 16, tmp_path)
-    good, manifest = packed[:], packed.path.with_name("manifest.json")
-    content = bytearray(packed.path.read_bytes())
-    if damage == "flip":
-        content[-7] ^= 1
-        packed.path.write_bytes(content)
+    shard, manifest = packed.path / "shard-00000.npy", packed.path / "manifest.json"
+    content = bytearray(shard.read_bytes())
+    if damage in ("flip", "header"):
+        content[-7 if damage == "flip" else 100] ^= 1
+        shard.write_bytes(content)
     elif damage == "cut":
-        packed.path.write_bytes(content[:-2])
-    elif damage == "manifest":
+        shard.write_bytes(content[:-2])
+    elif damage == "shard missing":
+        shard.unlink()
+    elif damage == "manifest edited":
+        manifest.write_text(json.dumps(packed.manifest | {"rows": 8}))
+    elif damage == "manifest garbage":
         manifest.write_text("[1, 2")
-    elif damage == "no manifest":
+    elif damage == "manifest missing":
         manifest.unlink()
     else:
-        manifest.write_text(json.dumps(packed.manifest | {"length": 8}))
-    np.testing.assert_array_equal(data.pack(Letters(), tokenizer, "train", 16, tmp_path)[:], good)
-    assert len(folders(tmp_path)) == 1
+        manifest.write_text(
+            json.dumps(rows.sign(packed.manifest | {"corpus_fingerprint": "other"}))
+        )
+    with pytest.raises(errors.UserError, match=DAMAGE[damage]) as caught:
+        data.pack(Letters(), tokenizer, "train", 16, tmp_path)
+    assert "to prepare it again" in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
-def test_large_files_are_checked_by_size_only(tokenizer, tmp_path, monkeypatch):
+def test_large_data_is_hashed_only_on_demand(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "_CHECKED_FULLY", 0)
     packed = data.pack(Letters(), tokenizer, "train", 16, tmp_path)
-    good = packed[:]
-    packed.path.write_bytes(packed.path.read_bytes()[:-2])
-    np.testing.assert_array_equal(data.pack(Letters(), tokenizer, "train", 16, tmp_path)[:], good)
+    rows.verify(packed)
+    shard = packed.path / "shard-00000.npy"
+    content = bytearray(shard.read_bytes())
+    content[-7] ^= 1
+    shard.write_bytes(content)
+    data.pack(Letters(), tokenizer, "train", 16, tmp_path)
+    with pytest.raises(errors.UserError, match="does not have the SHA-256"):
+        rows.verify(packed)
+    shard.write_bytes(content[:-2])
+    with pytest.raises(errors.UserError, match=r"has [\d,]+ bytes of"):
+        data.pack(Letters(), tokenizer, "train", 16, tmp_path)
 
 
 def test_an_interrupted_run_leaves_no_rows(tokenizer, tmp_path, monkeypatch):
@@ -116,7 +143,7 @@ def test_an_interrupted_run_leaves_no_rows(tokenizer, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(wrap, "_flat", interrupted)
+        patch.setattr(workers.Encode, "__call__", interrupted)
         data.pack(Letters(), tokenizer, "train", 16, tmp_path)
     assert folders(tmp_path) == []
     assert len(data.pack(Letters(), tokenizer, "train", 16, tmp_path))
@@ -177,7 +204,7 @@ def test_load_data_packs_the_asked_splits_and_caches(letters_table, tmp_path, mo
     first = data.load_data(section, TOKENIZER, tmp_path)
     assert set(first.rows) == {"train", "valid"} and first.corpus.count == 300
     assert first.tokenizer.vocab_size == 60  # numbers from the command line come as text
-    monkeypatch.setattr(rows, "_write", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr(packing, "_write", lambda *_: pytest.fail("packed again"))
     monkeypatch.setattr(Letters, "read", lambda *_: pytest.fail("the corpus was read again"))
     monkeypatch.setattr(Letters, "fingerprint", lambda self, split: saved[split])
     saved = {s: first.rows[s].manifest["corpus_fingerprint"] for s in first.rows}

@@ -1,23 +1,27 @@
 """Corpora, packed rows and batches.
 
-base.py           what a corpus promises; derived splits; the cache folder
+base.py       what a corpus promises; derived splits; the cache folder
 one file per corpus, one row per corpus in `DATASETS`
-wrap.py, rows.py  documents of tokens -> rows of one length, packed once on disk
-pipeline.py       rows -> shuffled, sharded, resumable batches (grain)
-inspect.py        look at a corpus: python -m flm_jax.data.inspect --config=...
+packing.py    a split -> rows of one length on disk, made once; workers.py tokenises in processes,
+              wrap.py cuts, shards.py writes so that a kill costs little, rows.py reads
+pipeline.py   rows -> shuffled, sharded, resumable batches (grain)
+prepare.py    do it before training: python -m flm_jax.data.prepare --config=...
+inspect.py    look at a corpus: python -m flm_jax.data.inspect --config=...
 """
 
 import dataclasses
 import functools
 import hashlib
 import os
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from flm_jax import config, errors, tokenizers
 from flm_jax.data.base import SPLITS, Corpus, cache_folder
+from flm_jax.data.packing import Order, pack, prepare_split
 from flm_jax.data.pipeline import Batches, fixed_batch
 from flm_jax.data.python_prose import PythonProse
-from flm_jax.data.rows import Rows, pack
+from flm_jax.data.rows import Rows
 from flm_jax.data.synthetic import Synthetic
 from flm_jax.data.text_files import TextFiles
 from flm_jax.data.unicode_names import UnicodeNames
@@ -36,12 +40,16 @@ __all__ = [
     "Batches",
     "Corpus",
     "Data",
+    "Order",
+    "Plan",
     "Rows",
     "TrainingText",
     "fixed_batch",
     "load_corpus",
     "load_data",
     "pack",
+    "plan",
+    "prepare_split",
     "split_row",
 ]
 
@@ -96,14 +104,24 @@ def load_corpus(data_section: Mapping) -> Corpus:
     return config.build(DATASETS, section["name"], section["options"], "data set")
 
 
-def load_data(
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a config asks to be packed: an `Order` per split, for the cache folder `folder`."""
+
+    corpus: Corpus
+    tokenizer: tokenizers.Tokenizer
+    orders: Mapping[str, Order]
+    folder: pathlib.Path
+
+
+def plan(
     data_section: Mapping,
     tokenizer_section: Mapping,
     cache_dir: str | os.PathLike = "",
     splits: Sequence[str] = ("train", "valid"),
     tokenizer: tokenizers.Tokenizer | None = None,
-) -> Data:
-    """Corpus, tokenizer and packed rows as a config asks for them; the second call is a cache hit.
+) -> Plan:
+    """Corpus and tokenizer as a config asks for them; a tokenizer may be trained here.
 
     Args:
       data_section: `{"name": "unicode_names", "length": 32, "options": {...}, ...}`; see `_KEYS`.
@@ -127,19 +145,34 @@ def load_data(
         )
         text = TrainingText(corpus, limit=section["tokenizer_documents"])
         tokenizer = recipe.build(text, str(folder))
-    rows = {
-        split: pack(
+    orders = {
+        split: Order(
             corpus,
             tokenizer,
             split,
             section["length"],
-            folder,
             section["drop_remainder_every"],
             section["packing"],
         )
         for split in splits
     }
-    return Data(corpus, tokenizer, rows)
+    return Plan(corpus, tokenizer, orders, folder)
+
+
+def load_data(
+    data_section: Mapping,
+    tokenizer_section: Mapping,
+    cache_dir: str | os.PathLike = "",
+    splits: Sequence[str] = ("train", "valid"),
+    tokenizer: tokenizers.Tokenizer | None = None,
+) -> Data:
+    """Corpus, tokenizer and packed rows; what was prepared before, or by `prepare`, is found.
+
+    The arguments and errors are those of `plan`.
+    """
+    made = plan(data_section, tokenizer_section, cache_dir, splits, tokenizer)
+    rows = {split: prepare_split(order, made.folder)[0] for split, order in made.orders.items()}
+    return Data(made.corpus, made.tokenizer, rows)
 
 
 def _checked(section: Mapping) -> dict:

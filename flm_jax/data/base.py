@@ -18,13 +18,14 @@ class Corpus(Protocol):
     """Documents of text in splits; a row of `DATASETS` is a class of these.
 
     The keyword arguments of the constructor are the options a user may set under `data.options`.
+    Pickled without the documents: tokenizing processes get a copy to call `detokenize` on.
     """
 
     name: str
     splits: tuple[str, ...]
 
     def source(self, split: str) -> Sequence[str]:
-        """Random access to the documents of a split, in a fixed order."""
+        """The documents of a split in a fixed order; reading them one after another is fast."""
         ...
 
     def detokenize(self, text: str) -> str:
@@ -58,6 +59,9 @@ class MemoryCorpus(abc.ABC):
     @functools.cached_property
     def _documents(self) -> dict[str, tuple[str, ...]]:
         return {split: tuple(texts) for split, texts in self.read().items()}
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_documents"}
 
     def source(self, split: str) -> Sequence[str]:
         check_split(self, split)

@@ -1,29 +1,26 @@
-"""Packed rows: a split tokenised and wrapped once, kept as a .npy file, read by index."""
+"""Packed rows on disk: a folder of numbered .npy shards and a manifest, read by index.
+
+shards.py writes such folders, packing.py decides what is in them.
+"""
 
 import dataclasses
 import functools
 import hashlib
 import io
-import itertools
 import json
 import operator
-import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 import numpy as np
 
-from flm_jax import errors, metrics, tokenizers
-from flm_jax.data import base, wrap
+from flm_jax import errors, metrics
 
-_CODE_VERSION = 1  # raise it when the same text and options would give other rows
-PACKINGS = ("wrap", "one_per_row")
-_ROWS, _MANIFEST = "rows.npy", "manifest.json"
-_TEXTS_AT_ONCE = 1000
-_SHOWN = 40  # characters of a document in a message
-_CHECKED_FULLY = 256 << 20  # bytes; hashing larger files at each start would take too long
+FORMAT_VERSION = 2  # of the folder; 1 was a single file without shards
+MANIFEST = "manifest.json"
+TOKENIZER_FOLDER = "tokenizer"
+_CHECKED_FULLY = 256 << 20  # bytes; hashing more at each start would take too long
+_BLOCK = 1 << 24  # bytes read at one time for a hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +28,9 @@ class Rows:
     """Rows of L tokens on disk, memory-mapped at first use; picklable, so workers can have it.
 
     Attributes:
-      path: the .npy file, uint16 or int32, (rows, L).
-      manifest: what was written beside it: corpus, split, fingerprints, rows, length, tokens,
-        documents, sha256.
+      path: the folder; its shards are .npy files, uint16 or int32, (rows, L).
+      manifest: what is written beside them: corpus, split, fingerprints, rows, length, tokens,
+        documents, and of each shard its file, rows, bytes and sha256.
     """
 
     path: pathlib.Path
@@ -50,12 +47,24 @@ class Rows:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the tokens in order."""
+        """SHA-256 (hex) that stands for the tokens in order."""
         return self.manifest["sha256"]
 
     @functools.cached_property
-    def _array(self) -> np.ndarray:
-        return np.load(self.path, mmap_mode="r")
+    def _maps(self) -> list[np.ndarray | None]:
+        return [None] * len(self.manifest["shards"])
+
+    def _shard(self, number: int) -> np.ndarray:
+        found = self._maps[number]
+        if found is None:
+            path = self.path / self.manifest["shards"][number]["file"]
+            try:
+                # A plain array over the map: indexing a numpy memmap costs more than the reading.
+                found = np.asarray(np.load(path, mmap_mode="r"))
+            except (OSError, ValueError) as error:
+                raise errors.UserError(_damaged(path, f"cannot be read ({error})")) from None
+            self._maps[number] = found
+        return found
 
     def __getstate__(self) -> dict:
         return {"path": self.path, "manifest": self.manifest}
@@ -69,195 +78,162 @@ class Rows:
     def __getitem__(self, index) -> np.ndarray:
         """int32 copy: one row (L) for an integer, rows (n, L) for a slice or an index array."""
         try:
-            index = operator.index(index)
+            row = operator.index(index)
         except TypeError:
-            pass
-        return self._array[index].astype(np.int32)
+            return self._gather(index)
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        shard, place = divmod(row % len(self), self.manifest["shard_rows"])
+        return self._shard(shard)[place].astype(np.int32)
+
+    def _gather(self, index) -> np.ndarray:
+        if isinstance(index, slice):
+            chosen = range(len(self))[index]
+            wanted_N = np.arange(chosen.start, chosen.stop, chosen.step)
+        else:
+            wanted_N = np.asarray(index)
+            wanted_N = np.where(wanted_N < 0, wanted_N + len(self), wanted_N)
+            if wanted_N.size and not (0 <= wanted_N.min() and wanted_N.max() < len(self)):
+                raise IndexError(f"rows {wanted_N.min()} ... {wanted_N.max()} of {len(self)}")
+        shard_N, place_N = np.divmod(wanted_N, self.manifest["shard_rows"])
+        out_NL = np.empty((*wanted_N.shape, self.length), np.int32)
+        for shard in np.unique(shard_N):
+            here = shard_N == shard
+            out_NL[here] = self._shard(shard)[place_N[here]]
+        return out_NL
 
 
-def pack(
-    corpus: base.Corpus,
-    tokenizer: tokenizers.Tokenizer,
-    split: str,
-    length: int,
-    cache_dir: str | os.PathLike = "",
-    drop_remainder_every: int = 0,
-    packing: str = "wrap",
-) -> Rows:
-    """Tokenises a split and packs it into rows, or finds it in the cache.
+def open_rows(folder: pathlib.Path, facts: dict | None = None) -> Rows:
+    """The rows of a finished folder.
+
+    Sizes and headers of all shards are checked, and the hashes of the tokens unless they are many.
 
     Args:
-      corpus: its documents go through `detokenize`, then the tokenizer.
-      length: L, BOS and EOS included.
-      cache_dir: see `base.cache_folder`; rows lie in its folder `rows`.
-      drop_remainder_every: see `wrap.wrap`; only where rows cross documents.
-      packing: "wrap" (rows cross documents) or "one_per_row" (padded); see `wrap`.
+      facts: what the manifest must say.
 
     Raises:
-      UserError: `length` below 3, less text than one row, a document too long for its row, a
-        tokenizer without padding where it is needed, or a folder that cannot be written.
+      UserError: the folder is no such folder, or damaged; it names the file and what to do.
     """
-    base.check_split(corpus, split)
-    if length < wrap.SHORTEST:
-        raise errors.UserError(
-            f"length is {length}, but a row holds BOS, text and EOS; set data.length to "
-            f"{wrap.SHORTEST} or more"
-        )
-    _check_packing(packing, drop_remainder_every, tokenizer)
-    facts = {
-        "code_version": _CODE_VERSION,
-        "corpus": corpus.name,
-        "split": split,
-        "corpus_fingerprint": corpus.fingerprint(split),
-        "tokenizer": tokenizer.name,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "length": length,
-        "drop_remainder_every": drop_remainder_every,
-        "packing": packing,
-    }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = base.cache_folder(cache_dir) / "rows" / f"{corpus.name}-{split}-{length}-{key}"
-    found = _open(folder, facts)
-    return found if found is not None else _make(corpus, tokenizer, folder, facts)
+    rows = Rows(folder, _manifest(folder))
+    for key, value in (facts or {}).items():
+        if rows.manifest.get(key) != value:
+            raise errors.UserError(
+                f"{folder / MANIFEST} says {key} {rows.manifest.get(key)!r} where {value!r} "
+                f"belongs; delete the folder {folder} to prepare it again"
+            )
+    for shard in rows.manifest["shards"]:
+        _check_size(folder / shard["file"], shard, rows)
+    if sum(shard["bytes"] for shard in rows.manifest["shards"]) <= _CHECKED_FULLY:
+        verify(rows)
+    return rows
 
 
-def _open(folder: pathlib.Path, facts: dict) -> Rows | None:
-    """The cached rows; None if there are none, or if they are damaged."""
-    path = folder / _ROWS
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
-        if {key: manifest.get(key) for key in facts} != facts:
-            return None
-        if path.stat().st_size != manifest["bytes"]:
-            return None
-        if manifest["bytes"] <= _CHECKED_FULLY:
-            with path.open("rb") as file:
-                np.lib.format.read_magic(file)
-                np.lib.format.read_array_header_1_0(file)
-                if hashlib.file_digest(file, "sha256").hexdigest() != manifest["sha256"]:
-                    return None
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-    return Rows(path, manifest)
+def verify(rows: Rows) -> None:
+    """Hashes all shards; raises UserError naming the first one that is not as it was written."""
+    shards = rows.manifest["shards"]
+    total = sum(shard["bytes"] for shard in shards)
+    with metrics.bar(total=total, unit="B", unit_scale=True, desc="checking", delay=2) as bar:
+        for shard in shards:
+            path = rows.path / shard["file"]
+            _check_size(path, shard, rows)
+            if _token_hash(path, bar) != shard["sha256"]:
+                raise errors.UserError(_damaged(path, "does not have the SHA-256 it was made with"))
 
 
-def _make(corpus, tokenizer, folder: pathlib.Path, facts: dict) -> Rows:
-    """Writes rows and manifest into a temporary folder and renames it to `folder`."""
-    temporary = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
-        manifest = facts | _write(corpus, tokenizer, temporary / _ROWS, facts)
-        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        temporary.chmod(0o755)
-        _move(temporary, folder, facts)
-    except OSError as error:
-        raise errors.UserError(
-            f"cannot write packed rows to {folder.parent}: {error.strerror or error}; free some "
-            f"space, or set data.cache_dir or ${base.CACHE_VARIABLE} to a folder you can write to"
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return Rows(folder / _ROWS, manifest)
+def sign(manifest: dict) -> dict:
+    """The manifest with its own SHA-256, so that a change by hand is noticed."""
+    facts = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    text = json.dumps(facts, sort_keys=True)
+    return facts | {"manifest_sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _move(temporary: pathlib.Path, folder: pathlib.Path, facts: dict) -> None:
-    """Renames; another process may have been faster, and what is there may be damaged."""
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if _open(folder, facts) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
+def combined(hashes: list[str]) -> str:
+    """One hash for the tokens of all shards; of a single shard its own."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _write(corpus, tokenizer, path: pathlib.Path, facts: dict) -> dict:
-    """Streams the rows to a .npy file; returns the manifest's counts and hash."""
-    length, split = facts["length"], facts["split"]
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
-    counts = {"documents": 0, "text_tokens": 0}
-    digest, rows = hashlib.sha256(), 0
-    with path.open("wb") as file:
-        file.write(_header(0, length, dtype))
-        for block_NL in _blocks(_tokens(corpus, tokenizer, split, counts), tokenizer, facts):
-            data = block_NL.astype(dtype).tobytes()
-            file.write(data)
-            digest.update(data)
-            rows += len(block_NL)
-        size = file.tell()
-        file.seek(0)
-        file.write(_header(rows, length, dtype))
-    if not rows:
-        raise _too_short(corpus, tokenizer, facts, counts)
-    return counts | {
-        "rows": rows,
-        "tokens": rows * length,
-        "dtype": dtype.name,
-        "bytes": size,
-        "sha256": digest.hexdigest(),
-    }
-
-
-def _blocks(documents: Iterator[list[int]], tokenizer, facts: dict) -> Iterator[np.ndarray]:
-    """Rows (n, L) of the documents, by the packing that is asked for."""
-    length, bos_id, eos_id = facts["length"], tokenizer.bos_id, tokenizer.eos_id
-    if facts["packing"] == "wrap":
-        return wrap.wrap(documents, length, bos_id, eos_id, facts["drop_remainder_every"])
-
-    def show(tokens: list[int]) -> str:
-        text = tokenizer.decode(tokens)
-        shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + " ...")
-        return f"{shown} of the split {facts['split']!r}"
-
-    return wrap.one_per_row(documents, length, bos_id, eos_id, tokenizer.pad_id, show)
-
-
-def _check_packing(packing: str, drop_remainder_every: int, tokenizer) -> None:
-    if packing not in PACKINGS:
-        raise errors.UserError(f"packing {packing!r} is not known; use {' or '.join(PACKINGS)}")
-    if packing == "one_per_row" and drop_remainder_every:
-        raise errors.UserError(
-            f"data.drop_remainder_every={drop_remainder_every} has no meaning with data.packing="
-            "one_per_row, which leaves no remainders; set it to 0"
-        )
-    if packing == "one_per_row" and tokenizer.pad_id is None:
-        raise errors.UserError(
-            f"data.packing=one_per_row needs padding, but tokenizer {tokenizer.name!r} has no "
-            "padding token; use data.packing=wrap, or tokenizer characters or whitespace_words"
-        )
-
-
-def _header(rows: int, length: int, dtype: np.dtype) -> bytes:
+def header(rows: int, length: int, dtype: np.dtype) -> bytes:
     """A .npy header; numpy leaves room for the first axis to grow, so its size never changes."""
-    header = io.BytesIO()
+    made = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(
-        header, {"descr": descr, "fortran_order": False, "shape": (rows, length)}
+        made, {"descr": descr, "fortran_order": False, "shape": (rows, length)}
     )
-    return header.getvalue()
+    return made.getvalue()
 
 
-def _tokens(corpus, tokenizer, split: str, counts: dict) -> Iterator[list[int]]:
-    """Tokens of every document; `counts` is kept up to date on the way."""
-    texts = iter(corpus.source(split))
-    description = f"packing {corpus.name} {split}"
-    with metrics.bar(desc=description, unit="doc", total=len(corpus.source(split)), delay=2) as bar:
-        while batch := list(itertools.islice(texts, _TEXTS_AT_ONCE)):
-            for tokens in tokenizer.encode_batch([corpus.detokenize(text) for text in batch]):
-                counts["documents"] += 1
-                counts["text_tokens"] += len(tokens)
-                yield tokens
-            bar.update(len(batch))
+def has_rows(path: pathlib.Path, count: int, length: int, dtype: np.dtype) -> bool:
+    """Whether a shard has the header and the size of so many rows; raises OSError."""
+    expected = header(count, length, dtype)
+    with path.open("rb") as file:
+        start = file.read(len(expected))
+    size = len(expected) + count * length * dtype.itemsize
+    return start == expected and path.stat().st_size == size
 
 
-def _too_short(corpus, tokenizer, facts: dict, counts: dict) -> errors.UserError:
-    have = counts["documents"] + counts["text_tokens"]
-    every = facts["drop_remainder_every"]
-    limit = f" in any {every} documents" if every and counts["documents"] > every else ""
-    return errors.UserError(
-        f"the {facts['split']!r} split of {corpus.name!r} has {counts['documents']} documents and "
-        f"{have} {tokenizer.name} tokens, not enough{limit} for one row of length "
-        f"{facts['length']}; set data.length to {max(wrap.SHORTEST, have + 2)} or less, or give "
-        "more text"
+def _manifest(folder: pathlib.Path) -> dict:
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise errors.UserError(
+            f"{path} is missing, so {folder} holds no prepared rows; give a folder that "
+            "flm_jax.data.prepare made, or delete this one to prepare it again"
+        ) from None
+    except OSError as error:
+        raise errors.UserError(
+            f"cannot read {path}: {error.strerror or error}; make it readable"
+        ) from error
+    try:
+        manifest = json.loads(content)
+        whole = sign(manifest) == manifest
+    except (ValueError, AttributeError):
+        manifest, whole = {}, False
+    if not whole:
+        raise errors.UserError(_damaged(path, "was changed after it was written"))
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise errors.UserError(
+            f"{path} has format {manifest.get('format_version')}, but this version of flm_jax "
+            f"reads format {FORMAT_VERSION}; delete the folder {folder} to prepare it again"
+        )
+    return manifest
+
+
+def _check_size(path: pathlib.Path, shard: dict, rows: Rows) -> None:
+    try:
+        right = has_rows(path, shard["rows"], rows.length, np.dtype(rows.manifest["dtype"]))
+    except FileNotFoundError:
+        raise errors.UserError(_damaged(path, "is missing")) from None
+    except OSError as error:
+        raise errors.UserError(_damaged(path, f"cannot be read ({error.strerror})")) from None
+    if not right:
+        size = path.stat().st_size
+        what = "has another header" if size == shard["bytes"] else f"has {size:,} bytes"
+        wanted = "than it was made with" if size == shard["bytes"] else f"of {shard['bytes']:,}"
+        raise errors.UserError(_damaged(path, f"{what} {wanted}"))
+
+
+def _token_hash(path: pathlib.Path, bar) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            for data in _read(file):
+                digest.update(data)
+                bar.update(len(data))
+    except (OSError, ValueError) as error:
+        raise errors.UserError(_damaged(path, f"cannot be read ({error})")) from None
+    return digest.hexdigest()
+
+
+def _read(file) -> Iterator[bytes]:
+    while data := file.read(_BLOCK):
+        yield data
+
+
+def _damaged(path: pathlib.Path, what: str) -> str:
+    return (
+        f"{path} {what}; copy it again from where it was made, or delete the folder {path.parent} "
+        "to prepare it again"
     )

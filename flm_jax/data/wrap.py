@@ -1,6 +1,6 @@
 """Documents of tokens to rows of one length.
 
-wrap          `[BOS] L-2 tokens [EOS]`, documents end to end, nothing padded
+wrap          `[BOS] L-2 tokens [EOS]`, documents end to end, nothing padded (`Wrapper`: in pieces)
 one_per_row   `[BOS] document [EOS] [PAD] ... [PAD]`
 """
 
@@ -42,18 +42,46 @@ def wrap(
     Raises:
       UserError: `length` is below 3.
     """
-    _check_length(length)
+    wrapper = Wrapper(length, bos_id, eos_id)
     for group in _groups(documents, drop_remainder_every):
-        rest = np.empty(0, np.int32)
         for stream in _streams(group, (eos_id,) if insert_eos else ()):
-            stream = np.concatenate([rest, stream])
-            count, inner = len(stream) // (length - 2), length - 2
-            if count:
-                rows_NL = np.empty((count, length), np.int32)
-                rows_NL[:, 0], rows_NL[:, -1] = bos_id, eos_id
-                rows_NL[:, 1:-1] = stream[: count * inner].reshape(count, inner)
+            rows_NL = wrapper.add(stream)
+            if len(rows_NL):
                 yield rows_NL
-            rest = stream[count * inner :]
+        wrapper.drop_remainder()
+
+
+class Wrapper:
+    """`wrap` for a stream that arrives in pieces: what fills no row yet is kept for the next piece.
+
+    Raises UserError when `length` is below 3.
+    """
+
+    def __init__(self, length: int, bos_id: int, eos_id: int):
+        _check_length(length)
+        self._length, self._bos_id, self._eos_id = length, bos_id, eos_id
+        self._rest = np.empty(0, np.int32)
+        self._before = 0  # tokens that were kept when the newest piece came
+
+    def add(self, stream: np.ndarray) -> np.ndarray:
+        """The rows, int32 (n, L) with n >= 0, that `stream` (int, the ends are in it) completes."""
+        self._before = len(self._rest)
+        stream = np.concatenate([self._rest, stream])
+        inner = self._length - 2
+        count = len(stream) // inner
+        rows_NL = np.empty((count, self._length), np.int32)
+        rows_NL[:, 0], rows_NL[:, -1] = self._bos_id, self._eos_id
+        rows_NL[:, 1:-1] = stream[: count * inner].reshape(count, inner)
+        self._rest = stream[count * inner :].astype(np.int32)
+        return rows_NL
+
+    def used(self, count: int) -> int:
+        """Tokens of the newest piece that its first `count` >= 1 rows hold."""
+        return count * (self._length - 2) - self._before
+
+    def drop_remainder(self) -> None:
+        """Forgets what fills no row."""
+        self._rest = self._rest[:0]
 
 
 def one_per_row(
@@ -63,6 +91,7 @@ def one_per_row(
     eos_id: int,
     pad_id: int,
     show: Callable[[Sequence[int]], str] = str,
+    first: int = 0,
 ) -> Iterator[np.ndarray]:
     """Puts each document in a row of its own: `[BOS] document [EOS] [PAD] ... [PAD]`.
 
@@ -76,6 +105,7 @@ def one_per_row(
       eos_id: follows every document.
       pad_id: fills the row.
       show: how a document that is too long is named in the error.
+      first: the number of the first document, for the error.
 
     Yields:
       int32 arrays (n, L), n >= 1.
@@ -84,7 +114,7 @@ def one_per_row(
       UserError: `length` is below 3, or a document has more than L-2 tokens.
     """
     _check_length(length)
-    numbered = enumerate(documents)
+    numbered = enumerate(documents, first)
     while group := list(itertools.islice(numbered, max(1, _BUFFER // length))):
         rows_NL = np.full((len(group), length), pad_id, np.int32)
         rows_NL[:, 0] = bos_id
