@@ -1,0 +1,210 @@
+"""Parts that are text files, alone or in archives: lines, stories between marks, whole files."""
+
+import bz2
+import contextlib
+import dataclasses
+import gzip
+import lzma
+import pathlib
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from flm_jax import errors
+from flm_jax.data.published import streams
+
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_BLOCK = 1 << 20
+_BLANK_LINES = re.compile("\n\n\n+")
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path, member: str = "") -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed by its name, or of a member of a .zip or .tgz archive."""
+    with streams.reading(path):
+        if not member:
+            with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+                yield file
+        elif path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+                yield file
+        else:
+            with tarfile.open(path) as archive:
+                yield archive.extractfile(member)
+
+
+def members(path: pathlib.Path) -> list[str]:
+    """Names of the files in a .zip or tar archive, by its index or one pass; [] if it is neither.
+
+    Raises UserError for an archive that is damaged.
+    """
+    with streams.reading(path):
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                return archive.namelist()
+        if path.name.endswith((".tgz", ".tar.gz", ".tar")):
+            with tarfile.open(path) as archive:
+                return [entry.name for entry in archive if entry.isfile()]
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """A document per line.
+
+    Attributes:
+      path: a text file, compressed or not, or an archive.
+      member: the file in the archive; "" if `path` is the file itself.
+      strip: take off white space at both ends, and leave out what is then empty. Without it lines
+        are as they are, end of line included, and a blank one is the document "".
+    """
+
+    path: pathlib.Path
+    member: str = ""
+    strip: bool = True
+
+    def documents(self) -> Iterator[str]:
+        with opened(self.path, self.member) as file:
+            for number, line in enumerate(file, start=1):
+                text = streams.text_of(line, self.path, f"{self.member or 'it'}: line {number}")
+                if not self.strip:
+                    yield text if text.strip() else ""
+                elif text := text.strip():
+                    yield text
+
+    def fingerprint(self) -> str:
+        facts = type(self).__name__, self.member, self.strip
+        return streams.combined(*facts, streams.file_hash(self.path))
+
+    def count(self) -> int | None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Separated:
+    """Documents between marks, stripped, empty ones left out."""
+
+    path: pathlib.Path
+    mark: str
+
+    def documents(self) -> Iterator[str]:
+        rest, mark, number = b"", self.mark.encode(), 0
+        with opened(self.path) as file:
+            while block := file.read(_BLOCK):
+                *whole, rest = (rest + block).split(mark)
+                for data in whole:
+                    number += 1
+                    if text := self._text(data, number):
+                        yield text
+            if text := self._text(rest, number + 1):
+                yield text
+
+    def _text(self, data: bytes, number: int) -> str:
+        return streams.text_of(data, self.path, f"document {number}").strip()
+
+    def fingerprint(self) -> str:
+        return streams.combined("Separated", self.mark, streams.file_hash(self.path))
+
+    def count(self) -> int | None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class TarLines:
+    """Stripped lines of those files of a tar archive whose name matches, in the archive's order.
+
+    The archive is streamed: nothing is unpacked to disk.
+    """
+
+    path: pathlib.Path
+    pattern: str
+
+    def documents(self) -> Iterator[str]:
+        wanted, found = re.compile(self.pattern), False
+        with streams.reading(self.path), tarfile.open(self.path, "r|*") as archive:
+            for entry in archive:
+                if not (entry.isfile() and wanted.search(entry.name)):
+                    continue
+                found = True
+                for number, line in enumerate(archive.extractfile(entry), start=1):
+                    where = f"{entry.name}: line {number}"
+                    if text := streams.text_of(line, self.path, where).strip():
+                        yield text
+        if not found:
+            raise errors.UserError(
+                f"{self.path} holds no file whose name matches {self.pattern}; it is another "
+                "archive than the published one, download that"
+            )
+
+    def fingerprint(self) -> str:
+        return streams.combined("TarLines", self.pattern, streams.file_hash(self.path))
+
+    def count(self) -> int | None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class TarTexts:
+    """Text files in a tar archive (any compression), and in .xz tar archives inside it.
+
+    As in the OpenWebText archives: a document per file, runs of blank lines made one, stripped.
+    """
+
+    path: pathlib.Path
+
+    def documents(self) -> Iterator[str]:
+        found = False
+        with streams.reading(self.path), tarfile.open(self.path, "r|*") as archive:
+            for text in _texts(archive, self.path):
+                found = True
+                yield text
+        if not found:
+            raise errors.UserError(
+                f"{self.path} holds no .txt file and no .xz archive of such; give the archives of "
+                "OpenWebText"
+            )
+
+    def fingerprint(self) -> str:
+        return streams.combined("TarTexts", streams.file_hash(self.path))
+
+    def count(self) -> int | None:
+        return None
+
+
+def _texts(archive: tarfile.TarFile, path: pathlib.Path) -> Iterator[str]:
+    for entry in archive:
+        if not entry.isfile():
+            continue
+        file = archive.extractfile(entry)
+        if entry.name.endswith(".txt"):
+            text = streams.text_of(file.read(), path, entry.name)
+            yield _BLANK_LINES.sub("\n\n", text).strip()
+        elif entry.name.endswith(".xz"):
+            with lzma.open(file) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as inner:
+                yield from _texts(inner, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The .txt files of a folder at any depth, by name, a document each, cleaned like TarTexts."""
+
+    path: pathlib.Path
+
+    def documents(self) -> Iterator[str]:
+        for path in self._files():
+            with streams.reading(path):
+                text = streams.text_of(path.read_bytes(), path, "it")
+            yield _BLANK_LINES.sub("\n\n", text).strip()
+
+    def _files(self) -> list[pathlib.Path]:
+        return sorted(p for p in self.path.rglob("*.txt") if p.is_file())
+
+    def fingerprint(self) -> str:
+        with streams.reading(self.path):
+            facts = [(str(p.relative_to(self.path)), p.stat().st_size) for p in self._files()]
+        return streams.combined("Folder", *facts)
+
+    def count(self) -> int:
+        return len(self._files())

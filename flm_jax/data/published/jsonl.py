@@ -1,0 +1,37 @@
+"""JSON lines: one object per line, the text under one key."""
+
+from collections.abc import Sequence
+
+from flm_jax import errors
+from flm_jax.data import text_files
+
+
+class Jsonl(text_files.TextFiles):
+    """`text_files` for .jsonl and .jsonl.gz files only."""
+
+    name = "jsonl"
+    kind = "the user's JSON lines"
+
+    def __init__(
+        self,
+        path: str | Sequence[str] = (),
+        valid_path: str | Sequence[str] = (),
+        test_path: str | Sequence[str] = (),
+        text_key: str = "text",
+    ):
+        """Finds the files; see `TextFiles`.
+
+        Raises:
+          UserError: `path` is missing, finds no file, or a file has another ending.
+        """
+        if not path:
+            raise errors.UserError(
+                "data set 'jsonl' needs options.path: a .jsonl or .jsonl.gz file, a folder or a "
+                "glob, for example --config.data.options.path=corpus.jsonl"
+            )
+        super().__init__(path, valid_path, test_path, json_key=text_key)
+        for file in (file for files in self._files.values() for file in files):
+            if not file.name.lower().endswith((".jsonl", ".jsonl.gz")):
+                raise errors.UserError(
+                    f"{file} is no .jsonl or .jsonl.gz file; rename it, or use data.name=text_files"
+                )
