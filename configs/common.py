@@ -28,7 +28,7 @@ PRESETS = {
 }
 
 
-STAGES = ("pretrain", "distill")
+STAGES = ("pretrain", "distill", "residual", "second_stage")
 
 
 def get_config(stage: str = "pretrain", stages: tuple[str, ...] = STAGES) -> ConfigDict:
@@ -36,7 +36,9 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = STAGES) -> Con
 
     Args:
       stage: what comes after the colon of --config=FILE:STAGE. "pretrain" trains a denoiser (FLM),
-        "distill" a flow map (FMLM) from the denoiser that --config.teacher names.
+        "distill" a flow map (FMLM) from the denoiser that --config.teacher names. "residual" and
+        then "second_stage" make one in the two steps of the method's first version: a correction of
+        the denoiser, and a flow map of both together, whose --config.teacher is the correction.
       stages: the stages that the calling config file knows.
     """
     if stage not in stages:
@@ -126,16 +128,81 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = STAGES) -> Con
         )
     )
     config.evals = ("text_statistics",)
-    if stage == "distill":
-        distill(config)
+    if stage in _AFTER_PRETRAINING:
+        _AFTER_PRETRAINING[stage](config)
     return config
 
 
 def distill(config: ConfigDict) -> None:
     """Makes a config of a denoiser one of its flow map: the official distillation (PSD)."""
-    config.stage = "distill"
-    config.loss.name = "psd"
+    _of_two_times(config, "distill", "psd", "flow_map")
+    config.optim.beta2 = 0.95
+
+
+def residual(config: ConfigDict) -> None:
+    """... one of the correction that turns its steps into jumps: the first of two stages."""
+    _of_two_times(config, "residual", "residual", "two_model")
+    config.model.loss_weighting = True
+
+
+def second_stage(config: ConfigDict) -> None:
+    """... one of the flow map of denoiser and correction; the second of two stages."""
+    _of_two_times(config, "second_stage", "second_stage", "flow_map")
+
+
+_AFTER_PRETRAINING = {"distill": distill, "residual": residual, "second_stage": second_stage}
+
+
+def _of_two_times(config: ConfigDict, stage: str, loss: str, sampler: str) -> None:
+    config.stage = stage
+    config.loss.name = loss
     config.model.two_times = True
     config.init_from = "teacher"
-    config.optim.beta2 = 0.95
-    config.sampler.update(name="flow_map", steps=(1, 2, 4, 8))
+    config.sampler.update(name=sampler, steps=(1, 2, 4, 8))
+
+
+def teach(config: ConfigDict, workdir: str) -> None:
+    """Names the teacher by the convention of these configs: the workdir of the stage before."""
+    if config.stage != "pretrain":
+        config.teacher = workdir + ("_residual" if config.stage == "second_stage" else "")
+
+
+def split_stage(stage: str, *words: str) -> tuple[str, set[str]]:
+    """("distill", {"small"}) of "distill,small"; the stage may be left out.
+
+    Args:
+      words: that may follow; they mean what the calling config file says.
+    """
+    parts = [part.strip() for part in stage.split(",") if part.strip()]
+    given = {part for part in parts if part in words}
+    stages = [part for part in parts if part not in words]
+    if len(stages) > 1:
+        raise UserError(
+            f"this config has no stage {stage!r}; write one of {', '.join(STAGES)}"
+            + (f", and after a comma {', '.join(words)}" if words else "")
+        )
+    return (stages or ["pretrain"])[0], given
+
+
+def pieces(vocab_size: int) -> ConfigDict:
+    """A tokenizer section: SentencePiece trained on the corpus."""
+    return ConfigDict(dict(name="sentencepiece", options=dict(vocab_size=vocab_size)))
+
+
+def small(config: ConfigDict) -> None:
+    """Shrinks model and training to half an hour on two CPU cores."""
+    config.model.update(width=128, depth=4, heads=4, dropout=0.0, dtype="float32")
+    config.model.head_init = "table"
+    rate = 4e-3 if config.stage == "pretrain" else 1e-3
+    config.optim.update(learning_rate=rate, warmup_steps=100, ema_decay=0.999)
+    config.train.update(
+        batch_size=32,
+        steps=6_000,
+        max_minutes=30.0,
+        log_every=20,
+        eval_every=250,
+        sample_every=1_000,
+        save_every=500,
+        eval_rows=128,
+        eval_taus=(0.05, 0.25, 0.5, 0.75, 0.95),
+    )

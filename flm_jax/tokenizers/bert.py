@@ -7,9 +7,18 @@ from collections.abc import Iterable, Sequence
 
 from flm_jax import errors
 from flm_jax.tokenizers import base, vocabulary_files
+from flm_jax.tokenizers.downloads import Download
 
 _FILE = "vocab.txt"
 _HUB_NAMES = ("bert-base-uncased", "google-bert/bert-base-uncased")
+_PUBLISHED = (
+    Download(
+        "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt",
+        _FILE,
+        "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        231_508,
+    ),
+)
 _PAD, _UNKNOWN, _CLS, _SEP, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 _SPECIALS = (_PAD, _UNKNOWN, _CLS, _SEP, _MASK)
 _LONGEST_WORD = 100  # characters; a longer word becomes [UNK], as in the original
@@ -44,15 +53,18 @@ class Bert:
         self.pad_id = ids[_PAD]
 
     @classmethod
-    def read(cls, folder: str = "") -> "Bert":
+    def read(cls, folder: str = "", download: bool = False, cache_dir: str = "") -> "Bert":
         """The tokenizer of `folder`/vocab.txt, or of the file where it usually is.
 
-        "" looks in $FLM_JAX_TOKENIZERS/bert-base-uncased and in the Hugging Face cache.
+        "" looks in $FLM_JAX_TOKENIZERS/bert-base-uncased, in the Hugging Face cache and in
+        `cache_dir`; `download` fetches the published file into `cache_dir` if it is nowhere.
 
         Raises:
-          UserError: the file is missing or damaged.
+          UserError: the file is missing or damaged, or cannot be fetched.
         """
-        files = vocabulary_files.find("bert-base-uncased", folder, ((_FILE,),), _HUB_NAMES)
+        files = vocabulary_files.find(
+            cls.name, folder, ((_FILE,),), _HUB_NAMES, _PUBLISHED, download, cache_dir
+        )
         return cls._parse(files[_FILE], folder or "the BERT vocabulary")
 
     @classmethod
@@ -127,18 +139,19 @@ class Bert:
 
 @dataclasses.dataclass(frozen=True)
 class BertRecipe:
-    """BERT's lower-case vocabulary from `folder`."""
+    """BERT's lower-case vocabulary from `folder`, or found, or fetched with `download`."""
 
     folder: str = ""
+    download: bool = False
 
     def build(self, documents: base.Documents | None = None, cache_dir: str = "") -> Bert:
         """Reads the file; the text is not looked at.
 
         Raises:
-          UserError: the file is missing or damaged.
+          UserError: the file is missing or damaged, or cannot be fetched.
         """
-        del documents, cache_dir  # nothing to train
-        return Bert.read(self.folder)
+        del documents  # nothing to train
+        return Bert.read(self.folder, self.download, cache_dir)
 
     @staticmethod
     def from_files(folder: str | os.PathLike, meta: dict) -> Bert:

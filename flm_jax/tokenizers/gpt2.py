@@ -8,12 +8,28 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flm_jax import errors
 from flm_jax.tokenizers import base, vocabulary_files
+from flm_jax.tokenizers.downloads import Download
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "[PAD]"
 _VOCAB, _MERGES, _COMBINED = "vocab.json", "merges.txt", "tokenizer.json"
 _FILE_SETS = ((_VOCAB, _MERGES), ("encoder.json", "vocab.bpe"), (_COMBINED,))
 _HUB_NAMES = ("gpt2", "openai-community/gpt2")
+_SITE = "https://openaipublic.blob.core.windows.net/gpt-2/models/124M/"
+_PUBLISHED = (
+    Download(
+        _SITE + "encoder.json",
+        "encoder.json",
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        1_042_301,
+    ),
+    Download(
+        _SITE + "vocab.bpe",
+        "vocab.bpe",
+        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        456_318,
+    ),
+)
 
 
 class Gpt2:
@@ -54,16 +70,21 @@ class Gpt2:
         self.vocab_size = len(vocab) + bool(pad)
 
     @classmethod
-    def read(cls, folder: str = "", pad: bool = True) -> "Gpt2":
+    def read(
+        cls, folder: str = "", pad: bool = True, download: bool = False, cache_dir: str = ""
+    ) -> "Gpt2":
         """The tokenizer of the vocabulary files in `folder`, or where such files usually are.
 
         A folder holds vocab.json and merges.txt, or encoder.json and vocab.bpe, or tokenizer.json;
-        "" looks in $FLM_JAX_TOKENIZERS/gpt2 and in the Hugging Face cache.
+        "" looks in $FLM_JAX_TOKENIZERS/gpt2, in the Hugging Face cache and in `cache_dir`;
+        `download` fetches the published files into `cache_dir` if they are nowhere.
 
         Raises:
-          UserError: the files are missing or damaged.
+          UserError: the files are missing or damaged, or cannot be fetched.
         """
-        files = vocabulary_files.find("gpt2", folder, _FILE_SETS, _HUB_NAMES)
+        files = vocabulary_files.find(
+            cls.name, folder, _FILE_SETS, _HUB_NAMES, _PUBLISHED, download, cache_dir
+        )
         return cls._parse(files, pad, folder or "the GPT-2 vocabulary")
 
     @classmethod
@@ -141,19 +162,23 @@ class Gpt2:
 
 @dataclasses.dataclass(frozen=True)
 class Gpt2Recipe:
-    """GPT-2's vocabulary from `folder`; `pad` gives the 50258 ids of the official models."""
+    """GPT-2's vocabulary from `folder`, or found, or fetched with `download`.
+
+    `pad` gives the 50258 ids of the official models.
+    """
 
     folder: str = ""
     pad: bool = True
+    download: bool = False
 
     def build(self, documents: base.Documents | None = None, cache_dir: str = "") -> Gpt2:
         """Reads the files; the text is not looked at.
 
         Raises:
-          UserError: the files are missing or damaged.
+          UserError: the files are missing or damaged, or cannot be fetched.
         """
-        del documents, cache_dir  # nothing to train
-        return Gpt2.read(self.folder, self.pad)
+        del documents  # nothing to train
+        return Gpt2.read(self.folder, self.pad, self.download, cache_dir)
 
     @staticmethod
     def from_files(folder: str | os.PathLike, meta: dict) -> Gpt2:

@@ -1,10 +1,11 @@
-"""Find the vocabulary files of published tokenizers on this machine, and tidy decoded text."""
+"""Find or fetch the vocabulary files of published tokenizers, and tidy decoded text."""
 
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from flm_jax import errors
+from flm_jax.tokenizers import downloads
 
 FOLDER_VARIABLE = "FLM_JAX_TOKENIZERS"
 
@@ -17,24 +18,44 @@ _TIDIED = (
 
 
 def find(
-    title: str, folder: str, sets_of_names: Sequence[Sequence[str]], hub_names: Sequence[str]
+    title: str,
+    folder: str,
+    sets_of_names: Sequence[Sequence[str]],
+    hub_names: Sequence[str],
+    published: Sequence[downloads.Download] = (),
+    download: bool = False,
+    cache_dir: str = "",
 ) -> dict[str, bytes]:
     """The files of the first complete set of names: file name -> content.
 
-    Looks in `folder` alone if it is given, else in $FLM_JAX_TOKENIZERS/`title` and in the Hugging
-    Face cache under each of `hub_names`. Raises UserError saying what to put where.
+    Looks in `folder` alone if it is given, else in $FLM_JAX_TOKENIZERS/`title`, in the Hugging Face
+    cache under each of `hub_names`, and where downloads go, `cache_dir`/tokenizers/`title`. With
+    `download` the files that are `published` are fetched there. Raises UserError saying what to put
+    where, or why a file cannot be fetched.
     """
-    folders = [pathlib.Path(folder).expanduser()] if folder else _usual_folders(title, hub_names)
-    for place in folders:
+    own = _cache_folder(cache_dir) / "tokenizers" / title
+    if folder:
+        places = [pathlib.Path(folder).expanduser()]
+    else:
+        places = [*_usual_folders(title, hub_names), own]
+    for place in places:
         for names in sets_of_names:
             if all((place / name).is_file() for name in names):
                 return {name: _read(place / name) for name in names}
+    if download and not folder:
+        return {file.file: _read(downloads.fetch(file, own)) for file in published}
     wanted = ", or ".join(" and ".join(names) for names in sets_of_names)
-    looked = folder or f"${FOLDER_VARIABLE}/{title} or the Hugging Face cache"
+    looked = folder or f"${FOLDER_VARIABLE}/{title}, the Hugging Face cache or {own}"
+    itself = "" if folder else ", or set tokenizer.options.download=True"
     raise errors.UserError(
         f"the {title} vocabulary ({wanted}) is not in {looked}; download it from the Hugging Face "
-        f"model {hub_names[-1]} into a folder and give that as the tokenizer's option folder"
+        f"model {hub_names[-1]} into a folder and give that as tokenizer.options.folder{itself}"
     )
+
+
+def _cache_folder(cache_dir: str) -> pathlib.Path:
+    chosen = cache_dir or os.environ.get("FLM_JAX_CACHE") or "~/.cache/flm_jax"
+    return pathlib.Path(chosen).expanduser()
 
 
 def _usual_folders(title: str, hub_names: Sequence[str]) -> list[pathlib.Path]:

@@ -52,6 +52,7 @@ class Published(abc.ABC):
           UserError: the files are not found, cannot be fetched, or are of another kind.
         """
         self._parts = self._find(path, download)
+        self._sources: dict[str, streams.Streamed] = {}
         self.splits = tuple(split for split in base.SPLITS if self._parts.get(split))
 
     @abc.abstractmethod
@@ -60,6 +61,11 @@ class Published(abc.ABC):
 
     def source(self, split: str) -> Sequence[str]:
         base.check_split(self, split)
+        if split not in self._sources:
+            self._sources[split] = self._open(split)
+        return self._sources[split]
+
+    def _open(self, split: str) -> streams.Streamed:
         return streams.Streamed(self._parts[split], f"{self.name} {split}")
 
     def detokenize(self, text: str) -> str:

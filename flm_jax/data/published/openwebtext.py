@@ -42,8 +42,7 @@ class OpenWebText(base.Published):
         self._valid = valid_documents
         self.splits = ("train", "valid")
 
-    def source(self, split: str) -> streams.Streamed:
-        data_base.check_split(self, split)
+    def _open(self, split: str) -> streams.Streamed:
         whole = streams.Streamed(self._parts["train"], self.name)
         border = len(whole) - self._valid
         if border < 1:

@@ -14,6 +14,7 @@ import json
 import lzma
 import pathlib
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,10 +25,12 @@ import numpy as np
 from flm_jax import errors, files, metrics
 from flm_jax.data import base
 
-_HASHED_FULLY = 64 << 20  # bytes; of larger files the ends, samples, the size and the date count
+_HASHED_FULLY = 16 << 20  # bytes; of larger files samples, the size and the date count
 _SAMPLES, _SAMPLE = 32, 1 << 16
-# In these a change of the content changes the end: it holds a checksum or an index of all of it.
-_SELF_CHECKING = (".gz", ".tgz", ".zip", ".parquet")
+# A change of the content changes the end of these: it holds a checksum or an index of all of it.
+_SELF_CHECKING = (".gz", ".tgz", ".xz", ".zip", ".parquet")
+_SAVED_EVERY = 30.0  # seconds, while documents are counted
+_RULES = "1"  # raise it when the same files would give other documents
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 
 
@@ -132,44 +135,53 @@ class Streamed(Sequence[str]):
 
 
 def _counts(parts: Sequence[Part], title: str) -> list[int]:
-    """Documents per part: stated, from the cache, or by reading it."""
-    counts = []
+    """Documents per part: stated, from the cache, or by reading it, which may take minutes."""
+    stated = [part.count() for part in parts]
+    if None not in stated:
+        return stated
+    keys = [part.fingerprint() for part in parts]
+    path = base.cache_folder() / "counts" / f"{combined(_RULES, keys)}.json"
+    known: dict[str, int] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known = {str(key): int(count) for key, count in json.loads(path.read_bytes()).items()}
+    saved = time.monotonic()
     with metrics.bar(desc=f"counting documents of {title}", unit="doc", delay=2) as bar:
-        for part in parts:
-            stated = part.count()
-            counts.append(_count(part, bar) if stated is None else stated)
-    return counts
+        for key, part in zip(keys, parts, strict=True):
+            if key in known:
+                continue
+            known[key] = 0
+            for _ in part.documents():
+                known[key] += 1
+                bar.update()
+            if time.monotonic() - saved > _SAVED_EVERY:
+                _save(path, known)
+                saved = time.monotonic()
+    _save(path, known)
+    return [known[key] for key in keys]
 
 
-def _count(part: Part, bar) -> int:
-    name = hashlib.sha256(f"{type(part).__name__} {part.fingerprint()}".encode()).hexdigest()
-    path = base.cache_folder() / "counts" / f"{name}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads(path.read_bytes())["documents"])
-    count = 0
-    for _ in part.documents():
-        count += 1
-        bar.update()
+def _save(path: pathlib.Path, known: dict[str, int]) -> None:
     with contextlib.suppress(errors.UserError):  # it is only a cache
-        files.write_atomically(path, json.dumps({"documents": count}))
-    return count
+        files.write_atomically(path, json.dumps(known))
 
 
 def file_hash(path: pathlib.Path) -> str:
-    """SHA-256 (hex) of a file's content; of a large one, of its size, ends and samples.
+    """SHA-256 (hex) that changes when a file does; reads little of a large one.
 
-    The date of a large file counts too, unless its end depends on all of it.
+    Of a large file the size, samples and the date count; of a compressed one the size and both
+    ends, so that a copy on another machine has the same hash.
     """
     digest = hashlib.sha256()
     try:
         stat = path.stat()
+        packed = path.name.endswith(_SELF_CHECKING)
         with path.open("rb") as file:
-            if stat.st_size <= _HASHED_FULLY:
+            if stat.st_size <= (2 * _SAMPLE if packed else _HASHED_FULLY):
                 return hashlib.file_digest(file, "sha256").hexdigest()
-            date = "" if path.name.endswith(_SELF_CHECKING) else stat.st_mtime_ns
-            digest.update(f"{stat.st_size} {date}".encode())
-            for i in range(_SAMPLES):
-                file.seek((stat.st_size - _SAMPLE) * i // (_SAMPLES - 1))
+            digest.update(f"{stat.st_size} {'' if packed else stat.st_mtime_ns}".encode())
+            last = 1 if packed else _SAMPLES - 1
+            for i in range(last + 1):
+                file.seek((stat.st_size - _SAMPLE) * i // last)
                 digest.update(file.read(_SAMPLE))
     except OSError as error:
         raise errors.UserError(sentence(path, error)) from error

@@ -94,7 +94,7 @@ class Pieces:
             if end != self.whole and not (end == self.whole + 1 and _last(file) == b"\n"):
                 raise errors.UserError(
                     f"{self.path} has {end:,} characters, not {self.whole:,}; download it again, "
-                    "or set options.characters to three sizes, of train, valid and test, that add up"
+                    "or set options.characters to sizes of train, valid and test that add up"
                 )
             file.seek(self.start)
             for number in range(self.count()):
