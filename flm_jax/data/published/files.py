@@ -17,6 +17,7 @@ from flm_jax.data.published import streams
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _BLOCK = 1 << 20
+_TAR_END = 1024  # bytes, all zero
 _BLANK_LINES = re.compile("\n\n\n+")
 
 
@@ -48,6 +49,22 @@ def members(path: pathlib.Path) -> list[str]:
             with tarfile.open(path) as archive:
                 return [entry.name for entry in archive if entry.isfile()]
     return []
+
+
+@contextlib.contextmanager
+def streamed_tar(path: pathlib.Path) -> Iterator[tarfile.TarFile]:
+    """A tar archive to be read from its beginning to its end, compressed or not.
+
+    Raises UserError if it is damaged; also if it just stops, which the library takes for its end.
+    """
+    with streams.reading(path):
+        if path.suffix == ".tar":
+            with path.open("rb") as file:
+                file.seek(max(0, file.seek(0, 2) - _TAR_END))
+                if file.read() != bytes(_TAR_END):
+                    raise EOFError("the end is missing")
+        with tarfile.open(path, "r|*") as archive:
+            yield archive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +140,7 @@ class TarLines:
 
     def documents(self) -> Iterator[str]:
         wanted, found = re.compile(self.pattern), False
-        with streams.reading(self.path), tarfile.open(self.path, "r|*") as archive:
+        with streamed_tar(self.path) as archive:
             for entry in archive:
                 if not (entry.isfile() and wanted.search(entry.name)):
                     continue
@@ -156,7 +173,7 @@ class TarTexts:
 
     def documents(self) -> Iterator[str]:
         found = False
-        with streams.reading(self.path), tarfile.open(self.path, "r|*") as archive:
+        with streamed_tar(self.path) as archive:
             for text in _texts(archive, self.path):
                 found = True
                 yield text
