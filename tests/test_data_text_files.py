@@ -4,7 +4,9 @@ import gzip
 import json
 import os
 import pickle
+import tracemalloc
 
+import numpy as np
 import pytest
 
 from flm_jax import data, errors
@@ -210,3 +212,116 @@ def test_a_file_that_shrinks_while_in_use(tmp_path):
     put(tmp_path / "a.txt", "short")
     with pytest.raises(errors.UserError, match="became shorter while it was read"):
         found[150]
+
+
+GOOD, BAD_BYTES, NUL = b"first good one", b"caf\xe9 au lait", b"nul \0 byte"
+BAD_JSON = (b'{"text": "a\\ud800b"}', b'{"text": "a\\u0000b"}', b'{"text": "a\xffb"}')
+
+
+@pytest.mark.parametrize("document", ["line", "paragraph", "<|end|>"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_bad_text_is_refused_replaced_or_left_out_and_counted(tmp_path, caplog, name, document):
+    between = {"line": b"\n", "paragraph": b"\n\n"}.get(document, b"<|end|>")
+    path = put(tmp_path / name, between.join([GOOD, BAD_BYTES, GOOD, NUL, b"last"]))
+
+    def read(policy):
+        caplog.clear()
+        corpus = text_files.TextFiles(path, path, path, document=document, bad_text=policy)
+        return list(corpus.source("train")), caplog.text
+
+    with pytest.raises(errors.UserError, match="0xe9.*or set options.bad_text to replace or skip"):
+        read("stop")
+    left, told = read("skip")
+    assert left == ["first good one", "first good one", "last"]
+    line = {"line": 2, "paragraph": 3}.get(document, 1)
+    words = (
+        f"2 documents of the train files were no UTF-8 text or held NUL and were {{}}{path} line "
+    )
+    assert words.format("left out (options.bad_text=skip); the first one: ") + str(line) in told
+    repaired, told = read("replace")
+    assert repaired == [left[0], "caf\ufffd au lait", left[1], "nul \ufffd byte", "last"]
+    assert words.format("repaired (options.bad_text=replace); the first one: ") in told
+    prints = {
+        text_files.TextFiles(path, bad_text=policy).fingerprint("train")
+        for policy in documents.BAD_TEXT
+    }
+    assert len(prints) == 3  # rows of another policy are other rows
+
+
+def test_nul_bytes_are_told_with_their_line(tmp_path):
+    for content, line in ((b"one\n\0two", 2), ("text".encode("utf-16-le"), 1)):
+        corpus = text_files.TextFiles(put(tmp_path / "a.txt", content), document="file")
+        with pytest.raises(errors.UserError, match=f"line {line} has a NUL byte, so it is perhaps"):
+            corpus.source("train")
+
+
+@pytest.mark.parametrize("record", BAD_JSON)
+def test_bad_text_in_json(tmp_path, record):
+    path = put(tmp_path / "a.jsonl", b'{"text": "good"}\n' + record + b'\n{"text": "end"}\n')
+
+    def read(policy):
+        return list(text_files.TextFiles(path, path, path, bad_text=policy).source("train"))
+
+    with pytest.raises(errors.UserError, match="line 2 .*options.bad_text"):
+        read("stop")
+    assert read("skip") == ["good", "end"] and read("replace") == ["good", "a\ufffdb", "end"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+@pytest.mark.parametrize("document", ["line", "paragraph", "file", "<|end|>"])
+def test_a_line_of_100_megabytes_is_refused_in_little_memory(tmp_path, name, document):
+    with (gzip.open if name.endswith("gz") else open)(tmp_path / name, "wb") as file:
+        file.write(b'{"text": "ok"}\n\n<|end|>' if "jsonl" not in name else b'{"text": "ok"}\n')
+        for _ in range(100):
+            file.write(b"a" * 10**6)
+    corpus = text_files.TextFiles(str(tmp_path / name), document=document)
+    tracemalloc.start()
+    sentence = r"document of more than 16,000,000 bytes from line \d on; cut the text finer"
+    with pytest.raises(errors.UserError, match=sentence):
+        corpus.source("train")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+
+
+@pytest.mark.parametrize("document", ["line", "paragraph", "file", "<|end|>"])
+def test_the_longest_document_is_just_accepted(tmp_path, document):
+    path = put(tmp_path / "a.txt", "a" * 30)
+
+    def read(longest):
+        corpus = text_files.TextFiles(path, path, path, document=document, longest_document=longest)
+        return list(corpus.source("train"))
+
+    assert read(30) == read(0) == ["a" * 30]
+    with pytest.raises(errors.UserError, match="more than 29 bytes from line 1 on"):
+        read(29)
+
+
+def test_files_given_twice_are_read_once_and_copies_are_told(tmp_path, caplog):
+    path = put(tmp_path / "a.txt", "one\ntwo")
+    (tmp_path / "link.txt").symlink_to(path)
+    twice = [path, str(tmp_path / "link.txt"), f"{tmp_path}/./a.txt"]
+    corpus = text_files.TextFiles(twice, path, path)
+    assert list(corpus.source("train")) == ["one", "two"]
+    corpus.fingerprint("train")
+    assert not caplog.text
+    put(tmp_path / "copy.txt", "one\ntwo")
+    text_files.TextFiles(str(tmp_path)).fingerprint("train")
+    assert "copy.txt has the same content as" in caplog.text
+
+
+def test_places_of_many_documents_are_kept_on_disk(tmp_path, monkeypatch):
+    path = put(tmp_path / "a.txt", "\n".join(LINES))
+    in_memory = [list(text_files.TextFiles(path).source(split)) for split in base.SPLITS]
+    monkeypatch.setattr(documents, "_SPILL", 24)
+    corpus = text_files.TextFiles(path)
+    assert [list(corpus.source(split)) for split in base.SPLITS] == in_memory
+    places = corpus.source("train").places_N3
+    assert isinstance(places, np.memmap) or isinstance(places.base, np.memmap)
+
+
+def test_bad_text_must_be_known(tmp_path):
+    with pytest.raises(
+        errors.UserError, match="bad_text is 'fix', but must be stop, replace, skip"
+    ):
+        text_files.TextFiles(put(tmp_path / "a.txt", "a"), bad_text="fix")

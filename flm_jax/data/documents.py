@@ -1,9 +1,13 @@
 """Where the documents of text files lie, and reading them back: the stream below text_files."""
 
+import array
 import dataclasses
+import functools
 import gzip
 import json
 import pathlib
+import re
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
@@ -14,6 +18,10 @@ from flm_jax import errors
 
 _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_SPILL = 3 << 18  # numbers of places in memory before they go to disk
+BAD_TEXT = ("stop", "replace", "skip")
 
 Place = tuple[int, int, int]  # number of the file, first byte in the (unzipped) file, bytes
 
@@ -33,25 +41,49 @@ def unreadable(path: pathlib.Path, error: Exception) -> str:
     return f"cannot read {path}: {getattr(error, 'strerror', None) or error}; correct the path"
 
 
-class Reader:
-    """Reads documents of files; one file is open at a time. Not for use in several threads."""
+class _TooLong(Exception):
+    """A document has more bytes than it may; carries the line it begins in."""
 
-    def __init__(self, files: Sequence[pathlib.Path], document: str, json_key: str):
+
+class Reader:
+    """Reads documents of files; one file is open at a time. Not for use in several threads.
+
+    Attributes:
+      bad: documents in the newest `scan` that are no UTF-8 text or hold NUL.
+      first_bad: file and line of the first one.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[pathlib.Path],
+        document: str,
+        json_key: str,
+        bad_text: str = "stop",
+        longest: int = 0,
+    ):
+        """For the arguments see `text_files.TextFiles`."""
         self._files, self._document, self._json_key = tuple(files), document, json_key
+        self._bad_text, self._longest = bad_text, longest or 1 << 62
         self._open: tuple[int, BinaryIO] | None = None
+        self.bad, self.first_bad = 0, ""
 
     def scan(self) -> Iterator[tuple[Place, str]]:
         """All documents in order with their places; blank ones are left out.
 
         Raises:
-          UserError: a file that is unreadable, empty, not UTF-8 or bad JSON; with its line.
+          UserError: a file that is unreadable, empty, not UTF-8 or bad JSON, or a document that is
+            too long; with its line.
         """
+        self.bad, self.first_bad = 0, ""
         for number, path in enumerate(self._files):
             kind, _ = kind_of(path)
             empty = True
             for start, data, line in self._pieces(number, "line" if kind == "jsonl" else ""):
                 empty = False
-                text = self._text(path, data, line)
+                text, good = self._text(path, data, line)
+                if not good:
+                    self.bad += 1
+                    self.first_bad = self.first_bad or f"{path} line {line}"
                 if text:
                     yield (number, start, len(data)), text
             if empty:
@@ -69,7 +101,7 @@ class Reader:
             raise errors.UserError(unreadable(path, error)) from error
         if len(data) < size:
             raise errors.UserError(f"{path} became shorter while it was read; start again")
-        return self._text(path, data, 0)
+        return self._text(path, data, 0)[0]
 
     def _file(self, number: int) -> BinaryIO:
         if self._open is None or self._open[0] != number:
@@ -93,30 +125,59 @@ class Reader:
             file = self._file(number)
             file.seek(0)
             if document == "file":
-                data = file.read()
-                pieces = iter([(0, data, 1)] if data else [])
+                pieces = _whole(file, self._longest)
             elif document == "line":
-                pieces = _lines(file)
+                pieces = _lines(file, self._longest)
             elif document == "paragraph":
-                pieces = _paragraphs(file)
+                pieces = _paragraphs(file, self._longest)
             else:
-                pieces = _separated(file, document.encode())
+                pieces = _separated(file, document.encode(), self._longest)
             yield from pieces
+        except _TooLong as error:
+            raise errors.UserError(
+                f"{self._files[number]} has a document of more than {self._longest:,} bytes from "
+                f"line {error} on; cut the text finer with options.document, or raise "
+                "options.longest_document if there is memory enough (some hundred times as much)"
+            ) from None
         except (OSError, EOFError, zlib.error) as error:
             raise errors.UserError(unreadable(self._files[number], error)) from error
 
-    def _text(self, path: pathlib.Path, data: bytes, line: int) -> str:
+    def _text(self, path: pathlib.Path, data: bytes, line: int) -> tuple[str, bool]:
+        """(document, is it all text); the document is "" if it is to be left out."""
+        data, good = data.removeprefix(_BOM), True
         try:
-            text = data.removeprefix(_BOM).decode("utf-8")
+            text = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            line += data.count(b"\n", 0, error.start)
-            raise errors.UserError(
-                f"{path} is not UTF-8: line {line} has the byte 0x{data[error.start]:02x} where "
+            at = line + data.count(b"\n", 0, error.start)
+            self._refuse(
+                f"{path} is not UTF-8: line {at} has the byte 0x{data[error.start]:02x} where "
                 "none may be; save the file as UTF-8"
-            ) from None
-        if kind_of(path)[0] == "jsonl" and text.strip():
+            )
+            text, good = data.decode("utf-8", "replace"), False
+        if kind_of(path)[0] == "jsonl" and text.strip() and (good or self._bad_text != "skip"):
             text = self._from_json(path, text, line)
-        return text.strip().replace("\r\n", "\n")
+        if "\0" in text:
+            at = line + text.count("\n", 0, text.index("\0"))
+            self._refuse(
+                f"{path} line {at} has a NUL byte, so it is perhaps no text (but UTF-16, or a "
+                "binary file); save it as UTF-8 text"
+            )
+            text, good = text.replace("\0", _REPLACEMENT), False
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self._refuse(
+                f"{path} line {line} has half of a surrogate pair (\\ud800 ... \\udfff), which is "
+                "not a character; write the whole pair"
+            )
+            text, good = _SURROGATES.sub(_REPLACEMENT, text), False
+        if not good and self._bad_text == "skip":
+            return "", False
+        return text.strip().replace("\r\n", "\n"), good
+
+    def _refuse(self, sentence: str) -> None:
+        if self._bad_text == "stop":
+            raise errors.UserError(f"{sentence}, or set options.bad_text to replace or skip")
 
     def _from_json(self, path: pathlib.Path, text: str, line: int) -> str:
         try:
@@ -137,39 +198,47 @@ class Reader:
                 f"{path} line {line} has no text under {self._json_key!r}; set options.json_key "
                 f"to one of its keys with text: {', '.join(keys[:20]) or 'none'}"
             )
-        value = record[self._json_key]
-        if any("\ud800" <= c <= "\udfff" for c in value):
-            raise errors.UserError(
-                f"{path} line {line} has half of a surrogate pair (\\ud800 ... \\udfff), which is "
-                "not a character; write the whole pair"
-            )
-        return value
+        return record[self._json_key]
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
+def _whole(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes, int]]:
+    data = file.read(longest + 1) if longest < 1 << 62 else file.read()
+    if len(data) > longest:
+        raise _TooLong(1)
+    if data:
+        yield 0, data, 1
+
+
+def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes, int]]:
     start = 0
-    for number, line in enumerate(file, start=1):
+    # Never more than `longest` and a bit of a line is in memory.
+    for number, line in enumerate(iter(functools.partial(file.readline, longest + 2), b""), 1):
+        if len(line) > longest and len(line.rstrip(b"\r\n")) > longest:
+            raise _TooLong(number)
         yield start, line, number
         start += len(line)
 
 
-def _paragraphs(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
+def _paragraphs(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes, int]]:
     held: list[bytes] = []
-    first, first_line = 0, 1
-    for start, line, number in _lines(file):
+    size, first, first_line = 0, 0, 1
+    for start, line, number in _lines(file, longest):
         if not line.strip():
             if held:
                 yield first, b"".join(held), first_line
             held = []
             continue
         if not held:
-            first, first_line = start, number
+            size, first, first_line = 0, start, number
+        size += len(line)
+        if size > longest:
+            raise _TooLong(first_line)
         held.append(line)
     if held:
         yield first, b"".join(held), first_line
 
 
-def _separated(file: BinaryIO, separator: bytes) -> Iterator[tuple[int, bytes, int]]:
+def _separated(file: BinaryIO, separator: bytes, longest: int) -> Iterator[tuple[int, bytes, int]]:
     """Pieces between separators; never holds more than one piece and one chunk."""
     start, line, searched = 0, 1, 0
     rest = bytearray()
@@ -177,6 +246,8 @@ def _separated(file: BinaryIO, separator: bytes) -> Iterator[tuple[int, bytes, i
         rest += chunk
         begin = 0
         while (end := rest.find(separator, max(begin, searched))) >= 0:
+            if end - begin > longest:
+                raise _TooLong(line)
             piece = bytes(rest[begin:end])
             yield start + begin, piece, line
             line += piece.count(b"\n") + separator.count(b"\n")
@@ -184,8 +255,36 @@ def _separated(file: BinaryIO, separator: bytes) -> Iterator[tuple[int, bytes, i
         del rest[:begin]
         start += begin
         searched = max(0, len(rest) - len(separator) + 1)
+        if searched > longest:
+            raise _TooLong(line)
+    if len(rest) > longest:
+        raise _TooLong(line)
     if rest:
         yield start, bytes(rest), line
+
+
+class Places:
+    """Gathers places; many of them are kept in a nameless file, so memory stays small."""
+
+    def __init__(self):
+        # Machine integers: a list of tuples takes four times the memory.
+        self._recent = array.array("q")
+        self._file: BinaryIO | None = None
+
+    def add(self, place: Place) -> None:
+        self._recent.extend(place)
+        if len(self._recent) >= _SPILL:
+            self._file = self._file or tempfile.TemporaryFile()
+            self._recent.tofile(self._file)
+            self._recent = array.array("q")
+
+    def all_N3(self) -> np.ndarray:
+        """int64, one place per row; a memory map if there are many. Ends the gathering."""
+        if self._file is None:
+            return np.array(self._recent, np.int64).reshape(-1, 3)
+        self._recent.tofile(self._file)
+        self._file.flush()
+        return np.memmap(self._file, np.int64, "r").reshape(-1, 3)
 
 
 @dataclasses.dataclass(frozen=True)

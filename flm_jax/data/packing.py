@@ -94,7 +94,7 @@ def pack(
     drop_remainder_every: int = 0,
     packing: str = "wrap",
 ) -> Rows:
-    """The rows of a split, from the cache or made in this process; see `Order` and `prepare_split`."""
+    """The rows of a split, from the cache or made in this process; see `prepare_split`."""
     order = Order(corpus, tokenizer, split, length, drop_remainder_every, packing)
     return prepare_split(order, cache_dir)[0]
 

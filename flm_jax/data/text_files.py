@@ -1,13 +1,12 @@
 """The user's own text: .txt and .jsonl files, plain or gzipped."""
 
-import array
 import glob
 import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
+from absl import logging
 
 from flm_jax import errors, metrics
 from flm_jax.data import base, documents
@@ -35,6 +34,8 @@ class TextFiles:
         test_path: str | Sequence[str] = (),
         document: str = "line",
         json_key: str = "text",
+        bad_text: str = "stop",
+        longest_document: int = 16_000_000,
     ):
         """Finds the files; nothing is read yet.
 
@@ -50,9 +51,13 @@ class TextFiles:
             other text, which then is the separator, such as "<|endoftext|>". A .jsonl file has a
             document per line.
           json_key: where a .jsonl line has its text.
+          bad_text: what happens to a document that is not UTF-8 or holds a NUL byte: "stop" with
+            its line, "replace" what is wrong by U+FFFD, or "skip" the document; such documents are
+            counted, and a warning tells how many there were.
+          longest_document: bytes a document may have, because it is tokenised as a whole; 0 = any.
 
         Raises:
-          UserError: `path` is missing, or a path finds no file.
+          UserError: `path` is missing, a path finds no file, or an option is not one of these.
         """
         if not path:
             raise errors.UserError(
@@ -64,6 +69,10 @@ class TextFiles:
                 "options.document is empty; use 'line', 'paragraph', 'file' or a separator such "
                 "as '<|endoftext|>'"
             )
+        if bad_text not in documents.BAD_TEXT:
+            raise errors.UserError(
+                f"options.bad_text is {bad_text!r}, but must be {', '.join(documents.BAD_TEXT)}"
+            )
         self._given = {"valid": bool(valid_path), "test": bool(test_path)}
         no_test = valid_path and not test_path
         self.splits = base.SPLITS[:2] if no_test else base.SPLITS
@@ -72,8 +81,13 @@ class TextFiles:
             for split, given in zip(base.SPLITS, (path, valid_path, test_path), strict=True)
         }
         self._document, self._json_key = document, json_key
+        self._bad_text, self._longest = bad_text, longest_document
+        self._hashes: dict[pathlib.Path, bytes] = {}
         self._sources: dict[str, documents.Located] = {}
         self._characters: dict[str, int] = {}
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_sources": {}}
 
     def source(self, split: str) -> Sequence[str]:
         """The documents, found by one pass over the files at first use.
@@ -94,10 +108,24 @@ class TextFiles:
         base.check_split(self, split)
         owner = split if self._files[split] else "train"
         facts = [_RULES, split, self._document, self._json_key, *map(str, self._given.values())]
+        facts += [self._bad_text] * (self._bad_text != "stop")
         digest = hashlib.sha256("\0".join(facts).encode())
         for path in self._files[owner]:
-            digest.update(_file_hash(path))
+            digest.update(self._hash(path))
         return digest.hexdigest()
+
+    def _hash(self, path: pathlib.Path) -> bytes:
+        if path not in self._hashes:
+            found = _file_hash(path)
+            for other in (other for other, known in self._hashes.items() if known == found):
+                logging.warning(
+                    "%s has the same content as %s: its text counts twice; leave one of them out",
+                    path,
+                    other,
+                )
+                break
+            self._hashes[path] = found
+        return self._hashes[path]
 
     def describe(self) -> dict:
         """What `base.description` says, from the counts of the one pass; a split may be empty."""
@@ -117,23 +145,32 @@ class TextFiles:
 
     def _locate(self, owner: str) -> None:
         """One pass over the files of a split; those of "train" also hold the derived splits."""
-        reader = documents.Reader(self._files[owner], self._document, self._json_key)
+        reader = documents.Reader(
+            self._files[owner], self._document, self._json_key, self._bad_text, self._longest
+        )
         derived = [s for s in self.splits[1:] if owner == "train" and not self._given[s]]
-        # Machine integers: a list of tuples takes four times the memory of a corpus of short lines.
-        places = {split: array.array("q") for split in (owner, *derived)}
+        places = {split: documents.Places() for split in (owner, *derived)}
         characters = dict.fromkeys(places, 0)
         with metrics.bar(desc=f"reading {owner} files", unit="doc", delay=2) as bar:
             for place, text in reader.scan():
                 side = base.split_of(text) if derived else owner
                 side = side if side in places else owner
-                places[side].extend(place)
+                places[side].add(place)
                 characters[side] += len(text)
                 bar.update()
+        if reader.bad:
+            logging.warning(
+                "%d documents of the %s files were no UTF-8 text or held NUL and were %s "
+                "(options.bad_text=%s); the first one: %s",
+                reader.bad,
+                owner,
+                "left out" if self._bad_text == "skip" else "repaired",
+                self._bad_text,
+                reader.first_bad,
+            )
         self._characters |= characters
         for split, found in places.items():
-            self._sources[split] = documents.Located(
-                reader, np.array(found, np.int64).reshape(-1, 3)
-            )
+            self._sources[split] = documents.Located(reader, found.all_N3())
 
     def _nothing(self, split: str) -> str:
         if split != "train" and self._given[split]:
@@ -157,11 +194,18 @@ def _listed(files: Sequence[pathlib.Path]) -> str:
 
 
 def _find(given: str | Sequence[str]) -> tuple[pathlib.Path, ...]:
-    """Files for a path, folder, glob, or several of them, sorted within each, no file twice."""
+    """Files for a path, folder, glob, or several of them, sorted within each, no file twice.
+
+    A link to a file is that file.
+    """
     entries = [given] if isinstance(given, (str, pathlib.PurePath)) else list(given)
     if len(entries) == 1 and "," in str(entries[0]) and not pathlib.Path(entries[0]).exists():
         entries = [entry.strip() for entry in str(entries[0]).split(",") if entry.strip()]
-    return tuple(dict.fromkeys(path for entry in entries for path in _expand(str(entry))))
+    found = (path for entry in entries for path in _expand(str(entry)))
+    once: dict[pathlib.Path, pathlib.Path] = {}
+    for path in found:
+        once.setdefault(path.resolve(), path)
+    return tuple(once.values())
 
 
 def _expand(entry: str) -> Iterator[pathlib.Path]:
