@@ -180,7 +180,7 @@ def _begin(
 
 def _copy(answer, file: BinaryIO, part: pathlib.Path, progress: "_Progress") -> None:
     while True:
-        data = answer.read(_CHUNK)
+        data = answer.read1(_CHUNK)  # what has arrived is kept if the rest does not come
         if not data:
             break
         try:
