@@ -6,6 +6,7 @@ import os
 from flm_jax import errors
 from flm_jax.tokenizers.base import Documents, Recipe, Tokenizer, read_meta
 from flm_jax.tokenizers.bert import BertRecipe
+from flm_jax.tokenizers.byte_bpe import ByteBpeRecipe
 from flm_jax.tokenizers.characters import CharactersRecipe
 from flm_jax.tokenizers.gpt2 import Gpt2Recipe
 from flm_jax.tokenizers.sentencepiece import SentencePieceRecipe
@@ -14,6 +15,7 @@ from flm_jax.tokenizers.words import WordsRecipe
 TOKENIZERS: dict[str, type[Recipe]] = {
     "characters": CharactersRecipe,
     "sentencepiece": SentencePieceRecipe,
+    "byte_bpe": ByteBpeRecipe,
     "gpt2": Gpt2Recipe,
     "bert-base-uncased": BertRecipe,
     "whitespace_words": WordsRecipe,
