@@ -1,7 +1,7 @@
 """Corpora, packed rows and batches.
 
 base.py       what a corpus promises; derived splits; the cache folder
-one file per corpus, one row per corpus in `DATASETS`
+one file per corpus, one row per corpus in `DATASETS`; published/ has those with a name
 packing.py    a split -> rows of one length on disk, made once; workers.py tokenises in processes,
               wrap.py cuts, shards.py writes so that a kill costs little, rows.py reads
 pipeline.py   rows -> shuffled, sharded, resumable batches (grain)
@@ -20,6 +20,7 @@ from flm_jax import config, errors, tokenizers
 from flm_jax.data.base import SPLITS, Corpus, cache_folder
 from flm_jax.data.packing import Order, pack, prepare_split
 from flm_jax.data.pipeline import Batches, fixed_batch
+from flm_jax.data.published import PUBLISHED
 from flm_jax.data.python_prose import PythonProse
 from flm_jax.data.rows import Rows
 from flm_jax.data.synthetic import Synthetic
@@ -32,6 +33,7 @@ DATASETS = {
     "synthetic": Synthetic,
     "text_files": TextFiles,
     "unicode_names": UnicodeNames,
+    **PUBLISHED,
 }
 
 __all__ = [
