@@ -128,6 +128,28 @@ def open_rows(folder: pathlib.Path, facts: dict | None = None) -> Rows:
     return rows
 
 
+def prepared_below(folder: pathlib.Path) -> list[Rows]:
+    """The rows in a folder: its own, or those of the folders in it or in its folder `rows`.
+
+    Raises:
+      UserError: there are none, or damaged ones.
+    """
+    if (folder / MANIFEST).exists():
+        return [open_rows(folder)]
+    places = [folder, folder / "rows"]
+    found = [path.parent for place in places for path in sorted(place.glob(f"*/{MANIFEST}"))]
+    whole = [path for path in found if not path.name.endswith(".part")]
+    if not whole:
+        unfinished = next((p for place in places for p in sorted(place.glob("*.part"))), None)
+        what = "holds no prepared rows" if folder.is_dir() else "is no folder"
+        if unfinished or folder.name.endswith(".part"):
+            what = f"holds only unfinished rows ({(unfinished or folder).name})"
+        raise errors.UserError(
+            f"{folder} {what}; give a folder that flm_jax.data.prepare made, or let it finish"
+        )
+    return [open_rows(path) for path in whole]
+
+
 def verify(rows: Rows) -> None:
     """Hashes all shards; raises UserError naming the first one that is not as it was written."""
     shards = rows.manifest["shards"]
