@@ -18,8 +18,8 @@ _CODE_VERSION = 1  # raise it when the same text and options would give other ro
 PACKINGS = ("wrap", "one_per_row")
 _SHOWN = 40  # characters of a document in a message
 _SPACE_MARGIN = 1.02
-# Lengths of documents are counted in bins of half a doubling: 0, 1, 2, 3, 4, 6, 8, 11, 16, ...
-LENGTH_EDGES = (0, *sorted({int(2 ** (half / 2)) for half in range(64)}))
+# Lengths of documents are counted in bins that grow by a quarter of a doubling.
+LENGTH_EDGES = (0, *sorted({int(2 ** (quarter / 4)) for quarter in range(128)}))
 
 
 @dataclasses.dataclass(frozen=True)

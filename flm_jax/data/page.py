@@ -26,7 +26,7 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;border-left:3px solid var(--line
 padding-left:.8rem;font-size:13px}
 mark{background:none;color:var(--bar);font-weight:600}
 """
-_WIDTH, _HEIGHT, _FOOT = 900, 240, 34  # of a picture
+_WIDTH, _HEIGHT, _FOOT, _SIDE = 900, 240, 34, 30  # of a picture
 _LABELS = 16
 
 
@@ -51,7 +51,7 @@ def _section(
     lengths = facts["document_lengths"]
     yield _histogram(
         "Length of documents",
-        "tokens of a document, without end marks; bins grow by half doublings",
+        "tokens of a document, without end marks; bins grow by quarters of a doubling",
         [*map(str, lengths["edges"])],
         lengths["counts"],
     )
@@ -122,7 +122,7 @@ def _histogram(title: str, note: str, labels: Sequence[str], counts: Sequence[in
     shapes.append(f'<path d="M0 {_HEIGHT - _FOOT}.5H{_WIDTH}"/>')
     return (
         f"<figure><figcaption>{_escape(title)}</figcaption><p>{_escape(note)}</p>"
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_escape(title)}">'
+        f'<svg viewBox="0 0 {_WIDTH + _SIDE} {_HEIGHT}" role="img" aria-label="{_escape(title)}">'
         f"{''.join(shapes)}</svg></figure>"
     )
 
