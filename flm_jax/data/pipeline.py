@@ -1,6 +1,7 @@
 """Batches of rows: shuffled each epoch, without end, resumable on any number of processes."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -92,8 +93,10 @@ class Batches:
 
         self.close()
         index, count = self._shard
-        order = grain.MapDataset.source(_Source(self._rows)).seed(self._seed).shuffle().repeat()
-        blocks = _Blocks(order, self._global_batch, count, next_row % self._global_batch)
+        # Numbers are shuffled and rows read at the end: a source of grain costs more than both.
+        order = grain.MapDataset.range(len(self._rows)).seed(self._seed).shuffle().repeat()
+        phase = next_row % self._global_batch
+        blocks = _Blocks(self._rows, order, self._global_batch, count, phase)
         workers = None
         if self._num_workers:
             _parse_flags()
@@ -102,7 +105,7 @@ class Batches:
             )
         self._iterator = iter(
             grain.experimental.ElasticIterator(
-                grain.MapDataset.source(blocks),
+                grain.MapDataset.range(len(order)).map(blocks.read),
                 self._global_batch,
                 grain.sharding.ShardOptions(shard_index=index, shard_count=count),
                 # Reading a memory map is faster than handing it to a thread.
@@ -123,44 +126,30 @@ def fixed_batch(rows: Rows, n: int, seed: int) -> dict[str, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
-    """Rows as grain wants them: one example per index, and a short repr."""
-
-    rows: Rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"tokens": self.rows[index]}
-
-    def __repr__(self) -> str:
-        return f"rows({self.rows.fingerprint[:12]})"
-
-
 class _Blocks:
-    """Reorders each global batch so that grain's shards get contiguous blocks of it.
+    """Reads rows, each global batch reordered so that grain's shards get contiguous blocks of it.
 
     ElasticIterator deals examples like cards: shard i of n gets i, i+n, i+2n, ... of a batch.
     Joined in the order of the shards, the batch would depend on n. So position j of a batch of B,
     which goes to shard j % n as its (j // n)-th, shows example (j % n) * (B // n) + j // n.
+
+    Attributes:
+      order: number of the example in the endless stream -> number of the row.
+      phase: index of the first example of some batch, modulo the batch size.
     """
 
-    def __init__(self, order, global_batch: int, shard_count: int, phase: int):
-        """`phase`: index of the first example of some batch, modulo the batch size."""
-        self._order, self._batch, self._shards = order, global_batch, shard_count
-        self._phase = phase
+    rows: Rows
+    order: Sequence[int]
+    batch: int
+    shards: int
+    phase: int
 
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        place = (index - self._phase) % self._batch
-        shard, turn = place % self._shards, place // self._shards
-        return self._order[index - place + shard * (self._batch // self._shards) + turn]
-
-    def __repr__(self) -> str:
-        return f"blocks({self._batch}, {self._shards}, {self._phase})"
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """The row at an index of the stream as grain sees it."""
+        place = (index - self.phase) % self.batch
+        shard, turn = place % self.shards, place // self.shards
+        number = self.order[index - place + shard * (self.batch // self.shards) + turn]
+        return {"tokens": self.rows[int(number)]}
 
 
 def _parse_flags() -> None:

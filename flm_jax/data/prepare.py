@@ -9,6 +9,8 @@ was left out. --verify hashes what was prepared, to see whether a byte of it has
 """
 
 import os
+import resource
+import sys
 import time
 
 from absl import flags
@@ -40,13 +42,17 @@ def run(plan: data.Plan, processes: int, verify: bool = False) -> None:
         if verify:
             rows_lib.verify(rows)
         size = sum(shard["bytes"] for shard in rows.manifest["shards"])
-        outcome = f"prepared in {spent:.0f} s" if made else "already prepared, nothing to do"
+        outcome = "already prepared, nothing to do"
+        if made:
+            rate = rows.manifest["text_tokens"] / max(spent, 1e-6)
+            outcome = f"prepared in {spent:.1f} s ({rate:,.0f} tokens/s)"
         checked = ", every byte checked" if verify else ""
         print(
             f"{split}: {outcome}{checked}; {len(rows):,} rows of {rows.length}, "
             f"{rows.tokens:,} tokens, {rows.manifest['documents']:,} documents, "
             f"{len(rows.manifest['shards'])} shards, {size / 1e6:,.1f} MB\n  {rows.path}"
         )
+    print(f"largest process: {_peak_memory() / 1e6:,.0f} MB")
 
 
 def main(argv: list[str]) -> None:
@@ -62,6 +68,13 @@ def main(argv: list[str]) -> None:
         section["cache_dir"] = DATA_DIR.value
     splits = [split.strip() for split in SPLITS.value if split.strip()]
     run(data.plan(section, settings["tokenizer"], splits=splits), processes, VERIFY.value)
+
+
+def _peak_memory() -> int:
+    """Bytes: the most that this process or one it started has held."""
+    who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    peak = max(resource.getrusage(one).ru_maxrss for one in who)
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _cores() -> int:
