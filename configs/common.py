@@ -108,6 +108,7 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = STAGES) -> Con
             save_every=5_000,
             keep_latest=2,
             keep_best=1,
+            watchdog_seconds=30.0,
             eval_rows=512,
             eval_taus=(0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95),
         )

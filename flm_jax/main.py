@@ -6,6 +6,10 @@
 
 Ctrl-C or SIGTERM saves a checkpoint and ends; the same command continues. Results, samples and
 report.html are in the workdir.
+
+On several machines the same command runs on each; see launch/README.md. With --distributed (or
+under Slurm, on a TPU slice, with JAX_COORDINATOR_ADDRESS) the processes find each other. --workdir
+must then be on storage that all of them share.
 """
 
 import pathlib
@@ -16,6 +20,12 @@ from flm_jax import config as config_lib
 from flm_jax.errors import UserError
 
 CONFIG = config_lib.config_flag()
+DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed", None, "this process is one of several (left out: found out)"
+)
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; needs the next two")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes in all")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "which one this is, from 0")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run: checkpoints, logs, report")
 
 
@@ -25,12 +35,16 @@ def main(argv: list[str]) -> int:
     config = CONFIG.value
     if not WORKDIR.value:
         raise UserError("--workdir=DIR is missing; try --workdir=runs/quickstart")
-    from flm_jax import experiment
+    from flm_jax import distributed, experiment
 
     config_lib.validate(config, experiment.tables())
-    from flm_jax import train
+    cluster = distributed.detect(
+        DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    )
+    with distributed.session(cluster, config.train.watchdog_seconds):
+        from flm_jax import train
 
-    return train.train(config, pathlib.Path(WORKDIR.value).expanduser())
+        return train.train(config, pathlib.Path(WORKDIR.value).expanduser())
 
 
 if __name__ == "__main__":

@@ -38,16 +38,21 @@ MAX_TRAIN_ROWS = 100_000  # of the training rows that evaluators and yardsticks 
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path):
-    """Holds a workdir for this process; UserError if another one on this machine has it."""
+    """Holds a workdir for this job; UserError if another one on this machine has it.
+
+    Of several processes only the main one may hold it.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
     with open(workdir / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if jax.process_count() == 1:
-                raise UserError(
-                    f"another process is training in {workdir}; wait for it, or choose another "
-                    "--workdir"
-                ) from None
+            raise UserError(
+                f"another process is training in {workdir}; wait for it, or choose another "
+                "--workdir"
+            ) from None
         yield
 
 

@@ -21,8 +21,8 @@ class StopRequest:
         return self
 
     def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        for number, handler in self._old.items():  # None: a handler that is not Python's
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @property
     def name(self) -> str:

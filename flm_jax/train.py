@@ -5,10 +5,12 @@ optimizer, average and the position in the data come from the newest good checkp
 randomness derives from seed and step.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
+import signal
 import time
 
 import jax
@@ -17,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import files, metrics, optim, outcome, sharding, signals
+from flm_jax import distributed, files, metrics, optim, outcome, sharding, signals
 from flm_jax import step as step_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.data import Batches, load_data
@@ -26,6 +28,8 @@ from flm_jax.experiment import Experiment
 from flm_jax.heldout import HeldOut
 from flm_jax.inference import CHECKPOINTS_FOLDER, TOKENIZER_FOLDER, FlowModel, read_config
 from flm_jax.sources import first_params, load_sources
+
+_TIME_IS_UP = 1  # what a process may want at a step; larger: the number of a signal
 
 
 @dataclasses.dataclass
@@ -46,6 +50,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
 
     Raises UserError for what the user can mend, a non-finite loss included.
     """
+    if not distributed.is_main():
+        metrics.silence()
     check_workdir(config, workdir)
     run = Run(config, workdir)
     with run.checkpoints, run.log, outcome.locked(workdir):
@@ -74,7 +80,24 @@ def check_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
 
 
 def claim_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
-    """Makes the workdir and writes its config."""
+    """Makes the workdir and writes its config; all processes must find what process 0 wrote."""
+    if distributed.is_main():
+        _write_config(config, workdir)
+    distributed.meet("workdir")
+    if distributed.is_main():
+        return
+    try:
+        same = (workdir / "config.json").read_text() == config_lib.to_json(config)
+    except OSError:
+        same = False
+    if not same:
+        raise UserError(
+            f"--workdir={workdir} is not the folder that process 0 has made; give a folder on "
+            "storage that all machines share, and the same command everywhere"
+        )
+
+
+def _write_config(config: config_lib.Config, workdir: pathlib.Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_atomically(workdir / "config.json", config_lib.to_json(config))
@@ -82,6 +105,19 @@ def claim_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
         raise UserError(
             f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
         ) from error
+
+
+class NoLog(contextlib.AbstractContextManager):
+    """In place of a MetricsLog where another process writes."""
+
+    def write(self, step: int, values: dict) -> None:
+        pass
+
+    def truncate_after(self, step: int) -> None:
+        pass
+
+    def __exit__(self, *_):
+        pass
 
 
 class Run:
@@ -119,7 +155,8 @@ class Run:
         self.checkpoints = Checkpoints(
             workdir / CHECKPOINTS_FOLDER, config.train.keep_latest, config.train.keep_best
         )
-        self.log = metrics.MetricsLog(workdir)
+        self.log = metrics.MetricsLog(workdir) if distributed.is_main() else NoLog()
+        self.agreement = distributed.Agreement(self.mesh)
         self.key = jax.random.key(config.seed)
         self.state_shape = jax.eval_shape(self._init, self.key)
         self.state_sharding = sharding.shardings(self.state_shape, self.mesh)
@@ -157,7 +194,8 @@ class Run:
 
     def go(self) -> int:
         step, state = self.restore_or_init()
-        self.data.tokenizer.save(self.workdir / TOKENIZER_FOLDER)
+        if distributed.is_main():
+            self.data.tokenizer.save(self.workdir / TOKENIZER_FOLDER)
         if step < self.config.train.steps and not self.time_is_up():
             outcome.write_run(self, step, "running")
         try:
@@ -168,8 +206,7 @@ class Run:
             raise
         if stop.signal is not None:
             outcome.write_run(self, step, why)
-            print(f"stopped by {stop.name} at step {step}, saved; "
-                  "the same command continues")  # fmt: skip
+            self.say(f"stopped by {stop.name} at step {step}, saved; the same command continues")
             return 128 + stop.signal
         outcome.finish(self, state, step, why)
         return 0
@@ -206,7 +243,7 @@ class Run:
             setattr(self.clockwork, name, getattr(self.clockwork, name) + seconds)
         self.log.truncate_after(step)
         logging.info("resuming %s at step %d", self.workdir, step)
-        print(f"resuming {self.workdir} at step {step}")
+        self.say(f"resuming {self.workdir} at step {step}")
         count = jax.device_put(jnp.asarray(step, jnp.int32), sharding.replicated(self.mesh))
         return step, step_lib.TrainState(step=count, **items)
 
@@ -217,8 +254,20 @@ class Run:
         params = first_params(first, state.params, self.experiment.loss, source)
         # Copied: the training step gives its arguments away, and a teacher's must stay.
         params = jax.tree.map(jnp.copy, jax.device_put(params, self.state_sharding.params))
-        print(f"starting from the parameters of {source} at step {first.step}")
+        self.say(f"starting from the parameters of {source} at step {first.step}")
         return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+
+    def say(self, text: str) -> None:
+        if distributed.is_main():
+            print(text, flush=True)
+
+    def wish(self, step: int, stop: signals.StopRequest) -> int:
+        """Why this process would end before this step; 0 if it would not."""
+        if stop.signal is not None:
+            return stop.signal
+        if distributed.preempted(step):
+            return signal.SIGTERM
+        return _TIME_IS_UP if self.time_is_up() else 0
 
     def time_is_up(self) -> bool:
         minutes = self.config.train.max_minutes
@@ -238,13 +287,11 @@ class Run:
         compiling = True
         try:
             while step < knobs.steps:
-                if stop.signal is not None:
-                    why = "signal"
-                    break
-                if self.time_is_up():
-                    why = "time limit"
-                    break
                 start = time.perf_counter()
+                if wish := self.agreement(self.wish(step, stop)):
+                    why = "time limit" if wish == _TIME_IS_UP else "signal"
+                    stop.signal = None if wish == _TIME_IS_UP else wish
+                    break
                 tokens = sharding.global_rows(next(self.batches)["tokens"], self.mesh)
                 state, values = self.train_step(state, self.frozen, tokens, mask, train_key)
                 step += 1
@@ -328,6 +375,8 @@ class Run:
     def write_samples(self, state: step_lib.TrainState, step: int) -> None:
         """A few samples at the last step count, in samples/step_N.jsonl."""
         samples = self.model(state, step).generate(num_samples=outcome.PERIODIC_SAMPLES, seed=0)
+        if not distributed.is_main():
+            return
         lines = (json.dumps({"step": step, **row}) for row in samples.rows())
         path = self.workdir / "samples" / f"step_{step:08d}.jsonl"
         path.parent.mkdir(exist_ok=True)

@@ -14,7 +14,8 @@ FILES = sorted([*ROOT.glob("flm_jax/**/*.py"), *ROOT.glob("configs/**/*.py")])
 # A room is a module or package directly below flm_jax. These are open to all:
 OPEN = ("errors", "files")
 LAYER_0 = {
-    "flow", "tokenizers", "optim", "sharding", "checkpoint", "metrics", "config", "signals"
+    "flow", "tokenizers", "optim", "sharding", "checkpoint", "metrics", "config", "signals",
+    "watchdog", "distributed"
 }  # fmt: skip
 LAYER_1 = {"losses", "samplers", "models", "data"}
 LAYER_2 = {"step", "evals", "interop"}
@@ -27,6 +28,7 @@ SHARED_3 = {"experiment", "heldout", "inference", "sources"}
 MAY_IMPORT = {
     **{room: set() for room in OPEN},
     **{room: set() for room in LAYER_0},
+    "distributed": {"sharding", "watchdog"},
     "losses": {"flow"},
     "samplers": {"flow"},
     "models": {"flow"},
@@ -39,7 +41,7 @@ MAY_IMPORT = {
     "outcome": BELOW_3 | SHARED_3 | {"report"},
     "proof": BELOW_3 | SHARED_3 | {"train", "configs"},
     **{room: BELOW_3 | SHARED_3 | {"outcome"} for room in LAYER_3},
-    "main": LAYER_3 | {"config", "experiment"},
+    "main": LAYER_3 | {"config", "distributed", "experiment"},
     "flm_jax": LAYER_3 | SHARED_3,  # the public names in flm_jax/__init__.py, lazily
     "configs": {"configs"},
 }

@@ -123,6 +123,9 @@ class Train:
     save_every: int = knob(5_000, "steps between checkpoints (0 = only at the end)", at_least=0)
     keep_latest: int = knob(2, "newest checkpoints kept", at_least=1)
     keep_best: int = knob(1, "best checkpoints kept besides, by held-out loss", at_least=0)
+    watchdog_seconds: float = knob(
+        30.0, "time after which a dead process ends the others of its job", at_least=1
+    )
     eval_rows: int = knob(512, "held-out blocks per evaluation", at_least=1)
     eval_taus: tuple[float, ...] = knob(
         (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95),
@@ -196,6 +199,7 @@ CHANGEABLE = (
     "train.save_every",
     "train.keep_latest",
     "train.keep_best",
+    "train.watchdog_seconds",
     "train.eval_rows",
     "train.eval_taus",
     "sampler",

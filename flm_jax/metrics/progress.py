@@ -17,6 +17,13 @@ import tqdm
 DELAY = 2.0  # what is over sooner says nothing
 REFRESH_TERMINAL, REFRESH_FILE = 1.0, 10.0
 CURSOR_UP = "\x1b[A"
+_silent = False
+
+
+def silence() -> None:
+    """Shows nothing from now on, in this process: of several, one shows the progress of all."""
+    global _silent
+    _silent = True
 
 
 class _OneLineEach:
@@ -50,7 +57,8 @@ def bar(iterable: Iterable | None = None, **options) -> tqdm.tqdm:
             "ncols": 79,
         } | options
         options["maxinterval"] = max(60, options["mininterval"])
-    return tqdm.tqdm(iterable, **({"dynamic_ncols": True, "leave": True} | options))
+    options = {"dynamic_ncols": True, "leave": True} | options
+    return tqdm.tqdm(iterable, **(options | ({"disable": True} if _silent else {})))
 
 
 class Progress:
@@ -182,7 +190,8 @@ def announced(function: Callable, text: str) -> Callable:
 
 def _message(text: str) -> None:
     """One line on stderr that tears no bar."""
-    tqdm.tqdm.write(text, file=sys.stderr)
+    if not _silent:
+        tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def _duration(seconds: float) -> str:
