@@ -129,6 +129,10 @@ def test_tinystories_and_wikitext(arrow, tmp_path):
             rows = ["" if not row.strip() else row for row in rows] + [f" size {size} \n"]
             folder = tmp_path / "hub-home/hub/datasets--Salesforce--wikitext/snapshots/a"
             write(arrow, folder / f"wikitext-{size}-raw-v1/{name}-00000-of-00001.parquet", rows)
+    other = tmp_path / "other/snapshot"
+    write(arrow, other / "wikitext-103-raw-v1/train-00000-of-00001.parquet", ["text"])
+    with pytest.raises(UserError, match="does not hold wiki.train.raw"):
+        WikiText2(str(other))  # the larger one is not taken for it
     zipped = WikiText2(str(layouts.wikitext_zip(tmp_path)))
     for kind, size in ((WikiText2, "2"), (WikiText103, "103")):
         articles = list(kind().source("train"))
@@ -181,6 +185,11 @@ def test_what_tfds_prepared(tmp_path):
         assert sorted(corpus.source("train")) == sorted(layouts.SENTENCES)
         assert sorted(corpus.source("test")) == sorted(layouts.SENTENCES[:3])
         assert corpus.source("train")[4] == list(corpus.source("train"))[4]
+    info = tmp_path / "tfds/other/1.0.0/dataset_info.json"
+    info.parent.mkdir(parents=True)
+    info.write_text(json.dumps({"name": "other"}))
+    (info.parent / "features.json").write_text("{}")
+    assert len(Lm1b(str(tmp_path / "tfds")).source("train")) == 6  # of the right name only
     assert list(Lm1b().source("valid")) == list(Lm1b().source("test"))
     assert Tfds("lm1b").name == "tfds-lm1b"
     with pytest.raises(UserError, match="has no feature 'body'; set options.text_key .* text"):

@@ -160,6 +160,26 @@ def test_wikitext_token_files_and_names(tmp_path):
         WikiText2(str(tmp_path))  # the other one's archive
 
 
+def test_a_title_in_the_middle_of_a_paragraph_is_none(tmp_path):
+    text = " = Sums = \n \n One plus one : \n = 2 = \n That was it . \n \n = Next = \n \n Text . \n"
+    for split in ("train", "valid"):
+        (tmp_path / f"wiki.{split}.raw").write_text(text)
+    articles = list(WikiText2(str(tmp_path)).source("train"))
+    assert [a.split("\n")[0] for a in articles] == [" = Sums = ", " = Next = "]
+
+
+def test_the_two_wikitexts_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLM_JAX_DATA", str(tmp_path))
+    zipfile.ZipFile(layouts.wikitext_zip(tmp_path)).extractall(tmp_path)
+    assert len(WikiText2().source("train")) == 3
+    with pytest.raises(UserError, match="'wikitext103' wants wiki.train.raw"):
+        WikiText103()
+    (tmp_path / "wiki.train.raw").write_text("whose?")
+    (tmp_path / "wiki.valid.raw").write_text("whose?")
+    with pytest.raises(UserError, match="'wikitext103' wants wiki.train.raw"):
+        WikiText103()
+
+
 def test_tinystories(tmp_path):
     corpus = TinyStories(str(layouts.tinystories(tmp_path)))
     assert list(corpus.source("train")) == [layouts.story(n) for n in range(20)]
@@ -190,7 +210,7 @@ def test_jsonl(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     with gzip.open(path, "wt") as file:
         file.writelines(json.dumps({"body": f"text {i}"}) + "\n" for i in range(300))
-    corpus = PUBLISHED["jsonl"](str(path), text_key="body")
+    corpus = PUBLISHED["jsonl"](str(path), json_key="body")
     assert sum(len(corpus.source(split)) for split in corpus.splits) == 300
     with pytest.raises(UserError, match="no text under 'text'; set options.json_key"):
         PUBLISHED["jsonl"](str(path)).source("train")

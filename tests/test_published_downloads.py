@@ -204,6 +204,17 @@ def test_two_downloads_at_once(site, tmp_path):
     assert get(site, tmp_path).read_bytes() == CONTENT
 
 
+def test_a_disk_that_is_too_small(site, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 600_000})
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        UserError, match="file.bin needs 1 MB more, but the disk of .* has 1 MB free"
+    ):
+        get(site, tmp_path)
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:-600_000])  # the rest fits
+    assert get(site, tmp_path).read_bytes() == CONTENT
+
+
 def test_folders_that_cannot_be_written(site, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="cannot write .*FLM_JAX_CACHE"):

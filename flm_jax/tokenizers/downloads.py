@@ -11,6 +11,7 @@ import http.client
 import os
 import pathlib
 import random
+import shutil
 import sys
 import time
 import urllib.error
@@ -68,7 +69,8 @@ def fetch(
 
     Raises:
       UserError: the address does not exist, the server or the connection fails, the file is not the
-        published one, another process is downloading it, or the folder cannot be written.
+        published one, another process is downloading it, the disk is too small, or the folder
+        cannot be written.
     """
     path = pathlib.Path(folder).expanduser() / download.file
     if path.is_file():
@@ -138,6 +140,7 @@ def _once(download: Download, file: BinaryIO, part: pathlib.Path, progress, time
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             total = _begin(answer.status, answer.headers, file, part, start)
+            _check_space(part, (total or download.size) - file.tell())
             progress.start(total, file.tell())
             _copy(answer, file, part, progress)
     except urllib.error.HTTPError as error:
@@ -176,6 +179,16 @@ def _begin(
     else:
         _tag_file(part).unlink(missing_ok=True)
     return int(length) if length.isdigit() else None
+
+
+def _check_space(part: pathlib.Path, needed: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise UserError(
+            f"{part.name.removesuffix('.part')} needs {needed / 1e6:,.0f} MB more, but the disk of "
+            f"{part.parent} has {free / 1e6:,.0f} MB free; free some space, or set $FLM_JAX_CACHE "
+            "to a folder with more"
+        )
 
 
 def _copy(answer, file: BinaryIO, part: pathlib.Path, progress: "_Progress") -> None:

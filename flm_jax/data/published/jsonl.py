@@ -17,7 +17,9 @@ class Jsonl(text_files.TextFiles):
         path: str | Sequence[str] = (),
         valid_path: str | Sequence[str] = (),
         test_path: str | Sequence[str] = (),
-        text_key: str = "text",
+        json_key: str = "text",
+        bad_text: str = "stop",
+        longest_document: int = 16_000_000,
     ):
         """Finds the files; see `TextFiles`.
 
@@ -29,7 +31,14 @@ class Jsonl(text_files.TextFiles):
                 "data set 'jsonl' needs options.path: a .jsonl or .jsonl.gz file, a folder or a "
                 "glob, for example --config.data.options.path=corpus.jsonl"
             )
-        super().__init__(path, valid_path, test_path, json_key=text_key)
+        super().__init__(
+            path,
+            valid_path,
+            test_path,
+            json_key=json_key,
+            bad_text=bad_text,
+            longest_document=longest_document,
+        )
         for file in (file for files in self._files.values() for file in files):
             if not file.name.lower().endswith((".jsonl", ".jsonl.gz")):
                 raise errors.UserError(

@@ -48,7 +48,7 @@ class Lm1b(base.Published):
             if train and test:
                 test = tuple(map(files.Lines, test))
                 return {"train": tuple(map(files.Lines, train)), "valid": test, "test": test}
-        prepared = tfds.prepared(place, "text")
+        prepared = tfds.prepared(place, "text", "lm1b")
         return prepared and {**prepared, "valid": prepared.get("test", ())}
 
     def _places(self):

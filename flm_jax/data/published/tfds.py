@@ -1,7 +1,9 @@
 """Data sets that TensorFlow Datasets has prepared on this machine, read without TensorFlow."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -54,18 +56,31 @@ class Split:
         return len(self._source())
 
 
-def prepared(place: pathlib.Path, key: str) -> dict[str, tuple[Split, ...]] | None:
-    """The splits of a prepared folder, or of the only or newest version below `place`."""
+def prepared(place: pathlib.Path, key: str, name: str = "") -> dict[str, tuple[Split, ...]] | None:
+    """The splits of a prepared folder, or of the only or newest version below `place`.
+
+    Args:
+      key: the feature with the text.
+      name: of the data set; "" for any.
+    """
     if not place.is_dir():
         return None
     found = [place] if (place / "dataset_info.json").is_file() else []
     found = found or [p.parent for p in sorted(place.glob("*/dataset_info.json"))]
     found = found or [p.parent for p in sorted(place.glob("*/*/dataset_info.json"))]
-    if not found or not list(found[-1].glob("features.json")):
+    found = [p for p in found if not name or _name(p) == name]
+    if not found or not (found[-1] / "features.json").is_file():
         return None
     names = {p.name.partition("-")[2].partition(".")[0] for p in found[-1].glob("*-of-*")}
     parts = {_SPLITS[n]: (Split(found[-1], n, key),) for n in sorted(names) if n in _SPLITS}
     return parts or None
+
+
+def _name(folder: pathlib.Path) -> str:
+    """The name in dataset_info.json; "" if it is damaged."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return str(json.loads((folder / "dataset_info.json").read_bytes()).get("name", ""))
+    return ""
 
 
 def usual_folders(name: str) -> Iterator[pathlib.Path]:

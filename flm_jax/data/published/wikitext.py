@@ -1,6 +1,7 @@
 """WikiText-2 and WikiText-103: good and featured articles of Wikipedia, word-tokenised."""
 
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ class _WikiText(base.Published):
 
     licence = "CC BY-SA 3.0 (Wikipedia)"
     hub_names = ("Salesforce/wikitext", "wikitext")
+    distinct = False
     folder = ""
 
     def __init__(self, path: str = "", document: str = "article", download: bool = False):
@@ -84,10 +86,16 @@ class _WikiText(base.Published):
         return parts
 
     def _columns(self, place: pathlib.Path) -> base.Parts | None:
-        for folder in (place / f"{self.folder}-v1", place):
-            if folder.exists() and (found := columns.shards(folder)):
-                return found
-        return None
+        """Only folders of the right name: the hub has both corpora side by side."""
+        own = f"{self.folder}-v1"
+        folder = place if place.name in (own, self.name) else place / own
+        return columns.shards(folder) if folder.is_dir() else None
+
+    def _places(self) -> Iterator[pathlib.Path]:
+        yield from super()._places()
+        if data := os.environ.get(base.FOLDER_VARIABLE):
+            yield pathlib.Path(data).expanduser() / self.folder
+            yield pathlib.Path(data).expanduser() / self.folder.replace("-raw", "")
 
 
 class WikiText2(_WikiText):
