@@ -20,6 +20,7 @@ from flm_jax import config, errors, tokenizers
 from flm_jax.data.base import SPLITS, Corpus, cache_folder
 from flm_jax.data.packing import Order, pack, prepare_split
 from flm_jax.data.pipeline import Batches, fixed_batch
+from flm_jax.data.prepared import Prepared
 from flm_jax.data.published import PUBLISHED
 from flm_jax.data.python_prose import PythonProse
 from flm_jax.data.rows import Rows
@@ -29,6 +30,7 @@ from flm_jax.data.unicode_names import UnicodeNames
 from flm_jax.data.wrap import split_row
 
 DATASETS = {
+    "prepared": Prepared,
     "python_prose": PythonProse,
     "synthetic": Synthetic,
     "text_files": TextFiles,
@@ -138,6 +140,10 @@ def plan(
     section = _checked(data_section)
     folder = cache_folder(section["cache_dir"] or cache_dir)
     corpus = load_corpus(section)
+    if isinstance(corpus, Prepared):
+        raise errors.UserError(
+            "data set 'prepared' is prepared already; look at it with flm_jax.data.inspect DIR"
+        )
     if tokenizer is None:
         recipe = config.build(
             tokenizers.TOKENIZERS,
@@ -172,6 +178,11 @@ def load_data(
 
     The arguments and errors are those of `plan`.
     """
+    if data_section.get("name") == Prepared.name:
+        section, corpus = _checked(data_section), load_corpus(data_section)
+        corpus.check_tokenizer(tokenizer_section, tokenizer)
+        rows = {split: corpus.rows(split, section) for split in splits}
+        return Data(corpus, corpus.tokenizer, rows)
     made = plan(data_section, tokenizer_section, cache_dir, splits, tokenizer)
     rows = {split: prepare_split(order, made.folder)[0] for split, order in made.orders.items()}
     return Data(made.corpus, made.tokenizer, rows)
