@@ -31,7 +31,7 @@ PRESETS = {
 STAGES = ("pretrain", "distill", "residual", "second_stage")
 
 
-def get_config(stage: str = "pretrain", stages: tuple[str, ...] = STAGES) -> ConfigDict:
+def get_config(stage: str = "pretrain") -> ConfigDict:
     """All knobs at their defaults: the official recipe at size "small".
 
     Args:
@@ -39,10 +39,9 @@ def get_config(stage: str = "pretrain", stages: tuple[str, ...] = STAGES) -> Con
         "distill" a flow map (FMLM) from the denoiser that --config.teacher names. "residual" and
         then "second_stage" make one in the two steps of the method's first version: a correction of
         the denoiser, and a flow map of both together, whose --config.teacher is the correction.
-      stages: the stages that the calling config file knows.
     """
-    if stage not in stages:
-        raise UserError(f"this config has no stage {stage!r}; it has {', '.join(stages)}")
+    if stage not in STAGES:
+        raise UserError(f"this config has no stage {stage!r}; it has {', '.join(STAGES)}")
     config = ConfigDict()
     config.seed = 1
     config.stage = stage

@@ -9,7 +9,8 @@ Expected:  depends on the text
 --config=configs/text_files.py:characters spells instead of writing pieces of words, which needs
 less text. --config=configs/text_files.py:distill (or :distill,characters) with
 --config.teacher=runs/mine and another --workdir makes a flow map of the trained model, which writes
-in one step. Other useful values: --config.data.length, --config.tokenizer.options.vocab_size,
+in one step; so do the stages residual (with the same teacher) and then second_stage (its teacher is
+the residual run). Other useful values: --config.data.length, --config.tokenizer.options.vocab_size,
 --config.train.steps, --config.train.max_minutes.
 """
 
@@ -30,10 +31,10 @@ def get_config(stage="pretrain"):
 
 def small(data_set, stage):
     """A small model on a data set of a few megabytes, in pieces of words or in characters."""
-    parts = tuple(part for part in stage.split(",") if part != "characters")
-    config = common.get_config(*parts[:1], stages=(*common.STAGES, "characters"))
+    stage, words = common.split_stage(stage, "characters")
+    config = common.get_config(stage)
     config.data.name = data_set
-    if "characters" in stage.split(","):
+    if "characters" in words:
         config.data.length = 128
         config.tokenizer.name = "characters"
     else:
