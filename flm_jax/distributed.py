@@ -207,8 +207,6 @@ def _start(cluster: Cluster, watchdog_seconds: float) -> None:
         }
         if cluster.local_device is not None:
             options["local_device_ids"] = [cluster.local_device]
-    # Without this the runtime aborts by itself, without a sentence, when process 0 dies.
-    jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError, OSError) as error:

@@ -6,8 +6,10 @@ here depends on a thread that must beat in time: a process that computes for min
 """
 
 import contextlib
+import ctypes
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -34,6 +36,7 @@ class Watchdog:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._peers: dict[int, socket.socket] = {}
+        _delay_abort()
         if process == 0:
             # "" listens on IPv4 and, where there is such a thing, IPv6.
             dual = socket.has_dualstack_ipv6()
@@ -136,14 +139,28 @@ class Watchdog:
         advice = (
             "; this one ends too, so that the job can be restarted" if code == EXIT_CODE else ""
         )
-        if self._process == 0:
-            self._send_all(f"{_FAILED} {code} {sentence}")
         print(f"error: {sentence}{advice} (process {self._process}, exit code {code})",
               file=sys.stderr, flush=True)  # fmt: skip
-        time.sleep(0.2)
+        if self._process == 0:
+            self._send_all(f"{_FAILED} {code} {sentence}")
+            time.sleep(0.2)  # the text should be there before the end of the connection
         os._exit(code)
 
     def _send_all(self, line: str) -> None:
         for peer in list(self._peers.values()):
             with contextlib.suppress(OSError):
                 peer.sendall(f"{line}\n".encode())
+
+
+def _delay_abort() -> None:
+    """Lets the watchdog speak first where the runtime aborts the process.
+
+    When process 0 dies, the runtime's own connection to it breaks in the same moment, and it calls
+    abort(). The handler of that signal becomes sleep(), in C: the aborting thread waits for as many
+    seconds as the signal has as number (6), and the others go on meanwhile.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        c = ctypes.CDLL(None)
+        c.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        c.signal.restype = ctypes.c_void_p
+        c.signal(signal.SIGABRT, ctypes.cast(c.sleep, ctypes.c_void_p))
