@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     folder = pathlib.Path(WORKDIR.value).expanduser()
     if not all(seed.isdigit() for seed in SEEDS.value):
         raise UserError(f"--seeds={','.join(SEEDS.value)} must be whole numbers, such as 1,2,3")
+    check(LANGUAGES.value, METHODS.value)
     methods = with_teachers(METHODS.value)
     found = {}
     for language in LANGUAGES.value:
@@ -49,6 +50,19 @@ def main(argv: list[str]) -> int:
         (folder / f"{language}.svg").write_text(plot(found, language), encoding="utf-8")
     print(f"\n{text}\ntable and plots: {folder}/proof.md, {folder}/*.svg")
     return 0
+
+
+def check(languages: list[str], methods: list[str]) -> None:
+    """UserError unless all are known: better now than after hours of training."""
+    from configs import proof
+
+    for what, given, known in (
+        ("language", languages, proof.LANGUAGES),
+        ("method", methods, proof.METHODS),
+    ):
+        for name in given:
+            if name not in known:
+                raise UserError(f"unknown {what} {name!r}; use {', '.join(known)}")
 
 
 def with_teachers(methods: list[str]) -> list[str]:
@@ -95,7 +109,8 @@ def make_config(folder: pathlib.Path, language: str, method: str, seed: int) -> 
 
     tree = proof.get_config(f"{language},{method}")
     tree.seed = seed
-    tree.train.steps = max(1, round(SCALE.value * tree.train.steps))
+    tree.train.steps = max(2, round(SCALE.value * tree.train.steps))
+    tree.optim.warmup_steps = min(tree.optim.warmup_steps, tree.train.steps // 2)
     teacher = TEACHERS.get(method, "flm")
     if teacher:
         source = str(folder / f"{language}_{teacher}_{seed}")

@@ -1,0 +1,115 @@
+"""The proof: which runs it makes, its table and plots, and the command at a tiny scale."""
+
+import pathlib
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+from absl import flags
+
+from flm_jax import proof
+
+FOUND = {
+    ("city_pairs", "flm, 1 step"): [0.2, 0.4],
+    ("city_pairs", "flm, 8 steps"): [0.9, 1.0],
+    ("city_pairs", "fmlm, 1 step"): [0.8, 0.8],
+    ("addition", "flm, 8 steps"): [0.5],
+    ("city_pairs", "unigram sampler"): [0.0, 0.0],
+}
+
+
+def command(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "flm_jax.proof", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_teachers_come_before_their_students_and_only_once():
+    assert proof.with_teachers(["second_stage", "fmlm"]) == [
+        "flm",
+        "residual",
+        "second_stage",
+        "fmlm",
+    ]
+    assert proof.with_teachers(["mdlm"]) == ["mdlm"]
+
+
+def test_the_table_is_the_mean_and_half_the_range():
+    lines = proof.table(FOUND).splitlines()
+    assert lines[0] == "| valid samples | city_pairs | addition |"
+    assert "| flm, 1 step | 30.0 ± 10.0 % | – |" in lines
+    assert "| flm, 8 steps | 95.0 ± 5.0 % | 50.0 % |" in lines
+
+
+def test_the_plot_has_a_curve_per_method_and_a_mark_per_number_of_steps():
+    picture = ElementTree.fromstring(proof.plot(FOUND, "city_pairs"))
+    names = [element.tag.split("}")[1] for element in picture.iter()]
+    assert names.count("polyline") == 2 and names.count("circle") == 3
+    texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
+    assert {"flm", "fmlm", "1", "8"} <= set(texts)
+
+
+@pytest.fixture
+def scale():
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    yield
+    flags.FLAGS["scale"].value = 1.0
+
+
+def test_students_start_from_the_denoiser_of_their_seed(tmp_path, scale):
+    config = proof.make_config(tmp_path, "addition", "fmlm", 2)
+    assert config.teacher == config.init_from == str(tmp_path / "addition_flm_2")
+    assert config.seed == 2 and config.model.two_times
+    config = proof.make_config(tmp_path, "addition", "fmlm_self", 2)
+    assert config.teacher == "" and config.init_from == str(tmp_path / "addition_flm_2")
+    config = proof.make_config(tmp_path, "addition", "second_stage", 2)
+    assert config.teacher == str(tmp_path / "addition_residual_2")
+    assert config.init_from == str(tmp_path / "addition_flm_2")
+
+
+def test_methods_have_one_budget(tmp_path, scale):
+    steps = {
+        method: proof.make_config(tmp_path, "addition", method, 1).train.steps
+        for method in ("flm", "fmlm", "mdlm", "lsd", "esd", "fmlm_self")
+    }
+    assert steps["mdlm"] == steps["flm"] + steps["fmlm"]
+    assert len({steps[name] for name in ("fmlm", "lsd", "esd", "fmlm_self")}) == 1
+    flags.FLAGS["scale"].value = 0.001
+    config = proof.make_config(tmp_path, "addition", "flm", 1)
+    assert config.train.steps == 6 and config.optim.warmup_steps == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--languages=latin"], "unknown language 'latin'; use city_pairs"),
+        (["--methods=gan"], "unknown method 'gan'; use flm"),
+        (["--seeds=1,x"], "--seeds=1,x must be whole numbers"),
+    ],
+)
+def test_wrong_inputs_get_a_sentence(tmp_path, arguments, sentence):
+    root = pathlib.Path(__file__).resolve().parents[1]
+    done = command(f"--workdir={tmp_path / 'p'}", *arguments, cwd=root)
+    assert done.returncode == 2 and sentence in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "p").exists()
+
+
+@pytest.mark.slow
+def test_the_command_trains_tables_and_does_not_train_again(tmp_path):
+    root = pathlib.Path(__file__).resolve().parents[1]
+    arguments = [f"--workdir={tmp_path}", "--languages=city_pairs", "--methods=mdlm"]
+    arguments += ["--seeds=1", "--scale=0.0004"]
+    done = command(*arguments, cwd=root)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "proof.md").read_text()
+    assert "| mdlm, 1 step |" in text and "| mdlm, 8 steps |" in text
+    assert (tmp_path / "city_pairs.svg").exists()
+    again = command(*arguments, cwd=root)
+    assert again.returncode == 0 and "compiling the training step" not in again.stderr
+    assert (tmp_path / "proof.md").read_text() == text
