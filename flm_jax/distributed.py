@@ -230,7 +230,7 @@ def _fail(error: BaseException, watchdog: Watchdog) -> None:
     else:
         watchdog.wait_for_verdict()  # a peer's death breaks collectives before it is announced
         traceback.print_exception(error)
-        code, text = 1, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+        code, text = 1, f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
     print(f"error: {text} ({who})", file=sys.stderr, flush=True)
     watchdog.tell_failure(code, text.replace("\n", " "))
     sys.stdout.flush()

@@ -80,6 +80,20 @@ def batch_devices(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def place(tree: Any, where: Any) -> Any:
+    """Arrays that every process holds, as arrays of the mesh with these shardings."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, where)
+
+    def one(leaf, to):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # on the mesh already
+            return jax.jit(lambda x: x, out_shardings=to)(leaf)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, to, lambda index: host[index])
+
+    return jax.tree.map(one, tree, where)
+
+
 def global_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
     """This process's rows as its part of the global batch."""
     return jax.make_array_from_process_local_data(batch_sharding(mesh), rows)

@@ -140,7 +140,7 @@ class Run:
         claim_workdir(config, workdir)
         for model in self.sources.frozen.values():
             where = sharding.shardings(model.params, self.mesh)
-            model.params = jax.device_put(model.params, where)
+            model.params = sharding.place(model.params, where)
         self.frozen = {role: model.params for role, model in self.sources.frozen.items()}
         self.schedule = optim.schedule(config.optim, config.train.steps)
         self.optimizer = optim.optimizer(config.optim, config.train.steps)
@@ -244,7 +244,7 @@ class Run:
         self.log.truncate_after(step)
         logging.info("resuming %s at step %d", self.workdir, step)
         self.say(f"resuming {self.workdir} at step {step}")
-        count = jax.device_put(jnp.asarray(step, jnp.int32), sharding.replicated(self.mesh))
+        count = sharding.place(np.int32(step), sharding.replicated(self.mesh))
         return step, step_lib.TrainState(step=count, **items)
 
     def start_from(self, state: step_lib.TrainState) -> step_lib.TrainState:
@@ -253,7 +253,7 @@ class Run:
         source = self.config.init_from
         params = first_params(first, state.params, self.experiment.loss, source)
         # Copied: the training step gives its arguments away, and a teacher's must stay.
-        params = jax.tree.map(jnp.copy, jax.device_put(params, self.state_sharding.params))
+        params = jax.tree.map(jnp.copy, sharding.place(params, self.state_sharding.params))
         self.say(f"starting from the parameters of {source} at step {first.step}")
         return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
 

@@ -1,0 +1,196 @@
+"""Jobs of several processes on localhost: the same curve, stops, restarts on other shapes, deaths.
+
+Losses agree to 2e-5 (relative) on all shapes, as on one process with several devices
+(test_sharding.py): float32 sums run in another order.
+"""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from processes import Job, config_file, losses
+from runs import finished  # noqa: F401, a fixture
+
+from flm_jax import config as config_lib
+from flm_jax import distributed, experiment, sharding, train, watchdog
+from flm_jax.distributed import Cluster, detect
+from flm_jax.errors import UserError
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+RTOL = 2e-5
+FLAGS = ("10.0.0.2:8476", 4, 1)
+SLURM = {
+    "SLURM_JOB_ID": "5000",
+    "SLURM_STEP_NODELIST": "node[007-009,012]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x4)",
+}
+KUBERNETES = {
+    "JAX_COORDINATOR_ADDRESS": "flm-worker-0-0.flm",
+    "JAX_NUM_PROCESSES": "2",
+    "JOB_COMPLETION_INDEX": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "flags", "environ", "tpu_hosts", "expected"),
+    [
+        (None, (), {}, 0, None),
+        (None, (), {}, 1, None),
+        (None, (), {}, 4, Cluster("TPU slice")),
+        (True, (), {}, 1, Cluster("TPU slice")),
+        (None, FLAGS, {}, 0, Cluster("flags", *FLAGS)),
+        (True, FLAGS, SLURM, 4, Cluster("flags", *FLAGS)),
+        (True, ("10.0.0.2:8476", 1, 0), {}, 0, None),
+        (None, (), SLURM, 0, Cluster("Slurm", "node007:62344", 4, 2)),
+        (False, (), SLURM, 4, None),
+        (None, (), SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, 0, None),
+        (None, (), {k: v for k, v in SLURM.items() if "STEP_NODELIST" not in k}, 0, None),
+        (
+            None,
+            (),
+            SLURM | {"SLURM_STEP_NODELIST": "a1,b[3-4]", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"},
+            0,
+            Cluster("Slurm", "a1:62344", 4, 2, 0),
+        ),
+        (None, (), KUBERNETES, 0, Cluster("environment", "flm-worker-0-0.flm:8476", 2, 1)),
+        (None, (), {"TPU_WORKER_HOSTNAMES": "a,b"}, None, Cluster("TPU slice")),
+        (None, (), {"TPU_WORKER_HOSTNAMES": "localhost"}, None, None),
+    ],
+)
+def test_the_job_is_found(wanted, flags, environ, tpu_hosts, expected):
+    names = "coordinator", "num_processes", "process_id"
+    given = dict(zip(names, flags, strict=False))
+    assert detect(wanted, **given, environ=environ, tpu_hosts=tpu_hosts) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (dict(wanted=True), "no Slurm step, no TPU slice"),
+        (dict(coordinator="a:1"), "--num_processes is missing"),
+        (dict(num_processes=2, process_id=0), "--coordinator is missing"),
+        (dict(coordinator="a:x", num_processes=2, process_id=0), "'a:x' is no HOST:PORT"),
+        (dict(coordinator="a:1", num_processes=2, process_id=2), "process 2 of 2 cannot be"),
+        (dict(wanted=False, coordinator="a:1"), "--nodistributed contradicts"),
+        (dict(environ=KUBERNETES | {"JAX_NUM_PROCESSES": "many"}), "'many' where a number"),
+    ],
+)
+def test_what_cannot_be_is_said(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        detect(**{"environ": {}, "tpu_hosts": 0} | arguments)
+
+
+def test_a_process_alone_agrees_with_itself_at_once():
+    agreement = distributed.Agreement(sharding.make_mesh((8, 1, 1)))
+    assert [agreement(n) for n in (0, 15, 1)] == [0, 15, 1]
+    assert distributed.is_main() and not distributed.preempted(3)
+    distributed.meet("alone")
+
+
+def close_to(found: dict, wanted: dict) -> None:
+    assert found.keys() >= wanted.keys()
+    np.testing.assert_allclose([found[s] for s in wanted], list(wanted.values()), rtol=RTOL)
+
+
+def test_stop_and_restart_on_other_shapes(finished, tmp_path):  # noqa: F811
+    """2 processes, stopped by SIGTERM to the second, then 1 process x 2, then 2 x 2 to the end.
+
+    The curve is that of the uninterrupted run on 1 process x 8 devices.
+    """
+    _, reference = finished
+    workdir = tmp_path / "run"
+    file = config_file(
+        tmp_path, train__log_every=1, train__sample_every=0, train__save_every=0,
+        train__eval_every=0,
+    )  # fmt: skip
+    endless = "--config.train.steps=100000"
+    with Job(file, workdir, 2, 1, endless, "--config.mesh.fsdp=2") as job:
+        job.wait_for_step(2)
+        job.send(1)
+        assert job.wait() == [143, 143], job.shown()
+    (out, _), (silent, err) = job.output
+    assert "stopped by SIGTERM at step" in out
+    assert [line for line in silent.splitlines() if line and "Gloo" not in line] == []
+    assert "training" not in err and "compiling" not in err
+    stopped = max(losses(workdir))
+    assert stopped < 12
+    with Job(file, workdir, 2, 2, "--config.mesh.tensor=2") as job:
+        assert job.wait() == [0, 0], job.shown()
+    assert f"resuming {workdir} at step {stopped}" in job.output[0][0]
+    mine, wanted = losses(workdir), losses(reference)
+    # The reference logs means of two steps.
+    close_to({s: (mine[s] + mine[s - 1]) / 2 for s in wanted}, wanted)
+    close_to({12: losses(workdir, "eval/loss")[12]}, {12: losses(reference, "eval/loss")[12]})
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["step"] == 12 and len(results["samples"][0]["texts"]) == 4
+    assert json.loads((workdir / "run.json").read_text())["hardware"]["devices"] == 4
+    # ... and back on one process: the checkpoint of four devices goes on where it was.
+    config = config_lib.load(str(file), {"train.steps": "14"})
+    assert train.train(config, workdir) == 0
+    assert sorted(losses(workdir)) == list(range(1, 15))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_process_ends_the_other(victim, tmp_path):
+    file = config_file(
+        tmp_path, train__log_every=1, train__steps=100000, train__sample_every=0,
+        train__eval_every=0, train__watchdog_seconds=6.0,
+    )  # fmt: skip
+    with Job(file, tmp_path / "run") as job:
+        job.wait_for_step(2)
+        start = time.monotonic()
+        job.send(victim, signal.SIGKILL)
+        codes = job.wait(60)
+    assert time.monotonic() - start < 6
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] == watchdog.EXIT_CODE, job.shown()
+    assert f"error: process {victim} of 2 died" in job.output[1 - victim][1]
+
+
+def test_an_error_in_one_process_ends_both_with_its_sentence(tmp_path):
+    file = config_file(tmp_path)
+    with Job(file, tmp_path / "run") as job:
+        job.send(1, signal.SIGKILL)
+        other = Job(
+            file, tmp_path / "other", 1, 1, *job.processes[1].args[5:8], alone=True
+        )  # process 1 with another workdir
+        with other:
+            assert other.wait() == [2]
+            assert job.wait() == [2, -signal.SIGKILL], job.shown()
+    assert "is not the folder that process 0 has made" in other.output[0][1]
+    assert "process 1 of 2 failed" in job.output[0][1]
+    assert "Traceback" not in job.output[0][1] + other.output[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(4, 2), (2, 4)])
+def test_the_curve_is_the_same_on_more_processes(shape, finished, tmp_path):  # noqa: F811
+    _, reference = finished
+    file = config_file(tmp_path, train__sample_every=0)
+    with Job(file, tmp_path / "run", *shape, "--config.mesh.fsdp=2") as job:
+        assert job.wait(500) == [0] * shape[0], job.shown()
+    close_to(losses(tmp_path / "run"), losses(reference))
+    close_to(losses(tmp_path / "run", "eval/loss"), losses(reference, "eval/loss"))
+
+
+@pytest.mark.slow
+def test_distillation_on_two_processes(finished, tmp_path):  # noqa: F811
+    _, teacher = finished
+    file = config_file(
+        tmp_path, train__steps=4, train__log_every=1, train__sample_every=0, train__save_every=0,
+        loss__name="psd", model__two_times=True, sampler__name="flow_map",
+    )  # fmt: skip
+    start = [f"--config.teacher={teacher}", "--config.init_from=teacher"]
+    with Job(file, tmp_path / "two", 2, 1, *start, "--config.mesh.fsdp=2") as job:
+        assert job.wait() == [0, 0], job.shown()
+    config = config_lib.load(str(file), {"teacher": str(teacher), "init_from": "teacher"})
+    config_lib.validate(config, experiment.tables())
+    assert train.train(config, tmp_path / "one") == 0
+    close_to(losses(tmp_path / "two"), losses(tmp_path / "one"))
+    close_to(losses(tmp_path / "two", "eval/loss"), losses(tmp_path / "one", "eval/loss"))
