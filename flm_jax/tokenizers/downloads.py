@@ -110,10 +110,13 @@ def _fill(download, file, part, bar, attempts, wait, timeout) -> None:
             except _Again as error:
                 failures = 1 if file.tell() > before else failures + 1
                 if failures >= attempts:
+                    kept = f", {file.tell():,} bytes are kept in {part}" if file.tell() else ""
+                    if not kept:
+                        part.unlink(missing_ok=True)
                     raise UserError(
-                        f"cannot download {download.address}: {error} ({failures} attempts, "
-                        f"{file.tell():,} bytes are kept in {part}); try again later, or put the "
-                        f"file there yourself as {part.with_name(download.file)}"
+                        f"cannot download {download.address}: {error} ({failures} attempts{kept}); "
+                        "try again later, or get the file in another way and put it there as "
+                        f"{part.with_name(download.file)}"
                     ) from None
                 reason = str(error)
             pause = wait * 2 ** (failures - 1)
