@@ -184,12 +184,13 @@ def test_distillation_on_two_processes(finished, tmp_path):  # noqa: F811
     _, teacher = finished
     file = config_file(
         tmp_path, train__steps=4, train__log_every=1, train__sample_every=0, train__save_every=0,
-        loss__name="psd", model__two_times=True, sampler__name="flow_map",
+        model__two_times=True, sampler__name="flow_map",
     )  # fmt: skip
-    start = [f"--config.teacher={teacher}", "--config.init_from=teacher"]
-    with Job(file, tmp_path / "two", 2, 1, *start, "--config.mesh.fsdp=2") as job:
+    start = {"teacher": str(teacher), "init_from": "teacher", "loss.name": "psd"}
+    words = [f"--config.{key}={value}" for key, value in start.items()]
+    with Job(file, tmp_path / "two", 2, 1, *words, "--config.mesh.fsdp=2") as job:
         assert job.wait() == [0, 0], job.shown()
-    config = config_lib.load(str(file), {"teacher": str(teacher), "init_from": "teacher"})
+    config = config_lib.load(str(file), start)
     config_lib.validate(config, experiment.tables())
     assert train.train(config, tmp_path / "one") == 0
     close_to(losses(tmp_path / "two"), losses(tmp_path / "one"))

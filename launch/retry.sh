@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs a command again while it ends with "another process died" (75) or was killed by the runtime.
+#
+#   launch/retry.sh [--times=20] [--pause=10] COMMAND...
+#
+# A checkpoint is resumed by the same command, so restarting is all there is to do. SIGTERM and
+# SIGINT go to the command, which saves and ends; then nothing is restarted. A mistake of the user
+# (2) and a finished run (0) end the loop too.
+set -euo pipefail
+
+times=20
+pause=10
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --times=*) times=${1#*=} ;;
+    --pause=*) pause=${1#*=} ;;
+    *) echo "error: unknown option $1; see the top of $0" >&2; exit 2 ;;
+  esac
+  shift
+done
+[[ $# -gt 0 ]] || { echo "error: no command; see the top of $0" >&2; exit 2; }
+
+stopped=
+child=
+forward() { stopped=yes; if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi; }
+trap forward TERM INT
+
+for ((attempt = 1; attempt <= times; attempt++)); do
+  "$@" &
+  child=$!
+  code=0
+  wait "$child" || code=$?
+  while kill -0 "$child" 2>/dev/null; do # the wait was interrupted by a signal
+    code=0
+    wait "$child" || code=$?
+  done
+  case $code in
+    75 | 134 | 137) ;;
+    *) exit "$code" ;;
+  esac
+  [[ -z $stopped ]] || exit "$code"
+  echo "exit code $code, attempt $attempt of $times: again in $pause s" >&2
+  sleep "$pause"
+done
+exit "$code"
