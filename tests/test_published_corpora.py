@@ -83,6 +83,19 @@ def test_openwebtext_is_found_in_the_hub_cache(tmp_path):
     assert len(OpenWebText(valid_documents=2).source("train")) == 10
 
 
+def test_openwebtext_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLM_JAX_CACHE", str(layouts.owt_subsets(tmp_path / "hub") / "no/folder"))
+    (tmp_path / "hub/no").write_text("a cache that cannot be written")
+    read = []
+    documents = files.TarTexts.documents
+    monkeypatch.setattr(
+        files.TarTexts, "documents", lambda part: read.append(part) or documents(part)
+    )
+    corpus = OpenWebText(str(tmp_path / "hub"), valid_documents=5)
+    assert len(corpus.source("train")) == 7 and len(corpus.source("valid")) == 5
+    assert len(read) == 2  # the two archives
+
+
 def test_openwebtext_needs_more_than_its_validation_text(tmp_path):
     corpus = OpenWebText(str(layouts.owt_subsets(tmp_path / "hub")))
     with pytest.raises(UserError, match="12 documents here, too few for 100000 of validation"):

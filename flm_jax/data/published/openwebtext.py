@@ -1,5 +1,6 @@
 """OpenWebText: pages that Reddit users linked to."""
 
+import functools
 import pathlib
 
 from flm_jax import errors
@@ -42,8 +43,12 @@ class OpenWebText(base.Published):
         self._valid = valid_documents
         self.splits = ("train", "valid")
 
+    @functools.cached_property
+    def _whole(self) -> streams.Streamed:
+        return streams.Streamed(self._parts["train"], self.name)
+
     def _open(self, split: str) -> streams.Streamed:
-        whole = streams.Streamed(self._parts["train"], self.name)
+        whole = self._whole
         border = len(whole) - self._valid
         if border < 1:
             raise errors.UserError(
@@ -51,7 +56,7 @@ class OpenWebText(base.Published):
                 f"{self._valid} of validation; give all files, or set options.valid_documents"
             )
         limits = (0, border) if split == "train" else (border, len(whole))
-        return streams.Streamed(whole.parts, f"{self.name} {split}", *limits)
+        return whole.window(f"{self.name} {split}", *limits)
 
     def fingerprint(self, split: str) -> str:
         data_base.check_split(self, split)

@@ -74,6 +74,12 @@ class Streamed(Sequence[str]):
         """Number of documents up to and with each part, int64 (parts)."""
         return np.cumsum([0, *_counts(self.parts, self.title)])[1:]
 
+    def window(self, title: str, first: int, stop: int) -> "Streamed":
+        """Some of the documents; they are not counted again."""
+        part = Streamed(self.parts, title, first, stop)
+        part.__dict__["_ends"] = self._ends
+        return part
+
     def __len__(self) -> int:
         total = int(self._ends[-1]) if len(self._ends) else 0
         stop = total if self.stop is None else min(self.stop, total)
