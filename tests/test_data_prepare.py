@@ -167,7 +167,7 @@ def test_what_a_kill_leaves_is_cleared_up(tokenizer, tmp_path, small, monkeypatc
         (part / "shard-00001.json").write_text('{"file": "shard-00001.npy", "ro')
     elif left == "more shards":
         (part / "shard-00004.npy.tmp").write_bytes(b"started")
-        (part / "shard-00009.npy").write_bytes(b"of another time")
+        (part / "shard-99999.npy").write_bytes(b"of another time")
     rows, _ = packing.prepare_split(order, tmp_path / "cut")
     assert content(rows.path) == content(whole.path)
 
@@ -217,6 +217,8 @@ def test_kill_minus_9_costs_one_shard_and_leaves_no_process(tmp_path):
         assert time.monotonic() < deadline and killed.poll() is None, killed.communicate()
         time.sleep(0.002)
     offspring = children(killed.pid)
+    killed.send_signal(signal.SIGSTOP)
+    time.sleep(0.5)  # the worker has done all it was given, and waits
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert offspring

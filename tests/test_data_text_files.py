@@ -276,7 +276,7 @@ def test_a_line_of_100_megabytes_is_refused_in_little_memory(tmp_path, name, doc
             file.write(b"a" * 10**6)
     corpus = text_files.TextFiles(str(tmp_path / name), document=document)
     tracemalloc.start()
-    sentence = r"document of more than 16,000,000 bytes from line \d on; cut the text finer"
+    sentence = r"document of more than 12,000,000 bytes from line \d on; cut the text finer"
     with pytest.raises(errors.UserError, match=sentence):
         corpus.source("train")
     peak = tracemalloc.get_traced_memory()[1]

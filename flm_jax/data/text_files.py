@@ -35,7 +35,7 @@ class TextFiles:
         document: str = "line",
         json_key: str = "text",
         bad_text: str = "stop",
-        longest_document: int = 16_000_000,
+        longest_document: int = 12_000_000,
     ):
         """Finds the files; nothing is read yet.
 
