@@ -28,6 +28,7 @@ trap forward TERM INT
 for ((attempt = 1; attempt <= times; attempt++)); do
   "$@" &
   child=$!
+  if [[ -n $stopped ]]; then forward; fi # the signal came before there was a child
   code=0
   wait "$child" || code=$?
   while kill -0 "$child" 2>/dev/null; do # the wait was interrupted by a signal
