@@ -1,6 +1,7 @@
 """Preparing rows: the same bytes for any processes and interruptions; locks, space, deaths."""
 
 import errno
+import fcntl
 import os
 import pathlib
 import signal
@@ -263,6 +264,15 @@ def test_who_comes_second_waits_and_says_so(tokenizer, tmp_path, small, capfd):
         assert f"waiting for process {os.getpid()}, which is preparing" in capfd.readouterr().err
     thread.join(20)
     assert done and done[0][1]
+
+
+def test_a_file_system_without_locks_is_told(tokenizer, tmp_path, small, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert packing.prepare_split(make_order(tokenizer, "wrap"), tmp_path)[1]
+    assert "cannot be locked (No locks available): let no two processes" in caplog.text
 
 
 def disk(monkeypatch, free):

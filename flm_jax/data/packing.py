@@ -99,7 +99,9 @@ def pack(
     return prepare_split(order, cache_dir)[0]
 
 
-def prepare_split(order: Order, cache_dir: str | os.PathLike = "", processes: int = 0):
+def prepare_split(
+    order: Order, cache_dir: str | os.PathLike = "", processes: int = 0
+) -> tuple[Rows, bool]:
     """Tokenises a split and packs it into rows, goes on where a killed run ended, or finds it.
 
     The folder is byte for byte the same for any number of processes and interruptions. Another

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 
 import numpy as np
+from absl import logging
 
 from flm_jax import errors, files, metrics
 from flm_jax.data import rows as rows_lib
@@ -179,6 +180,12 @@ def lock(path: pathlib.Path, what: str) -> Iterator[None]:
             other = file.read().strip() or "unknown"
             with metrics.Waiting(f"waiting for process {other}, which is {what}", delay=0):
                 fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # a file system of several machines may have no locks
+            logging.warning(
+                "%s cannot be locked (%s): let no two processes prepare the same text at one time",
+                path,
+                error.strerror,
+            )
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
