@@ -5,6 +5,7 @@ Noise is equal bit for bit on any mesh. Losses are equal to 2e-5 (relative) and 
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +174,29 @@ def test_generation_is_the_same_on_every_mesh(shape, tmp_path):
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(many.tokens[clear], one.tokens[clear])
     assert many.tokens.shape == (6, 8) and len(many.texts) == 6
+
+
+def test_nothing_as_large_as_the_vocabulary_is_sent_between_its_parts():
+    """tensor=8: table, head, logits and the Gram matrix's sum stay where their rows are."""
+    vocab = 512
+    big, batch = tiny.model(vocab), tiny.batch(size=2, vocab_size=vocab)
+    mesh = mesh_of((1, 1, 8))
+    optimizer = optim.optimizer(config_lib.Optim(warmup_steps=1), 10)
+    step = step_lib.make_train_step(
+        {"student": big.net}, LOSS, Projected, tiny.clock(), optimizer, ema_decay=0.9
+    )
+    shapes = jax.eval_shape(lambda: step_lib.init_state(tiny.params(big), optimizer))
+    where = sharding.shardings(shapes, mesh)
+    state = jax.tree.map(
+        lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, where
+    )
+    tokens_BL, mask_BL = (sharding.global_rows(np.asarray(x), mesh)
+                          for x in (batch.tokens_BL, batch.mask_BL))  # fmt: skip
+    step = jax.jit(step, out_shardings=(where, sharding.replicated(mesh)))
+    program = step.lower(state, {}, tokens_BL, mask_BL, KEY).compile().as_text()
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute"
+    sent = re.findall(rf"= (.*) (?:{kinds})(?:-start)?\(", program)
+    assert sent and not [shape for shape in sent if re.search(rf"\b{vocab}\b", shape)]
 
 
 def test_rows_become_the_global_batch():
