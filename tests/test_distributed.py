@@ -98,6 +98,7 @@ def close_to(found: dict, wanted: dict) -> None:
     np.testing.assert_allclose([found[s] for s in wanted], list(wanted.values()), rtol=RTOL)
 
 
+@pytest.mark.slow
 def test_stop_and_restart_on_other_shapes(finished, tmp_path):  # noqa: F811
     """2 processes, stopped by SIGTERM to the second, then 1 process x 2, then 2 x 2 to the end.
 
@@ -136,6 +137,7 @@ def test_stop_and_restart_on_other_shapes(finished, tmp_path):  # noqa: F811
     assert sorted(losses(workdir)) == list(range(1, 15))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_ends_the_other(victim, tmp_path):
     file = config_file(
@@ -153,6 +155,7 @@ def test_a_dead_process_ends_the_other(victim, tmp_path):
     assert f"error: process {victim} of 2 died" in job.output[1 - victim][1]
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_both_with_its_sentence(tmp_path):
     file = config_file(tmp_path)
     with Job(file, tmp_path / "run") as job:
