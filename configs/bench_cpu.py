@@ -1,0 +1,22 @@
+"""The benchmark of the training step: V = 30522, D = 256, 6 layers, 4 heads, B = 32, L = 128.
+
+Command:   python -m flm_jax.benchmark train --config=configs/bench_cpu.py --space=both --json
+           python -m flm_jax.benchmark sample --config=configs/bench_cpu.py --space=both --json
+Hardware:  2 CPU cores, 6 GB of memory (the one-hot baseline needs 5 of them)
+Time:      about 5 minutes
+Expected:  see benchmarks/hot_path.md
+
+Not a training run: it names no corpus, the benchmark draws its tokens.
+"""
+
+from configs import common
+
+
+def get_config(stage="pretrain"):
+    config = common.get_config(stage)
+    config.data.length = 128
+    config.tokenizer.name = "sentencepiece"
+    config.tokenizer.options.vocab_size = 30522
+    config.model.update(width=256, depth=6, heads=4, cond_dim=128, dropout=0.0)
+    config.train.batch_size = 32
+    return config

@@ -1,0 +1,64 @@
+"""What a network evaluation costs by formula, and how fast this machine multiplies matrices."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax import config as config_lib
+
+# Dense bf16 peaks in FLOP/s per chip, as the vendors state them; matched on the device's name.
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def evaluation_flops(model: config_lib.Model, vocab_size: int, length: int) -> dict[str, float]:
+    """FLOPs per token of one forward pass: matrix products of blocks, attention and head.
+
+    A multiplication and an addition are two. Left out: norms, time embedding (per sequence), and
+    what a state space adds, which is no part of the model.
+    """
+    width = model.width
+    return {
+        "blocks": 2.0 * model.depth * (4 + 2 * model.mlp_ratio) * width * width,
+        "attention": 4.0 * model.depth * length * width,
+        "head": 2.0 * width * vocab_size,
+    }
+
+
+def matrix_rate(
+    tokens: int, width: int, hidden: int, vocab_size: int, dtype: str, chunk: int, seconds: float
+) -> float:
+    """FLOP/s of matrix products of the model's own shapes on this device, measured.
+
+    The shapes are a block's (tokens, D) x (D, hidden) and the head's (chunk, D) x (D, V), each for
+    about ``seconds``; the result weighs both alike.
+    """
+    rates = []
+    for rows, inner, columns in ((tokens, width, hidden), (min(chunk, tokens), width, vocab_size)):
+        a = jnp.ones((rows, inner), dtype)
+        b = jnp.ones((inner, columns), dtype)
+        product = jax.jit(lambda a, b: a @ b)
+        product(a, b).block_until_ready()
+        best, end = float("inf"), time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            product(a, b).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+        rates.append(2.0 * rows * inner * columns / best)
+    return len(rates) / sum(1.0 / rate for rate in rates)
+
+
+def known_peak(device_kind: str, dtype: str) -> float | None:
+    """The vendor's bf16 peak of a device; None for other types and unknown devices."""
+    if dtype != "bfloat16":
+        return None
+    found = [peak for name, peak in PEAKS.items() if name.lower() in device_kind.lower()]
+    return found[0] if found else None

@@ -1,0 +1,214 @@
+"""One space measured in this process: the very train step and sampling loop that users run."""
+
+import dataclasses
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax import config as config_lib
+from flm_jax import optim, sharding
+from flm_jax import step as step_lib
+from flm_jax.benchmark import cost
+from flm_jax.errors import UserError
+from flm_jax.experiment import Experiment
+from flm_jax.flow.net import Net
+from flm_jax.samplers import base as samplers
+
+RATE_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to measure: a config whose space and head are settled, and how often."""
+
+    mode: str  # train or sample
+    config: config_lib.Config
+    vocab_size: int
+    sampling_steps: int
+    repeats: int
+
+
+class Calls:
+    """Counts the tokens that networks are asked about, while a program is traced."""
+
+    def __init__(self):
+        self.tokens = 0
+
+    def counting(self, make: Callable[[Any], Net]) -> Callable[[Any], Net]:
+        """``make`` with networks that count; what they compute stays the same."""
+
+        def made(params):
+            net = make(params)
+
+            def backbone(params, h_BLD, *rest):
+                self.tokens += h_BLD.shape[0] * h_BLD.shape[1]
+                return net.backbone(params, h_BLD, *rest)
+
+            return dataclasses.replace(net, backbone=backbone)
+
+        return made
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """Numbers of one space, all JSON: see docs/performance.md for their meaning."""
+    config = plan.config
+    shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
+    mesh = sharding.make_mesh(shape)
+    experiment = Experiment(config, plan.vocab_size, sharding.batch_devices(mesh))
+    calls = Calls()
+    start = time.perf_counter()
+    build = {"train": _training, "sample": _sampling}[plan.mode]
+    run = build(plan, experiment, mesh, calls)
+    run()  # compiles, or at least warms up
+    compile_s = time.perf_counter() - start
+    seconds = []
+    for _ in range(plan.repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    peak_memory = _peak_memory()  # before the matrices below
+    return _numbers(plan, experiment, calls, seconds, compile_s, peak_memory)
+
+
+def _numbers(plan, experiment, calls, seconds, compile_s, peak_memory) -> dict[str, Any]:
+    config, model = plan.config, plan.config.model
+    tokens = config.train.batch_size * config.data.length
+    per_token = cost.evaluation_flops(model, plan.vocab_size, config.data.length)
+    evaluated = calls.tokens
+    if plan.mode == "train":
+        evaluated += 2 * tokens  # one network is differentiated, which costs two more passes
+    elif config.sampler.steps[0] > 1:
+        # The loop's body is traced once for all steps but the last.
+        evaluated = tokens * config.sampler.steps[0]
+    flops = sum(per_token.values()) * evaluated
+    median = statistics.median(seconds)
+    device = jax.devices()[0].device_kind
+    rate = cost.known_peak(device, model.dtype)
+    measured_rate = cost.matrix_rate(
+        tokens, model.width, model.mlp_ratio * model.width, plan.vocab_size, model.dtype,
+        model.head_chunk, RATE_SECONDS,
+    )  # fmt: skip
+    where = (rate or measured_rate) * jax.device_count()
+    return {
+        "tokens_per_second": tokens / median,
+        "ms_per_step": 1e3 * median,
+        "ms_spread": 1e3 * (max(seconds) - min(seconds)),
+        "repeats": plan.repeats,
+        "peak_memory_bytes": peak_memory,
+        "model_flops": flops,
+        "flops_share": {k: v / sum(per_token.values()) for k, v in per_token.items()},
+        "matrix_rate": measured_rate,
+        "peak_rate": rate,
+        "utilisation": flops / median / where,
+        "compile_s": compile_s,
+        "device": device,
+        "devices": jax.device_count(),
+        "space": config.space,
+        "head_chunk": model.head_chunk,
+        "batch": config.train.batch_size,
+        "length": config.data.length,
+        "vocab": plan.vocab_size,
+    }
+
+
+def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> Callable[[], None]:
+    """One training step from random parameters and tokens, teachers at random, too."""
+    config, loss = plan.config, experiment.loss
+    optimizer = optim.optimizer(config.optim, config.train.steps)
+    key = jax.random.key(config.seed)
+    frozen_models = _frozen(experiment)
+
+    def init(key):
+        return step_lib.init_state(experiment.model.init(key), optimizer)
+
+    where = sharding.shardings(jax.eval_shape(init, key), mesh)
+    state = jax.jit(init, out_shardings=where)(key)
+    frozen = {}
+    for role, other in frozen_models.items():
+        shapes = jax.eval_shape(other.model.init, key)
+        frozen[role] = jax.jit(
+            other.model.init, out_shardings=sharding.shardings(shapes, mesh)
+        )(key)  # fmt: skip
+    make_nets = {step_lib.STUDENT: calls.counting(experiment.net)}
+    make_nets |= {role: calls.counting(other.net) for role, other in frozen_models.items()}
+    if getattr(loss, "needs_ema", False):
+        make_nets["ema"] = calls.counting(experiment.net)
+    train_step = jax.jit(
+        step_lib.make_train_step(
+            make_nets, loss, experiment.space, experiment.clock, optimizer,
+            ema_decay=config.optim.ema_decay,
+            accumulation_steps=config.optim.accumulation_steps,
+        ),
+        donate_argnums=0,
+        out_shardings=(where, sharding.replicated(mesh)),
+    )  # fmt: skip
+    shape = config.train.batch_size, config.data.length
+    rows = sharding.batch_sharding(mesh)
+    tokens_BL = jax.device_put(jax.random.randint(key, shape, 0, plan.vocab_size), rows)
+    mask_BL = jax.device_put(jnp.ones(shape, jnp.float32), rows)
+    compiled = train_step.lower(state, frozen, tokens_BL, mask_BL, key).compile()
+
+    def run():
+        nonlocal state
+        state, metrics = compiled(state, frozen, tokens_BL, mask_BL, key)
+        metrics["loss"].block_until_ready()
+
+    return run
+
+
+def _frozen(experiment: Experiment) -> dict[str, Experiment]:
+    """The networks beside the student that the loss needs, by role."""
+    loss, config = experiment.loss, experiment.config
+    one_time = dataclasses.replace(config.model, two_times=False, loss_weighting=False)
+    teacher = dataclasses.replace(experiment, config=dataclasses.replace(config, model=one_time))
+    found = {}
+    if loss.needs_teacher:
+        found["teacher"] = teacher
+    if getattr(loss, "needs_residual", False):
+        found["residual"] = experiment
+    return found
+
+
+def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> Callable[[], None]:
+    """One batch of texts from random parameters."""
+    config = plan.config
+    rule = experiment.sampler()
+    if hasattr(rule, "run") or getattr(rule, "needs_teacher", False):
+        raise UserError(
+            f"the benchmark does not sample with {config.sampler.name!r}; set sampler.name=euler "
+            "or flow_map"
+        )
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(experiment.model.init, key)
+    params = jax.jit(
+        experiment.model.init, out_shardings=sharding.shardings(shapes, mesh)
+    )(key)  # fmt: skip
+    make = experiment.net if rule.needs_two_times else experiment.denoiser
+    rows = sharding.batch_sharding(mesh)
+
+    def texts(params, key):
+        net = calls.counting(make)(params)
+        space = experiment.space({step_lib.STUDENT: net.table})
+        index_B = jax.lax.with_sharding_constraint(jnp.arange(config.train.batch_size), rows)
+        tokens_BL, _ = samplers.sample(
+            rule, {step_lib.STUDENT: net}, space, experiment.clock,
+            samplers.sequence_keys(key, index_B),
+            steps=config.sampler.steps[0], length=config.data.length,
+        )  # fmt: skip
+        return tokens_BL
+
+    compiled = jax.jit(texts).lower(params, key).compile()
+    return lambda: compiled(params, key).block_until_ready()
+
+
+def _peak_memory() -> int:
+    """Bytes: of the fullest device where it keeps count, else of this process."""
+    counts = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.devices()]
+    if all(counts):
+        return max(counts)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
