@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "outcome": BELOW_3 | SHARED_3 | {"report"},
     "proof": BELOW_3 | SHARED_3 | {"train", "configs"},
     **{room: BELOW_3 | SHARED_3 | {"outcome"} for room in LAYER_3},
+    "soak": BELOW_3 | SHARED_3 | {"train"},
     "main": LAYER_3 | {"config", "distributed", "experiment"},
     "flm_jax": LAYER_3 | SHARED_3,  # the public names in flm_jax/__init__.py, lazily
     "configs": {"configs"},

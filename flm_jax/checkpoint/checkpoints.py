@@ -38,6 +38,7 @@ class Checkpoints:
         self._keep_best = keep_best
         self._manager = None
         self._saving: int | None = None
+        self._unsaved: UserError | None = None  # why the last save did not even begin
         self._damaged: set[int] = set()
 
     def __enter__(self):
@@ -74,10 +75,15 @@ class Checkpoints:
           metric: the lower the better, for ``keep_best``; None or not finite = not a candidate.
           wait: return only when the step is committed.
 
-        Raises UserError if this save or the one before it could not be written.
+        A save that could not be written, this one or the one before, is a loud warning here: the
+        older steps are intact and the next save starts afresh. `wait`, `close` and ``wait=True``
+        raise UserError instead, because after them nobody would try again.
         """
         ocp = arrays.import_orbax()
-        self.wait()
+        try:
+            self.wait()
+        except UserError as error:
+            _warn_loudly(error)
         if step in self.steps() and step not in self._damaged:
             return False
         metrics = {"metric": float(metric)} if metric is not None and _finite(metric) else None
@@ -89,21 +95,26 @@ class Checkpoints:
             if self._manager is None:
                 self._manager = self._open_manager()
             self._manager.save(step, args=ocp.args.Composite(**args), metrics=metrics, force=True)
-        except OSError as error:
-            self._fail(error)
+        except Exception as error:  # tensorstore has exceptions of its own for a full disk
+            self._unsaved = self._failed(error)
+            if not wait:
+                _warn_loudly(self._unsaved)
         if wait:
             self.wait()
-        return True
+        return self._unsaved is None
 
     def wait(self) -> None:
         """Returns when the save in progress is committed; raises UserError if it failed."""
+        if self._unsaved is not None:
+            error, self._unsaved = self._unsaved, None
+            raise error
         if self._manager is None or self._saving is None:
             return
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:  # whatever the background thread met
-            self._fail(error)
+            raise self._failed(error) from error
         self._saving = None
 
     def close(self) -> None:
@@ -247,7 +258,8 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.reload()
 
-    def _fail(self, error: Exception) -> None:
+    def _failed(self, error: Exception) -> UserError:
+        """Makes ready for the next save; returns the sentence about this one."""
         step, self._saving = self._saving, None
         if self._manager is not None:  # its list of steps is wrong now; the next save starts anew
             manager, self._manager = self._manager, None
@@ -257,10 +269,14 @@ class Checkpoints:
                 logging.debug("closing orbax after a failed save failed too", exc_info=True)
         older = self.latest_step()
         kept = "there is no older one" if older is None else f"step {older} is intact"
-        raise UserError(
+        return UserError(
             f"the checkpoint of step {step} could not be written to {self.folder} "
-            f"({_first_line(error)}); {kept}"
-        ) from error
+            f"({_first_line(error)}); {kept}; free space there, or check that it is writable"
+        )
+
+
+def _warn_loudly(error: UserError) -> None:
+    logging.error("CHECKPOINT NOT SAVED: %s; training goes on and the next save tries again", error)
 
 
 def _metric(metrics: Any) -> float:
