@@ -42,7 +42,7 @@ def get_config(stage="pretrain"):
     if stage == "pretrain":
         config.sampler.steps = (1, 8, 32, 128)
     else:
-        config.teacher = "runs/quickstart"
+        common.teach(config, "runs/quickstart")
         config.optim.learning_rate = 1e-3
         config.train.update(steps=800, max_minutes=2.0)
         config.sampler.update(steps=(1, 2, 4, 8), denoiser_temperature=1.0)
