@@ -15,38 +15,43 @@ from absl import flags
 from flm_jax import config as config_lib
 from flm_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/proof", "folder of all runs")
-LANGUAGES = flags.DEFINE_list(
-    "languages", ["city_pairs", "addition", "brackets"], "rows of configs/proof.py LANGUAGES"
-)
-METHODS = flags.DEFINE_list(
-    "methods", ["flm", "fmlm", "mdlm"], "rows of configs/proof.py METHODS; teachers are added"
-)
-SEEDS = flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")
-SCALE = flags.DEFINE_float("scale", 1.0, "factor on the number of training steps", lower_bound=0.0)
 COLUMN = "valid"
 TEACHERS = {"flm": "", "mdlm": "", "second_stage": "residual"}  # all others: "flm"
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#ff7f0e", "#17becf", "#7f7f7f")
 
 
+def define_flags() -> None:
+    """The flags of the tool; in a function, because other tools have flags of the same names."""
+    flags.DEFINE_string("workdir", "runs/proof", "folder of all runs")
+    flags.DEFINE_list(
+        "languages", ["city_pairs", "addition", "brackets"], "rows of configs/proof.py LANGUAGES"
+    )
+    flags.DEFINE_list(
+        "methods", ["flm", "fmlm", "mdlm"], "rows of configs/proof.py METHODS; teachers are added"
+    )
+    flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")
+    flags.DEFINE_float("scale", 1.0, "factor on the number of training steps", lower_bound=0.0)
+
+
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    folder = pathlib.Path(WORKDIR.value).expanduser()
-    if not all(seed.isdigit() for seed in SEEDS.value):
-        raise UserError(f"--seeds={','.join(SEEDS.value)} must be whole numbers, such as 1,2,3")
-    check(LANGUAGES.value, METHODS.value)
-    methods = with_teachers(METHODS.value)
+    given = flags.FLAGS
+    folder = pathlib.Path(given.workdir).expanduser()
+    if not all(seed.isdigit() for seed in given.seeds):
+        raise UserError(f"--seeds={','.join(given.seeds)} must be whole numbers, such as 1,2,3")
+    check(given.languages, given.methods)
+    methods = with_teachers(given.methods)
     found = {}
-    for language in LANGUAGES.value:
-        for seed in SEEDS.value:
+    for language in given.languages:
+        for seed in given.seeds:
             for method in methods:
-                rows = run_one(folder, language, method, int(seed))
+                rows = run_one(folder, language, method, int(seed), given.scale)
                 for name, value in rows.items():
                     found.setdefault((language, name), []).append(value)
     text = table(found)
     (folder / "proof.md").write_text(text, encoding="utf-8")
-    for language in LANGUAGES.value:
+    for language in given.languages:
         (folder / f"{language}.svg").write_text(plot(found, language), encoding="utf-8")
     print(f"\n{text}\ntable and plots: {folder}/proof.md, {folder}/*.svg")
     return 0
@@ -81,12 +86,14 @@ def with_teachers(methods: list[str]) -> list[str]:
     return ordered
 
 
-def run_one(folder: pathlib.Path, language: str, method: str, seed: int) -> dict[str, float]:
+def run_one(
+    folder: pathlib.Path, language: str, method: str, seed: int, scale: float
+) -> dict[str, float]:
     """Trains one model, unless it is there; its validity by name of the row, in [0, 1]."""
     from flm_jax import experiment, train
 
     workdir = folder / f"{language}_{method}_{seed}"
-    config = make_config(folder, language, method, seed)
+    config = make_config(folder, language, method, seed, scale)
     config_lib.validate(config, experiment.tables())
     print(f"\n=== {language}, {method}, seed {seed}")
     code = train.train(config, workdir)
@@ -103,13 +110,15 @@ def run_one(folder: pathlib.Path, language: str, method: str, seed: int) -> dict
     return rows
 
 
-def make_config(folder: pathlib.Path, language: str, method: str, seed: int) -> config_lib.Config:
-    """The config of one run of the proof."""
+def make_config(
+    folder: pathlib.Path, language: str, method: str, seed: int, scale: float = 1.0
+) -> config_lib.Config:
+    """The config of one run of the proof, with ``scale`` times its training steps."""
     from configs import proof
 
     tree = proof.get_config(f"{language},{method}")
     tree.seed = seed
-    tree.train.steps = max(2, round(SCALE.value * tree.train.steps))
+    tree.train.steps = max(2, round(scale * tree.train.steps))
     tree.optim.warmup_steps = min(tree.optim.warmup_steps, tree.train.steps // 2)
     teacher = TEACHERS.get(method, "flm")
     if teacher:
@@ -183,4 +192,5 @@ def plot(found: dict[tuple[str, str], list[float]], language: str) -> str:
 
 
 if __name__ == "__main__":
+    define_flags()
     config_lib.run_main(main)

@@ -6,7 +6,6 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from absl import flags
 
 from flm_jax import proof
 
@@ -54,15 +53,7 @@ def test_the_plot_has_a_curve_per_method_and_a_mark_per_number_of_steps():
     assert {"flm", "fmlm", "1", "8"} <= set(texts)
 
 
-@pytest.fixture
-def scale():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    yield
-    flags.FLAGS["scale"].value = 1.0
-
-
-def test_students_start_from_the_denoiser_of_their_seed(tmp_path, scale):
+def test_students_start_from_the_denoiser_of_their_seed(tmp_path):
     config = proof.make_config(tmp_path, "addition", "fmlm", 2)
     assert config.teacher == config.init_from == str(tmp_path / "addition_flm_2")
     assert config.seed == 2 and config.model.two_times
@@ -73,15 +64,14 @@ def test_students_start_from_the_denoiser_of_their_seed(tmp_path, scale):
     assert config.init_from == str(tmp_path / "addition_flm_2")
 
 
-def test_methods_have_one_budget(tmp_path, scale):
+def test_methods_have_one_budget(tmp_path):
     steps = {
         method: proof.make_config(tmp_path, "addition", method, 1).train.steps
         for method in ("flm", "fmlm", "mdlm", "lsd", "esd", "fmlm_self")
     }
     assert steps["mdlm"] == steps["flm"] + steps["fmlm"]
     assert len({steps[name] for name in ("fmlm", "lsd", "esd", "fmlm_self")}) == 1
-    flags.FLAGS["scale"].value = 0.001
-    config = proof.make_config(tmp_path, "addition", "flm", 1)
+    config = proof.make_config(tmp_path, "addition", "flm", 1, 0.001)
     assert config.train.steps == 6 and config.optim.warmup_steps == 3
 
 
