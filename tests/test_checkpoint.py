@@ -207,6 +207,34 @@ def test_a_damaged_step_is_set_aside_and_saved_again(two_steps):
     assert (two_steps / "damaged-20").is_dir()
 
 
+def test_damaged_steps_do_not_pile_up(two_steps):
+    """Found by the soak: sixteen of them filled its disk, and nothing could be saved any more."""
+    with Checkpoints(two_steps) as checkpoints:
+        for step in (20, 21, 22, 23):
+            flip(two_steps / str(checkpoints.latest_step()))
+            checkpoints.restore({"params": abstract(make_params())})
+            checkpoints.save(step + 1, {"params": make_params()}, {}, wait=True)
+    left = sorted(path.name for path in two_steps.glob("damaged-*"))
+    assert left == ["damaged-22", "damaged-23"]
+    assert Checkpoints(two_steps).steps() == [10, 24]
+
+
+def test_a_save_that_fails_is_loud_and_the_next_one_is_tried(two_steps, monkeypatch, caplog):
+    def full_disk(folder):
+        raise OSError(28, "No space left on device")
+
+    with Checkpoints(two_steps) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, "write", full_disk)
+            checkpoints.save(30, {"params": make_params()}, {})
+            checkpoints.save(40, {"params": make_params()}, {})
+            assert "CHECKPOINT NOT SAVED: the checkpoint of step 30 " in caplog.text
+            with pytest.raises(UserError, match="step 40 could not .*step 20 is intact"):
+                checkpoints.wait()
+        assert checkpoints.save(50, {"params": make_params()}, {}, wait=True)
+    assert Checkpoints(two_steps).steps() == [20, 50]
+
+
 def test_a_foreign_step_is_read_with_a_warning(two_steps, caplog):
     (two_steps / "20" / MANIFEST).unlink()
     restored = Checkpoints(two_steps).restore({"params": abstract(make_params())})

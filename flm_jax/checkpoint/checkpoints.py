@@ -16,6 +16,8 @@ from flm_jax.errors import UserError
 
 _META = "meta"
 _TEMPORARY = ".orbax-checkpoint-tmp"
+_ASIDE = "damaged-"
+_ASIDE_KEPT = 2  # for a look at what happened; more would fill the disk in the end
 
 
 class Checkpoints:
@@ -250,10 +252,14 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             for step in self._damaged:
-                aside = self.folder / f"damaged-{step}"
+                aside = self.folder / f"{_ASIDE}{step}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
+                os.utime(aside)
                 logging.warning("damaged checkpoint %s is now %s; delete it at will", step, aside)
+            asides = sorted(self.folder.glob(f"{_ASIDE}*"), key=lambda path: path.stat().st_mtime)
+            for path in asides[:-_ASIDE_KEPT]:
+                shutil.rmtree(path, ignore_errors=True)
         self._damaged.clear()
         if self._manager is not None:
             self._manager.reload()
