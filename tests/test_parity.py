@@ -14,7 +14,7 @@ import pytest
 
 from flm_jax.errors import UserError
 from flm_jax.models.attention import rotary_tables
-from flm_jax.parity import checks, goldens, losses, precision, runner
+from flm_jax.parity import checks, goldens, objective, precision, runner
 from flm_jax.parity.__main__ import main
 
 SUBSET = json.loads((pathlib.Path(__file__).parent / "parity_subset.json").read_text())
@@ -204,14 +204,14 @@ def test_a_tolerance_is_ten_times_the_record_and_an_ulp_is_always_allowed():
 
 
 def test_the_expected_gradient_of_the_table_is_clean_plus_projected_noise(monkeypatch):
-    monkeypatch.setattr(losses.space_lib, "JITTER", 0.0)
+    monkeypatch.setattr(objective.space_lib, "JITTER", 0.0)
     rng = np.random.default_rng(0)
     table, gradient, clean = (rng.normal(size=(7, 3)) for _ in range(3))
-    result = losses.projected(table, gradient, clean)
+    result = objective.projected(table, gradient, clean)
     inside = np.linalg.lstsq(table, result - gradient, rcond=None)[1]
     assert np.allclose(table.T @ (result - gradient), 0.0)  # the change is orthogonal to T,
     assert inside.sum() > 0.1  # it is there,
-    assert np.allclose(losses.projected(table, result, clean), result)  # and happens once
+    assert np.allclose(objective.projected(table, result, clean), result)  # and happens once
 
 
 def test_command_prints_every_comparison_and_its_exit_code_says_whether_all_passed(subset, capsys):

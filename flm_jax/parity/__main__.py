@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import gc
 import json
 import os
 import pathlib
@@ -10,16 +11,21 @@ import time
 from importlib import metadata
 
 # The time goes into compiling many small programs. Must be set before jax is imported; an XLA that
-# does not know a flag would abort, so the second one is for the versions it was tried with.
+# does not know a flag would abort, so the others are for the versions they were tried with.
 FLAGS = "--xla_backend_optimization_level=0"
 if metadata.version("jaxlib").startswith("0.10."):
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more of them would only wait, at full speed
 
 from flm_jax import metrics  # noqa: E402
 from flm_jax.errors import UserError  # noqa: E402
 from flm_jax.parity import goldens, runner  # noqa: E402
 from flm_jax.parity.checks import HEADER, Row  # noqa: E402
+
+# Tracing makes millions of small objects; looking for cycles among them costs a tenth of the time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,7 +1,6 @@
 """The kinds baselines/mdlm* and baselines/duo*: masked and uniform diffusion on tokens."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +11,10 @@ import numpy as np
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import discrete
 from flm_jax.flow.posterior import Posterior
-from flm_jax.flow.space import OneHot
 from flm_jax.losses.base import Batch, Loss
 from flm_jax.losses.masked_diffusion import MaskedDiffusion
 from flm_jax.losses.uniform_diffusion import UniformCurriculum, UniformDiffusion
-from flm_jax.models import dit
-from flm_jax.parity import networks
+from flm_jax.parity import networks, objective
 from flm_jax.parity.checks import Checks
 from flm_jax.parity.goldens import Case, GoldenError
 from flm_jax.samplers.discrete import Ancestral, AncestralMasked, AncestralUniform
@@ -29,64 +26,48 @@ FLOAT32 = 1e-7
 TINY = 1e-10  # of the official draw
 
 
-@functools.partial(jax.jit, static_argnames=("model", "loss"))
-def run(
-    params: Any, batch: Batch, draws: dict, clock: Any, *, model: dit.Model, loss: Loss
-) -> tuple[dict[str, jax.Array], Any]:
-    """What is recorded of every loss, by recorded name, and the gradient of the mean."""
-
-    def objective(params):
-        net = model.net(params)
-        space = OneHot({"student": net.table})
-        loss_BL, _ = loss.evaluate({"student": net}, batch, draws, space, clock)
-        total, count = jnp.sum(loss_BL * batch.mask_BL), jnp.sum(batch.mask_BL)
-        return total / count, {
-            "out/loss": total / count,
-            "out/loss_per_token": loss_BL,
-            "out/nll_sum": total,
-        }
-
-    gradient, found = jax.grad(objective, has_aux=True)(params)
-    return found, gradient
-
-
 def masked_loss(case: Case, checks: Checks) -> None:
     """Loss per token and reduced, what led to it, and every gradient."""
     last_is_mask(case)
+    mask = case.option("mask_index")
 
-    def observe(loss, draws, batch):
-        t = loss.times(draws)
-        seen = jnp.where(loss.masked(draws, t), case.option("mask_index"), batch.tokens_BL)
+    def read(listener, loss, batch, clock):
+        t = listener.first("times")
+        seen = jnp.where(listener.first("masked"), mask, batch.tokens_BL)
         return {"mid/t": t, "mid/alpha_t": discrete.alpha(t), "mid/xt": seen}
 
     loss = MaskedDiffusion(t_min=case.option("sampling_eps"))
-    compare_loss(case, checks, loss, {"mask": "draw/u_mask"}, observe)
+    compare_loss(case, checks, loss, {"mask": "draw/u_mask"}, ("times", "masked"), read)
 
 
 def compare_loss(
     case: Case,
     checks: Checks,
     loss: Loss,
-    names: dict[str, str],
-    observe: Callable[..., dict[str, jax.Array]],
+    draws: dict[str, str],
+    methods: tuple[str, ...],
+    read: Callable[..., dict[str, jax.Array]],
     make_clock: Callable[[], Any] = clock_lib.identity,
 ) -> None:
-    """A loss on recorded draws, ``names`` ours to theirs; ``observe`` has the values on the way."""
-    tensors = networks.state(case)
-    sizes = networks.sizes_of(tensors)
-    model = networks.model(case, sizes, NO_CAP)
+    """A loss on recorded ``draws``, by our names and theirs.
+
+    ``read`` makes the values on the way of calls of the loss's ``methods`` (`objective.Observer`).
+    """
+    family = networks.Family.read(case, cap=NO_CAP)
+    observer = objective.Observer(tuple((type(loss), name) for name in methods), read)
     for bits in (64, 32):
         with checks.precision(bits):
-            batch, draws = recorded(case, names)
-            params = networks.params(tensors)
-            found, gradient = run(params, batch, draws, make_clock(), model=model, loss=loss)
-            found |= observe(loss, draws, batch)
+            found, gradient = objective.run(
+                family.params(), *recorded(case, draws), make_clock(),
+                models=family.models, loss=loss, space="onehot", observer=observer,
+            )  # fmt: skip
+            del found["out/num_tokens"]  # not recorded
             for name, array in found.items():
                 if np.issubdtype(array.dtype, np.integer):
                     checks.exact(name, array, case[name])
                 else:
                     checks.recorded(name, array)
-            for name, ours in networks.official(gradient, sizes).items():
+            for name, ours in family.official(gradient).items():
                 checks.gradient(name, ours, case[f"grad/{name}"].astype(np.float64))
 
 
@@ -127,9 +108,8 @@ def compare_step(
     keep: Callable[..., np.ndarray] = lambda tokens_BL, drawn_BL: drawn_BL,
 ) -> None:
     """The distribution of a step, and the recorded draw from it by the official rule."""
-    tensors = networks.state(case)
-    sizes = networks.sizes_of(tensors)
-    model = networks.model(case, sizes, NO_CAP)
+    family = networks.Family.read(case, cap=NO_CAP)
+    ((_, model),) = family.models
     t, dt = case.option("t"), case.option("dt")
     s = 0.0 if case.stem.endswith("last_step") else t - dt
 
@@ -142,7 +122,7 @@ def compare_step(
         with checks.precision(bits):
             tokens_BL, u_BLV = networks.wide(case["in/xt"]), networks.wide(case["draw/u"])
             alphas = (discrete.alpha(networks.wide(np.float64(time))) for time in (t, s))
-            p_BLV, q_BLV = predict(networks.params(tensors), tokens_BL, *alphas)
+            p_BLV, q_BLV = predict(family.params()["student"], tokens_BL, *alphas)
             checks.recorded("out/q_xs", q_BLV)
             if p_BLV is not None:
                 checks.recorded("out/p_x0", p_BLV)
@@ -153,15 +133,14 @@ def compare_step(
 def uniform_loss(case: Case, checks: Checks) -> None:
     """Loss per token and reduced, what led to it, and every gradient."""
 
-    def observe(loss, draws, batch):
-        t = loss.times(draws)
+    def read(listener, loss, batch, clock):
+        t, seen = listener.first("times"), listener.first("seen")
         alpha = discrete.alpha(t)
-        found = {"mid/t": t, "mid/alpha_t": alpha, "mid/sigma": -jnp.log(alpha)}
-        return found | {"mid/xt": loss.seen(draws, batch.tokens_BL, t)}
+        return {"mid/t": t, "mid/alpha_t": alpha, "mid/sigma": -jnp.log(alpha), "mid/xt": seen}
 
     loss = UniformDiffusion(t_min=case.option("sampling_eps"))
     names = {"move": "draw/u_move", "anywhere": "draw/uniform_tokens"}
-    compare_loss(case, checks, loss, names, observe)
+    compare_loss(case, checks, loss, names, ("times", "seen"), read)
 
 
 def uniform_step(case: Case, checks: Checks) -> None:
@@ -211,15 +190,11 @@ def curriculum_loss(case: Case, checks: Checks) -> None:
         slope = (look_up(gamma + STEP) - look_up(gamma)) / STEP
         return networks.wide(np.stack([look_up(gamma), -slope * (high - low)]))
 
-    def observe(loss, draws, batch):
-        t, (alpha, rate) = loss.times(draws), official()
-        ours = UniformCurriculum(**options).schedule(t, clock_lib.build(vocab_size, "exact"))
-        checks.close("alpha of the clock", ours[0], alpha, NEAREST)
-        checks.close("its derivative", ours[1], rate, 10 * NEAREST)
-        latent = loss.latent(draws["noise"], batch.tokens_BL, t)
+    def read(listener, loss, batch, clock):
+        (alpha, rate), latent = listener.first("schedule"), listener.first("latent")
         return {
-            "mid/t": t,
-            "mid/gamma_t": loss.gamma(t),
+            "mid/t": listener.first("times"),
+            "mid/gamma_t": listener.first("gamma"),
             "mid/alpha_t": alpha,
             "mid/dalpha_t": -rate,
             "mid/sigma": -jnp.log(alpha),
@@ -227,7 +202,14 @@ def curriculum_loss(case: Case, checks: Checks) -> None:
             "mid/xt_usdm": jnp.argmax(latent, axis=-1),
         }
 
-    compare_loss(case, checks, loss, {"noise": "draw/noise"}, observe, official)
+    names, methods = {"noise": "draw/noise"}, ("times", "gamma", "schedule", "latent")
+    compare_loss(case, checks, loss, names, methods, read, official)
+    for bits in (64, 32):
+        with checks.precision(bits):
+            t, clock = loss.times(recorded(case, names)[1]), clock_lib.build(vocab_size, "exact")
+            ours, expected = UniformCurriculum(**options).schedule(t, clock), official()
+            checks.close("alpha of the clock", ours[0], expected[0], NEAREST)
+            checks.close("its derivative", ours[1], expected[1], 10 * NEAREST)
 
 
 def last_is_mask(case: Case) -> None:

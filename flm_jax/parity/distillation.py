@@ -7,18 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import maps
-from flm_jax.flow import space as space_lib
-from flm_jax.losses import ESD, LSD, PSD
-from flm_jax.losses.base import Batch, Loss
-from flm_jax.losses.flow_map import FlowMapLoss, Setting, stopped
-from flm_jax.losses.psd import semigroup
-from flm_jax.parity import networks
+from flm_jax.losses import ESD, LSD, PSD, psd
+from flm_jax.losses.base import Batch
+from flm_jax.losses.flow_map import TEACHER, FlowMapLoss
+from flm_jax.parity import networks, objective
 from flm_jax.parity.checks import FLOAT64, Checks
 from flm_jax.parity.forward import log_probs
 from flm_jax.parity.goldens import Case, GoldenError
-from flm_jax.parity.losses import SPACES, TABLE, gradients, jitter
 
 PREFIXES = {"student": "param/", "teacher": "teacher_param/", "ema": "ema_param/"}
 METHODS = {"PSD": PSD, "LSD": LSD, "ESD": ESD}
@@ -50,29 +46,22 @@ def flow_map(case: Case, checks: Checks) -> None:
     """Loss per token and reduced, what led to it, and every gradient."""
     loss = built(case)
     roles = ["student", *(["teacher"] if loss.needs_teacher else []), *(["ema"] * loss.needs_ema)]
-    tensors = {role: networks.state(case, PREFIXES[role]) for role in roles}
-    sizes = networks.sizes_of(tensors["student"])
-    models = {
-        role: networks.model(case, networks.sizes_of(found), networks.logit_cap(case))
-        for role, found in tensors.items()
-    }
+    family = networks.Family.read(case, {role: PREFIXES[role] for role in roles})
     rows = order(case)
     checks.exact("counts", loss.counts(len(rows)), recorded_counts(case))
-    call = functools.partial(run, models=tuple(models.items()), loss=loss)
-    joint = np.concatenate([found[TABLE] for found in tensors.values()], axis=1).astype(float)
-    clean = None
-    for bits in case_bits(case):
-        with checks.precision(bits), jitter(bits):
-            clock = clock_lib.build(sizes.vocab_size)
-            params = {role: networks.params(found) for role, found in tensors.items()}
-            batch, draws = recorded(case, rows)
-            if bits == 64 and joint.shape[1] < joint.shape[0]:
-                _, gradient = call(params, batch, draws, clock, space="held")
-                clean = networks.official(gradient, sizes)[TABLE]
-            for space in space_lib.SPACES:
-                found, gradient = call(params, batch, draws, clock, space=space)
-                compare(case, checks, found, rows, loss, space, joint)
-                gradients(case, checks, gradient, sizes, space, clean, joint)
+    precisions = case_bits(case)
+    floor64 = AMPLIFIED64 if precisions == (64,) else FLOAT64
+
+    def check(name, ours, space):
+        """Recorded arrays of the whole batch are brought into our order; the others are in it."""
+        seen = family.seen(space if name == "mid/x_s" else "onehot")
+        view = (lambda array: seen(array[rows])) if name in WHOLE_BATCH else seen
+        checks.recorded(name, ours, space=space, view=view, floor64=floor64)
+
+    recorded_rows = functools.partial(recorded, case, rows)
+    objective.compare(
+        case, checks, family, loss, recorded_rows, observer(loss), check, precisions
+    )  # fmt: skip
 
 
 def case_bits(case: Case) -> tuple[int, ...]:
@@ -140,80 +129,36 @@ def recorded(case: Case, rows: np.ndarray) -> tuple[Batch, dict[str, jax.Array]]
     return Batch(tokens_BL, mask_BL, index_B, len(rows)), draws
 
 
-@functools.partial(jax.jit, static_argnames=("models", "loss", "space"))
-def run(
-    params: dict[str, Any], batch: Batch, draws: dict[str, jax.Array], clock: clock_lib.Clock, *,
-    models: tuple, loss: Loss, space: str,
-) -> tuple[dict[str, jax.Array], Any]:  # fmt: skip
-    """What is recorded of one loss, by recorded name, and the student's gradient of the mean."""
-    models = dict(models)
-
-    def place(own):
-        every = params | {"student": own}
-        nets = {role: model.net(every[role]) for role, model in models.items()}
-        return nets, SPACES[space]({role: net.table for role, net in nets.items()})
-
-    draws = draws | {"noise": place(params["student"])[1].from_dense(draws["noise"])}
-
-    def objective(own):
-        nets, state_space = place(own)
-        loss_BL, metrics = loss.evaluate(nets, batch, draws, state_space, clock)
-        total, count = jnp.sum(loss_BL * batch.mask_BL), jnp.sum(batch.mask_BL)
-        return total / count, {
-            "out/loss": total / count,
-            "out/loss_per_token": loss_BL,
-            "out/nll_sum": total,
-            "out/num_tokens": count,
-        }
-
-    gradient, found = jax.grad(objective, has_aux=True)(params["student"])
-    if space != "held":
-        found |= observed(*place(params["student"]), batch, draws, clock, loss)
-    return found, gradient
+def observer(loss: FlowMapLoss) -> objective.Observer:
+    """Listens to the loss's own parts."""
+    target = (psd, "semigroup") if isinstance(loss, PSD) else (type(loss), "target")
+    names = ("path", "diagonal", "teacher_at_s", "off_diagonal")
+    return objective.Observer((*((type(loss), name) for name in names), target), observed)
 
 
-def observed(nets, space, batch, draws, clock, loss) -> dict[str, jax.Array]:
-    """The values on the way that the recorded set has too, computed by the loss's own parts."""
-    path = loss.path(draws, clock, batch)
-    state = space.corrupt(draws["noise"], batch.tokens_BL, path.s)
-    output = nets["student"](space.view(state, "student"), *loss.student_times(path, batch))
+def observed(listener, loss, batch, clock) -> dict[str, jax.Array]:
+    """The values on the way that the recorded set has too."""
+    output, path = listener.first("__call__"), listener.first("path")
     found = {f"mid/{name}": x for name, x in path._asdict().items()}
-    found |= {"mid/x_s": state, "mid/log_D_st": log_probs(output.posterior)}
+    found["mid/x_s"] = listener.first("corrupt")
+    found["mid/log_D_st"] = log_probs(jax.lax.stop_gradient(output.posterior))
     if output.log_weight is not None:
         found["mid/loss_weight"] = output.log_weight
-    frozen = {role: stopped(net) for role, net in nets.items()}
-    setting = Setting(frozen, space, clock, state, path, (None, None))
-    on, off = loss.parts(batch)
-    if on.stop:
-        here = setting._replace(state=state[on], path=path.rows(on))
-        posterior = output.posterior.rows(on)
-        found["mid/diag_loss"] = loss.diagonal(here, posterior, batch.tokens_BL[on])
-        if loss.on_diagonal == "teacher":
-            found["mid/on_diagonal_target"] = loss.teacher_at_s(here).dense()
-    here = setting._replace(state=state[off], path=path.rows(off))
-    found["mid/offdiag_loss"] = loss.off_diagonal(here, output.posterior.rows(off))
+    if listener.calls["diagonal"]:
+        found["mid/diag_loss"] = listener.first("diagonal")
+        if loss.on_diagonal == TEACHER:
+            found["mid/on_diagonal_target"] = listener.first("teacher_at_s").dense()
+    (_, here, _), found["mid/offdiag_loss"] = listener.calls["off_diagonal"][0]
     if isinstance(loss, PSD):
         s, u, t = here.path.s, here.path.u, here.path.t
         found["mid/lambda_sut"] = maps.semigroup_weight(s, u, t)
-        found["mid/offdiag_target"] = semigroup(here, loss.target).dense()
+        found["mid/offdiag_target"] = listener.first("semigroup").dense()
     elif isinstance(loss, LSD) and not loss.official_alpha_1:
+        target = listener.first("target")
         found["mid/d_tau_by_d_t"] = clock.dtau_dt(here.path.t)
-        found["mid/offdiag_target_before_entmax"] = loss.target(here).dense()
-        found["mid/offdiag_target"] = loss.target(here).entmax(loss.alpha).dense()
+        found["mid/offdiag_target_before_entmax"] = target.dense()
+        found["mid/offdiag_target"] = target.entmax(loss.alpha).dense()
     elif isinstance(loss, ESD):
         found["mid/d_tau_s_by_d_s"] = clock.dtau_dt(here.path.s)
-        found["mid/offdiag_target"] = loss.target(here).dense()
+        found["mid/offdiag_target"] = listener.first("target").dense()
     return found
-
-
-def compare(case, checks, found, rows, loss, space, joint) -> None:
-    """Recorded arrays of the whole batch are brought into our order; the others are in it."""
-    for name, ours in found.items():
-        whole = name in WHOLE_BATCH
-
-        def view(array, name=name, whole=whole):
-            array = array[rows] if whole else array
-            return array @ joint if space == "projected" and name == "mid/x_s" else array
-
-        floor64 = AMPLIFIED64 if case_bits(case) == (64,) else FLOAT64
-        checks.recorded(name, ours, space=space, view=view, floor64=floor64)

@@ -67,17 +67,16 @@ def log_probs(posterior: Posterior) -> jax.Array:
 
 def network(case: Case, checks: Checks) -> None:
     """Logits of dense states and of tokens, one time and two, log-probabilities, loss weight."""
-    tensors = networks.state(case)
-    sizes = networks.sizes_of(tensors)
-    model = networks.model(case, sizes, networks.logit_cap(case))
+    family = networks.Family.read(case)
+    ((_, model),) = family.models
     for bits in (64, 32):
         with checks.precision(bits):
-            params = networks.params(tensors)
+            params = family.params()["student"]
             x, tokens, tau, tau_t = (
                 networks.wide(case[f"in/{name}"]) for name in ("x", "x0", "tau", "tau_prime")
             )
             ours = forward(model, params, x, tokens, tau, tau_t)
-            embedder = layers.TimeEmbedding(sizes.cond_dim)
+            embedder = layers.TimeEmbedding(family.sizes.cond_dim)
             ours["mid/sigma_map"] = embedder.apply({"params": params["time_embed"]}, tau)
             length, head_width = tokens.shape[1], model.width // model.module.heads
             cos, sin = rotary_tables(length, head_width, x.dtype)

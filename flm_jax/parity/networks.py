@@ -1,9 +1,11 @@
 """The recorded networks: our model and parameters from official names and a case's options."""
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flm_jax import config
@@ -14,6 +16,8 @@ from flm_jax.parity.goldens import Case, GoldenError
 ATTENTION_CAP = 50.0  # no recorded run has another one; a case may say "softcap"
 LOGIT_CAP = {"apr": 30.0, "feb": 0.0}
 HEAD_CHUNK = 16
+TABLE = "vocab_embed.embedding"
+STUDENT = {"student": "param/"}
 
 
 def state(case: Case, prefix: str = "param/") -> dict[str, np.ndarray]:
@@ -62,9 +66,13 @@ def params(tensors: dict[str, np.ndarray]) -> Any:
 
 
 def wide(array: Any) -> jax.Array:
-    """A recorded array on the device; floats in the widest type that is switched on."""
+    """A recorded array on the device; floats in the widest type that is switched on.
+
+    Converted by numpy: on the device it would be one more program for every shape.
+    """
     array = np.asarray(array)
-    return jnp.asarray(array, float) if array.dtype.kind == "f" else jnp.asarray(array)
+    dtype = np.dtype(float) if array.dtype.kind == "f" else array.dtype
+    return jax.device_put(array.astype(jax.dtypes.canonicalize_dtype(dtype)))
 
 
 def official(tree: Any, sizes: layout.Sizes) -> dict[str, np.ndarray]:
@@ -72,11 +80,60 @@ def official(tree: Any, sizes: layout.Sizes) -> dict[str, np.ndarray]:
 
     Unlike `hub_layout.from_params` it keeps float64.
     """
+    tree = jax.tree.map(np.asarray, tree)
     named = {}
     for entry in layout.entries(sizes):
-        leaf = tree
-        for key in entry.path:
-            leaf = leaf[key]
-        array = np.asarray(leaf if entry.layer is None else leaf[entry.layer])
+        leaf = functools.reduce(dict.__getitem__, entry.path, tree)
+        array = leaf if entry.layer is None else leaf[entry.layer]
         named[entry.name] = array.T if entry.transpose else array
     return named
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """The networks of a case by role; ``sizes`` are the student's.
+
+    ``joint_VW``: the tables of all networks side by side, float64. ``models`` is a tuple of
+    (role, model), for jit.
+    """
+
+    tensors: dict[str, dict[str, np.ndarray]]
+    models: tuple[tuple[str, dit.Model], ...]
+    sizes: layout.Sizes
+    joint_VW: np.ndarray
+
+    @classmethod
+    def read(
+        cls,
+        case: Case,
+        prefixes: dict[str, str] = STUDENT,
+        cap: float | None = None,
+        dtype: str = "float32",
+    ) -> "Family":
+        """The networks whose tensors are recorded under ``prefixes``, by role.
+
+        ``cap`` of the logits is what the case says, unless given.
+        """
+        cap = logit_cap(case) if cap is None else cap
+        tensors = {role: state(case, prefix) for role, prefix in prefixes.items()}
+        sizes = {role: sizes_of(found) for role, found in tensors.items()}
+        models = ((r, model(case, s, cap, dtype=dtype)) for r, s in sizes.items())
+        joint_VW = np.concatenate([found[TABLE] for found in tensors.values()], axis=1)
+        return cls(tensors, tuple(models), sizes["student"], joint_VW.astype(float))
+
+    @property
+    def narrow(self) -> bool:
+        """Whether there are directions over the vocabulary that no network sees (P is not 1)."""
+        return self.joint_VW.shape[1] < self.joint_VW.shape[0]
+
+    def params(self) -> dict[str, Any]:
+        """Our parameter trees by role, in the float type of the current precision."""
+        return {role: params(found) for role, found in self.tensors.items()}
+
+    def official(self, tree: Any) -> dict[str, np.ndarray]:
+        """A tree shaped like the student's parameters under the official names."""
+        return official(tree, self.sizes)
+
+    def seen(self, space: str) -> Callable[[np.ndarray], np.ndarray]:
+        """What a recorded state (..., V) is in the space of that name."""
+        return (lambda x: x @ self.joint_VW) if space == "projected" else (lambda x: x)

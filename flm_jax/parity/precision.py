@@ -5,7 +5,6 @@ bfloat16: losses, gradients, states of the samplers and the tokens at the end.
 """
 
 import sys
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from flm_jax.errors import UserError
 from flm_jax.flow.clock import build
 from flm_jax.losses import FlowMatching
-from flm_jax.parity import goldens, losses, networks, sampling
+from flm_jax.parity import goldens, losses, networks, objective, sampling
 from flm_jax.parity.checks import case_record
 from flm_jax.parity.goldens import Case
 from flm_jax.samplers import Euler, FlowMap
@@ -25,16 +24,14 @@ TYPES = ("float32", "bfloat16")
 
 def loss_row(case: Case) -> str:
     """Relative error of the loss, largest error per token in nats, cosine of the gradients."""
-    tensors = networks.state(case)
-    sizes = networks.sizes_of(tensors)
-    params, clock = networks.params(tensors), build(sizes.vocab_size)
     batch, draws = losses.recorded_batch(case)
     found = {}
     for dtype in TYPES:
-        model = networks.model(case, sizes, networks.logit_cap(case), dtype=dtype)
-        out, gradient = losses.run(
-            params, batch, draws, clock, model=model, loss=FlowMatching(), space="onehot"
-        )
+        family = networks.Family.read(case, dtype=dtype)
+        out, gradient = objective.run(
+            family.params(), batch, draws, build(family.sizes.vocab_size),
+            models=family.models, loss=FlowMatching(), space="onehot",
+        )  # fmt: skip
         flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)])
         found[dtype] = float(out["out/loss"]), np.asarray(out["out/loss_per_token"]), flat
     (loss, tokens, gradient), (loss16, tokens16, gradient16) = (found[dtype] for dtype in TYPES)
@@ -47,19 +44,18 @@ def loss_row(case: Case) -> str:
 
 def sampler_rows(case: Case) -> list[str]:
     """Per number of steps: largest difference of the last state, and tokens that differ."""
-    tensors = networks.state(case)
-    sizes = networks.sizes_of(tensors)
-    params, clock = {"student": networks.params(tensors)}, build(sizes.vocab_size)
-    sampler: Any = FlowMap(0.0) if sizes.two_times else Euler()
+    families = {dtype: networks.Family.read(case, dtype=dtype) for dtype in TYPES}
+    sizes = families["float32"].sizes
+    params, clock = families["float32"].params(), build(sizes.vocab_size)
+    make = FlowMap if sizes.two_times else Euler
     start = networks.wide(case["draw/z0"])
     rows = []
     for steps in case_record(case, "steps"):
         found = {}
         for dtype in TYPES:
-            model = networks.model(case, sizes, networks.logit_cap(case), dtype=dtype)
             tokens, path = sampling.run(
-                params, start, None, clock,
-                models=(("student", model),), sampler=sampler, space="onehot", steps=steps,
+                params, start, None, clock, {},
+                models=families[dtype].models, make=make, space="onehot", steps=steps,
             )  # fmt: skip
             found[dtype] = np.asarray(tokens), np.asarray(path.states[-1])
         (tokens, state), (tokens16, state16) = (found[dtype] for dtype in TYPES)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import fnmatch
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -64,6 +65,9 @@ KINDS: dict[str, Check] = {
     "text/tiny_gpt2": texts.scorer,
 }
 
+# Beginnings of names of neighbouring cases that run through the same compiled programs.
+SHARING = ("sampler/fmlm_sampler", "ckpt/flm", "ckpt/")
+
 
 def run(
     directory: str | os.PathLike,
@@ -95,10 +99,25 @@ def run(
         return rows
     # Fresh processes: a forked one would inherit the locks of JAX's threads.
     fresh = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(jobs, len(cases)), fresh) as pool:
-        for found in pool.map(whole_case, cases):
+    groups = together(cases)
+    with concurrent.futures.ProcessPoolExecutor(min(jobs, len(groups)), fresh) as pool:
+        for found in pool.map(whole_cases, groups):
             keep(found)
     return rows
+
+
+def together(cases: list[Case]) -> list[list[Case]]:
+    """What one process is to run: neighbours that share programs, any other case by itself."""
+
+    def beginning(case):
+        return next((name for name in SHARING if case.name.startswith(name)), case.name)
+
+    return [list(group) for _, group in itertools.groupby(cases, beginning)]
+
+
+def whole_cases(cases: list[Case]) -> list[Row]:
+    """The rows of some cases, one after the other."""
+    return [row for case in cases for row in whole_case(case)]
 
 
 def whole_case(case: Case) -> list[Row]:

@@ -1,11 +1,11 @@
 """The kind sampler: every state on the way from recorded noise to tokens."""
 
 import functools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.flow.clock import Clock, build
@@ -19,17 +19,30 @@ from flm_jax.samplers.base import Sampler, Trajectory, sample
 PREFIXES = {"student": "param/", "teacher": "teacher_param/"}
 
 
-@functools.partial(jax.jit, static_argnames=("models", "sampler", "space", "steps"))
+class Noisy(FlowMap):
+    """`FlowMap` with a gamma above 0 that may be traced: one program serves every gamma."""
+
+    stochastic = True
+
+    def __post_init__(self):
+        """No check: a traced number has no value yet."""
+
+
+@functools.partial(jax.jit, static_argnames=("models", "make", "space", "steps"))
 def run(
-    params: dict[str, Any], start_BLV: jax.Array, noise: jax.Array | None, clock: Clock, *,
-    models: tuple, sampler: Sampler, space: str, steps: int,
+    params: dict[str, Any], start_BLV: jax.Array, noise: jax.Array | None, clock: Clock,
+    options: dict[str, jax.Array], *, models: tuple, make: Callable[..., Sampler], space: str,
+    steps: int,
 ) -> tuple[jax.Array, Trajectory]:  # fmt: skip
-    """Tokens and trajectory from recorded dense noise, in the space of that name."""
+    """Tokens and trajectory from recorded dense noise, in the space of that name.
+
+    ``make(**options)`` is the sampler. Tokens and confidences on the way are left out.
+    """
     nets = {role: model.net(params[role]) for role, model in models}
     place = SPACES[space]({role: net.table for role, net in nets.items()})
     batch, length, _ = start_BLV.shape
-    return sample(
-        sampler,
+    tokens_BL, path = sample(
+        make(**options),
         nets,
         place,
         clock,
@@ -40,27 +53,28 @@ def run(
         noise=None if noise is None else jax.vmap(place.from_dense)(noise),
         trajectory=True,
     )
+    return tokens_BL, path._replace(tokens_SBL=None, confidence_SBL=None)
 
 
 def euler(case: Case, checks: Checks) -> None:
     """The sampler of one-time networks."""
-    compare(case, checks, Euler(), lambda tau_in, tau_next, clock: None)
+    compare(case, checks, Euler)
 
 
 def flow_map(case: Case, checks: Checks) -> None:
     """The jump sampler with its share of fresh noise."""
-    sampler = FlowMap(float(case.option("gamma")))
+    gamma = FlowMap(float(case.option("gamma"))).gamma
 
-    def aim(tau_in, tau_next, clock):
-        sigma = 1.0 - clock.to_t(tau_next)
-        return clock.to_tau(1.0 - sigma * (1.0 - sampler.gamma**2) ** 0.5)
+    def aim(t_S, tau_S, clock):
+        return clock.to_tau(1.0 - (1.0 - t_S) * (1.0 - gamma**2) ** 0.5)
 
-    compare(case, checks, sampler, aim)
+    options = {"gamma": np.float64(gamma)} if gamma else {}
+    compare(case, checks, Noisy if gamma else FlowMap, options, second_time=aim)
 
 
 def two_model(case: Case, checks: Checks) -> None:
     """The sampler of a denoiser and its correction."""
-    compare(case, checks, TwoModel(), lambda tau_in, tau_next, clock: tau_next)
+    compare(case, checks, TwoModel, second_time=lambda t_S, tau_S, clock: tau_S)
 
 
 def two_stage(case: Case, checks: Checks) -> None:
@@ -68,47 +82,49 @@ def two_stage(case: Case, checks: Checks) -> None:
     if case.entry["version"] == "apr":
         flow_map(case, checks)
     else:
-        compare(case, checks, TwoStage(), lambda tau_in, tau_next, clock: tau_next)
+        compare(case, checks, TwoStage, second_time=lambda t_S, tau_S, clock: tau_S)
 
 
-def compare(case: Case, checks: Checks, sampler: Sampler, second_time: Callable) -> None:
-    """Every state, the tokens and the times, in both spaces and at every recorded step count."""
-    roles = ["student", *(["teacher"] if getattr(sampler, "needs_teacher", False) else [])]
-    tensors = {role: networks.state(case, PREFIXES[role]) for role in roles}
-    models = tuple(
-        (role, networks.model(case, networks.sizes_of(found), networks.logit_cap(case)))
-        for role, found in tensors.items()
-    )
-    tables = [found["vocab_embed.embedding"].astype(float) for found in tensors.values()]
-    joint = np.concatenate(tables, axis=1)
+def compare(
+    case: Case,
+    checks: Checks,
+    make: Callable[..., Sampler],
+    options: Mapping[str, np.ndarray] = types.MappingProxyType({}),
+    second_time: Callable | None = None,
+) -> None:
+    """Every state, the tokens and the times, in both spaces and at every recorded step count.
+
+    ``second_time(t, tau, clock)`` of the ends of the steps is what the network is told of them.
+    """
+    roles = ["student", *(["teacher"] if getattr(make, "needs_teacher", False) else [])]
+    family = networks.Family.read(case, {role: PREFIXES[role] for role in roles})
     for bits in (64, 32):
         with checks.precision(bits):
-            clock = build(joint.shape[0])
-            params = {role: networks.params(found) for role, found in tensors.items()}
+            clock = build(family.sizes.vocab_size)
             start = networks.wide(case["draw/z0"])
+            call = functools.partial(run, models=family.models, make=make)
+            inputs = family.params(), start
+            given = {name: networks.wide(value) for name, value in options.items()}
             for space in SPACES:
-                seen = (lambda a: a) if space == "onehot" else (lambda a: a @ joint)
+                view = family.seen(space)
                 for steps in case_record(case, "steps"):
-                    noise = None
-                    if f"draw/noise_s{steps}" in case:
-                        noise = networks.wide(case[f"draw/noise_s{steps}"])
-                    tokens, path = run(
-                        params, start, noise, clock,
-                        models=models, sampler=sampler, space=space, steps=steps,
-                    )  # fmt: skip
+                    noise = f"draw/noise_s{steps}"
+                    noise = networks.wide(case[noise]) if noise in case else None
+                    tokens, path = call(*inputs, noise, clock, given, space=space, steps=steps)
                     name = f"out/tokens_s{steps}"
                     checks.exact(f"{name} {space}", tokens, case[name])
-                    checks.recorded(f"out/states_s{steps}", path.states, space=space, view=seen)
-                    checks.recorded(f"out/final_s{steps}", path.states[-1], space=space, view=seen)
+                    states = np.asarray(path.states)
+                    checks.recorded(f"out/states_s{steps}", states, space=space, view=view)
+                    checks.recorded(f"out/final_s{steps}", states[-1], space=space, view=view)
                     if space == "onehot":
                         _times(checks, path, steps, start.shape[0], second_time, clock)
 
 
 def _times(checks, path: Trajectory, steps: int, batch: int, second_time, clock) -> None:
-    grid = jnp.concatenate([path.tau_S, jnp.ones((1,))])
-    checks.recorded(f"mid/tau_grid_s{steps}", grid)
-    checks.recorded(f"mid/t_grid_s{steps}", jnp.concatenate([path.t_S, jnp.ones((1,))]))
-    checks.recorded(f"mid/tau_in_s{steps}", jnp.tile(path.tau_S[:, None], (1, batch)))
-    tau_out = second_time(path.tau_S, grid[1:], clock)
-    if tau_out is not None:
-        checks.recorded(f"mid/tau_out_s{steps}", jnp.tile(tau_out[:, None], (1, batch)))
+    tau_S, t_S = (np.append(x, np.ones_like(x[:1])) for x in (path.tau_S, path.t_S))
+    checks.recorded(f"mid/tau_grid_s{steps}", tau_S)
+    checks.recorded(f"mid/t_grid_s{steps}", t_S)
+    checks.recorded(f"mid/tau_in_s{steps}", np.tile(tau_S[:-1, None], (1, batch)))
+    if second_time is not None:
+        tau_out = np.asarray(second_time(t_S[1:], tau_S[1:], clock))
+        checks.recorded(f"mid/tau_out_s{steps}", np.tile(tau_out[:, None], (1, batch)))

@@ -17,7 +17,7 @@ from flm_jax.interop import layout
 from flm_jax.losses import FlowMatching
 from flm_jax.losses.base import Batch, Space
 from flm_jax.models import dit
-from flm_jax.parity import losses, networks
+from flm_jax.parity import networks, objective
 from flm_jax.parity.checks import TIMES_RECORD, ULPS, Checks, case_record, largest
 from flm_jax.parity.goldens import Case, GoldenError
 
@@ -101,17 +101,16 @@ def official_weights(mask_BL: jax.Array, parts: int) -> jax.Array:
 
 def train(case: Case, checks: Checks) -> None:
     """Several updates: losses, gradient norms, learning rates; parameters, average, moments."""
-    tensors = networks.state(case)
-    sizes = networks.sizes_of(tensors)
-    model = networks.model(case, sizes, networks.logit_cap(case))
+    family = networks.Family.read(case)
+    ((_, model),), sizes = family.models, family.sizes
     loss = FlowMatching(stratified=case.option("antithetic"))
     settings = optimizer_settings(case)
     for bits in (64, 32):
         # With more tokens than columns the projected gradient is another, equally right one.
-        spaces = ["onehot"] if bits == 32 or losses.projects(sizes) else list(space_lib.SPACES)
+        spaces = ["onehot"] if bits == 32 or family.narrow else list(space_lib.SPACES)
         for space in spaces:
-            with checks.precision(bits), losses.jitter(bits):
-                params = networks.params(tensors)
+            with checks.precision(bits), objective.jitter(bits):
+                params = family.params()["student"]
                 state = step_lib.init_state(params, optim.optimizer(settings, CONSTANT))
                 call = functools.partial(
                     update, model=model, loss=loss, settings=settings, space=space

@@ -15,11 +15,11 @@ import numpy as np
 
 from flm_jax.flow import clock as clock_lib
 from flm_jax.losses import Residual, SecondStage
-from flm_jax.losses.base import Batch, Loss
-from flm_jax.parity import networks
+from flm_jax.losses.base import Batch
+from flm_jax.parity import networks, objective
 from flm_jax.parity.checks import FLOAT64, Checks, largest
 from flm_jax.parity.goldens import Case, GoldenError
-from flm_jax.parity.losses import SINGULAR32, SPACES, TABLE, gradients, jitter, projected
+from flm_jax.parity.networks import TABLE
 
 OWN32 = 2e-5  # ours against ours in float32, of the largest entry
 RESIDUAL_ROLES = {"student": "param/", "teacher": "teacher_param/"}
@@ -53,44 +53,43 @@ def options(case: Case) -> dict[str, float]:
 
 def compare(case: Case, checks: Checks, loss: Any, roles: dict[str, str]) -> None:
     """Loss per token and reduced, what led to it, and every gradient."""
-    tensors = {role: networks.state(case, prefix) for role, prefix in roles.items()}
-    sizes = networks.sizes_of(tensors["student"])
-    models = tuple(
-        (role, networks.model(case, networks.sizes_of(found), networks.logit_cap(case)))
-        for role, found in tensors.items()
+    family = networks.Family.read(case, roles)
+    observer = objective.Observer(
+        tuple((type(loss), name) for name in ("path", "halves", "target") if hasattr(loss, name)),
+        observed,
     )
-    joint = np.concatenate([found[TABLE] for found in tensors.values()], axis=1).astype(float)
     for bits in (64, 32):
-        with checks.precision(bits), jitter(bits):
-            clock = clock_lib.build(sizes.vocab_size)
-            params = {role: networks.params(found) for role, found in tensors.items()}
-            batch, draws = recorded(case)
-            call = functools.partial(run, params, batch, draws, clock, models=models)
+        with checks.precision(bits), objective.jitter(bits):
+            clock = clock_lib.build(family.sizes.vocab_size)
+            call = functools.partial(
+                objective.run, family.params(), *recorded(case), clock,
+                models=family.models, observer=observer,
+            )  # fmt: skip
             found, gradient = call(loss=loss, space="onehot")
             for name, ours in found.items():
                 checks.recorded(name, ours, space="onehot")
-            gradients(case, checks, gradient, sizes, "onehot", None)
+            objective.gradients(case, checks, gradient, family, "onehot")
             clean = loss
             if isinstance(loss, Residual):
                 clean = dataclasses.replace(loss, official_residue=False)
                 found, gradient = call(loss=clean, space="onehot")
-            expected = found, networks.official(gradient, sizes)
+            expected = found, family.official(gradient)
             found, gradient = call(loss=clean, space="projected")
-            compare_spaces(checks, expected, found, networks.official(gradient, sizes), joint)
+            compare_spaces(checks, expected, found, family.official(gradient), family)
 
 
-def compare_spaces(checks: Checks, expected, found, gradient, joint: np.ndarray) -> None:
+def compare_spaces(checks: Checks, expected, found, gradient, family: networks.Family) -> None:
     """The projected run against the one-hot run, both ours; the table's gradient through P."""
     floor = FLOAT64 if checks.bits == 64 else OWN32
     for name, ours in found.items():
-        truth = np.asarray(expected[0][name])
-        truth = truth @ joint if name == "mid/x_t_s" else truth
+        view = family.seen("projected" if name == "mid/x_t_s" else "onehot")
+        truth = view(np.asarray(expected[0][name]))
         checks.close(f"{name} projected = onehot", ours, truth, floor * largest(truth))
     for name, truth in expected[1].items():
         allowed = floor
         if name == TABLE:
-            truth = projected(joint, truth, None)
-            allowed = SINGULAR32 if checks.bits == 32 else 1e-6
+            truth = objective.projected(family.joint_VW, truth, None)
+            allowed = objective.SINGULAR32 if checks.bits == 32 else 1e-6
         tolerance = allowed * max(largest(truth), 1e-12)
         checks.close(f"grad/{name} projected = onehot", gradient[name], truth, tolerance)
 
@@ -107,44 +106,15 @@ def recorded(case: Case) -> tuple[Batch, dict[str, jax.Array]]:
     return Batch(tokens_BL, mask_BL, jnp.arange(size, dtype=jnp.int32), size), draws
 
 
-@functools.partial(jax.jit, static_argnames=("models", "loss", "space"))
-def run(
-    params: dict[str, Any], batch: Batch, draws: dict[str, jax.Array], clock: clock_lib.Clock, *,
-    models: tuple, loss: Loss, space: str,
-) -> tuple[dict[str, jax.Array], Any]:  # fmt: skip
-    """What is recorded of one loss, by recorded name, and the student's gradient of the mean."""
-
-    def place(own):
-        nets = {role: model.net((params | {"student": own})[role]) for role, model in models}
-        return nets, SPACES[space]({role: net.table for role, net in nets.items()})
-
-    draws = draws | {"noise": place(params["student"])[1].from_dense(draws["noise"])}
-
-    def objective(own):
-        nets, state_space = place(own)
-        loss_BL, _ = loss.evaluate(nets, batch, draws, state_space, clock)
-        total, count = jnp.sum(loss_BL * batch.mask_BL), jnp.sum(batch.mask_BL)
-        return total / count, {
-            "out/loss": total / count,
-            "out/loss_per_token": loss_BL,
-            "out/nll_sum": total,
-            "out/num_tokens": count,
-        }
-
-    gradient, found = jax.grad(objective, has_aux=True)(params["student"])
-    return found | observed(*place(params["student"]), batch, draws, clock, loss), gradient
-
-
-def observed(nets, space, batch, draws, clock, loss) -> dict[str, jax.Array]:
+def observed(listener, loss, batch, clock) -> dict[str, jax.Array]:
     """The values on the way that the recorded set has too."""
-    path = loss.path(draws, clock, batch)
-    state = space.corrupt(draws["noise"], batch.tokens_BL, path.s)
+    output, path = listener.first("__call__"), listener.first("path")
     found = {"mid/tau_s": path.tau_s, "mid/d_tau": path.tau_t - path.tau_s, "mid/t_s": path.s}
-    found |= {"mid/dt": path.t - path.s, "mid/x_t_s": state}
-    output = nets["student"](space.view(state, "student"), path.tau_s, path.tau_t)
+    found |= {"mid/dt": path.t - path.s, "mid/x_t_s": listener.first("corrupt")}
+    posterior = jax.lax.stop_gradient(output.posterior)
     if isinstance(loss, SecondStage):
-        return found | {"mid/student_pred": output.posterior.dense()}
-    halves = loss.halves(nets, space, state, path, (None, None))
+        return found | {"mid/student_pred": posterior.dense()}
+    halves = listener.first("halves")
     found |= {"mid/t_mid": path.u, "mid/t_e": path.t}
     found |= {"mid/f_theta_s": halves.f_s.dense(), "mid/f_theta_u": halves.f_u.dense()}
     found |= {
@@ -152,10 +122,10 @@ def observed(nets, space, batch, draws, clock, loss) -> dict[str, jax.Array]:
         for name, posterior in {
             "g_theta_s_u": halves.g_su,
             "g_theta_u_t": halves.g_ut,
-            "f_final_sc": output.posterior,
+            "f_final_sc": posterior,
         }.items()
     }
-    found["mid/x_boot"] = loss.target(halves, path, space, state).dense()
+    found["mid/x_boot"] = listener.first("target").dense()
     if output.log_weight is not None:
         found["mid/loss_weight"] = output.log_weight
     return found
