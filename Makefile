@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Test processes; a file of tests stays in one of them, so that it compiles its networks once.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 STAMP := $(VENV)/.installed
 
 .PHONY: help install quickstart test test-fast lint format clean
@@ -29,10 +32,10 @@ quickstart: $(STAMP)
 	$(BIN)/python -m flm_jax.main --config=configs/quickstart.py:distill --workdir=runs/quickstart_fmlm
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
