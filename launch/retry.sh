@@ -1,25 +1,30 @@
 #!/usr/bin/env bash
 # Runs a command again while it ends with "another process died" (75) or was killed by the runtime.
 #
-#   launch/retry.sh [--times=20] [--pause=10] COMMAND...
+#   launch/retry.sh [--times=20] [--pause=10] [--code-file=FILE] COMMAND...
 #
 # A checkpoint is resumed by the same command, so restarting is all there is to do. SIGTERM and
 # SIGINT go to the command, which saves and ends; then nothing is restarted. A mistake of the user
-# (2) and a finished run (0) end the loop too.
+# (2) and a finished run (0) end the loop too. FILE gets the exit code when all is over.
 set -euo pipefail
 
 times=20
 pause=10
+code_file=
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --times=*) times=${1#*=} ;;
     --pause=*) pause=${1#*=} ;;
+    --code-file=*) code_file=${1#*=} ;;
     *) echo "error: unknown option $1; see the top of $0" >&2; exit 2 ;;
   esac
   shift
 done
 [[ $# -gt 0 ]] || { echo "error: no command; see the top of $0" >&2; exit 2; }
 
+# shellcheck disable=SC2329  # called by the trap
+note() { local last=$?; if [[ -n $code_file ]]; then echo "$last" >"$code_file"; fi; }
+trap note EXIT
 stopped=
 child=
 forward() { stopped=yes; if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi; }

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Trains on one machine: CPU, 1 to 8 GPUs or one TPU host. One process uses all devices.
 #
-#   launch/single_host.sh --config=configs/owt.py --workdir=runs/owt [more flags of flm_jax.main]
-#   launch/single_host.sh --processes=2 --config=... --workdir=...    several processes on the CPU
-#   launch/single_host.sh --dry-run ...                               prints the commands only
+#   launch/local_processes.sh --config=configs/owt.py --workdir=runs/owt [more flags of flm_jax.main]
+#   launch/local_processes.sh --processes=2 --config=... --workdir=...    several processes on the CPU
+#   launch/local_processes.sh --dry-run ...                               prints the commands only
 #
 # The config decides the run; --config.mesh.fsdp=8 shares parameters over 8 GPUs. Several processes
 # are for trying multi-host behaviour without a cluster. Ctrl-C saves; the same command continues.
