@@ -146,6 +146,9 @@ def test_states_of_other_data_are_refused(rows, tmp_path):
         Batches(make_rows(tmp_path, sha="b" * 64), 6, 0).set_state(state)
     with pytest.raises(errors.UserError, match="with seed 0, but the seed is 1"):
         Batches(rows, 6, 1).set_state(state)
+    old = {key: value for key, value in state.items() if key != "order"}
+    with pytest.raises(errors.UserError, match="another version .* order 1, this one in order 2"):
+        Batches(rows, 6, 0).set_state(old)
     with pytest.raises(errors.UserError, match="saved position in the data is damaged"):
         Batches(rows, 6, 0).set_state({"global_next_index": 3})
 

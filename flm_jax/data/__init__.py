@@ -4,7 +4,7 @@ base.py       what a corpus promises; derived splits; the cache folder
 one file per corpus, one row per corpus in `DATASETS`; published/ has those with a name
 packing.py    a split -> rows of one length on disk, made once; workers.py tokenises in processes,
               wrap.py cuts, shards.py writes so that a kill costs little, rows.py reads
-pipeline.py   rows -> shuffled, sharded, resumable batches (grain)
+pipeline.py   rows -> shuffled, sharded, resumable batches (grain); shuffle.py is the order
 prepare.py    do it before training: python -m flm_jax.data.prepare --config=...
 inspect.py    look at a corpus: python -m flm_jax.data.inspect --config=...
 """

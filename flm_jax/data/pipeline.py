@@ -1,12 +1,15 @@
 """Batches of rows: shuffled each epoch, without end, resumable on any number of processes."""
 
 import dataclasses
-from collections.abc import Sequence
+import sys
 
 import numpy as np
 
 from flm_jax import errors
 from flm_jax.data.rows import Rows
+from flm_jax.data.shuffle import shuffled
+
+_ORDER = 2  # version of the order of rows; 1 was that of grain's own shuffle
 
 
 class Batches:
@@ -48,14 +51,16 @@ class Batches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return next(self._iterator)
+        return {"tokens": next(self._iterator)[0]}
 
     def get_state(self) -> dict:
         """JSON-able; the same on all shards after the same number of batches."""
+        parts = self._iterator.get_state()["global_next_index"]
         return {
-            "next_row": self._iterator.get_state()["global_next_index"],
+            "next_row": self._parts.first + parts * self._parts.size,
             "seed": self._seed,
             "rows": self._rows.fingerprint,
+            "order": _ORDER,
         }
 
     def set_state(self, state: dict) -> None:
@@ -80,6 +85,12 @@ class Batches:
                 f"the checkpoint shuffled its data with seed {state['seed']}, but the seed is "
                 f"{self._seed}; set it back, or start in a new workdir with init_from"
             )
+        if state.get("order") != _ORDER:
+            raise errors.UserError(
+                f"the checkpoint was written by another version of flm_jax, which shuffled rows in "
+                f"order {state.get('order', 1)}, this one in order {_ORDER}; resume with that "
+                "version, or start in a new workdir with init_from"
+            )
         self._start(int(state["next_row"]))
 
     def close(self) -> None:
@@ -93,10 +104,7 @@ class Batches:
 
         self.close()
         index, count = self._shard
-        # Numbers are shuffled and rows read at the end: a source of grain costs more than both.
-        order = grain.MapDataset.range(len(self._rows)).seed(self._seed).shuffle().repeat()
-        phase = next_row % self._global_batch
-        blocks = _Blocks(self._rows, order, self._global_batch, count, phase)
+        self._parts = _Parts(self._rows, self._seed, next_row, self._global_batch // count)
         workers = None
         if self._num_workers:
             _parse_flags()
@@ -105,15 +113,16 @@ class Batches:
             )
         self._iterator = iter(
             grain.experimental.ElasticIterator(
-                grain.MapDataset.range(len(order)).map(blocks.read),
-                self._global_batch,
+                # An element is all that a shard needs of a batch, not a row: what grain does for
+                # each element takes longer than to read fifty rows.
+                grain.MapDataset.range(sys.maxsize // self._global_batch).map(self._parts.read),
+                count,  # elements per global batch
                 grain.sharding.ShardOptions(shard_index=index, shard_count=count),
                 # Reading a memory map is faster than handing it to a thread.
                 read_options=grain.ReadOptions(num_threads=0, prefetch_buffer_size=0),
                 multiprocessing_options=workers,
             )
         )
-        self._iterator.set_state({"global_next_index": next_row})
 
 
 def fixed_batch(rows: Rows, n: int, seed: int) -> dict[str, np.ndarray]:
@@ -126,30 +135,21 @@ def fixed_batch(rows: Rows, n: int, seed: int) -> dict[str, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Blocks:
-    """Reads rows, each global batch reordered so that grain's shards get contiguous blocks of it.
+class _Parts:
+    """The endless stream of shuffled rows from place `first` on, cut into parts of `size` rows.
 
-    ElasticIterator deals examples like cards: shard i of n gets i, i+n, i+2n, ... of a batch.
-    Joined in the order of the shards, the batch would depend on n. So position j of a batch of B,
-    which goes to shard j % n as its (j // n)-th, shows example (j % n) * (B // n) + j // n.
-
-    Attributes:
-      order: number of the example in the endless stream -> number of the row.
-      phase: index of the first example of some batch, modulo the batch size.
+    Part k * shards + i belongs to global batch k and shard i.
     """
 
     rows: Rows
-    order: Sequence[int]
-    batch: int
-    shards: int
-    phase: int
+    seed: int
+    first: int
+    size: int
 
-    def read(self, index: int) -> dict[str, np.ndarray]:
-        """The row at an index of the stream as grain sees it."""
-        place = (index - self.phase) % self.batch
-        shard, turn = place % self.shards, place // self.shards
-        number = self.order[index - place + shard * (self.batch // self.shards) + turn]
-        return {"tokens": self.rows[int(number)]}
+    def read(self, number: int) -> np.ndarray:
+        """The tokens of a part: int32 (size, L)."""
+        place_N = self.first + number * self.size + np.arange(self.size)
+        return self.rows[shuffled(place_N, len(self.rows), self.seed)]
 
 
 def _parse_flags() -> None:
