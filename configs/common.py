@@ -108,6 +108,11 @@ def get_config(stage: str = "pretrain") -> ConfigDict:
             keep_latest=2,
             keep_best=1,
             watchdog_seconds=30.0,
+            nonfinite="stop",
+            nonfinite_limit=10,
+            spike_factor=10.0,
+            mirror="",
+            compilation_cache="workdir",
             eval_rows=512,
             eval_taus=(0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95),
         )

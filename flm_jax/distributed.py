@@ -273,6 +273,15 @@ def preempted(step: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
+def gathered(array: jax.Array) -> np.ndarray:
+    """All of an array of the mesh on every host; every process calls it."""
+    if array.is_fully_addressable:
+        return np.asarray(jax.device_get(array))
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
 class Agreement:
     """The maximum over all processes of a small number each, the same for all at the same call.
 
@@ -289,7 +298,7 @@ class Agreement:
         if jax.process_count() == 1:
             return number
         before, self._asked = self._asked, self._max(self._spread(number))
-        return 0 if before is None else int(before)
+        return 0 if before is None else int(jax.device_get(before))
 
     def _spread(self, number: int) -> jax.Array:
         """(devices,) with this process's number on its own devices."""

@@ -1,6 +1,6 @@
 """What a run leaves for people: run.json, results.json, samples, the report, the last words.
 
-Only process 0 writes; all processes sample together. ``run`` is the `flm_jax.train.Run` that calls.
+Only process 0 writes; all processes sample together. ``run`` is the `flm_jax.run.Run` that calls.
 """
 
 import contextlib
@@ -27,7 +27,6 @@ from flm_jax.evals import base as evals
 from flm_jax.inference import FlowModel, Samples
 from flm_jax.models import dit
 
-PERIODIC_SAMPLES = 4
 SHOWN_TEXTS = 12  # texts per number of steps kept in results.json
 STRIP_SEQUENCES = 3
 STRIP_STEPS = 16  # at most this many frames in the denoising strip

@@ -20,16 +20,19 @@ MakeNet = Callable[[Any], Net]  # parameters -> network
 class TrainState(flax.struct.PyTreeNode):
     """Everything that training changes. Keys are not stored: they derive from seed and step."""
 
-    step: jax.Array  # int32 (), updates done
+    step: jax.Array  # int32 (), batches used
     params: Any
     opt_state: Any
     ema: Any
+    skipped: jax.Array  # int32 (), batches that changed nothing because they were not finite
+    in_a_row: jax.Array  # int32 (), of these the newest ones without a good one between
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update; the average starts at the parameters."""
     ema = jax.tree.map(jnp.array, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+    step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # buffers of their own
+    return TrainState(step, params, optimizer.init(params), ema, skipped, in_a_row)
 
 
 def split_batch(tokens_BL: jax.Array, mask_BL: jax.Array, parts: int) -> Batch:
@@ -45,22 +48,17 @@ def split_batch(tokens_BL: jax.Array, mask_BL: jax.Array, parts: int) -> Batch:
     return Batch(deal(tokens_BL), deal(mask_BL), deal(jnp.arange(size, dtype=jnp.int32)), size)
 
 
-def make_train_step(
+def make_gradients(
     make_nets: Mapping[str, MakeNet],
     loss: Loss,
     make_space: Callable[[dict[str, jax.Array]], Any],
     clock: Clock,
-    optimizer: optax.GradientTransformation,
-    *,
-    ema_decay: float,
     accumulation_steps: int = 1,
-    schedule: optax.Schedule | None = None,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """train_step(state, frozen, tokens_BL, mask_BL, key) -> (state, metrics); jit it.
+) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """gradients(params, others, tokens_BL, mask_BL, key) -> (gradient, metrics) of a whole batch.
 
-    ``make_nets`` has a row for the student and for every role in ``frozen`` (a dict of parameters
-    that are arguments, not constants). With ``ema_decay`` > 0 and a row "ema", that network gets
-    the moving average. Metrics are float32 scalars, means over the tokens of the whole batch.
+    ``others`` are the parameters of the other networks by role; they get no gradient. Metrics are
+    those of the loss, "loss" and "grad_norm".
     """
 
     def objective(params, others, batch, tokens, key):
@@ -70,7 +68,8 @@ def make_train_step(
         draws = loss.draw(key, batch, space)
         loss_BL, metrics = loss.evaluate(nets, batch, draws, space, clock)
         means = {
-            name: jnp.sum(value * batch.mask_BL) / tokens
+            # Chosen first: what is masked out stays out even if it is not finite.
+            name: jnp.sum(jnp.where(batch.mask_BL > 0, value, 0.0) * batch.mask_BL) / tokens
             for name, value in {"loss": loss_BL, **metrics}.items()
         }
         return means["loss"], means
@@ -91,19 +90,63 @@ def make_train_step(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, batches)[0]
 
+    def with_norm(*arguments):
+        grads, metrics = gradients(*arguments)
+        return grads, metrics | {"grad_norm": optax.tree.norm(grads)}
+
+    return with_norm
+
+
+def make_train_step(
+    make_nets: Mapping[str, MakeNet],
+    loss: Loss,
+    make_space: Callable[[dict[str, jax.Array]], Any],
+    clock: Clock,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    accumulation_steps: int = 1,
+    schedule: optax.Schedule | None = None,
+    skip_limit: int = 1,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """train_step(state, frozen, tokens_BL, mask_BL, key) -> (state, metrics); jit it.
+
+    ``make_nets`` has a row for the student and for every role in ``frozen`` (a dict of parameters
+    that are arguments, not constants). With ``ema_decay`` > 0 and a row "ema", that network gets
+    the moving average. Metrics are scalars: float32 means over the tokens of the whole batch, and
+    "skipped" and "in_a_row" of the new state.
+
+    A batch whose loss or gradient norm is not finite leaves parameters, optimizer and average as
+    they were. After ``skip_limit`` such batches in a row the state stays as it is for good, so that
+    a loop which looks at the metrics one step late finds what was there before the first of them.
+    """
+
+    gradients = make_gradients(make_nets, loss, make_space, clock, accumulation_steps)
+
     def train_step(state, frozen, tokens_BL, mask_BL, key):
         key = jax.random.fold_in(key, state.step)
         others = dict(frozen)
         if "ema" in make_nets:
             others["ema"] = state.ema
         grads, metrics = gradients(state.params, others, tokens_BL, mask_BL, key)
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        done = state.step - state.skipped  # updates, as the optimizer counts them
         if schedule is not None:
-            metrics["learning_rate"] = schedule(state.step)
+            metrics["learning_rate"] = schedule(done)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = optim.ema_update(state.ema, params, state.step + 1, ema_decay)
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        ema = optim.ema_update(state.ema, params, done + 1, ema_decay)
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        stopped = state.in_a_row >= skip_limit
+        bad = (~good & ~stopped).astype(jnp.int32)
+        changed = jax.tree.map(
+            lambda new, old: jnp.where(good & ~stopped, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
+        skipped = state.skipped + bad
+        in_a_row = jnp.where(good & ~stopped, 0, state.in_a_row + bad)
+        metrics |= {"skipped": skipped, "in_a_row": in_a_row}
+        return TrainState(state.step + 1, *changed, skipped, in_a_row), metrics
 
     return train_step
 

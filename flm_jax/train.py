@@ -1,45 +1,27 @@
-"""The one training loop: build, restore or init, step, log, evaluate, sample, save, report.
+"""The one training loop: step, log, evaluate, sample, save; stop when asked or when it must.
 
 A workdir belongs to one config. Training resumes there by itself, bit for bit: parameters,
 optimizer, average and the position in the data come from the newest good checkpoint, and all
-randomness derives from seed and step.
+randomness derives from seed and step. What the loop works on is in `flm_jax.run`.
 """
 
-import contextlib
-import dataclasses
-import json
-import math
 import pathlib
 import signal
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import distributed, files, metrics, optim, outcome, sharding, signals
-from flm_jax import step as step_lib
-from flm_jax.checkpoint import Checkpoints
-from flm_jax.data import Batches, load_data
+from flm_jax import distributed, incidents, metrics, outcome, sharding, signals
+from flm_jax import workdir as workdir_lib
 from flm_jax.errors import UserError
-from flm_jax.experiment import Experiment
-from flm_jax.heldout import HeldOut
-from flm_jax.inference import CHECKPOINTS_FOLDER, TOKENIZER_FOLDER, FlowModel, read_config
-from flm_jax.sources import first_params, load_sources
+from flm_jax.inference import TOKENIZER_FOLDER
+from flm_jax.run import Run
+from flm_jax.step import TrainState
 
 _TIME_IS_UP = 1  # what a process may want at a step; larger: the number of a signal
-
-
-@dataclasses.dataclass
-class Clockwork:
-    """Where wall time went, in seconds, over all sessions of the run."""
-
-    train_s: float = 0.0
-    data_s: float = 0.0
-    compile_s: float = 0.0
-    sample_s: float = 0.0
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
@@ -52,342 +34,194 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
     """
     if not distributed.is_main():
         metrics.silence()
-    check_workdir(config, workdir)
-    run = Run(config, workdir)
-    with run.checkpoints, run.log, outcome.locked(workdir):
-        return run.go()
+    workdir_lib.check(config, workdir)
+    with workdir_lib.compiled_programs(config.train.compilation_cache, workdir):
+        return go(Run(config, workdir))
 
 
-def check_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
-    """Refuses a workdir that holds a checkpoint of another config.
-
-    Without a checkpoint there is nothing to protect: a run that failed early, for example because
-    of a wrong path, may be mended in the same workdir.
-    """
-    if Checkpoints(workdir / CHECKPOINTS_FOLDER).latest_step() is None:
-        return
-    stored = read_config(workdir)
-    differences = config_lib.differences(stored, config)
-    if config.optim.schedule != "constant" and stored.train.steps != config.train.steps:
-        # The learning rate of every step hangs on the last one.
-        differences.append(f"train.steps: {stored.train.steps} -> {config.train.steps}")
-    if differences:
-        listed = "\n".join(differences)
-        raise UserError(
-            f"{workdir} belongs to a run with another config; "
-            f"choose another --workdir, or undo:\n{listed}"
-        )
-
-
-def claim_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
-    """Makes the workdir and writes its config; all processes must find what process 0 wrote."""
-    if distributed.is_main():
-        _write_config(config, workdir)
-    distributed.meet("workdir")
-    if distributed.is_main():
-        return
-    try:
-        same = (workdir / "config.json").read_text() == config_lib.to_json(config)
-    except OSError:
-        same = False
-    if not same:
-        raise UserError(
-            f"--workdir={workdir} is not the folder that process 0 has made; give a folder on "
-            "storage that all machines share, and the same command everywhere"
-        )
-
-
-def _write_config(config: config_lib.Config, workdir: pathlib.Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(workdir / "config.json", config_lib.to_json(config))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
-        ) from error
-
-
-class NoLog(contextlib.AbstractContextManager):
-    """In place of a MetricsLog where another process writes."""
-
-    def write(self, step: int, values: dict) -> None:
-        pass
-
-    def truncate_after(self, step: int) -> None:
-        pass
-
-    def __exit__(self, *_):
-        pass
-
-
-class Run:
-    """One session of a run: everything built, nothing trained yet."""
-
-    def __init__(self, config: config_lib.Config, workdir: pathlib.Path):
-        self.config = config
-        self.workdir = workdir
-        self.clockwork = Clockwork()
-        start = time.perf_counter()
-        self.data = load_data(dataclasses.asdict(config.data), dataclasses.asdict(config.tokenizer))
-        self.clockwork.data_s = time.perf_counter() - start
-
-        shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
-        self.mesh = sharding.make_mesh(shape)
-        self.experiment = Experiment(
-            config, self.data.tokenizer.vocab_size, sharding.batch_devices(self.mesh)
-        )
-        self.sources = load_sources(self.experiment, self.data)
-        claim_workdir(config, workdir)
-        for model in self.sources.frozen.values():
-            where = sharding.shardings(model.params, self.mesh)
-            model.params = sharding.place(model.params, where)
-        self.frozen = {role: model.params for role, model in self.sources.frozen.items()}
-        self.schedule = optim.schedule(config.optim, config.train.steps)
-        self.optimizer = optim.optimizer(config.optim, config.train.steps)
-        self.batches = Batches(
-            self.data.rows["train"],
-            config.train.batch_size,
-            config.seed,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-            num_workers=config.data.num_workers,
-        )
-        self.checkpoints = Checkpoints(
-            workdir / CHECKPOINTS_FOLDER, config.train.keep_latest, config.train.keep_best
-        )
-        self.log = metrics.MetricsLog(workdir) if distributed.is_main() else NoLog()
-        self.agreement = distributed.Agreement(self.mesh)
-        self.key = jax.random.key(config.seed)
-        self.state_shape = jax.eval_shape(self._init, self.key)
-        self.state_sharding = sharding.shardings(self.state_shape, self.mesh)
-        self._model: FlowModel | None = None
-        self._compile()
-
-    def _init(self, key):
-        return step_lib.init_state(self.experiment.model.init(key), self.optimizer)
-
-    def _compile(self) -> None:
-        replicated = sharding.replicated(self.mesh)
-        loss = self.experiment.loss
-        make_nets = {step_lib.STUDENT: self.experiment.net}
-        make_nets |= {role: model.net for role, model in self.sources.frozen.items()}
-        if getattr(loss, "needs_ema", False):
-            make_nets["ema"] = self.experiment.net
-        train_step = step_lib.make_train_step(
-            make_nets,
-            loss,
-            self.experiment.space,
-            self.experiment.clock,
-            self.optimizer,
-            ema_decay=self.config.optim.ema_decay,
-            accumulation_steps=self.config.optim.accumulation_steps,
-            schedule=self.schedule,
-        )
-        self.train_step = metrics.announced(
-            jax.jit(train_step, donate_argnums=0, out_shardings=(self.state_sharding, replicated)),
-            "compiling the training step",
-        )
-        self.held_out = HeldOut(
-            self.experiment, self.data.rows["valid"], self.config.train.batch_size, make_nets,
-            self.mesh,
-        )  # fmt: skip
-
-    def go(self) -> int:
-        step, state = self.restore_or_init()
+def go(run: Run) -> int:
+    """Runs a session to its end; returns the exit code of `train`."""
+    with run.mirror, run.checkpoints, run.log, outcome.locked(run.workdir):
+        step, state = run.restore_or_init()
         if distributed.is_main():
-            self.data.tokenizer.save(self.workdir / TOKENIZER_FOLDER)
-        if step < self.config.train.steps and not self.time_is_up():
-            outcome.write_run(self, step, "running")
+            run.data.tokenizer.save(run.workdir / TOKENIZER_FOLDER)
+        if step < run.config.train.steps and not run.time_is_up():
+            outcome.write_run(run, step, "running")
         try:
             with signals.StopRequest() as stop:
-                step, state, why = self.loop(step, state, stop)
+                step, state, why = Loop(run, step, stop)(state)
         except UserError:
-            outcome.write_run(self, self.checkpoints.latest_step() or 0, "failed")
+            outcome.write_run(run, run.checkpoints.latest_step() or 0, "failed")
             raise
         if stop.signal is not None:
-            outcome.write_run(self, step, why)
-            self.say(f"stopped by {stop.name} at step {step}, saved; the same command continues")
+            outcome.write_run(run, step, why)
+            run.say(f"stopped by {stop.name} at step {step}, saved; the same command continues")
             return 128 + stop.signal
-        outcome.finish(self, state, step, why)
+        outcome.finish(run, state, step, why)
         return 0
 
-    def restore_or_init(self) -> tuple[int, step_lib.TrainState]:
-        """The state to start from: this workdir's newest good checkpoint, init_from, or fresh."""
-        if self.checkpoints.latest_step() is None:
-            self.log.truncate_after(-1)  # what a run left that ended before its first checkpoint
-            init = metrics.announced(
-                jax.jit(self._init, out_shardings=self.state_sharding),
-                "initialising the parameters",
-            )
-            state = init(jax.random.fold_in(self.key, 0))
-            return 0, self.start_from(state) if self.config.init_from else state
-        _, meta = self.checkpoints.restore_meta()
-        # Before the arrays: another vocabulary does not fit them, and that would be no help.
-        if meta["tokenizer"] != self.data.tokenizer.fingerprint:
-            raise UserError(
-                f"the tokenizer now has fingerprint {self.data.tokenizer.fingerprint[:12]} but "
-                f"{self.workdir} was trained with {meta['tokenizer'][:12]}; "
-                "restore its training text, or choose another --workdir"
-            )
-        abstract = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            self.state_shape,
-            self.state_sharding,
-        )
-        with metrics.Waiting("reading the checkpoint"):
-            step, items, meta = self.checkpoints.restore(
-                {"params": abstract.params, "opt_state": abstract.opt_state, "ema": abstract.ema}
-            )
-        self.batches.set_state(meta["data"])
-        for name, seconds in meta["timings"].items():
-            setattr(self.clockwork, name, getattr(self.clockwork, name) + seconds)
-        self.log.truncate_after(step)
-        logging.info("resuming %s at step %d", self.workdir, step)
-        self.say(f"resuming {self.workdir} at step {step}")
-        count = sharding.place(np.int32(step), sharding.replicated(self.mesh))
-        return step, step_lib.TrainState(step=count, **items)
 
-    def start_from(self, state: step_lib.TrainState) -> step_lib.TrainState:
-        """The fresh state with the parameters (the average) of config.init_from."""
-        first = self.sources.first
-        source = self.config.init_from
-        params = first_params(first, state.params, self.experiment.loss, source)
-        # Copied: the training step gives its arguments away, and a teacher's must stay.
-        params = jax.tree.map(jnp.copy, sharding.place(params, self.state_sharding.params))
-        self.say(f"starting from the parameters of {source} at step {first.step}")
-        return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+class NotFinite(Exception):
+    """The batch after which training ends: (step, its metrics, its tokens)."""
 
-    def say(self, text: str) -> None:
-        if distributed.is_main():
-            print(text, flush=True)
 
-    def wish(self, step: int, stop: signals.StopRequest) -> int:
-        """Why this process would end before this step; 0 if it would not."""
-        if stop.signal is not None:
-            return stop.signal
-        if distributed.preempted(step):
-            return signal.SIGTERM
-        return _TIME_IS_UP if self.time_is_up() else 0
+class Loop:
+    """Steps until the end, the time limit or a signal; the device is never waited for.
 
-    def time_is_up(self) -> bool:
-        minutes = self.config.train.max_minutes
-        return minutes > 0 and self.clockwork.train_s >= 60 * minutes
+    A step's metrics are looked at when the next step has been sent off.
+    """
 
-    def loop(self, step, state, stop) -> tuple[int, step_lib.TrainState, str]:
-        """Steps until the end, the time limit or a signal; returns (step, state, why)."""
-        knobs = self.config.train
-        progress = metrics.Progress(knobs.steps, step)
-        mask = sharding.global_rows(
-            np.ones((knobs.batch_size // jax.process_count(), self.config.data.length), np.float32),
-            self.mesh,
-        )
-        train_key = jax.random.fold_in(self.key, 1)
-        saved, why, pending, metric = step, "complete", None, None
-        window = metrics.Window(knobs.batch_size * self.config.data.length)
+    def __init__(self, run: Run, step: int, stop: signals.StopRequest):
+        self.run, self.step, self.stop = run, step, stop
+        self.knobs = run.config.train
+        self.progress = metrics.Progress(self.knobs.steps, step)
+        self.window = metrics.Window(self.knobs.batch_size * run.config.data.length)
+        self.spikes = incidents.Spikes(self.knobs.spike_factor)
+
+    def __call__(self, state: TrainState) -> tuple[int, TrainState, str]:
+        """(step, state, why it ended) after the last step, which is saved."""
+        run, knobs = self.run, self.knobs
+        mask, train_key = run.mask(), run.train_key()
+        saved, why, pending, metric = self.step, "complete", None, None
         compiling = True
         try:
-            while step < knobs.steps:
+            while self.step < knobs.steps:
                 start = time.perf_counter()
-                if wish := self.agreement(self.wish(step, stop)):
-                    why = "time limit" if wish == _TIME_IS_UP else "signal"
-                    stop.signal = None if wish == _TIME_IS_UP else wish
-                    break
-                tokens = sharding.global_rows(next(self.batches)["tokens"], self.mesh)
-                state, values = self.train_step(state, self.frozen, tokens, mask, train_key)
-                step += 1
-                if pending is not None:  # one step late: the device is never waited for
-                    self.note(*pending, window, progress)
-                pending = (step, values)
-                due = [every and step % every == 0 for every in
+                # Nothing may go to the device or come from it but what is meant to.
+                with jax.transfer_guard("disallow"):
+                    if wish := run.agreement(self.wish()):
+                        why = "time limit" if wish == _TIME_IS_UP else "signal"
+                        self.stop.signal = None if wish == _TIME_IS_UP else wish
+                        break
+                    tokens = sharding.global_rows(next(run.batches)["tokens"], run.mesh)
+                    state, values = run.train_step(state, run.frozen, tokens, mask, train_key)
+                    self.step += 1
+                    if pending is not None:
+                        self.note(*pending)
+                    pending = (self.step, values, tokens)
+                due = [every and self.step % every == 0 for every in
                        (knobs.eval_every, knobs.sample_every, knobs.save_every)]  # fmt: skip
-                if any(due) or step == knobs.steps:
-                    self.note(*pending, window, progress)
+                last = self.step == knobs.steps
+                if any(due) or last:
+                    self.note(*pending)
                     pending = None
                 seconds = time.perf_counter() - start
-                self.clockwork.train_s += seconds
+                run.clockwork.train_s += seconds
                 if compiling:
-                    self.clockwork.compile_s += seconds
+                    run.clockwork.compile_s += seconds
                     compiling = False
                 else:
-                    window.add_time(seconds)
+                    self.window.add_time(seconds)
                 # A checkpoint can be the best one only if its held-out loss is known.
                 rated = due[0] or (due[2] and knobs.keep_best and knobs.eval_every)
-                metric = self.evaluate(state, step) if rated or step == knobs.steps else None
+                metric = run.evaluate(state, self.step) if rated or last else None
                 if due[1]:
-                    self.write_samples(state, step)
+                    run.write_samples(state, self.step)
                 if due[2]:
-                    self.save(state, step, metric)
-                    saved = step
+                    run.save(state, self.step, metric)
+                    saved = self.step
             if pending is not None:
-                self.note(*pending, window, progress)
-            if step > saved:
-                self.save(state, step, metric)
+                self.note(*pending)
+            if self.step > saved:
+                run.save(state, self.step, metric)
+        except NotFinite as error:
+            raise self.give_up(state, *error.args) from None
         finally:
-            progress.close()
-            self.batches.close()
+            self.progress.close()
+            run.batches.close()
         with metrics.Waiting("writing the checkpoint"):
-            self.checkpoints.wait()
-        return step, state, why
+            run.checkpoints.wait()
+        return self.step, state, why
 
-    def note(
-        self, step: int, values: dict, window: metrics.Window, progress: metrics.Progress
-    ) -> None:
+    def wish(self) -> int:
+        """Why this process would end before the next step; 0 if it would not."""
+        if self.stop.signal is not None:
+            return self.stop.signal
+        if distributed.preempted(self.step):
+            return signal.SIGTERM
+        return _TIME_IS_UP if self.run.time_is_up() else 0
+
+    def note(self, step: int, values: dict, tokens: jax.Array) -> None:
         """Checks one step's metrics (waiting for them), logs the window's means when due."""
-        values = {name: float(value) for name, value in jax.device_get(values).items()}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(values[name]):
-                self.checkpoints.wait()
-                older = self.checkpoints.latest_step()
-                kept = "there is no checkpoint yet" if older is None else f"step {older} is saved"
-                raise UserError(
-                    f"{name} is {values[name]} at step {step}; {kept}; "
-                    f"try a lower learning rate than {self.config.optim.learning_rate:g} or a "
-                    "longer warm-up"
-                )
-        window.add(values)
-        speed = window.tokens_per_second()
-        progress.update(step, values["loss"], speed)
-        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
-            speeds = {} if speed is None else {"tokens_per_second": speed}
-            self.log.write(step, window.means() | speeds)
-            window.restart()
+        values = {name: value.item() for name, value in jax.device_get(values).items()}
+        in_a_row, skipped = values.pop("in_a_row"), values.pop("skipped")
+        if in_a_row >= self.run.skip_limit:
+            raise NotFinite(step, values, in_a_row, tokens)
+        if in_a_row:
+            kept = self.keep_batch(step, values, tokens)
+            if distributed.is_main():
+                logging.warning("%s at step %d: batch skipped%s", not_finite(values), step, kept)
+            self.progress.update(step)
+        else:
+            self.look_for_spike(step, values["grad_norm"])
+            self.window.add(values)
+            self.progress.update(step, values["loss"], self.window.tokens_per_second())
+        if step % self.knobs.log_every == 0 or step == self.knobs.steps:
+            speed = self.window.tokens_per_second()
+            extra = {} if speed is None else {"tokens_per_second": speed}
+            if skipped:
+                extra["skipped_steps"] = skipped
+            self.run.log.write(step, self.window.means() | extra)
+            self.window.restart()
 
-    def evaluate(self, state: step_lib.TrainState, step: int) -> float:
-        """Held-out loss of the average, logged."""
-        values = self.held_out(state.ema, self.frozen)
-        self.log.write(step, values)
-        return values["eval/loss"]
-
-    def model(self, state: step_lib.TrainState, step: int) -> FlowModel:
-        """The model as it is now, with the averaged parameters; compiled samplers are kept."""
-        if self._model is None:
-            self._model = FlowModel(
-                self.experiment,
-                self.data.tokenizer,
-                state.ema,
-                step,
-                self.mesh,
-                self.sources.frozen,
-            )
-        self._model.params, self._model.step = state.ema, step
-        return self._model
-
-    def write_samples(self, state: step_lib.TrainState, step: int) -> None:
-        """A few samples at the last step count, in samples/step_N.jsonl."""
-        samples = self.model(state, step).generate(num_samples=outcome.PERIODIC_SAMPLES, seed=0)
-        if not distributed.is_main():
+    def look_for_spike(self, step: int, norm: float) -> None:
+        median = self.spikes.median_if_spike(norm)
+        if median is None:
             return
-        lines = (json.dumps({"step": step, **row}) for row in samples.rows())
-        path = self.workdir / "samples" / f"step_{step:08d}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        files.write_atomically(path, "\n".join(lines) + "\n")
+        if distributed.is_main():
+            logging.warning("gradient norm %.3g at step %d is far above the median of the last "
+                            "steps, %.3g", norm, step, median)  # fmt: skip
+        self.run.log.write(step, {"spike/grad_norm": norm, "spike/median": median})
 
-    def save(self, state: step_lib.TrainState, step: int, metric: float | None) -> None:
-        items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
-        meta = {
-            "data": self.batches.get_state(),
-            "config": config_lib.to_dict(self.config),
-            "tokenizer": self.data.tokenizer.fingerprint,
-            "timings": dataclasses.asdict(self.clockwork),
+    def keep_batch(self, step: int, values: dict, tokens: jax.Array) -> str:
+        """Writes a bad batch for `flm_jax.reproduce`; returns what to say about it."""
+        run = self.run
+        arrays = distributed.gathered(tokens), distributed.gathered(run.mask())
+        if not distributed.is_main():
+            return ""
+        command = f"python -m flm_jax.reproduce {incidents.path_of(run.workdir, step)}"
+        facts = {
+            "loss": values["loss"],
+            "grad_norm": values["grad_norm"],
+            "seed": run.config.seed,
+            "config": config_lib.to_json(run.config),
+            "checkpoint_step": run.checkpoints.latest_step() or 0,
+            "command": command,
         }
-        self.checkpoints.save(step, items, meta, metric)
+        try:
+            kept = incidents.keep_batch(run.workdir, step, *arrays, facts)
+        except UserError as error:  # a full disk, say: the other sentence matters more
+            return f" (its batch is not kept: {error})"
+        return f"; look at its batch with: {command}" if kept else ""
+
+    def give_up(
+        self, state: TrainState, step: int, values: dict, in_a_row: int, tokens: jax.Array
+    ) -> UserError:
+        """Saves the state before the bad batches, the last one that of ``step``; says so.
+
+        The state has not changed since then, though a later batch may have been sent off.
+        """
+        run, good = self.run, step - in_a_row
+        failure = ""
+        try:
+            run.checkpoints.wait()
+            if good > (run.checkpoints.latest_step() or 0):
+                before = state.replace(skipped=state.skipped - in_a_row)
+                run.save(before, good, None, give_back=self.step - good)
+                run.checkpoints.wait()
+        except UserError as error:
+            failure = f"{error}; "
+        newest = run.checkpoints.latest_step()
+        saved = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
+        row = f" and at the {in_a_row - 1} steps before" if in_a_row > 1 else ""
+        remedy = "" if self.knobs.nonfinite == "skip" else ", or train.nonfinite=skip"
+        return UserError(
+            f"{not_finite(values)} at step {step}{row}; {failure}{saved}; try a lower learning "
+            f"rate than {run.config.optim.learning_rate:g}, a longer warm-up{remedy}"
+            + self.keep_batch(step, values, tokens)
+        )
+
+
+def not_finite(values: dict) -> str:
+    name = "grad_norm" if np.isfinite(values["loss"]) else "loss"
+    return f"{name} is {values[name]}"

@@ -25,6 +25,8 @@ LAYER_3 = {
 BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 # What the tools of layer 3 have in common:
 SHARED_3 = {"experiment", "heldout", "inference", "sources"}
+# What training consists of:
+TRAINING = {"run", "workdir", "incidents"}
 MAY_IMPORT = {
     **{room: set() for room in OPEN},
     **{room: set() for room in LAYER_0},
@@ -41,7 +43,12 @@ MAY_IMPORT = {
     "outcome": BELOW_3 | SHARED_3 | {"report"},
     "proof": BELOW_3 | SHARED_3 | {"train", "configs"},
     **{room: BELOW_3 | SHARED_3 | {"outcome"} for room in LAYER_3},
-    "soak": BELOW_3 | SHARED_3 | {"train"},
+    "incidents": BELOW_3,
+    "workdir": BELOW_3 | SHARED_3,
+    "run": BELOW_3 | SHARED_3 | {"workdir"},
+    "train": BELOW_3 | SHARED_3 | TRAINING | {"outcome"},
+    "reproduce": BELOW_3 | SHARED_3 | TRAINING,
+    "soak": BELOW_3 | SHARED_3 | TRAINING | {"train"},
     "main": LAYER_3 | {"config", "distributed", "experiment"},
     "flm_jax": LAYER_3 | SHARED_3,  # the public names in flm_jax/__init__.py, lazily
     "configs": {"configs"},

@@ -145,6 +145,61 @@ def test_other_networks_get_no_gradient_and_are_arguments(role):
     assert step._cache_size() == 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Spoiled:
+    """The sum of the table, not finite for batches that begin with token 0 or (gradient) 1."""
+
+    needs_teacher: ClassVar[bool] = False
+    needs_two_times: ClassVar[bool] = False
+
+    def draw(self, key, batch, space):
+        return {}
+
+    def evaluate(self, nets, batch, draws, space, clock):
+        first, total = batch.tokens_BL[0, 0], jnp.sum(nets["student"].table)
+        flat = total - jax.lax.stop_gradient(total)
+        steep = jnp.sqrt(jnp.where(first == 1, flat, 1.0))  # at 0 the slope is infinite
+        value = total + jnp.where(first == 0, jnp.nan, 0.0) + steep
+        return jnp.broadcast_to(value, batch.tokens_BL.shape), {}
+
+
+def test_a_batch_that_is_not_finite_changes_nothing_and_the_limit_is_for_good():
+    model, optimizer = tiny.model(), optax.adam(0.1)
+    step = jax.jit(
+        step_lib.make_train_step(
+            {"student": model.net}, Spoiled(), OneHot, CLOCK, optimizer, ema_decay=0.9,
+            schedule=lambda n: 1.0 * n, skip_limit=2,
+        )
+    )  # fmt: skip
+
+    def after(state, *firsts):
+        for first in firsts:
+            tokens_BL = BATCH.tokens_BL.at[0, 0].set(first)
+            state, values = step(state, {}, tokens_BL, BATCH.mask_BL, KEY)
+        return state, values
+
+    def what_learns(state):
+        return state.params, state.opt_state, state.ema
+
+    start = step_lib.init_state(tiny.params(model), optimizer)
+    good, values = after(start, 5)
+    assert (int(values["skipped"]), int(values["in_a_row"])) == (0, 0)
+    for first in (0, 1):
+        bad, values = after(good, first)
+        assert_close(what_learns(bad), what_learns(good), tolerance=0.0)
+        assert (int(bad.step), int(bad.skipped), int(bad.in_a_row)) == (2, 1, 1)
+        assert not np.isfinite(float(values["loss"] if first == 0 else values["grad_norm"]))
+    assert np.isfinite(float(values["loss"]))
+    # A good batch in between: counted anew, and learnt as if the bad one had not been.
+    mended, values = after(good, 0, 5, 0)
+    assert (int(mended.skipped), int(mended.in_a_row)) == (2, 1)
+    assert_close(what_learns(mended), what_learns(after(good, 5)[0]), tolerance=0.0)
+    assert float(after(mended, 5)[1]["learning_rate"]) == 2.0  # two updates were done
+    stopped, values = after(good, 0, 1, 5, 0)
+    assert (int(stopped.skipped), int(values["in_a_row"])) == (2, 2)
+    assert_close(what_learns(stopped), what_learns(good), tolerance=0.0)
+
+
 def test_the_first_update_of_a_warm_up_changes_nothing_but_the_moments():
     from flm_jax.config import Optim
 

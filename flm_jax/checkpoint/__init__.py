@@ -13,9 +13,11 @@ orbax itself checks no hashes and restores flipped bytes as wrong numbers.
     checkpoints.py   Checkpoints: what the rest of the code uses
     manifest.py      hashes, written and verified
     arrays.py        one item: its description, whether it fits, reading it
+    mirror.py        copies of committed steps in another place (train.mirror)
 """
 
-from flm_jax.checkpoint.checkpoints import Checkpoints
+from flm_jax.checkpoint.checkpoints import Checkpoints, NoGoodStep
 from flm_jax.checkpoint.manifest import MANIFEST, Damaged, verify
+from flm_jax.checkpoint.mirror import Mirror
 
-__all__ = ["MANIFEST", "Checkpoints", "Damaged", "verify"]
+__all__ = ["MANIFEST", "Checkpoints", "Damaged", "Mirror", "NoGoodStep", "verify"]

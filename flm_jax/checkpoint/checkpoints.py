@@ -20,6 +20,10 @@ _ASIDE = "damaged-"
 _ASIDE_KEPT = 2  # for a look at what happened; more would fill the disk in the end
 
 
+class NoGoodStep(UserError):
+    """There is nothing that could be restored."""
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -34,7 +38,10 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike, keep_latest: int = 2, keep_best: int = 1):
         if "://" in str(folder):
-            raise UserError(f"checkpoints go to a local folder, not to {folder}; copy them later")
+            raise UserError(
+                f"checkpoints go to a local or mounted folder, not to {folder}; copies go there "
+                f"with --config.train.mirror={folder}"
+            )
         self.folder = pathlib.Path(folder).absolute()  # orbax refuses relative paths
         self._keep_latest = keep_latest
         self._keep_best = keep_best
@@ -152,7 +159,7 @@ class Checkpoints:
                     logging.warning("checkpoint %s is damaged, skipped: %s", candidate, error)
                 continue
             return candidate, items, meta
-        raise UserError(self._no_good_step(reasons))
+        raise NoGoodStep(self._no_good_step(reasons))
 
     def restore_meta(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
         """Returns (step, meta) like `restore`, reading no arrays."""
@@ -164,10 +171,15 @@ class Checkpoints:
         folder = self.folder / str(step)
         return sorted(p.name for p in folder.iterdir() if (p / "_METADATA").is_file())
 
+    def adopt(self, folder: pathlib.Path, step: int) -> None:
+        """Makes a folder in here, written and verified by the caller, the one of this step."""
+        self._set_damaged_aside()
+        folder.rename(self.folder / str(step))
+
     def _candidates(self, step: int | None) -> list[int]:
         steps = self.steps()
         if not steps:
-            raise UserError(
+            raise NoGoodStep(
                 f"there is no checkpoint in {self.folder}; train first or check the path"
             )
         if step is None:

@@ -30,6 +30,20 @@ def write(folder: pathlib.Path) -> None:
     temporary.replace(folder / MANIFEST)
 
 
+def read(folder: pathlib.Path) -> dict[str, tuple[int, str]] | None:
+    """Path to (size, SHA-256) of the files of one step; None without a manifest.
+
+    Raises Damaged if it cannot be read.
+    """
+    try:
+        listed = json.loads((folder / MANIFEST).read_bytes())["files"]
+        return {name: (int(size), str(digest)) for name, (size, digest) in listed.items()}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{MANIFEST} cannot be read ({error})") from None
+
+
 def verify(folder: pathlib.Path, items: collections.abc.Collection[str] | None = None) -> bool:
     """Compares one step with its manifest; False if it has none.
 
@@ -38,17 +52,14 @@ def verify(folder: pathlib.Path, items: collections.abc.Collection[str] | None =
 
     Raises Damaged that names the first bad file.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())["files"]
-        wanted = [
-            (folder / name, int(size), str(digest))
-            for name, (size, digest) in manifest.items()
-            if items is None or name.partition("/")[0] in items
-        ]
-    except FileNotFoundError:
+    listed = read(folder)
+    if listed is None:
         return False
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{MANIFEST} cannot be read ({error})") from None
+    wanted = [
+        (folder / name, size, digest)
+        for name, (size, digest) in listed.items()
+        if items is None or name.partition("/")[0] in items
+    ]
     for path, size, _ in wanted:  # cheap, and finds a truncated file before any hashing
         if not path.is_file():
             raise Damaged(f"{path.relative_to(folder)} is missing")

@@ -126,6 +126,19 @@ class Train:
     watchdog_seconds: float = knob(
         30.0, "time after which a dead process ends the others of its job", at_least=1
     )
+    nonfinite: str = knob(
+        "stop",
+        "what a batch does whose loss or gradient is not finite (skip = nothing, counted)",
+        choices=("stop", "skip"),
+    )
+    nonfinite_limit: int = knob(10, "batches skipped in a row that end the run", at_least=1)
+    spike_factor: float = knob(
+        10.0, "gradient norms of so many medians of the last 100 are logged (0 = off)", at_least=0
+    )
+    mirror: str = knob("", "where checkpoints are copied to, as fsspec takes it ('' = nowhere)")
+    compilation_cache: str = knob(
+        "workdir", "folder of compiled programs (workdir = its folder compiled, off = none)"
+    )
     eval_rows: int = knob(512, "held-out blocks per evaluation", at_least=1)
     eval_taus: tuple[float, ...] = knob(
         (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95),
@@ -200,6 +213,11 @@ CHANGEABLE = (
     "train.keep_latest",
     "train.keep_best",
     "train.watchdog_seconds",
+    "train.nonfinite",
+    "train.nonfinite_limit",
+    "train.spike_factor",
+    "train.mirror",
+    "train.compilation_cache",
     "train.eval_rows",
     "train.eval_taus",
     "sampler",

@@ -20,6 +20,7 @@ import numpy as np
 
 from flm_jax import config as config_lib
 from flm_jax import train
+from flm_jax import workdir as workdir_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 
@@ -119,9 +120,9 @@ class RecordedRun(train.Run):
         self.batches = RecordedBatches(self.batches, self._index, step, self.record)
         return step, state
 
-    def save(self, state, step, metric):
+    def save(self, state, step, metric, give_back=0):
         self.record(saving=step, digest=digest(state))
-        super().save(state, step, metric)
+        super().save(state, step, metric, give_back)
 
 
 class RecordedBatches:
@@ -149,13 +150,12 @@ def main(workdir: pathlib.Path, record: pathlib.Path, steps: int, seed: int) -> 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     config = tiny_config(record.parent, steps, seed)
-    train.check_workdir(config, workdir)
+    workdir_lib.check(config, workdir)
     run = RecordedRun(config, workdir, Record(record))
-    with run.checkpoints, run.log, train.outcome.locked(workdir):
-        train.outcome.finish = lambda run, state, step, why: run.record(
-            complete=step, digest=digest(state)
-        )
-        return run.go()
+    train.outcome.finish = lambda run, state, step, why: run.record(
+        complete=step, digest=digest(state)
+    )
+    return train.go(run)
 
 
 if __name__ == "__main__":

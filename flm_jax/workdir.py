@@ -1,0 +1,85 @@
+"""Whether a workdir may be used, making it this run's, and its programs of earlier sessions."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
+import jax
+
+from flm_jax import config as config_lib
+from flm_jax import distributed, files
+from flm_jax.checkpoint import Checkpoints
+from flm_jax.errors import UserError
+from flm_jax.inference import CHECKPOINTS_FOLDER, read_config
+
+COMPILED_FOLDER = "compiled"
+
+
+def check(config: config_lib.Config, workdir: pathlib.Path) -> None:
+    """Refuses a workdir that holds a checkpoint of another config.
+
+    Without a checkpoint there is nothing to protect: a run that failed early, for example because
+    of a wrong path, may be mended in the same workdir.
+    """
+    if Checkpoints(workdir / CHECKPOINTS_FOLDER).latest_step() is not None:
+        check_same(config, read_config(workdir), f"{workdir} ", "choose another --workdir")
+
+
+def check_same(config: config_lib.Config, stored: config_lib.Config, what: str, else_: str) -> None:
+    """Raises UserError if two configs differ in what decides the numbers of a training step."""
+    differences = config_lib.differences(stored, config)
+    if config.optim.schedule != "constant" and stored.train.steps != config.train.steps:
+        # The learning rate of every step hangs on the last one.
+        differences.append(f"train.steps: {stored.train.steps} -> {config.train.steps}")
+    if differences:
+        listed = "\n".join(differences)
+        raise UserError(f"{what}belongs to a run with another config; {else_}, or undo:\n{listed}")
+
+
+def claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
+    """Makes the workdir and writes its config; all processes must find what process 0 wrote."""
+    if distributed.is_main():
+        _write_config(config, workdir)
+    distributed.meet("workdir")
+    if distributed.is_main():
+        return
+    try:
+        same = (workdir / "config.json").read_text() == config_lib.to_json(config)
+    except OSError:
+        same = False
+    if not same:
+        raise UserError(
+            f"--workdir={workdir} is not the folder that process 0 has made; give a folder on "
+            "storage that all machines share, and the same command everywhere"
+        )
+
+
+def _write_config(config: config_lib.Config, workdir: pathlib.Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(workdir / "config.json", config_lib.to_json(config))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def compiled_programs(choice: str, workdir: pathlib.Path) -> Iterator[None]:
+    """Inside it, compiled programs are kept for the next session (train.compilation_cache).
+
+    A folder that JAX was told of before, by JAX_COMPILATION_CACHE_DIR or in Python, stays.
+    """
+    if choice == "off" or jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    from jax.experimental.compilation_cache import compilation_cache
+
+    folder = workdir / COMPILED_FOLDER if choice == "workdir" else pathlib.Path(choice).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
