@@ -3,11 +3,11 @@
 A `Posterior` holds the features of the backbone and the head; a `Combination` is an affine
 mixture of such distributions, of their tangents, of raw logits and of one-hot tokens. Everything
 a loss or a sampler asks of them (log-probabilities, means p @ E, cross-entropies, arg max ...) is
-computed in float32 chunk by chunk with memory O(chunk * V) and recomputed in the backward pass;
-no array of shape (B, L, V) exists, except through `dense`, which is for tests and small
-vocabularies.
+computed in float32 chunk by chunk with memory O(chunk * V); no array of shape (B, L, V) exists,
+except through `dense`, which is for tests and small vocabularies.
 
-Chunks run along L and keep the batch whole, so that a batch sharded over devices stays where it is.
+Log-probabilities and cross-entropies make their gradient in the forward pass (`flow/fused.py`);
+everything else is recomputed in the backward pass (`flow/chunks.py`).
 """
 
 import dataclasses
@@ -17,6 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from flm_jax.flow import fused
+from flm_jax.flow.chunks import over_chunks
 
 PROBABILITY, TANGENT, LOGITS, TOKENS = "probability", "tangent", "logits", "tokens"
 DENSE = "dense"
@@ -72,47 +75,70 @@ class Head:
             preferred_element_type=jnp.promote_types(dtype, jnp.float32),
         )
 
+    def transposed_product(self, slope: jax.Array) -> jax.Array:
+        """slope (..., V) @ kernel', accumulated in at least float32: (..., D)."""
+        dtype = matmul_dtype(self.dtype, slope.dtype)
+        return jnp.einsum(
+            "...v,dv->...d",
+            slope.astype(dtype),
+            self.kernel_DV.astype(dtype),
+            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        )
+
+    def outer_product(self, features: jax.Array, slope: jax.Array) -> jax.Array:
+        """Sum over tokens of features (B, L, D) x slope (B, L, V): (D, V), at least float32."""
+        dtype = matmul_dtype(self.dtype, slope.dtype)
+        return jnp.einsum(
+            "bld,blv->dv",
+            features.astype(dtype),
+            slope.astype(dtype),
+            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        )
+
     def capped(self, raw: jax.Array) -> jax.Array:
         logits = self.cap * jnp.tanh(raw / self.cap) if self.cap else raw
         return logits / self.temperature if self.temperature != 1.0 else logits
 
+    def slope(self, raw: jax.Array) -> jax.Array | float:
+        """d capped logit / d raw one, entry by entry."""
+        slope = 1.0 - jnp.tanh(raw / self.cap) ** 2 if self.cap else 1.0
+        return slope / self.temperature
+
     def logits_tangent(self, raw: jax.Array, features_tangent: jax.Array) -> jax.Array:
         """Directional derivative of `capped` logits for a tangent of the features."""
-        tangent = self.product(features_tangent)
-        if self.cap:
-            tangent = tangent * (1.0 - jnp.tanh(raw / self.cap) ** 2)
-        return tangent / self.temperature
+        return self.product(features_tangent) * self.slope(raw)
+
+    def replace(self, kernel_DV: jax.Array, bias_V: jax.Array) -> "Head":
+        """A head with these arrays, all else equal."""
+        return dataclasses.replace(self, kernel_DV=kernel_DV, bias_V=bias_V)
 
 
-def over_chunks(f: Callable[..., Any], chunk: int, *arrays: Any) -> Any:
-    """``f(*arrays)`` computed over slices of positions (axis 1), at most ``chunk`` tokens each.
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens_BL"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Known tokens as the target of a cross-entropy (see `flow/fused.py`)."""
 
-    Every leaf of ``arrays`` and of the result is (B, L, ...). Slices are recomputed in the backward
-    pass. What ``f`` closes over (the head) may be differentiated.
-    """
-    batch, length = jax.tree.leaves(arrays)[0].shape[:2]
-    slices = -(-length // max(1, min(length, chunk // batch)))
-    if slices == 1:
-        return f(*arrays)
-    width = -(-length // slices)
-    pad = slices * width - length
+    tokens_BL: jax.Array
 
-    def split(x):
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, slices, width, *x.shape[2:]), 1, 0)
+    def tokenwise(self) -> jax.Array:
+        return self.tokens_BL
 
-    def join(x):
-        x = jnp.moveaxis(x, 0, 1)
-        return x.reshape(batch, slices * width, *x.shape[3:])[:, :length]
-
-    body = jax.checkpoint(lambda xs: f(*xs), prevent_cse=False)
-    return jax.tree.map(join, jax.lax.map(body, jax.tree.map(split, arrays)))
+    def cross_entropy(self, tokens: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(-log p of the tokens (b, l), its derivative in the logits (b, l, V))."""
+        top, weight, total = softmax_parts(logits)
+        vocabulary = jnp.arange(logits.shape[-1], dtype=tokens.dtype)[None, None, :]
+        hit = vocabulary == tokens[..., None]
+        # A masked sum, because the gradient of a gather is a slow scatter.
+        picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+        value = jnp.log(total[..., 0]) - (picked - top[..., 0])
+        return value, weight / total - jnp.where(hit, 1.0, 0.0)
 
 
-def _pick(values_BLV: jax.Array, tokens_BL: jax.Array) -> jax.Array:
-    """values[..., token]; a masked sum, because the gradient of a gather is a slow scatter."""
-    vocabulary = jnp.arange(values_BLV.shape[-1], dtype=tokens_BL.dtype)[None, None, :]
-    return jnp.sum(jnp.where(vocabulary == tokens_BL[..., None], values_BLV, 0.0), axis=-1)
+def softmax_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Largest logit m (..., 1), exp(logits - m), and the sum of these (..., 1)."""
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weight = jnp.exp(logits - top)
+    return top, weight, jnp.sum(weight, axis=-1, keepdims=True)
 
 
 @functools.partial(
@@ -131,14 +157,20 @@ class Posterior:
     head: Head
     tangent_BLD: jax.Array | None = None
 
-    def log_prob(self, tokens_BL: jax.Array) -> jax.Array:
-        """log p of the given tokens, (B, L)."""
+    def log_prob(self, tokens_BL: jax.Array, hint_BL: jax.Array | None = None) -> jax.Array:
+        """log p of the given tokens, (B, L).
 
-        def chunk(features, tokens):
-            logits = self.head.capped(self.head.raw(features))
-            return _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
+        ``hint_BL``: what the values will be multiplied by, if that is known not to be one factor
+        for all; see `flow/fused.py`.
+        """
+        return -self._cross_entropy(Given(tokens_BL), hint_BL)
 
-        return over_chunks(chunk, self.head.chunk, self.features_BLD, tokens_BL)
+    def _cross_entropy(self, target: Any, hint_BL: jax.Array | None) -> jax.Array:
+        features = self.features_BLD
+        wide = jnp.promote_types(features.dtype, jnp.float32)
+        hint_BL = jnp.ones((), wide) if hint_BL is None else hint_BL.astype(wide)
+        hint_BL = jax.lax.stop_gradient(jnp.broadcast_to(hint_BL, features.shape[:2]))
+        return fused.cross_entropy(target, features, self.head, hint_BL)
 
     def entropy(self) -> jax.Array:
         """Entropy in nats at every position, (B, L)."""
@@ -218,6 +250,11 @@ def array(dense_BLV: jax.Array, head: Head, coefficient: jax.Array | float = 1.0
     return Combination((Term(DENSE, coefficient, Posterior(dense_BLV, head)),))
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["coefficient", "posterior"],
+    meta_fields=["kind"],
+)
 @dataclasses.dataclass(frozen=True)
 class Term:
     """coefficient (scalar, (B,) or (B, L)) times one kind of V-vector per position."""
@@ -241,6 +278,32 @@ class Term:
             self.posterior.tangent_BLD,
         )
 
+    def mean(self, table_VW: jax.Array) -> jax.Array:
+        """The term @ table, (B, L, W), with no more passes over the vocabulary than it needs."""
+        head, (coefficient_BL, features, tangent) = self.posterior.head, self.tokenwise()
+        if self.kind == TOKENS:
+            return coefficient_BL[..., None] * table_VW[features]
+        wide = jnp.promote_types(features.dtype, jnp.float32)
+        table_VW = table_VW.astype(wide)
+        if self.kind == LOGITS:  # linear: the product of both tables is no larger than one
+            both_DW = jnp.matmul(head.kernel_DV.astype(wide), table_VW)
+            bias_W = jnp.matmul(head.bias_V.astype(wide), table_VW)
+            mean = jnp.matmul(features.astype(wide), both_DW) + on_last_axis(bias_W, 3)
+            return coefficient_BL[..., None] * mean
+
+        def chunk(coefficient, features, tangent):
+            if self.kind == DENSE:
+                return coefficient[..., None] * jnp.matmul(features.astype(wide), table_VW)
+            raw = head.raw(features)
+            _, weight, total = softmax_parts(head.capped(raw))
+            if self.kind == TANGENT:
+                slope = head.logits_tangent(raw, tangent)
+                weight = weight * (slope - jnp.sum(weight * slope, -1, keepdims=True) / total)
+            # Normalised after the product, where a token has W entries instead of V.
+            return coefficient[..., None] / total * jnp.matmul(weight, table_VW)
+
+        return over_chunks(chunk, head.chunk, coefficient_BL, features, tangent)
+
     def chunk(self, coefficient, features, tangent) -> jax.Array:
         """The dense term on one chunk, (b, l, V)."""
         head = self.posterior.head
@@ -259,6 +322,9 @@ class Term:
         return coefficient[..., None] * p
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["terms"], meta_fields=["projection"]
+)
 @dataclasses.dataclass(frozen=True)
 class Combination:
     """An affine mixture of terms, optionally projected onto the simplex; lazy like its parts.
@@ -276,7 +342,9 @@ class Combination:
 
     def mean(self, table_VW: jax.Array) -> jax.Array:
         """self @ table, (B, L, W)."""
-        return self._map(lambda c: jnp.matmul(c, table_VW.astype(c.dtype)))
+        if self.projection is not None:
+            return self._map(lambda c: jnp.matmul(c, table_VW.astype(c.dtype)))
+        return sum(term.mean(table_VW) for term in self.terms)
 
     def dense(self) -> jax.Array:
         """The combination as an array (B, L, V): for tests and small vocabularies."""
@@ -288,18 +356,22 @@ class Combination:
             return self.terms[0].posterior.argmax()  # monotone: no softmax needed
         return self._map(lambda c: jnp.argmax(c, axis=-1).astype(jnp.int32))
 
-    def cross_entropy_to(self, posterior: Posterior) -> jax.Array:
-        """-sum_V self * log p, (B, L); gradients flow into both."""
-        head = posterior.head
-        return self._map(
-            lambda c, f: -jnp.sum(c * jax.nn.log_softmax(head.capped(head.raw(f))), axis=-1),
-            posterior.features_BLD,
-        )
+    def cross_entropy_to(self, posterior: Posterior, hint_BL: jax.Array | None = None) -> jax.Array:
+        """-sum_V self * log p, (B, L); gradients flow into both. ``hint_BL`` as in `log_prob`."""
+        return posterior._cross_entropy(self, hint_BL)
+
+    def cross_entropy(self, arrays: tuple, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(-sum_V self * log p of a chunk, its derivative in the logits); see `flow/fused.py`."""
+        target = self._chunk(arrays)
+        top, weight, total = softmax_parts(logits)
+        mass = jnp.sum(target, axis=-1, keepdims=True)
+        value = mass * jnp.log(total) - jnp.sum(target * (logits - top), axis=-1, keepdims=True)
+        return value[..., 0], weight * (mass / total) - target
 
     def squared_error_to(self, other: "Combination") -> jax.Array:
         """sum_V (self - other)**2, (B, L); gradients flow into both."""
         return self._map(
-            lambda c, arrays: jnp.sum((c - other._chunk(arrays)) ** 2, axis=-1), other._tokenwise()
+            lambda c, arrays: jnp.sum((c - other._chunk(arrays)) ** 2, axis=-1), other.tokenwise()
         )
 
     def entmax(self, alpha: float = 2.0) -> "Combination":
@@ -308,7 +380,7 @@ class Combination:
             raise ValueError(f"entmax needs 1 < alpha <= 2, not {alpha}")
         return dataclasses.replace(self, projection=alpha)
 
-    def _tokenwise(self) -> tuple:
+    def tokenwise(self) -> tuple:
         return tuple(term.tokenwise() for term in self.terms)
 
     def _chunk(self, arrays: tuple) -> jax.Array:
@@ -322,7 +394,7 @@ class Combination:
         return over_chunks(
             lambda arrays, *more: f(self._chunk(arrays), *more),
             head.chunk,
-            self._tokenwise(),
+            self.tokenwise(),
             *extra,
         )
 

@@ -26,10 +26,15 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.errors import UserError
+from flm_jax.flow import chunks
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior, matmul_dtype
 from flm_jax.models.attention import attend, rotary_tables, rotate
 from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modulate, uniform
+
+# Logits of an automatic chunk, MiB: on CPU near what the caches hold, else large enough to keep a
+# GPU's or TPU's matrix units busy and small against its memory.
+CHUNK_MEGABYTES = {"cpu": 64, "accelerator": 512}
 
 
 class Block(nn.Module):
@@ -239,6 +244,14 @@ class Model:
         own = {name: tree for name, tree in params.items() if name not in ("embed", "head")}
         return self.module.apply({"params": own}, *arguments, **options)
 
+    @property
+    def chunk(self) -> int:
+        """Tokens per device whose logits exist at one time."""
+        if self.head_chunk:
+            return self.head_chunk
+        kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+        return chunks.tokens_for(self.vocab_size, CHUNK_MEGABYTES[kind])
+
     @functools.partial(jax.jit, static_argnums=0)
     def backbone(self, params, h_BLD, tau_s, tau_t=None, key=None):
         """`flow.net.Backbone`: dropout is on if and only if there is a key.
@@ -259,7 +272,7 @@ class Model:
             self.backbone,
             params,
             logit_cap=self.logit_cap,
-            head_chunk=self.head_chunk * devices,
+            head_chunk=self.chunk * devices,
             dtype=self.module.dtype,
             temperature=temperature,
         )
