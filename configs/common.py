@@ -76,7 +76,7 @@ def get_config(stage: str = "pretrain") -> ConfigDict:
             remat=True,
             scan_unroll=1,
             head_init="zero",
-            head_chunk=1024,
+            head_chunk=0,
         )
     )
     config.clock = ConfigDict(dict(name="decoding_accuracy", quadrature="gauss_hermite"))

@@ -70,7 +70,9 @@ class Model:
         "start of the output layer (table = the embedding table, for small budgets)",
         choices=("zero", "table"),
     )
-    head_chunk: int = knob(1024, "tokens per device whose logits exist at one time", at_least=1)
+    head_chunk: int = knob(
+        0, "tokens per device whose logits exist at one time (0 = by a memory budget)", at_least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
