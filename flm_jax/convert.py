@@ -49,6 +49,7 @@ class Choices:
     tokenizer: str | None = None
     length: int | None = None
     heads: int | None = None
+    logit_cap: float | None = None
 
 
 def convert(source: str, destination: str, choices: Choices = Choices()) -> pathlib.Path:  # noqa: B008  (frozen)
@@ -62,8 +63,7 @@ def convert(source: str, destination: str, choices: Choices = Choices()) -> path
         raise UserError(f"{go} exists already; choose another destination or remove it first")
     asked = dataclasses.asdict(choices)
     if inference.is_workdir(come):
-        text = ("tokenizer", "length", "heads")
-        given = [name for name in text if asked[name] is not None]
+        given = [name for name in inference.OF_OFFICIAL if asked[name] is not None]
         if given:
             raise UserError(f"{come} is a workdir, which knows its {given[0]}; leave it away")
         return _export(come, go, choices)
@@ -74,9 +74,10 @@ def convert(source: str, destination: str, choices: Choices = Choices()) -> path
 
 def _import(source: pathlib.Path, destination: pathlib.Path, choices: Choices) -> pathlib.Path:
     """Official -> workdir with the items params (raw, where the file has them) and ema."""
+    settings.check_logit_cap(choices.logit_cap)
     found = official.read(source, choices.weights, choices.heads)
     tokenizer, section, length = settings.text_setup(found, choices.tokenizer, choices.length)
-    config = settings.config_of(found, section, length)
+    config = settings.config_of(found, section, length, choices.logit_cap)
     items = {"ema": found.params()}
     if found.weights.startswith("ema"):
         items["params"] = official.read(source, "raw", choices.heads).params()
@@ -185,6 +186,11 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("length", None, "tokens per text of an official source")
     flags.DEFINE_integer("heads", None, "attention heads of an official source")
+    flags.DEFINE_float(
+        "logit_cap",
+        None,
+        "of an official source; 0 = none, as in the code of February 2026 (default 30)",
+    )
     flags.FLAGS.set_gnu_getopt(True)
 
 

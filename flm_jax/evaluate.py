@@ -56,13 +56,14 @@ class Options:
     tokenizer: str | None = None
     length: int | None = None
     heads: int | None = None
+    logit_cap: float | None = None
     scorer: str | None = None
     output: str | None = None
     samples: str | None = None
 
 
 _KNOBS = ("temperature", "top_p", "denoiser_temperature", "prior_scale", "patience")
-_LOADED = ("weights", "step", "tokenizer", "length", "heads")
+_LOADED = ("weights", "step", *inference.OF_OFFICIAL)
 
 
 def evaluate(options: Options) -> dict:
@@ -185,6 +186,9 @@ def _sampler_of(model: inference.FlowModel, options: Options) -> dict:
     knobs = {k: getattr(section, k) if value is None else value for k, value in given.items()}
     if not knobs["patience"]:  # samples that were stored before it existed stay valid
         del knobs["patience"]
+    cap = model.config.model.logit_cap  # not a weight, and can be chosen for an official file
+    if cap != config_lib.Model().logit_cap:
+        knobs["logit_cap"] = cap
     kept = dict(section.options) if name == section.name else {}
     return {
         "name": name,
@@ -272,6 +276,7 @@ def define_flags() -> None:
     text("tokenizer", None, "of an official checkpoint: gpt2, bert-base-uncased, or a folder")
     whole("length", None, "tokens per text of an official checkpoint")
     whole("heads", None, "attention heads of an official checkpoint")
+    number("logit_cap", None, "of an official checkpoint; 0 = none, as in February 2026")
     text("scorer", None, "folder with a GPT-2 (config.json, model.safetensors, vocabulary files)")
     text("output", None, "write the results as JSON to this file")
     text("samples", None, "folder for the samples; by default beside --output, else not kept")

@@ -25,6 +25,11 @@ TOKENIZER = flags.DEFINE_string(
 )
 LENGTH = flags.DEFINE_integer("length", None, "tokens per text of an official checkpoint")
 HEADS = flags.DEFINE_integer("heads", None, "attention heads of an official checkpoint")
+LOGIT_CAP = flags.DEFINE_float(
+    "logit_cap",
+    None,
+    "of an official checkpoint; 0 = none, as in the code of February 2026 (default 30)",
+)
 STEPS = flags.DEFINE_string("steps", None, "numbers of network evaluations, for example 1,8,32")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "texts per number of steps")
 SEED = flags.DEFINE_integer("seed", 0, "root of the noise; sample i is the same in any batch")
@@ -65,6 +70,7 @@ def main(argv: list[str]) -> None:
         tokenizer=TOKENIZER.value,
         length=LENGTH.value,
         heads=HEADS.value,
+        logit_cap=LOGIT_CAP.value,
     )
     rows = []
     for steps in counts or model.config.sampler.steps:

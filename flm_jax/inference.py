@@ -25,6 +25,7 @@ from flm_jax.samplers.adaptive import sample_until_stable
 WEIGHTS = ("ema", "raw")
 TOKENIZER_FOLDER = "tokenizer"
 CHECKPOINTS_FOLDER = "checkpoints"
+OF_OFFICIAL = ("tokenizer", "length", "heads", "logit_cap")  # what a workdir knows by itself
 _ON_THE_DIAGONAL = (
     "this model is a flow map, which the sampler %r uses on the diagonal only (both times equal), "
     "like the model it was distilled from: take many steps, its jumps are not used"
@@ -302,6 +303,7 @@ def load(
     tokenizer: str | pathlib.Path | None = None,
     length: int | None = None,
     heads: int | None = None,
+    logit_cap: float | None = None,
 ) -> FlowModel:
     """The model of a training run of ours, or of an official checkpoint.
 
@@ -313,11 +315,12 @@ def load(
       step: a certain checkpoint of a workdir; the newest good one by default.
       tokenizer, length, heads: for official checkpoints that do not tell them. The tokenizer is
         gpt2, bert-base-uncased, or a folder (see `interop.settings.text_setup`).
+      logit_cap: for official checkpoints; 0 = none, as in the code of February 2026. Default 30.
 
     Raises UserError if there is no such model, it is damaged, or something must be asked for.
     """
     source = pathlib.Path(path).expanduser()
-    asked = {"tokenizer": tokenizer, "length": length, "heads": heads}
+    asked = dict(zip(OF_OFFICIAL, (tokenizer, length, heads, logit_cap), strict=True))
     if is_workdir(source):
         given = [name for name, value in asked.items() if value is not None]
         if given:
@@ -365,13 +368,17 @@ def _load_workdir(folder: pathlib.Path, weights: str, step: int | None) -> FlowM
     return FlowModel(experiment, tokenizer, items[item], found, frozen=frozen)
 
 
-def _load_official(path: pathlib.Path, weights: str | None, tokenizer, length, heads) -> FlowModel:
+def _load_official(
+    path: pathlib.Path, weights: str | None, tokenizer, length, heads, logit_cap
+) -> FlowModel:
     from flm_jax.interop import official, settings
 
+    settings.check_logit_cap(logit_cap)
     found = official.read(path, weights, heads)
     asked = None if tokenizer is None else str(tokenizer)
     tokenizer, section, length = settings.text_setup(found, asked, length)
-    experiment = Experiment(settings.config_of(found, section, length), tokenizer.vocab_size)
+    config = settings.config_of(found, section, length, logit_cap)
+    experiment = Experiment(config, tokenizer.vocab_size)
     for notice in found.notices:
         logging.warning("%s", notice)
     params = jax.tree.map(jnp.asarray, found.params())

@@ -161,6 +161,26 @@ def test_an_average_of_another_decay(shared, tmp_path):
     assert_trees_equal(model.params, official.read(source, "ema:0.3").params())
 
 
+def test_the_cap_of_the_logits_can_be_chosen(shared, tmp_path, caplog):
+    """February code had none; the recorded logits are those before the cap."""
+    letters = saved_letters(tmp_path / "letters", 23)
+    source = shared / "golden/ckpt/flm_feb_two_emas.ckpt"
+    choices = Choices(tokenizer=letters, logit_cap=0.0)
+    model = inference.load(convert(source, tmp_path / "run", choices))
+    assert "holds a list of averages" in caplog.text and "--logit_cap=0" in caplog.text
+    direct = flm_jax.load(source, tokenizer=letters, logit_cap=0.0)
+    assert direct.config == model.config and direct.config.model.logit_cap == 0.0
+    recorded = np.load(shared / "golden/ckpt/flm_feb_two_emas_expected.npz")
+    logits = recorded["out/logits_ema_0.9999"]
+    for cap, expected in ((0.0, logits), (None, 30.0 * np.tanh(logits / 30.0))):
+        model = flm_jax.load(source, tokenizer=letters, logit_cap=cap)
+        net = model.net(model.params)
+        h = jax.numpy.matmul(recorded["in/x"], net.table, precision="highest")
+        ours = net(h, jax.numpy.asarray(recorded["in/tau"])).posterior.dense()
+        np.testing.assert_allclose(ours, jax.nn.softmax(expected), atol=5e-6)
+    assert np.abs(jax.nn.softmax(logits) - jax.nn.softmax(expected)).max() > 1e-4
+
+
 @pytest.mark.parametrize("name", ["flm.ckpt", "fmlm.ckpt"])
 def test_loaded_networks_give_the_recorded_logits(shared, tmp_path, name):
     letters = saved_letters(tmp_path / "letters", 23)

@@ -106,6 +106,15 @@ def test_what_must_be_asked_for(tmp_path, letters):
         ({"tokenizer": str(tmp_path / "many"), "length": L}, "11 entries but the tokenizer has 12"),
         ({"tokenizer": letters, "length": L, "heads": 3}, "3 attention heads do not divide"),
         ({"tokenizer": letters, "length": L, "weights": "best"}, "weights='best' is not known"),
+        ({"tokenizer": letters, "length": L, "logit_cap": -1.0}, "logit_cap=-1.0 must be a finite"),
+        (
+            {"tokenizer": letters, "length": L, "logit_cap": np.inf},
+            "logit_cap=inf must be a finite",
+        ),
+        (
+            {"tokenizer": letters, "length": L, "logit_cap": np.nan},
+            "logit_cap=nan must be a finite",
+        ),
     ):
         with pytest.raises(UserError, match=sentence):
             convert(path, tmp_path / "out", Choices(**options))
@@ -117,7 +126,7 @@ def test_what_must_be_asked_for(tmp_path, letters):
 def test_a_workdir_knows_what_it_is(tmp_path, letters):
     folder, _ = hub(tmp_path / "official")
     workdir = convert(folder, tmp_path / "run", Choices(tokenizer=letters))
-    for name, value in (("tokenizer", letters), ("length", 9), ("heads", 2)):
+    for name, value in (("tokenizer", letters), ("length", 9), ("heads", 2), ("logit_cap", 0.0)):
         with pytest.raises(UserError, match=f"a workdir, which knows its {name}"):
             flm_jax.load(workdir, **{name: value})
         with pytest.raises(UserError, match=f"a workdir, which knows its {name}"):

@@ -145,6 +145,11 @@ def _read_lightning(path: pathlib.Path, kind: str | None, decay: float | None):
     config = _plain(hyper.get("config")) if isinstance(hyper, dict) else None
     tensors, notices = _network_tensors(path, state)
     raw = tensors, config if isinstance(config, dict) else {}, "raw"
+    if tree.get("ema_list"):
+        notices.append(
+            f"{path} holds a list of averages, as the code of February 2026 wrote it; most of "
+            "that code had no cap on the logits, which --logit_cap=0 repeats (30 by default)"
+        )
     if kind == "raw":
         return *raw, notices
     emas = _emas(tree)

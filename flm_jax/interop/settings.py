@@ -1,5 +1,6 @@
 """Tokenizer and config for an official network, so that it can be used like a run of ours."""
 
+import math
 import pathlib
 
 from flm_jax import config as config_lib
@@ -52,8 +53,21 @@ def text_setup(
     return tokenizer, section, length
 
 
-def config_of(found: Official, tokenizer_section: dict, length: int) -> config_lib.Config:
+def check_logit_cap(logit_cap: float | None) -> None:
+    """UserError for a cap that no network can have; None is the official one."""
+    if logit_cap is not None and not 0 <= logit_cap < math.inf:
+        raise UserError(
+            f"logit_cap={logit_cap} must be a finite number of at least 0; 0 is no cap, as in the "
+            "official code of February 2026, and 30 the cap of all other official code"
+        )
+
+
+def config_of(
+    found: Official, tokenizer_section: dict, length: int, logit_cap: float | None = None
+) -> config_lib.Config:
     """The config of an official network: its sizes, the official caps and clock, our defaults.
+
+    `logit_cap` replaces the official cap of the logits.
 
     Raises UserError if the network has a part that ours cannot have.
     """
@@ -76,6 +90,8 @@ def config_of(found: Official, tokenizer_section: dict, length: int) -> config_l
     }
     if type(dropout) in (int, float) and 0 <= dropout < 1:
         model["dropout"] = float(dropout)
+    if logit_cap is not None:
+        model["logit_cap"] = float(logit_cap)
     return config_lib.resolve(
         {
             "stage": "official",
