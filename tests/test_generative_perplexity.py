@@ -1,8 +1,10 @@
 """The GPT-2 scorer against a plain numpy one, which tokens count, and the recorded numbers."""
 
+import dataclasses
 import json
 import math
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -127,9 +129,63 @@ def test_prefixes_buffers_own_head_and_half_precision(scorer, tmp_path):
     mirrored = gpt2.log_probs(own_head.params, own_head.config, tokens, np.ones_like(tokens))
     dense = gpt2.log_probs(scorer.params, scorer.config, tokens, np.ones_like(tokens))
     np.testing.assert_allclose(mirrored[..., ::-1], dense, atol=1e-4)
-    half = {name: array.astype(ml_dtypes.bfloat16) for name, array in raw_weights().items()}
-    rounded = gpt2.load(write_scorer(tmp_path / "half", half))
-    np.testing.assert_allclose(rounded.nlls(tokens), expected, atol=0.5)
+    for dtype, error in ((ml_dtypes.bfloat16, 0.5), (np.float16, 0.05), (np.float64, 1e-9)):
+        cast = {name: array.astype(dtype) for name, array in raw_weights().items()}
+        rounded = gpt2.load(write_scorer(tmp_path / np.dtype(dtype).name, cast))
+        np.testing.assert_allclose(rounded.nlls(tokens), expected, atol=error)
+    whole = {name: np.round(array).astype(np.int8) for name, array in raw_weights().items()}
+    with pytest.raises(UserError, match="has the type int8; quantised weights cannot be read"):
+        gpt2.load(write_scorer(tmp_path / "quantised", whole))
+
+
+def shard(folder, count=3):
+    """Splits the weights of a scorer's folder into files that an index names."""
+    weights = list(raw_weights().items())
+    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    for i, name in enumerate(names):
+        save_file(dict(weights[i::count]), folder / name)
+    weight_map = {key: names[i % count] for i, (key, _) in enumerate(weights)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+    return names
+
+
+def test_weights_in_shards(scorer, tmp_path):
+    folder = write_scorer(tmp_path / "sharded")
+    names = shard(folder)
+    loaded = gpt2.load(folder).params
+    for ours, expected in zip(jax.tree.leaves(loaded), jax.tree.leaves(scorer.params), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    (folder / names[1]).rename(folder / "elsewhere")
+    with pytest.raises(UserError, match=f"{names[1]} is missing or no readable"):
+        gpt2.load(folder)
+    for text in ("{}", "[", '{"weight_map": {}}', '{"weight_map": {"wte.weight": "../x"}}'):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(UserError, match="index.json is no index of shards"):
+            gpt2.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "heads"), [(768, 12, 12), (1024, 24, 16), (1280, 36, 20), (1600, 48, 25)]
+)
+def test_published_sizes_are_read_from_the_config(width, depth, heads, tmp_path):
+    """Of gpt2 to gpt2-xl: every tensor has the published shape (their numbers of parameters)."""
+    sizes = {"vocab_size": 50257, "n_positions": 1024, "n_embd": width, "n_layer": depth}
+    folder = tmp_path / "x"
+    write_scorer(folder, {}, n_head=heads, eos_token_id=50256, **sizes)
+    config, eos_id = gpt2._read_config(folder)
+    count = 0
+
+    def tensor(name, *shape):
+        nonlocal count
+        count += math.prod(shape)
+        return np.broadcast_to(np.float32(0), shape)
+
+    gpt2._assemble(tensor, False, dataclasses.replace(config, depth=1))
+    block = sum(math.prod(f * width for f in factors) for _, factors in gpt2._BLOCK.values())
+    published = {768: 124_439_808, 1024: 354_823_168, 1280: 774_030_080, 1600: 1_557_611_200}
+    assert count + (config.depth - 1) * block == published[width] and eos_id == 50256
+    assert config.heads == heads
 
 
 @pytest.mark.parametrize(

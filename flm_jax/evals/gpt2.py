@@ -1,9 +1,11 @@
 """GPT-2 in plain JAX, for scoring text: float32, one scan over the blocks, logits in chunks.
 
-Loads a folder in the Hugging Face layout (config.json, model.safetensors, vocabulary files), of any
-size from gpt2 to gpt2-xl. Letters: B rows, L positions, D width, H heads, K width of a head, V ids.
+Loads a folder in the Hugging Face layout (config.json, model.safetensors or its shards, vocabulary
+files), of any size from gpt2 to gpt2-xl and in any float type. Letters: B rows, L positions,
+D width, H heads, K width of a head, V ids.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -20,6 +22,9 @@ from flm_jax.errors import UserError
 from flm_jax.tokenizers.gpt2 import Gpt2
 
 _PRECISION = jax.lax.Precision.HIGHEST  # accelerators would otherwise round to bf16 or TF32
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"  # beside several shards, instead of one file
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
 _CHUNK = 512  # tokens whose logits exist at once: 100 MB at V = 50257
 # Our leaf -> (name inside a block, factors of the width D in its shape).
 _BLOCK = {
@@ -90,7 +95,7 @@ def load(folder: str | os.PathLike) -> Scorer:
     """The GPT-2 in `folder`; raises UserError naming what is missing, damaged or unsupported."""
     folder = pathlib.Path(folder).expanduser()
     config, eos_id = _read_config(folder)
-    params = _read_params(folder / "model.safetensors", config)
+    params = _read_params(folder, config)
     tokenizer = Gpt2.read(str(folder), pad=False)
     if tokenizer.vocab_size > config.vocab_size or eos_id != tokenizer.eos_id:
         raise UserError(
@@ -207,30 +212,56 @@ def _read_config(folder: pathlib.Path) -> tuple[Config, int]:
     return config, raw.get("eos_token_id", config.vocab_size - 1)
 
 
-def _read_params(path: pathlib.Path, config: Config) -> dict[str, Any]:
+def _read_params(folder: pathlib.Path, config: Config) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path, framework="np") as file:
-            names = {name.removeprefix("transformer."): name for name in file.keys()}
+    path = folder / _WEIGHTS
+    with contextlib.ExitStack() as stack:
+        try:
+            where = {}  # name inside the transformer -> (open file, its name there, its path)
+            for path in _shards(folder):
+                file = stack.enter_context(safe_open(path, framework="np"))
+                for name in file.keys():  # noqa: SIM118 - the file object is no dictionary
+                    where[name.removeprefix("transformer.")] = file, name, path
 
             def tensor(name: str, *shape: int) -> np.ndarray:
-                if name not in names:
-                    raise UserError(f"{path} lacks the tensor {name}; download the GPT-2 again")
-                found = tuple(file.get_slice(names[name]).get_shape())
+                if name not in where:
+                    raise UserError(f"{folder} lacks the tensor {name}; download the GPT-2 again")
+                file, stored, path = where[name]
+                found = tuple(file.get_slice(stored).get_shape())
                 if found != shape:
                     raise UserError(
                         f"{path}: {name} has shape {found} where config.json says {shape}; "
                         "take both files from the same GPT-2"
                     )
-                return np.asarray(file.get_tensor(names[name]), np.float32)
+                array = file.get_tensor(stored)
+                if array.dtype.name not in _FLOATS:
+                    raise UserError(
+                        f"{path}: {name} has the type {array.dtype.name}; quantised weights cannot "
+                        "be read, take the published ones"
+                    )
+                return np.asarray(array, np.float32)
 
-            return _assemble(tensor, "lm_head.weight" in names, config)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is missing or no readable safetensors file ({error}); put the "
-            "model.safetensors of a GPT-2 there"
-        ) from None
+            return _assemble(tensor, "lm_head.weight" in where, config)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path} is missing or no readable safetensors file ({error}); put the "
+                f"{_WEIGHTS} of a GPT-2 there"
+            ) from None
+
+
+def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that hold the weights: one, or those that an index names."""
+    index = folder / _INDEX
+    if (folder / _WEIGHTS).exists() or not index.exists():
+        return [folder / _WEIGHTS]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or any(pathlib.PurePath(name).name != name for name in names):
+            raise ValueError("its weight_map names no files of this folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of shards ({error}); download it again") from None
+    return [folder / name for name in names]
 
 
 def _assemble(tensor, has_head: bool, config: Config) -> dict[str, Any]:
