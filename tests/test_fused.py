@@ -137,7 +137,9 @@ def gradient_program(weight_BL, hint_BL=None, stop=True):
     def loss(features, head, other):
         other = jax.lax.stop_gradient(other) if stop else other
         p = post.Posterior(features, head)
-        return jnp.sum(weight_BL * other.probability().cross_entropy_to(p, hint_BL))
+        clean = post.one_hot(jnp.zeros(shape, jnp.int32), p.head, 0.1)
+        target = clean + other.probability(0.9)
+        return jnp.sum(weight_BL * target.cross_entropy_to(p, hint_BL))
 
     arguments = other.features_BLD, other.head, other
     return jax.make_jaxpr(jax.grad(loss, (0, 1, 2), allow_int=True))(*arguments).jaxpr

@@ -242,12 +242,14 @@ def one_hot(
     tokens_BL: jax.Array, head: Head, coefficient: jax.Array | float = 1.0
 ) -> "Combination":
     """coefficient * e_token; ``head`` says the size of the vocabulary and of a chunk."""
-    return Combination((Term(TOKENS, coefficient, Posterior(tokens_BL, head)),))
+    size_only = jax.lax.stop_gradient(head)  # else it would count as a target with gradients
+    return Combination((Term(TOKENS, coefficient, Posterior(tokens_BL, size_only)),))
 
 
 def array(dense_BLV: jax.Array, head: Head, coefficient: jax.Array | float = 1.0) -> "Combination":
     """coefficient * an array (B, L, V) that is already there, as a state in one-hot space is."""
-    return Combination((Term(DENSE, coefficient, Posterior(dense_BLV, head)),))
+    size_only = jax.lax.stop_gradient(head)
+    return Combination((Term(DENSE, coefficient, Posterior(dense_BLV, size_only)),))
 
 
 @functools.partial(
