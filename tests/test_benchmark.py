@@ -111,8 +111,11 @@ def test_both_spaces_and_their_ratios(mode):
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        ([*TINY], "say what to measure, train or sample, not 'nothing'"),
+        ([*TINY], "say what to measure, train or sample (or sweep or table of these), not"),
         (["fly", *TINY], "not 'fly'"),
+        (["sweep", *TINY], "say where with --output=FOLDER"),
+        (["sweep", *TINY, "--output=x", "--vary_vocab=80,many"], "--vary_vocab=80,many must be"),
+        (["table", *TINY, "--output=x", "--shapes=8"], "'8' is not LENGTHxVOCABULARY"),
         (["train"], "--config=FILE is missing"),
         (["train", *TINY, "--loss=gan"], "unknown loss 'gan'"),
         (["train", *TINY, "--space=dense"], "--space=dense"),

@@ -3,27 +3,33 @@
     python -m flm_jax.benchmark train --config=configs/bench_cpu.py --space=both --json
     python -m flm_jax.benchmark sample --config=configs/bench_cpu.py --space=projected
     python -m flm_jax.benchmark train --config=configs/owt.py --batch=16
+    python -m flm_jax.benchmark sweep --config=configs/bench_cpu.py --batch=8 --output=DIR \
+        --vary_batch=2,4,16 --vary_length=32,64,256 --vary_vocab=2000,8000,120000
+    python -m flm_jax.benchmark table --config=configs/lm1b.py --config.model.dtype=bfloat16 \
+        --shapes=128x30522,1024x50258 --output=DIR
 
 "both" runs the two state spaces in child processes, in turn (the peak memory of a process never
 falls), and prints the ratios. "onehot" is the official cost: states over the vocabulary, and a
-float32 head that sees all tokens at once. With --json the last line printed is JSON. Neither grain
-nor orbax is needed.
+head that sees all tokens at once. "sweep" varies B, L and V one at a time around a base and writes
+a table and a log-log plot; "table" looks for the largest batch that fits at given shapes, as an
+accelerator's table needs; both measure --of=train or sample. With --json the last line printed is
+JSON. Neither grain nor orbax is needed.
 """
 
 import dataclasses
 import json
-import statistics
-import subprocess
-import sys
+import pathlib
 from typing import Any
 
 from absl import flags
 
 from flm_jax import config as config_lib
 from flm_jax import metrics
+from flm_jax.benchmark import processes
 from flm_jax.errors import UserError
 
 MODES = ("train", "sample")
+MANY = ("sweep", "table")
 SPACES = ("projected", "onehot", "both")
 VOCABULARIES = {"gpt2": 50258, "bert-base-uncased": 30522}
 
@@ -36,17 +42,30 @@ LOSS = flags.DEFINE_string("loss", "", "loss by name; '' = that of the config")
 SAMPLING_STEPS = flags.DEFINE_integer("sampling_steps", 32, "network evaluations", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs, after one that is not", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 1, "processes per space, in turn", lower_bound=1)
+OF = flags.DEFINE_enum("of", "train", MODES, "what sweep and table measure")
+VARY = {
+    axis: flags.DEFINE_list(f"vary_{axis}", [], f"sweep: values of the {axis} beside the base")
+    for axis in ("batch", "length", "vocab")
+}
+SHAPES = flags.DEFINE_list("shapes", ["128x30522", "1024x50258"], "table: LENGTHxVOCABULARY ...")
+MAX_BATCH = flags.DEFINE_integer("max_batch", 4096, "table: no larger batch", lower_bound=1)
+OUTPUT = flags.DEFINE_string("output", "", "sweep, table: folder of the results")
 JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON in the last line")
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 2 or argv[1] not in MODES:
+    if len(argv) != 2 or argv[1] not in MODES + MANY:
         given = " ".join(argv[1:]) or "nothing"
-        raise UserError(f"say what to measure, {' or '.join(MODES)}, not {given!r}")
+        raise UserError(
+            f"say what to measure, train or sample (or sweep or table of these), not {given!r}"
+        )
     mode = argv[1]
+    if mode in MANY:
+        many(mode)
+        return 0
     if SPACE.value == "both":
         plan(mode, "projected"), plan(mode, "onehot")  # all mistakes before the first process
-        results = both()
+        results = both(mode)
     else:
         from flm_jax.benchmark.measure import measure
 
@@ -58,6 +77,48 @@ def main(argv: list[str]) -> int:
     if JSON.value:
         print(json.dumps(results if SPACE.value == "both" else results[SPACE.value]))
     return 0
+
+
+def many(mode: str) -> None:
+    """A sweep or a table: one process for every shape and space, results in --output."""
+    from flm_jax.benchmark import sweep
+
+    if not OUTPUT.value:
+        raise UserError(f"{mode} writes files; say where with --output=FOLDER")
+    folder = pathlib.Path(OUTPUT.value)
+    axes = [whole_numbers(f"--vary_{axis}", flag.value) for axis, flag in VARY.items()]
+    shapes = [shape(text) for text in SHAPES.value]
+    spaces = sweep.SPACES if SPACE.value == "both" else (SPACE.value,)
+    base = [plan(OF.value, space) for space in spaces][0]
+    sweep.check(folder, mode)
+
+    def measure(space, batch, length, vocab):
+        return processes.attempt(OF.value, space, batch, length, vocab)
+
+    batch, length = base.config.train.batch_size, base.config.data.length
+    if mode == "sweep":
+        rows = sweep.sweep(measure, (batch, length, base.vocab_size), axes, spaces)
+    else:
+        rows = sweep.largest(measure, shapes, batch, MAX_BATCH.value, spaces)
+    sweep.write(folder, mode, rows, plot=mode == "sweep")
+    print(sweep.markdown(rows), end="")
+    print(f"written to {folder}")
+    if JSON.value:
+        print(json.dumps(rows))
+
+
+def whole_numbers(flag: str, words: list[str]) -> list[int]:
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UserError(f"{flag}={','.join(words)} must be whole numbers above 0, with commas")
+    return [int(word) for word in words]
+
+
+def shape(text: str) -> tuple[int, int]:
+    """(L, V) of "128x30522"."""
+    length, _, vocab = text.partition("x")
+    if not (length.isdecimal() and vocab.isdecimal() and int(length) and int(vocab)):
+        raise UserError(f"--shapes: {text!r} is not LENGTHxVOCABULARY, such as 128x30522")
+    return int(length), int(vocab)
 
 
 def plan(mode: str, space: str) -> Any:
@@ -103,16 +164,16 @@ def vocabulary(config: config_lib.Config) -> int:
     return int(size)
 
 
-def both() -> dict[str, Any]:
+def both(mode: str) -> dict[str, Any]:
     """The two spaces in processes of their own, in turn; medians over them, and the ratios."""
     found: dict[str, list[dict]] = {"projected": [], "onehot": []}
     total = len(found) * ROUNDS.value
     with metrics.bar(total=total, desc="benchmark", unit="process") as bar:
         for _ in range(ROUNDS.value):
             for space, rows in found.items():
-                rows.append(child(space))
+                rows.append(processes.child(mode, space))
                 bar.update(1)
-    results: dict[str, Any] = {space: middle(rows) for space, rows in found.items()}
+    results: dict[str, Any] = {space: processes.middle(rows) for space, rows in found.items()}
     ours, theirs = results["projected"], results["onehot"]
     for ratio, key in (
         ("speed_ratio", "tokens_per_second"),
@@ -120,31 +181,6 @@ def both() -> dict[str, Any]:
     ):
         results[ratio] = ours[key] / theirs[key]
     return results
-
-
-def child(space: str) -> dict:
-    """The numbers of one space, measured by this command in a process of its own."""
-    # A flag that is given twice has its last value.
-    command = [sys.executable, "-m", "flm_jax.benchmark", *sys.argv[1:]]
-    done = subprocess.run(
-        [*command, f"--space={space}", "--json"], stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(
-            f"the process of space {space} ended with exit code {done.returncode} (above is what "
-            "it said; -9 means that memory ran out): try a smaller --batch"
-        )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def middle(rows: list[dict]) -> dict:
-    """One row of several: the median of every number, the largest memory."""
-    merged = dict(rows[0])
-    for key, value in rows[0].items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            merged[key] = statistics.median(row[key] for row in rows)
-    merged["peak_memory_bytes"] = max(row["peak_memory_bytes"] for row in rows)
-    return merged
 
 
 def report(results: dict[str, Any]) -> str:

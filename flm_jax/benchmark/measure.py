@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax import config as config_lib
-from flm_jax import optim, sharding
+from flm_jax import heap, optim, sharding
 from flm_jax import step as step_lib
 from flm_jax.benchmark import cost
 from flm_jax.errors import UserError
@@ -57,6 +57,7 @@ class Calls:
 def measure(plan: Plan) -> dict[str, Any]:
     """Numbers of one space, all JSON: see docs/performance.md for their meaning."""
     config = plan.config
+    heap.trim_after_compiles()  # as training does
     shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
     mesh = sharding.make_mesh(shape)
     experiment = Experiment(config, plan.vocab_size, sharding.batch_devices(mesh))
@@ -91,7 +92,7 @@ def _numbers(plan, experiment, calls, seconds, compile_s, peak_memory) -> dict[s
     rate = cost.known_peak(device, model.dtype)
     measured_rate = cost.matrix_rate(
         tokens, model.width, model.mlp_ratio * model.width, plan.vocab_size, model.dtype,
-        model.head_chunk, RATE_SECONDS,
+        experiment.model.chunk, RATE_SECONDS,
     )  # fmt: skip
     where = (rate or measured_rate) * jax.device_count()
     return {
@@ -109,7 +110,8 @@ def _numbers(plan, experiment, calls, seconds, compile_s, peak_memory) -> dict[s
         "device": device,
         "devices": jax.device_count(),
         "space": config.space,
-        "head_chunk": model.head_chunk,
+        "head_chunk": experiment.model.chunk,
+        "dtype": model.dtype,
         "batch": config.train.batch_size,
         "length": config.data.length,
         "vocab": plan.vocab_size,
