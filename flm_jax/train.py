@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import distributed, incidents, metrics, outcome, sharding, signals
+from flm_jax import distributed, heap, incidents, metrics, outcome, sharding, signals
 from flm_jax import workdir as workdir_lib
 from flm_jax.errors import UserError
 from flm_jax.inference import TOKENIZER_FOLDER
@@ -35,6 +35,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
     if not distributed.is_main():
         metrics.silence()
     workdir_lib.check(config, workdir)
+    heap.trim_after_compiles()
     with workdir_lib.compiled_programs(config.train.compilation_cache, workdir):
         return go(Run(config, workdir))
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
-from flm_jax.losses.base import Batch, Space
+from flm_jax.losses.base import Batch, Space, hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +41,22 @@ class Autoregressive:
         space: Space,
         clock: Clock,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        nll_BM = self.next_token(nets["student"], batch.tokens_BL, draws.get("dropout"))
         counted, predicted = (jnp.sum(m, axis=1) for m in (batch.mask_BL, batch.mask_BL[:, 1:]))
         share_B1 = (counted / jnp.maximum(predicted, 1.0))[:, None]
+        nll_BM = self.next_token(
+            nets["student"], batch.tokens_BL, draws.get("dropout"), hint(batch)[:, 1:] * share_B1
+        )
         loss_BL = jnp.pad(nll_BM * share_B1, ((0, 0), (1, 0)))
         return loss_BL, {"nll": loss_BL}
 
-    def next_token(self, net: Net, tokens_BL: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """-log p of every token but the first given those before it, (B, L - 1)."""
+    def next_token(
+        self,
+        net: Net,
+        tokens_BL: jax.Array,
+        key: jax.Array | None = None,
+        hint_BM: jax.Array | None = None,
+    ) -> jax.Array:
+        """-log p of every token but the first given those before it, (B, M) with M = L - 1."""
         time_B = jnp.zeros(tokens_BL.shape[:1], net.table.dtype)
         output = net(net.table[tokens_BL[:, :-1]], time_B, key=key)
-        return -output.posterior.log_prob(tokens_BL[:, 1:])
+        return -output.posterior.log_prob(tokens_BL[:, 1:], hint_BM)

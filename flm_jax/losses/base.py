@@ -78,9 +78,24 @@ class Loss(Protocol):
     ) -> tuple[jax.Array, dict[str, Any]]: ...
 
 
+def hint(batch: Batch, log_weight: jax.Array | None = None) -> jax.Array:
+    """What training multiplies the losses of a batch with, up to one factor, (B, L).
+
+    For `Posterior.log_prob` and `Combination.cross_entropy_to`, whose gradient is cheap if they
+    know it and right in any case (`flm_jax.flow.fused`).
+    """
+    if log_weight is None:
+        return batch.mask_BL
+    return jax.numpy.exp(-_per_token(log_weight)) * batch.mask_BL
+
+
 def weighted(loss_BL: jax.Array, log_weight: jax.Array | None) -> jax.Array:
     """exp(-w) * loss + w with the learned log weight w, (B,) or (B, L); unchanged without one."""
     if log_weight is None:
         return loss_BL
-    log_weight = log_weight if log_weight.ndim == 2 else log_weight[:, None]
+    log_weight = _per_token(log_weight)
     return jax.numpy.exp(-log_weight) * loss_BL + log_weight
+
+
+def _per_token(log_weight: jax.Array) -> jax.Array:
+    return log_weight if log_weight.ndim == 2 else log_weight[:, None]

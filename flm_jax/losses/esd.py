@@ -62,7 +62,7 @@ class ESD(FlowMapLoss):
     def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
         target = self.target(here)
         if self.alpha:
-            return target.entmax(self.alpha).cross_entropy_to(posterior)
+            return target.entmax(self.alpha).cross_entropy_to(posterior, here.hint_BL)
         return target.squared_error_to(posterior.probability())
 
     def target(self, here: Setting) -> Combination:

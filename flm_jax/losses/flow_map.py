@@ -23,7 +23,7 @@ from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import without_gradients
-from flm_jax.losses.base import Batch, Space, weighted
+from flm_jax.losses.base import Batch, Space, hint, weighted
 
 UNIFORM_DIFF, UNIFORM_ST = "uniform_diff", "uniform_st"
 TEACHER, DATA = "teacher", "data"
@@ -52,6 +52,7 @@ class Setting(NamedTuple):
     state: jax.Array  # x_s
     path: Path
     keys: tuple  # dropout keys of the target networks, or (None, None)
+    hint_BL: jax.Array | None = None  # what the losses will be multiplied with, see losses/base.py
 
     def ask(self, role: str, state: jax.Array, tau_s: jax.Array, tau_t: Any = None, key: Any = None
             ) -> Posterior:  # fmt: skip
@@ -143,14 +144,16 @@ class FlowMapLoss:
             jax.lax.stop_gradient(state),
             path,
             tuple(target_keys),
+            jax.lax.stop_gradient(hint(batch, output.log_weight)),
         )
         on, off = self.parts(batch)
         loss_on = loss_off = None
         if on.stop:
-            here = _rows(setting, on)
+            here = _rows(setting, on, self.is_diagonal(batch))
             loss_on = self.diagonal(here, output.posterior.rows(on), batch.tokens_BL[on])
         if off.start < len(batch.tokens_BL):
-            loss_off = self.off_diagonal(_rows(setting, off), output.posterior.rows(off))
+            here = _rows(setting, off, ~self.is_diagonal(batch))
+            loss_off = self.off_diagonal(here, output.posterior.rows(off))
         loss_BL, diagonal_B = self.join(batch, loss_on, loss_off)
         count = self.counts(batch.global_size)
         share_on, share_off = (max(n, 1) / batch.global_size for n in (count[0], sum(count[1:])))
@@ -167,8 +170,8 @@ class FlowMapLoss:
     def diagonal(self, here: Setting, posterior: Posterior, tokens_BL: jax.Array) -> jax.Array:
         """Cross-entropy per token against the teacher's posterior or the data."""
         if self.on_diagonal == DATA:
-            return -posterior.log_prob(tokens_BL)
-        return self.teacher_at_s(here).probability().cross_entropy_to(posterior)
+            return -posterior.log_prob(tokens_BL, here.hint_BL)
+        return self.teacher_at_s(here).probability().cross_entropy_to(posterior, here.hint_BL)
 
     def teacher_at_s(self, here: Setting) -> Posterior:
         """D_s: the teacher's posterior at (x_s, tau_s)."""
@@ -250,8 +253,13 @@ def one_of(name: str, value: str, *choices: str) -> None:
         raise UserError(f"{name}={value!r} is unknown; choose {' or '.join(map(repr, choices))}")
 
 
-def _rows(setting: Setting, which: slice) -> Setting:
-    return setting._replace(state=setting.state[which], path=setting.path.rows(which))
+def _rows(setting: Setting, which: slice, kind_B: jax.Array) -> Setting:
+    """Some rows, of which only those of their kind count."""
+    return setting._replace(
+        state=setting.state[which],
+        path=setting.path.rows(which),
+        hint_BL=(setting.hint_BL * kind_B[:, None])[which],
+    )
 
 
 def _keys(key: jax.Array | None, n: int) -> list:

@@ -20,7 +20,7 @@ from flm_jax.errors import UserError
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
 from flm_jax.flow.times import draw_stratified, stratified
-from flm_jax.losses.base import Batch, Space, weighted
+from flm_jax.losses.base import Batch, Space, hint, weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,10 @@ class FlowMatching:
             tau = jnp.where(given, 1.0, tau[:, None])
         state = space.corrupt(draws["noise"], batch.tokens_BL, clock.to_t(tau))
         output = nets["student"](space.view(state, "student"), tau, key=draws.get("dropout"))
-        nll_BL = -output.posterior.log_prob(batch.tokens_BL)
+        hint_BL = hint(batch, output.log_weight)
+        if given is not None:
+            hint_BL = hint_BL * ~given
+        nll_BL = -output.posterior.log_prob(batch.tokens_BL, hint_BL)
         loss_BL = weighted(nll_BL, output.log_weight)
         if given is not None:
             # The mean over all tokens then estimates the mean over the predicted ones.

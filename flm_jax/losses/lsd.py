@@ -49,8 +49,9 @@ class LSD(FlowMapLoss):
 
     def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
         if self.official_alpha_1:
-            return uniform_like(posterior).cross_entropy_to(posterior)
-        return self.target(here).entmax(self.alpha).cross_entropy_to(posterior)
+            return uniform_like(posterior).cross_entropy_to(posterior, here.hint_BL)
+        target = self.target(here).entmax(self.alpha)
+        return target.cross_entropy_to(posterior, here.hint_BL)
 
     def target(self, here: Setting) -> Combination:
         """D_t(X_{s,t}) - (t-s)(1-t)/(1-s) d delta/dt, before the projection."""

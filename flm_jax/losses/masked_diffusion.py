@@ -22,7 +22,7 @@ from flm_jax.flow import discrete
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
 from flm_jax.flow.times import draw_stratified, stratified
-from flm_jax.losses.base import Batch, Space
+from flm_jax.losses.base import Batch, Space, hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,9 @@ class MaskedDiffusion(TokenDiffusion):
         seen_BL = jnp.where(masked_BL, net.table.shape[0] - 1, batch.tokens_BL)
         output = net(net.table[seen_BL], jnp.zeros_like(t_B), key=draws.get("dropout"))
         refuse_weight(output.log_weight, "masked_diffusion")
-        nll_BL = -discrete.without_mask(output.posterior).log_prob(batch.tokens_BL)
+        hint_BL = jnp.where(masked_BL, hint(batch) / (1.0 - alpha_B1), 0.0)
+        posterior = discrete.without_mask(output.posterior)
+        nll_BL = -posterior.log_prob(batch.tokens_BL, hint_BL)
         return jnp.where(masked_BL, nll_BL * discrete.RATE / (1.0 - alpha_B1), 0.0)
 
     def masked(self, draws: dict[str, jax.Array], t_B: jax.Array) -> jax.Array:

@@ -67,15 +67,14 @@ class PSD(FlowMapLoss):
         return target.squared_error_to(posterior.probability())
 
     def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
-        target = semigroup(here, self.target)
-        if self.distance == CROSS_ENTROPY:
-            loss_BL = target.cross_entropy_to(posterior)
-        else:
-            loss_BL = target.squared_error_to(posterior.probability())
+        target, scale = semigroup(here, self.target), 1.0
         if self.rescale:
             _, add = maps.jump(here.path.s, here.path.t, maps.EPS_MAP)
-            loss_BL = loss_BL * per_token(add * add)[..., 0]
-        return loss_BL
+            scale = per_token(add * add)[..., 0]
+        if self.distance == CROSS_ENTROPY:
+            hint_BL = None if here.hint_BL is None else here.hint_BL * scale
+            return scale * target.cross_entropy_to(posterior, hint_BL)
+        return scale * target.squared_error_to(posterior.probability())
 
 
 def semigroup_defect(
