@@ -303,6 +303,9 @@ class Agreement:
     def _spread(self, number: int) -> jax.Array:
         """(devices,) with this process's number on its own devices."""
         shape = (self._sharding.mesh.size,)
-        return jax.make_array_from_callback(
-            shape, self._sharding, lambda index: np.full(np.empty(shape)[index].shape, number, "i4")
-        )
+
+        def part(index):
+            return np.full(np.empty(shape)[index].shape, number, np.int32)
+
+        with jax.transfer_guard("allow"):  # meant, though JAX calls it implicit
+            return jax.make_array_from_callback(shape, self._sharding, part)
