@@ -16,6 +16,7 @@ from absl import logging
 from flm_jax import config as config_lib
 from flm_jax import distributed, heap, incidents, metrics, outcome, sharding, signals
 from flm_jax import workdir as workdir_lib
+from flm_jax.checkpoint import Mirror
 from flm_jax.errors import UserError
 from flm_jax.inference import TOKENIZER_FOLDER
 from flm_jax.run import Run
@@ -216,10 +217,13 @@ class Loop:
         saved = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
         row = f" and at the {in_a_row - 1} steps before" if in_a_row > 1 else ""
         remedy = "" if self.knobs.nonfinite == "skip" else ", or train.nonfinite=skip"
+        kept = self.keep_batch(step, values, tokens)
+        if isinstance(run.mirror, Mirror):
+            run.mirror.try_sync("the same command tries again")
+        distributed.meet("giving up")  # the first process that ends takes all others with it
         return UserError(
             f"{not_finite(values)} at step {step}{row}; {failure}{saved}; try a lower learning "
-            f"rate than {run.config.optim.learning_rate:g}, a longer warm-up{remedy}"
-            + self.keep_batch(step, values, tokens)
+            f"rate than {run.config.optim.learning_rate:g}, a longer warm-up{remedy}{kept}"
         )
 
 

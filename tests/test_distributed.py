@@ -172,18 +172,20 @@ def test_an_error_in_one_process_ends_both_with_its_sentence(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(4, 2), (2, 4)])
-def test_the_curve_is_the_same_on_more_processes(shape, finished, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("shape", [(1, 1), (4, 2), (2, 4)])
+def test_the_curve_is_the_same_on_other_shapes(shape, finished, tmp_path):  # noqa: F811
+    """Processes x devices, against the run of 1 x 8."""
     _, reference = finished
     file = config_file(tmp_path, train__sample_every=0)
-    with Job(file, tmp_path / "run", *shape, "--config.mesh.fsdp=2") as job:
+    options = [] if shape == (1, 1) else ["--config.mesh.fsdp=2"]
+    with Job(file, tmp_path / "run", *shape, *options) as job:
         assert job.wait(500) == [0] * shape[0], job.shown()
     close_to(losses(tmp_path / "run"), losses(reference))
     close_to(losses(tmp_path / "run", "eval/loss"), losses(reference, "eval/loss"))
 
 
 @pytest.mark.slow
-def test_distillation_on_two_processes(finished, tmp_path):  # noqa: F811
+def test_distillation_on_a_mesh_of_three_axes(finished, tmp_path):  # noqa: F811
     _, teacher = finished
     file = config_file(
         tmp_path, train__steps=4, train__log_every=1, train__sample_every=0, train__save_every=0,
@@ -191,10 +193,33 @@ def test_distillation_on_two_processes(finished, tmp_path):  # noqa: F811
     )  # fmt: skip
     start = {"teacher": str(teacher), "init_from": "teacher", "loss.name": "psd"}
     words = [f"--config.{key}={value}" for key, value in start.items()]
-    with Job(file, tmp_path / "two", 2, 1, *words, "--config.mesh.fsdp=2") as job:
+    mesh = "--config.mesh.fsdp=2", "--config.mesh.tensor=2"
+    with Job(file, tmp_path / "two", 2, 4, *words, *mesh) as job:
         assert job.wait() == [0, 0], job.shown()
     config = config_lib.load(str(file), start)
     config_lib.validate(config, experiment.tables())
     assert train.train(config, tmp_path / "one") == 0
     close_to(losses(tmp_path / "two"), losses(tmp_path / "one"))
     close_to(losses(tmp_path / "two", "eval/loss"), losses(tmp_path / "one", "eval/loss"))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_all_processes_with_the_whole_batch_kept(tmp_path):
+    """... and the mirror of the job has the step before."""
+    mirror = tmp_path / "mirror"
+    file = config_file(
+        tmp_path, optim__learning_rate=1e38, train__log_every=1, train__mirror=f"file://{mirror}",
+        train__eval_every=0,
+    )  # fmt: skip
+    with Job(file, tmp_path / "run") as job:
+        assert job.wait() == [2, 2], job.shown()
+    step = max(losses(tmp_path / "run")) + 1
+    assert f"is nan at step {step}; step {step - 1} is saved" in job.output[0][1], job.shown()
+    with np.load(tmp_path / "run" / "nonfinite" / f"step_{step:08d}.npz") as facts:
+        kept = facts["tokens"]
+    assert kept.shape == (8, 12)
+    config = config_lib.load(str(file))
+    run = train.Run(config, tmp_path / "other")
+    rows = [next(run.batches)["tokens"] for _ in range(step)]
+    np.testing.assert_array_equal(kept, rows[-1])
+    assert (mirror / str(step - 1) / "MANIFEST.json").is_file(), job.shown()

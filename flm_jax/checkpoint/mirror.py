@@ -56,6 +56,7 @@ class Mirror:
         self._keep_latest, self._keep_best, self._poll_s = keep_latest, keep_best, poll_s
         self._owned = False
         self._over = threading.Event()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def claim(self, config: str, check: Callable[[str], None] = lambda config: None) -> bool:
@@ -139,6 +140,17 @@ class Mirror:
 
     def sync(self) -> None:
         """Copies what is missing there and deletes what the rule no longer keeps."""
+        with self._lock:
+            self._sync()
+
+    def try_sync(self, then: str) -> None:
+        """`sync`, with a loud warning in place of an error; ``then`` says what comes next."""
+        try:
+            self.sync()
+        except Exception as error:  # every file system has its own
+            logging.error("NOT MIRRORED: %s; %s", self._failed(error), then)
+
+    def _sync(self) -> None:
         if not self._owned:
             self._claim("", _refuse_to_take_over)
         here, there = self._checkpoints.steps(), self.steps()
@@ -165,13 +177,12 @@ class Mirror:
         """Copies the rest. Raises UserError if that fails: nobody would try again."""
         self._over.set()
         self._thread.join()
+        if kind is not None:
+            return self.try_sync("the same command tries again")
         try:
             self.sync()
         except Exception as error:
-            sentence = f"{self._failed(error)}; the same command tries again"
-            if kind is None:
-                raise UserError(sentence) from error
-            logging.error("NOT MIRRORED: %s", sentence)
+            raise UserError(f"{self._failed(error)}; the same command tries again") from error
 
     def _watch(self) -> None:
         tried = None
@@ -180,11 +191,7 @@ class Mirror:
             if steps == tried or not steps:
                 continue
             tried = steps  # a failure is tried again when the next step is saved
-            try:
-                self.sync()
-            except Exception as error:
-                logging.error("NOT MIRRORED: %s; training goes on and the next save tries again",
-                              self._failed(error))  # fmt: skip
+            self.try_sync("training goes on and the next save tries again")
 
     def _failed(self, error: Exception) -> str:
         if isinstance(error, UserError):
