@@ -142,7 +142,7 @@ def gradient_program(weight_BL, hint_BL=None, stop=True):
         return jnp.sum(weight_BL * target.cross_entropy_to(p, hint_BL))
 
     arguments = other.features_BLD, other.head, other
-    return jax.make_jaxpr(jax.grad(loss, (0, 1, 2), allow_int=True))(*arguments).jaxpr
+    return jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*arguments).jaxpr
 
 
 def products(jaxpr, inside_cond=False) -> tuple[int, int]:
@@ -206,3 +206,17 @@ def test_an_empty_mask_has_no_gradient():
 
     for leaf in jax.tree.leaves(jax.grad(loss, (0, 1))(features, head)):
         assert not np.any(leaf)
+
+
+def test_a_head_that_is_not_fused_is_differentiated_as_it_stands():
+    """Chunked it makes the logits again, unchunked it keeps them; nothing is guessed."""
+
+    def program(chunk):
+        def loss(features, kernel):
+            head = head_of(kernel, jnp.zeros((V,)), chunk=chunk, fused=False)
+            return jnp.sum(post.Posterior(features, head).log_prob(jnp.zeros((2, 3), jnp.int32)))
+
+        shapes = jnp.zeros((2, 3, D)), jnp.zeros((D, V))
+        return products(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*shapes).jaxpr)
+
+    assert program(2) == (4, 0) and program(6) == (3, 0)

@@ -10,10 +10,10 @@
 
 "both" runs the two state spaces in child processes, in turn (the peak memory of a process never
 falls), and prints the ratios. "onehot" is the official cost: states over the vocabulary, and a
-head that sees all tokens at once. "sweep" varies B, L and V one at a time around a base and writes
-a table and a log-log plot; "table" looks for the largest batch that fits at given shapes, as an
-accelerator's table needs; both measure --of=train or sample. With --json the last line printed is
-JSON. Neither grain nor orbax is needed.
+head that sees all tokens at once and is differentiated as it stands. "sweep" varies B, L and V one
+at a time around a base and writes a table and a log-log plot; "table" looks for the largest batch
+that fits at given shapes, as an accelerator's table needs; both measure --of=train or sample. With
+--json the last line printed is JSON. Neither grain nor orbax is needed.
 """
 
 import dataclasses

@@ -37,6 +37,7 @@ class Net:
     head_chunk: int = 1024
     dtype: Any = jnp.float32
     temperature: float = 1.0
+    fused_head: bool = True
 
     @property
     def table(self) -> jax.Array:
@@ -53,6 +54,7 @@ class Net:
             temperature=self.temperature,
             chunk=self.head_chunk,
             dtype=self.dtype,
+            fused=self.fused_head,
         )
 
     def __call__(

@@ -40,7 +40,7 @@ def on_last_axis(vector: jax.Array, ndim: int) -> jax.Array:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["kernel_DV", "bias_V"],
-    meta_fields=["cap", "temperature", "chunk", "dtype"],
+    meta_fields=["cap", "temperature", "chunk", "dtype", "fused"],
 )
 @dataclasses.dataclass(frozen=True)
 class Head:
@@ -48,7 +48,8 @@ class Head:
 
     ``cap`` 0 means no soft cap. ``chunk`` is the number of tokens (B times positions) whose
     logits may exist at once. ``dtype`` is the type the matrix product reads; it accumulates in at
-    least float32.
+    least float32. ``fused`` False leaves gradients of cross-entropies to ordinary differentiation:
+    slower, for comparison.
     """
 
     kernel_DV: jax.Array
@@ -57,6 +58,7 @@ class Head:
     temperature: float = 1.0
     chunk: int = 1024
     dtype: Any = jnp.float32
+    fused: bool = True
 
     @property
     def vocab_size(self) -> int:
@@ -167,6 +169,8 @@ class Posterior:
 
     def _cross_entropy(self, target: Any, hint_BL: jax.Array | None) -> jax.Array:
         features = self.features_BLD
+        if not self.head.fused:
+            return fused.by_autodiff(target, features, self.head)
         wide = jnp.promote_types(features.dtype, jnp.float32)
         hint_BL = jnp.ones((), wide) if hint_BL is None else hint_BL.astype(wide)
         hint_BL = jax.lax.stop_gradient(jnp.broadcast_to(hint_BL, features.shape[:2]))
