@@ -35,6 +35,11 @@ def main(argv: list[str]) -> int:
     config = CONFIG.value
     if not WORKDIR.value:
         raise UserError("--workdir=DIR is missing; try --workdir=runs/quickstart")
+    if "://" in WORKDIR.value:
+        raise UserError(
+            f"--workdir={WORKDIR.value} is no local or mounted folder; choose one, and have its "
+            f"checkpoints copied with --config.train.mirror={WORKDIR.value}"
+        )
     from flm_jax import distributed, experiment
 
     config_lib.validate(config, experiment.tables())

@@ -17,6 +17,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from flm_jax.checkpoint import MANIFEST, Checkpoints, manifest
 from flm_jax.errors import UserError
+from flm_jax.soak import faults
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # orbax reads an item's files at the same time; after damage to one, the others complain in vain.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -265,7 +268,9 @@ def test_clear_sentences_for_wrong_requests(two_steps, tmp_path):
         Checkpoints(two_steps).restore({}, step=15)
     with pytest.raises(UserError, match="no item 'opt_state'; it holds ema, params"):
         Checkpoints(two_steps).restore({"opt_state": {}})
-    with pytest.raises(UserError, match="not to gs://bucket/run"):
+    with pytest.raises(
+        UserError, match="not to gs://bucket/run; copies .*train.mirror=gs://bucket"
+    ):
         Checkpoints("gs://bucket/run")
 
 
@@ -290,6 +295,57 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     with Checkpoints(tmp_path / "file" / "run") as checkpoints:
         with pytest.raises(UserError, match="step 1 could not be written to .*no older one"):
             checkpoints.save(1, {"params": make_params()}, {}, wait=True)
+
+
+ON_A_FULL_DISK = """
+    import pathlib, sys
+    import jax.numpy as jnp
+    from flm_jax.checkpoint import Checkpoints
+    from flm_jax.errors import UserError
+    from flm_jax.soak import faults
+
+    disk = pathlib.Path(sys.argv[1])
+    tree = {"w": jnp.arange(150_000.0)}  # 0.6 MB of the 3 MB there are, hardly compressed
+    with Checkpoints(disk, keep_latest=2) as checkpoints:
+        checkpoints.save(1, {"params": tree}, {}, wait=True)
+        faults.fill(disk, leave=100_000)
+        checkpoints.save(2, {"params": tree}, {})
+        try:
+            checkpoints.wait()
+        except UserError as error:
+            print(error)
+        print(checkpoints.restore({"params": tree})[0], checkpoints.steps())
+        faults.empty(disk)
+        checkpoints.save(3, {"params": tree}, {}, wait=True)
+        print(checkpoints.restore({"params": tree})[0], checkpoints.steps())
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_disk_that_is_really_full(tmp_path):
+    if refusal := faults.quota_refusal():
+        pytest.skip(f"no small disk can be mounted here ({refusal})")
+    mount = 'mount -t tmpfs -o size=3m none "$0" && exec "$@"'
+    command = ["unshare", "-rm", "sh", "-c", mount, str(tmp_path), sys.executable, "-c"]
+    command += [textwrap.dedent(ON_A_FULL_DISK), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    sentence, full, freed = done.stdout.splitlines()
+    assert "the checkpoint of step 2 could not be written" in sentence
+    assert "No space left" in sentence and "step 1 is intact" in sentence
+    assert (full, freed) == ("1 [1]", "3 [1, 3]")
+
+
+def test_a_bucket_as_workdir_is_refused_with_the_way_out():
+    words = ["--config=configs/quickstart.py", "--workdir=gs://bucket/run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "flm_jax.main", *words], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 2 and not (ROOT / "gs:").exists()
+    assert done.stderr.strip() == (
+        "error: --workdir=gs://bucket/run is no local or mounted folder; choose one, and have its "
+        "checkpoints copied with --config.train.mirror=gs://bucket/run"
+    )
 
 
 KILLED_IN_A_SAVE = """

@@ -17,6 +17,7 @@ from flm_jax.errors import UserError
 _META = "meta"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _ASIDE = "damaged-"
+_FULL = "No space left on device"
 _ASIDE_KEPT = 2  # for a look at what happened; more would fill the disk in the end
 
 
@@ -306,5 +307,7 @@ def _finite(metric: float) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
+    if _FULL in str(error):  # tensorstore says it at the end of a long line
+        return f"{type(error).__name__}: {_FULL}"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
