@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "train": BELOW_3 | SHARED_3 | TRAINING | {"outcome"},
     "reproduce": BELOW_3 | SHARED_3 | TRAINING,
     "soak": BELOW_3 | SHARED_3 | TRAINING | {"train"},
+    "plan": BELOW_3 | SHARED_3 | {"benchmark"},
     "main": LAYER_3 | {"config", "distributed", "experiment"},
     "flm_jax": LAYER_3 | SHARED_3,  # the public names in flm_jax/__init__.py, lazily
     "configs": {"configs"},
