@@ -1,6 +1,7 @@
 """Planning: names of chips, formulas against XLA's account, the choice of a mesh, the command."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import subprocess
@@ -46,6 +47,7 @@ def test_wrong_names_get_a_sentence(text, sentence):
         chips.parse(text)
 
 
+@functools.cache
 def work_of(loss="flow_matching", **changes):
     """A small transformer's work; the vocabulary is large enough for the projected space."""
     shape = dict(width=64, depth=2, heads=2, batch=8, length=16, vocab=512, loss=loss)
