@@ -55,11 +55,15 @@ def bad_sources(folder):
     renamed = {n.replace("blocks.1.attn_qkv", "blocks.1.qkv"): a for n, a in state.items()}
     save_file(wrong, folder / "wrong.safetensors")
     save_file(renamed, folder / "renamed.safetensors")
+    diverged = dict(state)
+    diverged["output_layer.linear.bias"] = np.full(V, np.nan, np.float32)
+    save_file(diverged, folder / "diverged.safetensors")
     (folder / "empty").mkdir()
     yield "cut", cut, "cut.ckpt"
     yield "other", other, "notes.ckpt"
     yield "wrong", folder / "wrong.safetensors", r"blocks.0.norm1.weight has shape \(9,\)"
     yield "renamed", folder / "renamed.safetensors", "a tensor blocks.1.qkv.weight"
+    yield "diverged", folder / "diverged.safetensors", "linear.bias holds numbers that are not"
     yield "empty", folder / "empty", "holds no config.json and no model.safetensors"
     yield "absent", folder / "absent.ckpt", "there is no file or folder"
     yield "no decay", good, "has no EMA of decay 0.5"

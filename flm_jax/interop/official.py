@@ -127,7 +127,13 @@ def _float32(name: str, tensor: Any, path: pathlib.Path) -> np.ndarray:
             f"{path}: the tensor {name} has dtype {array.dtype.name}; weights in float32, "
             "float16 or bfloat16 can be read, quantised ones cannot"
         )
-    return np.array(array, np.float32, order="C")
+    array = np.array(array, np.float32, order="C")
+    if not np.isfinite(array).all():
+        raise UserError(
+            f"{path}: the tensor {name} holds numbers that are not finite; its training diverged "
+            "or the file is damaged, take another checkpoint"
+        )
+    return array
 
 
 def _plain_name(name: str) -> str:
