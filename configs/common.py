@@ -67,6 +67,7 @@ def get_config(stage: str = "pretrain") -> ConfigDict:
             mlp_ratio=4,
             dropout=0.1,
             attention_cap=50.0,
+            attention="auto",
             logit_cap=30.0,
             causal=False,
             mask_token=False,

@@ -13,7 +13,7 @@ from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.net import Net
 from flm_jax.losses import LOSSES
-from flm_jax.models import dit
+from flm_jax.models import dit, kernels
 from flm_jax.samplers import SAMPLERS
 
 
@@ -45,7 +45,10 @@ class Experiment:
 
     @functools.cached_property
     def model(self) -> dit.Model:
-        return dit.build(self.config.model, self.vocab_size)
+        jvp = getattr(LOSSES.get(self.config.loss.name), "jvp", False)
+        attention = kernels.settle(self.config.model, forward_derivatives=jvp)
+        settings = dataclasses.replace(self.config.model, attention=attention)
+        return dit.build(settings, self.vocab_size)
 
     @functools.cached_property
     def clock(self) -> clock_lib.Clock:

@@ -57,6 +57,11 @@ class Model:
     mlp_ratio: int = knob(4, "MLP width / model width", at_least=1)
     dropout: float = knob(0.1, "dropout on both branches of a block", at_least=0, below=1)
     attention_cap: float = knob(50.0, "soft cap of attention scores (0 = off)", at_least=0)
+    attention: str = knob(
+        "auto",
+        "form of attention (chunked = less memory, tokamax = kernel; auto = by length, device)",
+        choices=("auto", "einsum", "chunked", "tokamax"),
+    )
     logit_cap: float = knob(30.0, "soft cap of the output logits (0 = off)", at_least=0)
     causal: bool = knob(False, "causal blocks without time and attention cap (loss autoregressive)")
     mask_token: bool = knob(False, "one token more than the tokenizer has (loss masked_diffusion)")
@@ -230,6 +235,7 @@ CHANGEABLE = (
     "model.remat",
     "model.scan_unroll",
     "model.head_chunk",
+    "model.attention",
 )
 
 

@@ -2,6 +2,7 @@
 
 import collections.abc
 import dataclasses
+import importlib.util
 import math
 from typing import Any
 
@@ -23,6 +24,7 @@ def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
     problems = [p for key, field in settings.knobs() for p in _check_limits(config, key, field)]
     if not problems:  # relations between values mean little while the values are wrong
         problems += _check_model(config.model)
+        problems += _check_attention(config.model)
         problems += _check_training(config)
         problems += _check_mesh(config.mesh)
         problems += _check_decode(config.sampler)
@@ -71,6 +73,11 @@ def validate_devices(config: Config, num_devices: int, num_processes: int = 1) -
     Raises UserError that states both values and the nearest batch sizes that work.
     """
     shape = mesh_shape(config.mesh, num_devices)
+    if config.model.attention == "tokamax" and num_devices > 1:
+        raise UserError(
+            "model.attention='tokamax' is a kernel that is not divided over devices but there are "
+            f"{num_devices}; set model.attention='auto' or 'chunked'"
+        )
     rows = math.lcm(shape[0] * shape[1], num_processes)
     unit = rows * config.optim.accumulation_steps
     batch = config.train.batch_size
@@ -131,6 +138,15 @@ def _check_model(model: settings.Model) -> list[str]:
             f"model.width={model.width} / model.heads={model.heads} gives heads of odd size "
             f"{model.width // model.heads}, but rotary positions need an even one; "
             f"try model.width={2 * model.width}"
+        ]
+    return []
+
+
+def _check_attention(model: settings.Model) -> list[str]:
+    if model.attention == "tokamax" and importlib.util.find_spec("tokamax") is None:
+        return [
+            "model.attention='tokamax' needs the library tokamax, which is not installed; "
+            "run pip install tokamax or set model.attention='auto'"
         ]
     return []
 
@@ -223,6 +239,11 @@ def _check_loss(config: Config, loss: Any, name: str) -> list[str]:
         problems.append(
             "init_from='teacher' starts from the network that teacher names, but teacher is "
             "empty; set teacher=CHECKPOINT or init_from=''"
+        )
+    if config.model.attention == "tokamax" and getattr(loss, "jvp", False):
+        problems.append(
+            f"loss {name!r} takes forward derivatives, which model.attention='tokamax' has not; "
+            "set model.attention='auto' or 'chunked'"
         )
     return problems + _misfits(config, loss, f"loss {name!r} trains")
 

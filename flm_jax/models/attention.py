@@ -1,14 +1,23 @@
 """Attention, bidirectional or causal, with rotary positions and a soft cap on the scores.
 
-The plain einsum form: every derivative works through it, forward mode included, and it is the
-oracle for faster kernels.
+Three forms of the same function behind `attend`:
+
+    einsum    all scores at once; the reference that the others are tested against
+    chunked   the scores of a block of queries at a time, again in the backward pass: memory
+              O(block * L) instead of O(L * L), the arithmetic of the reference row by row
+    tokamax   a kernel of that library (`models/kernels.py`); no forward-mode derivative
+
+The first two are ordinary JAX: every derivative works through them, forward mode included.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from flm_jax.models import kernels
 
 ROTARY_BASE = 10_000.0
 
@@ -38,24 +47,90 @@ def rotate(x_BLHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BLHK.dtype)
 
 
+# Queries whose scores exist at one time in "chunked".
+QUERY_BLOCK = 128
+# Scores of a rematerialised block's gradient are 4.5 H L floats per token and everything else there
+# 30 H K (flm_jax/plan/memory.py): beyond so many head widths they are most of the memory.
+LONG = 7
+
+
 def attend(
     q_BLHK: jax.Array,
     k_BMHK: jax.Array,
     v_BMHK: jax.Array,
     cap: float,
     visible_LM: jax.Array | None = None,
+    backend: str = "auto",
+    *,
+    causal: bool = False,
 ) -> jax.Array:
     """softmax(cap * tanh(q k' / sqrt(K) / cap)) v, (B, L, H, K); ``cap`` 0 means no cap.
 
     Scores and softmax are in at least float32; the products read the type of the inputs.
-    ``visible_LM`` says which keys a query may see (all of them without it).
+    ``visible_LM`` says which keys a query may see (all of them without it); with ``causal`` only
+    those at its own and earlier positions. ``backend`` is a form from the top of this file, or
+    "auto": "chunked" where sequences are long (`is_long`), else "einsum".
     """
+    if backend == "auto":
+        backend = "chunked" if is_long(q_BLHK.shape[1], q_BLHK.shape[3]) else "einsum"
+    if backend == "einsum":
+        return einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal)
+    if backend == "chunked":
+        return chunked(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal)
+    return kernels.tokamax(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal)
+
+
+def is_long(length: int, head_width: int) -> bool:
+    """Whether "auto" takes the queries block by block."""
+    return length > max(LONG * head_width, QUERY_BLOCK)
+
+
+def einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, first=0):
+    """`attend` with all scores at once; ``first`` is the position of the first query."""
     wide = jnp.promote_types(q_BLHK.dtype, jnp.float32)
     scale = q_BLHK.shape[-1] ** -0.5
     scores = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=wide) * scale
     if cap:
         scores = cap * jnp.tanh(scores / cap)
+    if causal:
+        query, key = (jnp.arange(n) for n in scores.shape[2:])
+        earlier_LM = key[None, :] <= query[:, None] + first
+        visible_LM = earlier_LM if visible_LM is None else visible_LM & earlier_LM
     if visible_LM is not None:
         scores = jnp.where(visible_LM[None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BMHK.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", weights, v_BMHK)
+
+
+def chunked(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, block=QUERY_BLOCK):
+    """`attend` on one block of at most ``block`` queries after the other, all keys in each.
+
+    A row of scores is whole, so the softmax needs no running maximum, and nothing of size L * L
+    is kept: the backward pass computes the scores of a block again. Gradients of keys and values
+    are summed over the blocks in at least float32.
+    """
+    rows, length, heads, head_width = q_BLHK.shape
+    blocks = -(-length // block)
+    if blocks == 1:
+        return einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal)
+    size = -(-length // blocks)
+    more = blocks * size - length  # queries of zeros at the end, which see everything
+    q_BLHK = jnp.pad(q_BLHK, ((0, 0), (0, more), (0, 0), (0, 0)))
+    q_NBLHK = jnp.moveaxis(q_BLHK.reshape(rows, blocks, size, heads, head_width), 1, 0)
+    visible_NLM = None
+    if visible_LM is not None:
+        visible_LM = jnp.pad(visible_LM, ((0, more), (0, 0)), constant_values=True)
+        visible_NLM = visible_LM.reshape(blocks, size, -1)
+    # The sum of a gradient over a scan has the type of what the scan reads, hence the wide copies.
+    wide = jnp.promote_types(q_BLHK.dtype, jnp.float32)
+    k_wide, v_wide = k_BMHK.astype(wide), v_BMHK.astype(wide)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def one(of_block):
+        first, q, visible = of_block
+        k, v = k_wide.astype(k_BMHK.dtype), v_wide.astype(v_BMHK.dtype)
+        return einsum(q, k, v, cap, visible, causal, first)
+
+    out_NBLHK = jax.lax.map(one, (jnp.arange(blocks) * size, q_NBLHK, visible_NLM))
+    out_BLHK = jnp.moveaxis(out_NBLHK, 0, 1).reshape(q_BLHK.shape)
+    return out_BLHK[:, :length]

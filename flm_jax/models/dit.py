@@ -51,6 +51,7 @@ class Block(nn.Module):
     dtype: Any
     deterministic: bool
     causal: bool = False
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -74,16 +75,15 @@ class Block(nn.Module):
         qkv = linear(3 * width, name="qkv", use_bias=False)(u)
         q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.heads, -1), 2, 0)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
-        visible = None
-        if cache is not None:
+        visible, causal, backend = None, self.causal, self.attention
+        if cache is not None:  # one query, which has few scores and its own mask
+            causal, backend = False, "einsum"
             k, v = cache = tuple(
                 jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
                 for old, new in zip(cache, (k, v), strict=True)
             )
             visible = (jnp.arange(k.shape[1]) <= position)[None, :]
-        elif self.causal:
-            visible = jnp.tril(jnp.ones((k.shape[1], k.shape[1]), bool))
-        mixed = attend(q, k, v, self.attention_cap, visible)
+        mixed = attend(q, k, v, self.attention_cap, visible, backend, causal=causal)
         mixed = linear(width, name="attention_out", use_bias=False)(mixed.reshape(h_BLD.shape))
         h_BLD = h_BLD + gate_a * drop(mixed)
 
@@ -123,6 +123,7 @@ class DiT(nn.Module):
     scan_unroll: int
 
     causal: bool = False
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -180,6 +181,7 @@ class DiT(nn.Module):
             self.dtype,
             deterministic,
             self.causal,
+            self.attention,
             name="blocks",
         )
 
@@ -301,6 +303,7 @@ def build(settings: Any, vocab_size: int) -> Model:
         remat=settings.remat,
         scan_unroll=settings.scan_unroll,
         causal=settings.causal,
+        attention=settings.attention,
     )
     return Model(
         vocab_size + settings.mask_token,

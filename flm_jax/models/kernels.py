@@ -1,0 +1,70 @@
+"""Attention kernels of tokamax, an optional library (the extra [kernels]).
+
+Its "mosaic" kernels have a soft cap forward and backward on Hopper and Blackwell GPUs and on TPUs
+(its Triton kernel forward only, cuDNN not at all). They have no forward-mode derivative, and JAX
+does not divide them over devices.
+"""
+
+import importlib.util
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.errors import UserError
+
+COMPUTE_CAPABILITIES = ("9.0", "10.0")  # of the GPUs that the kernels are written for
+HEAD_WIDTHS = (64, 128)  # that "auto" gives to a kernel
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("tokamax") is not None
+
+
+def settle(model: Any, forward_derivatives: bool) -> str:
+    """What "attention" of a `config.Model` means here: "auto" is a kernel where that is safe.
+
+    That is: installed, bfloat16, one device of a kind that has one, and a loss that takes no
+    forward derivatives. What remains "auto" is decided by the length (`attention.attend`).
+    "tokamax" becomes "auto" where it is not installed: a checkpoint trained with it is read
+    anywhere (`config.validate` refuses to train).
+    """
+    if model.attention == "tokamax":
+        return "tokamax" if installed() else "auto"
+    if model.attention != "auto" or forward_derivatives or model.dtype != "bfloat16":
+        return model.attention
+    fits = model.width // model.heads in HEAD_WIDTHS and installed()
+    return "tokamax" if fits and jax.device_count() == 1 and supported(jax.devices()[0]) else "auto"
+
+
+def supported(device: Any) -> bool:
+    """Whether tokamax has a kernel, forward and backward, for a device."""
+    if device.platform == "tpu":
+        return True
+    return getattr(device, "compute_capability", "") in COMPUTE_CAPABILITIES
+
+
+def tokamax(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, implementation=None):
+    """`attention.attend` by tokamax: its kernel, or on a CPU its plain form ("xla").
+
+    Raises UserError where the library has no kernel for the device, shape or type.
+    """
+    from tokamax import dot_product_attention
+
+    if implementation is None:
+        implementation = "xla" if jax.default_backend() == "cpu" else "mosaic"
+    try:
+        return dot_product_attention(
+            q_BLHK,
+            k_BMHK,
+            v_BMHK,
+            mask=None if visible_LM is None else visible_LM[None, None],
+            is_causal=causal,
+            logits_soft_cap=cap or None,
+            implementation=implementation,
+        ).astype(jnp.result_type(v_BMHK))
+    except NotImplementedError as error:
+        raise UserError(
+            f"tokamax has no attention kernel {implementation!r} for {q_BLHK.dtype} {q_BLHK.shape} "
+            f"on {jax.devices()[0].device_kind} ({error}); set model.attention='auto' or 'chunked'"
+        ) from None
