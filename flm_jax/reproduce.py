@@ -25,15 +25,20 @@ from flm_jax.errors import UserError
 from flm_jax.inference import CHECKPOINTS_FOLDER
 from flm_jax.run import Run
 
-WORKDIR = flags.DEFINE_string("workdir", "", "of the run, if the file lies elsewhere now")
 _SHOWN = 12
+
+
+def define_flags() -> None:
+    """The flag of the tool; in a function, because other tools have one of the same name."""
+    flags.DEFINE_string("workdir", "", "of the run, if the file lies elsewhere now")
 
 
 def main(argv: list[str]) -> int:
     if len(argv) != 2:
         raise UserError("give one file, for example runs/q/nonfinite/step_00000120.npz")
     path = pathlib.Path(argv[1]).expanduser()
-    workdir = pathlib.Path(WORKDIR.value).expanduser() if WORKDIR.value else path.parent.parent
+    given = flags.FLAGS.workdir
+    workdir = pathlib.Path(given).expanduser() if given else path.parent.parent
     result = reproduce(path, workdir)
     print(json.dumps(result, indent=1))
     print("reproduced" if result["reproduced"] else "NOT reproduced: all numbers are finite here")
@@ -122,4 +127,5 @@ def _examine(run: Run, state: step_lib.TrainState, facts: dict, key: jax.Array) 
 
 
 if __name__ == "__main__":
+    define_flags()
     config_lib.run_main(main)

@@ -119,3 +119,19 @@ def test_a_real_process_shows_one_sentence(tmp_path):
     assert (good.returncode, good.stdout, good.stderr) == (0, "5\n", "")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr == "error: unknown config key 'sed'; did you mean seed?\n"
+
+
+def test_all_modules_can_be_imported_together():
+    """Flags of one name in two modules would end whoever imports both, such as this suite."""
+    script = """
+        import importlib, pkgutil, flm_jax
+        names = [m.name for m in pkgutil.walk_packages(flm_jax.__path__, "flm_jax.")]
+        for name in names:
+            if not name.endswith("__main__"):
+                importlib.import_module(name)
+        print(len(names))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100

@@ -6,3 +6,6 @@ processes.py  measurements in child processes
 sweep.py      many shapes: the cost law over B, L, V; the largest batch; tables (loglog.py: plots)
 __main__.py   the command; both spaces in child processes
 """
+
+ONE = ("train", "sample")  # what one process can measure
+MANY = ("sweep", "table")  # what takes many of them

@@ -25,11 +25,9 @@ from absl import flags
 
 from flm_jax import config as config_lib
 from flm_jax import metrics
-from flm_jax.benchmark import processes
+from flm_jax.benchmark import MANY, ONE, processes
 from flm_jax.errors import UserError
 
-MODES = ("train", "sample")
-MANY = ("sweep", "table")
 SPACES = ("projected", "onehot", "both")
 VOCABULARIES = {"gpt2": 50258, "bert-base-uncased": 30522}
 
@@ -42,7 +40,7 @@ LOSS = flags.DEFINE_string("loss", "", "loss by name; '' = that of the config")
 SAMPLING_STEPS = flags.DEFINE_integer("sampling_steps", 32, "network evaluations", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs, after one that is not", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 1, "processes per space, in turn", lower_bound=1)
-OF = flags.DEFINE_enum("of", "train", MODES, "what sweep and table measure")
+OF = flags.DEFINE_enum("of", "train", ONE, "what sweep and table measure")
 VARY = {
     axis: flags.DEFINE_list(f"vary_{axis}", [], f"sweep: values of the {axis} beside the base")
     for axis in ("batch", "length", "vocab")
@@ -54,7 +52,7 @@ JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON in the last l
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 2 or argv[1] not in MODES + MANY:
+    if len(argv) != 2 or argv[1] not in ONE + MANY:
         given = " ".join(argv[1:]) or "nothing"
         raise UserError(
             f"say what to measure, train or sample (or sweep or table of these), not {given!r}"

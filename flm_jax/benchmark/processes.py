@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+from flm_jax.benchmark import MANY, ONE
 from flm_jax.errors import UserError
 
 
@@ -37,8 +38,9 @@ def attempt(mode: str, space: str, batch: int, length: int, vocab: int) -> dict 
 
 
 def _run(mode: str, space: str, flags: tuple[str, ...]) -> subprocess.CompletedProcess:
-    # A flag that is given twice has its last value; the mode is the one word without dashes.
-    own = [word for word in sys.argv[1:] if word.startswith("-")]
+    own = sys.argv[1:]
+    own.remove(next(word for name in (MANY, ONE) for word in own if word in name))  # our own mode
+    # A flag that is given twice has its last value.
     command = [sys.executable, "-m", "flm_jax.benchmark", mode, *own, f"--space={space}", "--json"]
     # The largest batch is asked for: all memory of a GPU, not the three quarters JAX would take.
     environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", **os.environ}

@@ -21,9 +21,13 @@ from flm_jax.data.pipeline import Batches
 from flm_jax.data.rows import Rows, prepared_below
 
 CONFIG = config.config_flag()
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "rows per batch", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 5.0, "how long to read", lower_bound=0.0)
-LOADERS = flags.DEFINE_integer("loaders", 0, "data.num_workers of the config", lower_bound=0)
+
+
+def define_flags() -> None:
+    """The flags of the tool; in a function, because other tools have flags of the same names."""
+    flags.DEFINE_integer("batch_size", 64, "rows per batch", lower_bound=1)
+    flags.DEFINE_float("seconds", 5.0, "how long to read", lower_bound=0.0)
+    flags.DEFINE_integer("loaders", 0, "data.num_workers of the config", lower_bound=0)
 
 
 def measure(rows: Rows, batch_size: int, seconds: float, loaders: int) -> tuple[float, float]:
@@ -43,7 +47,7 @@ def measure(rows: Rows, batch_size: int, seconds: float, loaders: int) -> tuple[
 
 def report(rows: Rows, batch_size: int, loaders: int) -> float:
     """Measures, prints, and returns rows per second by the clock."""
-    rate, cpu_rate = measure(rows, batch_size, SECONDS.value, loaders)
+    rate, cpu_rate = measure(rows, batch_size, flags.FLAGS.seconds, loaders)
     print(
         f"{rows.path.name}: {rate:,.0f} rows/s, {rate * rows.length:,.0f} tokens/s, "
         f"{cpu_rate:,.0f} rows per processor second (batches of {batch_size}, {loaders} loaders)"
@@ -81,7 +85,7 @@ def main(argv: list[str]) -> None:
         )
     if argv[1:]:
         for rows in prepared_below(pathlib.Path(argv[1]).expanduser()):
-            report(rows, BATCH_SIZE.value, LOADERS.value)
+            report(rows, flags.FLAGS.batch_size, flags.FLAGS.loaders)
         return
     settings = config.to_dict(CONFIG.value)
     loaded = data.load_data(settings["data"], settings["tokenizer"], splits=["train"])
@@ -95,4 +99,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     config.run_main(main)
