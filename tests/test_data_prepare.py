@@ -9,13 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import types
 
 import numpy as np
+import published_layouts as layouts
 import pytest
 
 from flm_jax import data, errors, tokenizers
 from flm_jax.data import base, packing, shards, workers, wrap
+from flm_jax.data import rows as rows_lib
+from flm_jax.data.published import PUBLISHED
 
 LENGTH = 9
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -240,6 +244,25 @@ def test_kill_minus_9_costs_one_shard_and_leaves_no_process(tmp_path):
     while any(os.path.exists(f"/proc/{pid}") for pid in offspring):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.01)
+
+
+def test_memory_does_not_grow_with_the_corpus(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1 << 15)
+    monkeypatch.setattr(workers, "DOCUMENTS", 100)
+    monkeypatch.setattr(rows_lib, "_BLOCK", 1 << 12)
+    peaks = []
+    for count in (20, 300, 3000):  # the first one imports what is needed
+        folder = layouts.lm1b_folder(tmp_path / str(count), train=["0123456789" * 8] * count)
+        corpus = PUBLISHED["lm1b"](str(folder))
+        order = packing.Order(corpus, tokenizer, "train", 100)
+        corpus.source("train")[0]  # counted
+        tracemalloc.start()
+        rows, made = packing.prepare_split(order, tmp_path / "cache")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert made and rows.manifest["documents"] == count
+    text = 3000 * 80
+    assert peaks[2] < peaks[1] + text / 8, peaks
 
 
 def test_two_at_once_make_it_once(tmp_path):

@@ -5,6 +5,7 @@ import json
 import lzma
 import pickle
 import tarfile
+import tracemalloc
 import zipfile
 
 import published_layouts as layouts
@@ -361,6 +362,31 @@ def test_odd_documents(tmp_path):
     corpus = TinyStories(str(tmp_path))
     assert list(corpus.source("train")) == ["a\0b", long.strip()]
     assert list(corpus.source("valid")) == [] and len(corpus.source("valid")) == 0
+
+
+def test_lines_of_100_megabytes_are_refused_in_little_memory(tmp_path):
+    line = b"a" * 100_000_000
+    content = {**layouts.lm1b_files(), f"{layouts.TRAIN}/news.en-00003-of-00100": line}
+    (tmp_path / "corpus.tar").write_bytes(layouts.tar_bytes(content, "w"))
+    (tmp_path / "TinyStories-train.txt").write_bytes(b"one<|endoftext|>" + line)
+    (tmp_path / "TinyStories-valid.txt").write_bytes(b"one")
+    for split in ("train", "valid"):
+        (tmp_path / f"wiki.{split}.raw").write_bytes(b" = A = \n" + line)
+    pages = layouts.tar_bytes({"1.txt": b"one", "2.txt": line}, "w")
+    (tmp_path / "urlsf_subset00.tar").write_bytes(pages)
+    del line, pages, content
+    for corpus, where in [
+        (Lm1b(str(tmp_path / "corpus.tar")), "news.en-00003-of-00100: line 1"),
+        (TinyStories(str(tmp_path)), "document 2"),
+        (WikiText2(str(tmp_path)), "it: line 2"),
+        (OpenWebText(str(tmp_path / "urlsf_subset00.tar"), valid_documents=1), "2.txt"),
+    ]:
+        tracemalloc.start()
+        with pytest.raises(UserError, match=f"{where} has more than 12,000,000 bytes, too many"):
+            list(corpus.source("train"))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 60e6, (corpus.name, peak)
 
 
 def test_a_mark_on_the_border_of_two_blocks(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from flm_jax import errors
 from flm_jax.data.published import streams
@@ -39,7 +39,7 @@ class Parquet:
     def documents(self) -> Iterator[str]:
         with _reading(self.path), self._open() as file:
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[self.column]):
-                yield from (text or "" for text in batch.column(0).to_pylist())
+                yield from cells(batch.column(0).to_pylist(), self.path, self.column)
 
     def _open(self):
         parquet = library("pyarrow.parquet", "parquet", f"reading {self.path}")
@@ -66,7 +66,7 @@ class Arrow:
         for batch in self._batches():
             for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
                 texts = batch.column(self.column).slice(start, _ROWS_AT_ONCE)
-                yield from (text or "" for text in texts.to_pylist())
+                yield from cells(texts.to_pylist(), self.path, self.column)
 
     def _batches(self) -> Iterator:
         arrow = library("pyarrow", "parquet", f"reading {self.path}")
@@ -86,6 +86,19 @@ class Arrow:
 
     def count(self) -> int:
         return sum(batch.num_rows for batch in self._batches())
+
+
+def cells(values: Iterable, place: pathlib.Path | str, column: str) -> Iterator[str]:
+    """The texts of a column, "" for an empty cell; raises UserError for what is no text."""
+    for value in values:
+        text = "" if value is None else value
+        if not isinstance(text, str):
+            raise errors.UserError(
+                f"{place} has {text!r:.40} in column {column!r}, which is no text; set "
+                "options.text_key to a column of texts"
+            )
+        streams.check_length(len(text), place, f"a cell of column {column!r}")
+        yield text
 
 
 def _reading(path: pathlib.Path):

@@ -84,7 +84,7 @@ class Lines:
 
     def documents(self) -> Iterator[str]:
         with opened(self.path, self.member) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in _numbered(file):
                 text = streams.text_of(line, self.path, f"{self.member or 'it'}: line {number}")
                 if not self.strip:
                     yield text if text.strip() else ""
@@ -99,6 +99,11 @@ class Lines:
         return None
 
 
+def _numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Lines from number 1 on; of one that is too long just enough to notice it."""
+    return enumerate(iter(lambda: file.readline(streams.LONGEST + 1), b""), start=1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Separated:
     """Documents between marks, stripped, empty ones left out."""
@@ -111,6 +116,7 @@ class Separated:
         with opened(self.path) as file:
             while block := file.read(_BLOCK):
                 *whole, rest = (rest + block).split(mark)
+                streams.check_length(len(rest), self.path, f"document {number + len(whole) + 1}")
                 for data in whole:
                     number += 1
                     if text := self._text(data, number):
@@ -145,7 +151,7 @@ class TarLines:
                 if not (entry.isfile() and wanted.search(entry.name)):
                     continue
                 found = True
-                for number, line in enumerate(archive.extractfile(entry), start=1):
+                for number, line in _numbered(archive.extractfile(entry)):
                     where = f"{entry.name}: line {number}"
                     if text := streams.text_of(line, self.path, where).strip():
                         yield text
@@ -196,7 +202,7 @@ def _texts(archive: tarfile.TarFile, path: pathlib.Path) -> Iterator[str]:
             continue
         file = archive.extractfile(entry)
         if entry.name.endswith(".txt"):
-            text = streams.text_of(file.read(), path, entry.name)
+            text = streams.text_of(file.read(streams.LONGEST + 1), path, entry.name)
             yield _BLANK_LINES.sub("\n\n", text).strip()
         elif entry.name.endswith(".xz"):
             with lzma.open(file) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as inner:
@@ -212,6 +218,7 @@ class Folder:
     def documents(self) -> Iterator[str]:
         for path in self._files():
             with streams.reading(path):
+                streams.check_length(path.stat().st_size, path, "it")
                 text = streams.text_of(path.read_bytes(), path, "it")
             yield _BLANK_LINES.sub("\n\n", text).strip()
 

@@ -85,7 +85,8 @@ class Column:
 
     def documents(self) -> Iterator[str]:
         for start in range(0, len(self.table), 1000):
-            yield from (text or "" for text in self.table[start : start + 1000][self.key])
+            some = self.table[start : start + 1000][self.key]
+            yield from columns.cells(some, "the data set", self.key)
 
     def fingerprint(self) -> str:
         return streams.combined("Column", self.key, self.table._fingerprint)

@@ -31,6 +31,7 @@ _SAMPLES, _SAMPLE = 32, 1 << 16
 _SELF_CHECKING = (".gz", ".tgz", ".xz", ".zip", ".parquet")
 _SAVED_EVERY = 30.0  # seconds, while documents are counted
 _RULES = "1"  # raise it when the same files would give other documents
+LONGEST = 12_000_000  # bytes of a document; tokenizing takes some hundred times as much memory
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 
 
@@ -216,7 +217,8 @@ def sentence(path: pathlib.Path, error: Exception) -> str:
 
 
 def text_of(data: bytes, path: pathlib.Path, where: str) -> str:
-    """UTF-8 decoded; the UserError names `where` in the file the wrong byte is."""
+    """UTF-8 decoded; the UserError names `where` in the file a wrong byte or too long a text is."""
+    check_length(len(data), path, where)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -224,3 +226,13 @@ def text_of(data: bytes, path: pathlib.Path, where: str) -> str:
             f"{path} is not UTF-8: {where} has the byte 0x{data[error.start]:02x} where none may "
             "be; download or copy it again, or save it as UTF-8"
         ) from None
+
+
+def check_length(size: int, path: pathlib.Path | str, where: str) -> None:
+    """Raises UserError for a document that is too long to be one."""
+    if size > LONGEST:
+        raise errors.UserError(
+            f"{path} is perhaps damaged: {where} has more than {LONGEST:,} bytes, too many for one "
+            "document; download it again, or write its text to .txt files in shorter documents and "
+            "read these with data.name=text_files"
+        )
