@@ -59,7 +59,8 @@ def compare_loss(
         with checks.precision(bits):
             found, gradient = objective.run(
                 family.params(), *recorded(case, draws), make_clock(),
-                models=family.models, loss=loss, space="onehot", observer=observer,
+                models=networks.chunked(family.models, bits), loss=loss, space="onehot",
+                observer=observer,
             )  # fmt: skip
             del found["out/num_tokens"]  # not recorded
             for name, array in found.items():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from flm_jax.flow import clock as clock_lib
@@ -18,6 +19,10 @@ CLOCK64 = {"out/tau": 1e-12, "out/t": 1e-10, "out/t_edge": 1e-8, "out/dtau_dt": 
 CLOCK32 = {"out/tau_f32": 3e-7, "out/t_f32": 3e-7, "out/dtau_dt_f32": 3e-6}
 KNOTS64 = 1e-12
 TIMES32 = 2e-7
+TIMES = {
+    "single": lambda loss, drawn: loss.times(drawn),
+    "pair": lambda loss, drawn: times.pairs(loss.times(drawn)),
+}
 
 
 def time(case: Case, checks: Checks) -> None:
@@ -80,7 +85,7 @@ def _drawn(case: Case, checks: Checks, setting: Mapping[str, Any], kind: str) ->
     drawn = {"uniform": networks.wide(case[f"{prefix}/draw/eps"])}
     if setting["anti"]:
         drawn["permutation"] = networks.wide(case[f"{prefix}/draw/perm"])
-    tau = loss.times(drawn)
+    tau = jax.tree.map(np.asarray, jax.jit(TIMES[kind], static_argnums=0)(loss, drawn))
     processes, process = _place(setting)
     start = process * (setting["gbs"] // processes)  # a chunk may be longer than the batch
     own = slice(start, start + setting["n"])
@@ -88,7 +93,7 @@ def _drawn(case: Case, checks: Checks, setting: Mapping[str, Any], kind: str) ->
         mine = tau[own]
         checks.close(f"{prefix}/out/tau", mine, case[f"{prefix}/out/tau"], TIMES32)
         return
-    for name, column in zip(("tau_s", "tau_t"), times.pairs(tau), strict=True):
+    for name, column in zip(("tau_s", "tau_t"), tau, strict=True):
         checks.close(f"{prefix}/out/{name}", column[own], case[f"{prefix}/out/{name}"], TIMES32)
 
 

@@ -15,7 +15,8 @@ from flm_jax.parity.goldens import Case, GoldenError
 
 ATTENTION_CAP = 50.0  # no recorded run has another one; a case may say "softcap"
 LOGIT_CAP = {"apr": 30.0, "feb": 0.0}
-HEAD_CHUNK = 16
+HEAD_CHUNK = 16  # tokens whose logits exist at one time: a few chunks of every case
+WHOLE = 10_000  # more tokens than any case has
 TABLE = "vocab_embed.embedding"
 STUDENT = {"student": "param/"}
 
@@ -54,6 +55,17 @@ def model(
         head_chunk=HEAD_CHUNK,
     )
     return dit.build(settings, sizes.vocab_size)
+
+
+def chunked(models: tuple, bits: int) -> tuple:
+    """The (role, model) pairs of a `Family` for a precision.
+
+    Float64 runs have all logits at one time, float32 runs chunk by chunk: both forms are tested,
+    and the first one compiles faster.
+    """
+    if bits == 32:
+        return models
+    return tuple((role, dataclasses.replace(m, head_chunk=WHOLE)) for role, m in models)
 
 
 def sizes_of(tensors: dict[str, np.ndarray]) -> layout.Sizes:

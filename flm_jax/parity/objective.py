@@ -30,21 +30,21 @@ NO_JITTER = 1e-13  # eta for float64: the projection is then the exact one to ab
 
 
 @dataclasses.dataclass(frozen=True)
-class Held(space_lib.Projected):
-    """The projected space with its noise handed over as the finished state eps @ T.
+class Shared(space_lib.Projected):
+    """The projected space with a ``share`` of the gradient through its noise.
 
-    No gradient then reaches the table through the noise: what is left is the part that comes
-    through the clean tokens.
+    1 is the space itself. With 0 no gradient reaches the table through the noise: what is left is
+    the part that comes through the clean tokens. One compiled program serves both.
     """
 
-    def from_dense(self, noise_BLV: jax.Array) -> jax.Array:
-        return jnp.matmul(noise_BLV, self.joint_table, precision=space_lib.HIGHEST)
+    share: Any = 1.0
 
     def scatter(self, noise: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
-        return space_lib.per_token(scale) * noise
+        state = super().scatter(noise, scale)
+        return self.share * state + jax.lax.stop_gradient((1.0 - self.share) * state)
 
 
-SPACES = {**space_lib.SPACES, "held": Held}
+SPACES = {"onehot": space_lib.OneHot, "projected": Shared}
 
 
 class Call(NamedTuple):
@@ -113,17 +113,19 @@ SILENT = Observer((), lambda listener, loss, batch, clock: {})
 @functools.partial(jax.jit, static_argnames=("models", "loss", "space", "observer"))
 def run(
     params: dict[str, Any], batch: Batch, draws: dict[str, jax.Array], clock: Any, *,
-    models: tuple, loss: Loss, space: str, observer: Observer = SILENT,
+    models: tuple, loss: Loss, space: str, observer: Observer = SILENT, share: Any = 1.0,
 ) -> tuple[dict[str, jax.Array], Any]:  # fmt: skip
     """What is recorded of one loss, by recorded name, and the student's gradient of the mean.
 
-    ``draws`` are those of the loss, with dense noise (B, L, V) if there is any.
+    ``draws`` are those of the loss, with dense noise (B, L, V) if there is any; ``share`` is that
+    of `Shared`.
     """
+    options = {"share": share} if space == "projected" else {}
 
     def place(own):
         every = params | {"student": own}
         nets = {role: model.net(every[role]) for role, model in models}
-        return nets, SPACES[space]({role: net.table for role, net in nets.items()})
+        return nets, SPACES[space]({role: net.table for role, net in nets.items()}, **options)
 
     if "noise" in draws:
         draws = draws | {"noise": place(params["student"])[1].from_dense(draws["noise"])}
@@ -168,6 +170,8 @@ def compare(
 ) -> None:
     """A loss in both spaces and precisions, every value and every gradient.
 
+    In float64 all logits exist at one time, in float32 a chunk of tokens at a time.
+
     ``recorded`` reads the batch and the raw numbers; ``check`` compares a value, given its
     recorded name, ours, and the name of the space.
     """
@@ -176,12 +180,14 @@ def compare(
         with checks.precision(bits), jitter(bits):
             clock = clock_lib.build(family.sizes.vocab_size)
             call = functools.partial(
-                run, family.params(), *recorded(), clock, models=family.models, loss=loss
-            )
+                run, family.params(), *recorded(), clock,
+                models=networks.chunked(family.models, bits), loss=loss, observer=observer,
+            )  # fmt: skip
             if bits == 64 and family.narrow:
-                clean_VD = family.official(call(space="held")[1])[networks.TABLE]
+                _, gradient = call(space="projected", share=0.0)
+                clean_VD = family.official(gradient)[networks.TABLE]
             for space in space_lib.SPACES:
-                found, gradient = call(space=space, observer=observer)
+                found, gradient = call(space=space)
                 for name, array in found.items():
                     check(name, array, space)
                 gradients(case, checks, gradient, family, space, clean_VD)

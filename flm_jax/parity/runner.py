@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterable
 
 import jax
@@ -100,10 +101,21 @@ def run(
     # Fresh processes: a forked one would inherit the locks of JAX's threads.
     fresh = multiprocessing.get_context("spawn")
     groups = together(cases)
-    with concurrent.futures.ProcessPoolExecutor(min(jobs, len(groups)), fresh) as pool:
+    jobs = min(jobs, len(groups))
+    with concurrent.futures.ProcessPoolExecutor(jobs, fresh, end_with_parent) as pool:
         for found in pool.map(whole_cases, groups):
             keep(found)
     return rows
+
+
+def end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever; this ends it."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def together(cases: list[Case]) -> list[list[Case]]:

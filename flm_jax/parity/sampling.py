@@ -102,7 +102,7 @@ def compare(
         with checks.precision(bits):
             clock = build(family.sizes.vocab_size)
             start = networks.wide(case["draw/z0"])
-            call = functools.partial(run, models=family.models, make=make)
+            call = functools.partial(run, models=networks.chunked(family.models, bits), make=make)
             inputs = family.params(), start
             given = {name: networks.wide(value) for name, value in options.items()}
             for space in SPACES:

@@ -141,24 +141,22 @@ def run(
 ) -> tuple[step_lib.TrainState, list[dict[str, float]]]:
     """The state after all recorded updates, and the metrics of each."""
     clock = clock_lib.build(sizes.vocab_size)
-    drawn = {"uniform": "draw/eps", "permutation": "draw/perm", "noise": "draw/noise"}
+    names = {"uniform": "draw/eps", "permutation": "draw/perm", "noise": "draw/noise"}
     if not case.option("antithetic"):
-        del drawn["permutation"]
+        del names["permutation"]
 
     def updates(name):  # (update, micro-batch, ...)
-        array = networks.wide(case[name])
-        return array.reshape(-1, parts, *array.shape[1:])
+        return case[name].reshape(-1, parts, *case[name].shape[1:])
 
     def dealt(array):  # (micro-batch, row, ...) -> the rows of one batch, as the step deals them
-        return jnp.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
+        return networks.wide(array.swapaxes(0, 1).reshape(-1, *array.shape[2:]))
 
-    draws = {key: updates(name) for key, name in drawn.items()}
+    draws = {key: updates(name) for key, name in names.items()}
     tokens, masks = updates("in/x0"), updates("in/attention_mask")
     history = []
     for i in range(case.option("steps")):
-        state, metrics = call(
-            state, dealt(tokens[i]), dealt(masks[i]), {k: a[i] for k, a in draws.items()}, clock
-        )
+        drawn = {key: networks.wide(array[i]) for key, array in draws.items()}
+        state, metrics = call(state, dealt(tokens[i]), dealt(masks[i]), drawn, clock)
         history.append({name: float(value) for name, value in metrics.items()})
     return state, history
 
@@ -218,13 +216,13 @@ def times(case: Case, checks: Checks, loss: FlowMatching, sizes: layout.Sizes) -
     draws = {"uniform": uniform}
     if case.option("antithetic"):
         draws["permutation"] = networks.wide(case["draw/perm"])
-    tau = jax.vmap(loss.times)(draws)
+    tau = np.asarray(jax.jit(jax.vmap(loss.times))(draws))
     rows, parts = case["in/x0"].shape[1], case.option("accumulate")
-    mine = jnp.stack(
+    mine = np.stack(
         [tau[i, (i % parts) * rows : (i % parts + 1) * rows] for i in range(tau.shape[0])]
     )
     checks.recorded("mid/tau", mine, floor=RATE32)
-    checks.recorded("mid/t", clock.to_t(mine), floor=RATE32)
+    checks.recorded("mid/t", jax.jit(clock_lib.Clock.to_t)(clock, mine), floor=RATE32)
 
 
 def average(case: Case, checks: Checks) -> None:

@@ -63,7 +63,7 @@ def compare(case: Case, checks: Checks, loss: Any, roles: dict[str, str]) -> Non
             clock = clock_lib.build(family.sizes.vocab_size)
             call = functools.partial(
                 objective.run, family.params(), *recorded(case), clock,
-                models=family.models, observer=observer,
+                models=networks.chunked(family.models, bits), observer=observer,
             )  # fmt: skip
             found, gradient = call(loss=loss, space="onehot")
             for name, ours in found.items():
