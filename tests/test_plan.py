@@ -106,6 +106,27 @@ def test_rematerialisation_trades_memory_for_products():
     assert kept[0] < kept[1] and timing.flops(with_it) > timing.flops(without)
 
 
+def test_scores_of_blocks_of_queries_have_no_square_of_the_length():
+    """Heads of width 32 are long from 224 positions on; a block has up to 128 queries."""
+
+    def of(attention, length, part):
+        work = work_of(model_attention=attention)
+        data = dataclasses.replace(work.config.data, length=length)
+        work = dataclasses.replace(work, config=dataclasses.replace(work.config, data=data))
+        return memory_lib.memory(work, (1, 1, 1), True)[part], timing.flops(work)
+
+    busiest = memory_lib.BUSIEST
+    scores = 4 * 8 * 2 * 1024 * 1024 * memory_lib.BLOCK_SCORES  # rows, heads, L x L
+    einsum, none = of("einsum", 1024, busiest), of("tokamax", 1024, busiest)
+    blocks = of("auto", 1024, busiest)
+    assert einsum[0] - none[0] == pytest.approx(scores)
+    assert blocks[0] - none[0] == pytest.approx(scores / 8)
+    assert of("auto", 2048, busiest)[0] == pytest.approx(2 * blocks[0])
+    assert of("auto", 200, busiest) == of("einsum", 200, busiest)
+    once_more = 2 * 2 * 1024 * 64  # scores of a token, in two layers
+    assert blocks[1] - einsum[1] == pytest.approx(8 * 1024 * once_more)
+
+
 def test_flops_count_every_evaluation_of_the_loss():
     """FLM 1 + 2 passes, blocks once more; PSD as the benchmark counts it, and the state moved."""
     flm, psd, lsd = work_of(), work_of("psd"), work_of("lsd")

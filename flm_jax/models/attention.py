@@ -71,8 +71,9 @@ def attend(
     those at its own and earlier positions. ``backend`` is a form from the top of this file, or
     "auto": "chunked" where sequences are long (`is_long`), else "einsum".
     """
+    length, head_width = q_BLHK.shape[1], q_BLHK.shape[3]
     if backend == "auto":
-        backend = "chunked" if is_long(q_BLHK.shape[1], q_BLHK.shape[3]) else "einsum"
+        backend = "chunked" if is_long(length, head_width) else "einsum"
     if backend == "einsum":
         return einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal)
     if backend == "chunked":
@@ -83,6 +84,13 @@ def attend(
 def is_long(length: int, head_width: int) -> bool:
     """Whether "auto" takes the queries block by block."""
     return length > max(LONG * head_width, QUERY_BLOCK)
+
+
+def queries(backend: str, length: int, head_width: int) -> int:
+    """Of "auto", "einsum", "chunked": queries of a sequence whose scores exist at one time."""
+    if backend == "einsum" or (backend == "auto" and not is_long(length, head_width)):
+        return length
+    return -(-length // -(-length // QUERY_BLOCK))
 
 
 def einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, first=0):

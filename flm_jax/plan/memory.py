@@ -10,7 +10,9 @@ halves them:
     frozen         teachers: exact
     residuals      n D (N + 1), what rematerialised layers keep; without rematerialisation N times
                    40 n D and four arrays of attention scores more
-    block          30 n D and 4.5 arrays of attention scores: one block while its gradient is made
+    block          30 n D and 4.5 arrays of attention scores: one block while its gradient is made.
+                   Where attention takes blocks of queries (`models.attention`) the scores are those
+                   of one block and none are kept; a kernel (model.attention=tokamax) has none
     head           3 + 2 e arrays (chunk, V); block and head are not needed at the same time, but
                    0.3 of the smaller one is not reused
     space          projected: 4 n W, the table's gradient, and the tables side by side if there are
@@ -26,12 +28,13 @@ import jax
 
 from flm_jax import sharding
 from flm_jax.flow import chunks
+from flm_jax.models import attention
 from flm_jax.models.dit import CHUNK_MEGABYTES
 from flm_jax.plan.program import Work
 
 BYTES = 4  # of a float32
 BLOCK_WIDTHS = 30.0  # arrays (n, D) alive in one block's backward pass; MLP arrays count four
-BLOCK_SCORES = 4.5  # arrays (heads, L, L) per sequence there
+BLOCK_SCORES = 4.5  # arrays (heads, queries, L) per sequence there
 SAVED_WIDTHS, SAVED_SCORES = 40.0, 4.0  # the same, kept by each block without rematerialisation
 HEAD_ARRAYS, HEAD_TARGET_ARRAYS = 3.0, 2.0  # (chunk, V): in all, and per evaluation of a target
 PROJECTED_STATES = 4.0  # (n, W)
@@ -51,12 +54,14 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
     rows = config.train.batch_size / (data * fsdp * config.optim.accumulation_steps)
     tokens, vocab, targets = rows * length, work.vocab_size / tensor, work.evaluations - 1
     value = (BYTES + (2 if model.dtype == "bfloat16" else BYTES)) / 2  # of one entry, on average
-    scores = BYTES * rows * model.heads * length * length
+    queries = queries_at_once(model, length)
+    scores = BYTES * rows * model.heads * queries * length
+    kept_scores = scores if queries == length else 0.0
     block = value * tokens * width * BLOCK_WIDTHS + scores * BLOCK_SCORES
     chunk = chunk_tokens(work, rows, accelerator)
     head = BYTES * chunk * vocab * (HEAD_ARRAYS + HEAD_TARGET_ARRAYS * targets)
     saved = 0.0 if model.remat else depth * (
-        value * tokens * width * SAVED_WIDTHS + scores * SAVED_SCORES
+        value * tokens * width * SAVED_WIDTHS + kept_scores * SAVED_SCORES
     )  # fmt: skip
     params = bytes_per_chip({"params": work.state.params}, mesh)
     found = {
@@ -77,6 +82,13 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
         states = DENSE_STATES + DENSE_TARGET_STATES * targets
         found[SPACE] = BYTES * states * tokens * work.vocab_size
     return found
+
+
+def queries_at_once(model: Any, length: int) -> int:
+    """Queries of a sequence whose scores exist at one time, as `models.attention` decides it."""
+    if model.attention == "tokamax":
+        return 0
+    return attention.queries(model.attention, length, model.width // model.heads)
 
 
 def chunk_tokens(work: Work, rows: float, accelerator: bool) -> float:

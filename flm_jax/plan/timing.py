@@ -21,7 +21,7 @@ import dataclasses
 
 from flm_jax.benchmark import cost
 from flm_jax.plan.chips import Chip
-from flm_jax.plan.memory import BYTES, bytes_per_chip
+from flm_jax.plan.memory import BYTES, bytes_per_chip, queries_at_once
 from flm_jax.plan.program import Work
 
 EXPOSED = 0.5  # share of communication that does not hide behind products
@@ -56,6 +56,8 @@ def flops(work: Work) -> float:
     per_token = cost.evaluation_flops(model, work.vocab_size, work.config.data.length)
     once = sum(per_token.values())
     again = once - per_token["head"] if model.remat else 0.0
+    if queries_at_once(model, work.config.data.length) not in (0, work.config.data.length):
+        again += per_token["attention"] / 2  # the scores of a block of queries, once more
     moved = 2.0 * work.vocab_size * work.joint_width * work.moves
     return work.tokens * (once * (work.evaluations + 2 + work.derivatives) + again + moved)
 

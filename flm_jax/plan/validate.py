@@ -16,10 +16,11 @@ from flm_jax.plan import count, program, timing
 from flm_jax.plan.memory import memory
 
 BASE = dict(width=128, depth=4, heads=4, batch=32, length=128, vocab=8192)
+LONG = dict(width=192, heads=6, depth=2, batch=2, length=1024, vocab=30522)
 FITTED: dict[str, dict[str, Any]] = {
     "FLM, small": dict(batch=16, length=64),
     "FLM, one-hot": dict(batch=16, length=64, space="onehot"),
-    "FLM, L = 512": dict(batch=8, length=512),
+    "FLM, L = 512": dict(batch=8, length=512, attention="einsum"),
     "FLM, 12 layers": dict(depth=12, vocab=4096),
     "FLM, 12 layers, no remat": dict(depth=12, vocab=4096, remat=False),
     "FLM, V = 50258": dict(depth=2, vocab=50258),
@@ -29,7 +30,9 @@ FITTED: dict[str, dict[str, Any]] = {
 }
 HELD_OUT: dict[str, dict[str, Any]] = {
     "FLM, B = 128": dict(batch=128, length=32, depth=3, vocab=12000),
-    "FLM, L = 1024, W = 192": dict(width=192, heads=6, depth=2, batch=2, length=1024, vocab=30522),
+    "FLM, L = 1024": dict(LONG, attention="einsum"),
+    "FLM, L = 1024, blocks of queries": LONG,
+    "FLM, L = 512, blocks, no remat": dict(batch=8, length=512, remat=False),
     "FLM, 4 micro-batches": dict(batch=64, steps=4, vocab=16384),
     "FLM, one-hot, V = 30522": dict(width=256, depth=3, batch=8, vocab=30522, space="onehot"),
     "PSD, V = 30522": dict(width=192, heads=6, depth=6, batch=16, vocab=30522, loss="psd"),
@@ -53,6 +56,7 @@ def config_of(shape: dict[str, Any]) -> config_lib.Config:
             dropout=0.0,
             head_chunk=chunk,
             remat=shape.get("remat", True),
+            attention=shape.get("attention", "auto"),
             two_times=LOSSES[name].needs_two_times,
         ),
         loss=config_lib.Loss(name=name),
