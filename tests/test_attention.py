@@ -118,7 +118,7 @@ def test_chunked_in_the_types_of_training(dtype, tolerance):
 
 def test_gradients_of_keys_are_summed_in_float32():
     """Many blocks whose contributions bfloat16 could not add up one by one."""
-    length, block = 1024, 4
+    length, block = 4096, 4  # 1024 additions of 4; bfloat16 stops at 1024
     q = jnp.zeros((1, length, 1, 2), jnp.bfloat16)
     v = jnp.zeros((1, 1, 1, 2), jnp.bfloat16)  # one key: all weights are 1
 
@@ -172,7 +172,8 @@ def test_blocks_of_queries_leave_the_batch_on_its_devices():
 
 @pytest.mark.parametrize("changes", [{}, {"causal": True}])
 def test_the_network_computes_the_same_with_every_form(changes, monkeypatch):
-    """Also under the remat of its blocks; the blocks of queries are made small enough to matter."""
+    """With the remat of its blocks and forward derivatives, as LSD and ESD take them; the blocks of
+    queries are made small enough to matter."""
     monkeypatch.setattr(attention.chunked, "__defaults__", (None, False, 4))
     params = tiny.params(tiny.model(**changes))
     h = jax.random.normal(jax.random.key(0), (tiny.B, tiny.L, tiny.D))
@@ -180,7 +181,8 @@ def test_the_network_computes_the_same_with_every_form(changes, monkeypatch):
 
     def loss(params, h, backend):
         model = tiny.model(attention=backend, **changes)
-        return jnp.sum(jnp.sin(model.backbone(params, h, tau)[0]))
+        features, tangent = jax.jvp(lambda h: model.backbone(params, h, tau)[0], (h,), (h,))
+        return jnp.sum(jnp.sin(features)) + jnp.sum(jnp.sin(tangent))
 
     step = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
     text = step.lower(params, h, "chunked").as_text()
