@@ -123,6 +123,7 @@ class Clock:
         """The network's time of the physical time."""
         return self._map(self.forward, t)
 
+    @jax.jit
     def dtau_dt(self, t: jax.Array) -> jax.Array:
         """Derivative of the t -> tau spline at ``t`` (about 1e-10 beyond t = 0.92)."""
         t, dtype = _at_least_float32(t)
@@ -130,6 +131,7 @@ class Clock:
             return jnp.ones_like(t, dtype)
         return self.forward.derivative(t.astype(self.forward.knots.dtype)).astype(dtype)
 
+    @jax.jit  # outside a compiled function one program, not one for each operation
     def _map(self, spline: Spline | None, x: jax.Array) -> jax.Array:
         x, dtype = _at_least_float32(x)
         if spline is None:

@@ -79,7 +79,10 @@ def student(case: Case, checks: Checks) -> None:
             for options in ({}, {"two_times": True, "loss_weighting": weighted})
         )
         source, fresh = (
-            jax.tree.map(lambda x, s=seed: x + 0.01 * s, model.init(jax.random.key(seed)))
+            jax.tree.map(
+                lambda x, s=seed: np.asarray(x) + 0.01 * s,
+                jax.jit(model.init)(jax.random.key(seed)),
+            )
             for seed, model in ((1, teacher), (2, own))
         )
         found = transfer.student_from(fresh, source, correction=kind == "two_model")
