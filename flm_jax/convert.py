@@ -36,6 +36,7 @@ _FIXED = (
     "model.attention_cap",
     "model.causal",
     "model.mask_token",
+    "model.learned_positions",
     "clock.name",
 )
 

@@ -75,6 +75,10 @@ def test_defaults_and_edges_are_valid():
         ({"loss__options": {"scales": 1}}, "loss 'flow_matching' has no option 'scales'"),
         ({"evals": ("entropi",)}, "unknown evaluator 'entropi'; did you mean entropy?"),
         ({"evals": ("truth",)}, "'truth' is for data.name='synthetic' only but data.name='names'"),
+        (
+            {"model__learned_positions": 3},
+            "model.learned_positions=3 is less than data.length=1024; set",
+        ),
         ({"teacher": "runs/a"}, "teacher='runs/a' is set but loss 'flow_matching' uses none"),
         ({"model__two_times": True}, "a network of one time but model.two_times=True"),
         ({"loss": DISTILLING, "model__two_times": True}, "loss 'psd' needs a teacher"),

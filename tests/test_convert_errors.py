@@ -142,7 +142,9 @@ def test_a_workdir_knows_what_it_is(tmp_path, letters):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("key, value", [("logit_cap", 0.0), ("attention_cap", 10.0)])
+@pytest.mark.parametrize(
+    "key, value", [("logit_cap", 0.0), ("attention_cap", 10.0), ("learned_positions", 6)]
+)
 def test_what_the_official_layout_cannot_say_is_not_exported(tmp_path, letters, key, value):
     folder, _ = hub(tmp_path / "official")
     workdir = convert(folder, tmp_path / "run", Choices(tokenizer=letters))

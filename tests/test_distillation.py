@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -12,7 +13,7 @@ from runs import finished as finished  # a fixture
 
 import flm_jax
 from flm_jax import config as config_lib
-from flm_jax import experiment, train
+from flm_jax import experiment, sources, train
 from flm_jax.errors import UserError
 from flm_jax.models import transfer
 
@@ -153,3 +154,16 @@ def test_a_flow_map_hands_on_its_second_time():
     params = transfer.student_from(fresh, source)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(source), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_learned_positions_may_be_added_to_a_source_but_not_lost():
+    plain, placed = tiny.model(), tiny.model(learned_positions=tiny.L)
+    source = tiny.params(plain, 1)
+    added = transfer.student_from(placed.init(jax.random.key(0)), source)
+    h_BLD = jax.random.normal(jax.random.key(2), (tiny.B, tiny.L, tiny.D))
+    tau = jnp.linspace(0.1, 0.9, tiny.B)
+    same = (model.backbone(p, h_BLD, tau)[0] for model, p in ((plain, source), (placed, added)))
+    np.testing.assert_array_equal(*same)
+    lost = transfer.student_from(tiny.params(plain), tiny.params(placed))
+    with pytest.raises(UserError, match="positions is .* there but absent here"):
+        sources.adopt(lost, tiny.params(plain), "runs/a")

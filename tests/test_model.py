@@ -8,6 +8,7 @@ import tiny
 
 from configs import common
 from flm_jax import config as config_lib
+from flm_jax.errors import UserError
 from flm_jax.models import attention, dit
 from flm_jax.models.layers import TimeEmbedding
 
@@ -123,6 +124,28 @@ def test_rotary_scores_depend_on_the_difference_of_positions():
     a, b = np.asarray(q[0, 0, 0, [0, 4]])
     turned = [a * np.cos(1) - b * np.sin(1), a * np.sin(1) + b * np.cos(1)]
     np.testing.assert_allclose(q_at[1, [0, 4]], turned, rtol=1e-5)
+
+
+def test_only_learned_positions_tell_equal_tokens_apart():
+    same_BLD = jnp.broadcast_to(hidden()[:, :1], (B, L, D))
+    for places, apart in ((0, 0.0), (L + 2, 0.1)):
+        model = tiny.model(learned_positions=places)
+        params = tiny.params(model)
+        features_BLD, _ = model.backbone(params, same_BLD, TAU)
+        spread = np.ptp(features_BLD, axis=1).max(-1)
+        assert (spread > apart).all() if places else spread.max() < 1e-5
+    added_BLD = same_BLD + params["positions"][None, :L]
+    without = {name: tree for name, tree in params.items() if name != "positions"}
+    expected_BLD, _ = tiny.model().backbone(without, added_BLD, TAU)
+    np.testing.assert_allclose(features_BLD, expected_BLD, atol=1e-5)
+
+
+def test_learned_positions_are_zero_at_first_and_bound_the_length():
+    model = tiny.model(learned_positions=L - 1)
+    params = model.init(jax.random.key(0))
+    assert params["positions"].shape == (L - 1, D) and not np.any(params["positions"])
+    with pytest.raises(UserError, match=f"{L} tokens is longer than model.learned_positions=5"):
+        model.backbone(params, hidden(), TAU)
 
 
 @pytest.mark.parametrize("cap", [0.0, 2.0])

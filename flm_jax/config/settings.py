@@ -62,6 +62,11 @@ class Model:
         "form of attention (chunked = less memory, tokamax = kernel; auto = by length, device)",
         choices=("auto", "einsum", "chunked", "tokamax"),
     )
+    learned_positions: int = knob(
+        0,
+        "positions with a learned vector besides the rotary embedding (0 = none, as published)",
+        at_least=0,
+    )
     logit_cap: float = knob(30.0, "soft cap of the output logits (0 = off)", at_least=0)
     causal: bool = knob(False, "causal blocks without time and attention cap (loss autoregressive)")
     mask_token: bool = knob(False, "one token more than the tokenizer has (loss masked_diffusion)")

@@ -153,6 +153,12 @@ def _check_attention(model: settings.Model) -> list[str]:
 
 def _check_training(config: Config) -> list[str]:
     problems = []
+    places, length = config.model.learned_positions, config.data.length
+    if 0 < places < length:
+        problems.append(
+            f"model.learned_positions={places} is less than data.length={length}; "
+            f"set model.learned_positions={length} or 0"
+        )
     batch, parts = config.train.batch_size, config.optim.accumulation_steps
     if batch % parts:
         problems.append(

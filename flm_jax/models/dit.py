@@ -7,7 +7,7 @@ Parameters are one nested dict; the blocks are stacked along a leading layer axi
 
     embed.table (V, D)      time_embed, time_embed_to (second time)      loss_weight (optional)
     blocks.{norm_attention, qkv, attention_out, norm_mlp, mlp_in, mlp_out, modulation}
-    final.{norm, modulation}      head.{kernel (D, V), bias (V,)}
+    final.{norm, modulation}      head.{kernel (D, V), bias (V,)}      positions (P, D; optional)
 
 At the official initialisation every gate is zero (blocks are the identity) and so are the logits:
 the cross-entropy starts at ln V.
@@ -52,6 +52,7 @@ class Block(nn.Module):
     deterministic: bool
     causal: bool = False
     attention: str = "auto"
+    learned_positions: int = 0
 
     @nn.compact
     def __call__(
@@ -145,12 +146,33 @@ class DiT(nn.Module):
         rotary = rotary_tables(length, h_BLD.shape[2] // self.heads, h_BLD.dtype)
         if cache is not None:
             rotary = tuple(jax.lax.dynamic_slice_in_dim(table, position, 1) for table in rotary)
+        if self.learned_positions:
+            h_BLD = h_BLD + self.place(h_BLD.shape[1:], position)
         h_BLD, cache = self.blocks(deterministic)(h_BLD, conditioning, rotary, position, cache)
         features_BLD = Final(self.dtype, name="final")(h_BLD, conditioning)
         log_weight = None
         if self.loss_weighting:
             log_weight = LossWeight(self.cond_dim, name="loss_weight")(tau_s)
         return features_BLD, log_weight, cache
+
+    def place(self, shape: tuple[int, int], position: jax.Array | None) -> jax.Array:
+        """Learned vectors (L, D) of the positions; of one ``position`` (1, D) if there is a cache.
+
+        Rotary embeddings only tell how far tokens are from each other. In pure noise, from which
+        one step writes everything, there is no token to be far from: the network cannot know which
+        position is which. That is harmless in running text and fatal where texts have a form.
+        Zero at first: a student starts as its teacher, with or without them.
+        """
+        length, width = shape
+        table = self.param("positions", nn.initializers.zeros, (self.learned_positions, width))
+        if position is not None:
+            return jax.lax.dynamic_slice_in_dim(table, position, 1)
+        if length > self.learned_positions:
+            raise UserError(
+                f"a text of {length} tokens is longer than model.learned_positions="
+                f"{self.learned_positions}; train with as many"
+            )
+        return table[:length]
 
     def condition(self, tau_s: jax.Array, tau_t: jax.Array | None) -> jax.Array:
         """What the times say to every block, (B, 1, C), or (B, L, C) for times per position."""
@@ -304,6 +326,7 @@ def build(settings: Any, vocab_size: int) -> Model:
         scan_unroll=settings.scan_unroll,
         causal=settings.causal,
         attention=settings.attention,
+        learned_positions=settings.learned_positions,
     )
     return Model(
         vocab_size + settings.mask_token,

@@ -4,14 +4,16 @@ from typing import Any
 
 import jax.numpy as jnp
 
-OPTIONAL = ("time_embed_to", "loss_weight")  # parts that the source may lack
+DROPPED = ("time_embed_to", "loss_weight")  # parts that only one of the two may have
+OPTIONAL = (*DROPPED, "positions")  # parts that the source may lack
 
 
 def student_from(fresh: dict[str, Any], source: dict[str, Any], correction: bool = False) -> dict:
     """The parameters of ``source`` in a network shaped like ``fresh``.
 
     A second time embedder that the source lacks gets a last layer of zeros: the flow map starts
-    as the denoiser it comes from, whatever its second time. A learned loss weighting stays fresh.
+    as the denoiser it comes from, whatever its second time. A learned loss weighting stays fresh,
+    and so do learned positions, which are zero at first.
 
     Args:
       fresh: freshly drawn parameters of the new network.
@@ -21,7 +23,7 @@ def student_from(fresh: dict[str, Any], source: dict[str, Any], correction: bool
 
     Names or shapes that do not fit are left to the caller to find (`flm_jax.sources.adopt`).
     """
-    params = {name: tree for name, tree in source.items() if name in fresh or name not in OPTIONAL}
+    params = {name: tree for name, tree in source.items() if name in fresh or name not in DROPPED}
     for name in OPTIONAL:
         if name in fresh and name not in source:
             params[name] = fresh[name]
