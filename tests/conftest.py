@@ -1,5 +1,6 @@
 """Test set-up: 8 virtual CPU devices, strict rank promotion, fast compiles, a compile cache."""
 
+import gc
 import os
 import pathlib
 
@@ -10,6 +11,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
         "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
     ]
 ).strip()
 
@@ -28,6 +31,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 

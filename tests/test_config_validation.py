@@ -77,7 +77,7 @@ def test_defaults_and_edges_are_valid():
         ({"evals": ("truth",)}, "'truth' is for data.name='synthetic' only but data.name='names'"),
         (
             {"model__learned_positions": 3},
-            "model.learned_positions=3 is less than data.length=1024; set",
+            "model.learned_positions=3 is less than data.length=128; set",
         ),
         ({"teacher": "runs/a"}, "teacher='runs/a' is set but loss 'flow_matching' uses none"),
         ({"model__two_times": True}, "a network of one time but model.two_times=True"),

@@ -1,6 +1,6 @@
 """What cannot be loaded or converted gets one sentence, runs nothing and writes nothing."""
 
-import json
+import dataclasses
 import os
 import pickle
 
@@ -143,14 +143,16 @@ def test_a_workdir_knows_what_it_is(tmp_path, letters):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("logit_cap", 0.0), ("attention_cap", 10.0), ("learned_positions", 6)]
+    "key, value", [("logit_cap", 0.0), ("attention_cap", 10.0), ("learned_positions", 60)]
 )
-def test_what_the_official_layout_cannot_say_is_not_exported(tmp_path, letters, key, value):
+def test_what_the_official_layout_cannot_say_is_not_exported(
+    tmp_path, letters, key, value, monkeypatch
+):
     folder, _ = hub(tmp_path / "official")
     workdir = convert(folder, tmp_path / "run", Choices(tokenizer=letters))
-    config = json.loads((workdir / "config.json").read_text())
-    config["model"][key] = value
-    (workdir / "config.json").write_text(json.dumps(config))
+    config = flm_jax.load(workdir).config
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **{key: value}))
+    monkeypatch.setattr(flm_jax.inference.FlowModel, "config", config)
     with pytest.raises(UserError, match=f"model.{key}={value}, which the official layout cannot"):
         convert(workdir, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -52,7 +52,6 @@ class Block(nn.Module):
     deterministic: bool
     causal: bool = False
     attention: str = "auto"
-    learned_positions: int = 0
 
     @nn.compact
     def __call__(
@@ -125,6 +124,7 @@ class DiT(nn.Module):
 
     causal: bool = False
     attention: str = "auto"
+    learned_positions: int = 0
 
     @nn.compact
     def __call__(
@@ -147,7 +147,7 @@ class DiT(nn.Module):
         if cache is not None:
             rotary = tuple(jax.lax.dynamic_slice_in_dim(table, position, 1) for table in rotary)
         if self.learned_positions:
-            h_BLD = h_BLD + self.place(h_BLD.shape[1:], position)
+            h_BLD = h_BLD + self.place(h_BLD.shape[1:], position)[None]
         h_BLD, cache = self.blocks(deterministic)(h_BLD, conditioning, rotary, position, cache)
         features_BLD = Final(self.dtype, name="final")(h_BLD, conditioning)
         log_weight = None
