@@ -7,12 +7,12 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-fast lint format clean
+.PHONY: help install quickstart test test-slow lint format clean
 
 help:
 	@echo "make quickstart   install, train a small model on names, sample, write runs/quickstart/report.html"
-	@echo "make test         install, then the whole test suite"
-	@echo "make test-fast    the suite without the slow tests"
+	@echo "make test         install, then the tests, each short: under ten minutes on two cores"
+	@echo "make test-slow    the long ones: kills, meshes, the recorded set, more variants"
 	@echo "make lint         ruff check and format check        make format   apply both"
 
 $(STAMP): setup.cfg pyproject.toml
@@ -32,10 +32,10 @@ quickstart: $(STAMP)
 	$(BIN)/python -m flm_jax.main --config=configs/quickstart.py:distill --workdir=runs/quickstart_fmlm
 
 test: $(STAMP)
-	$(PYTEST)
-
-test-fast: $(STAMP)
 	$(PYTEST) -m 'not slow'
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -70,6 +70,7 @@ def test_a_training_step_is_three_forward_passes(monkeypatch):
     assert found["peak_memory_bytes"] > 0 and found["devices"] == jax.device_count()
 
 
+@pytest.mark.slow
 def test_networks_without_gradient_count_once(monkeypatch):
     """PSD: the student on all rows three times; targets on 4 diagonal and twice 4 other rows."""
     monkeypatch.setattr(measure, "RATE_SECONDS", 0.01)

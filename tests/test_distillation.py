@@ -77,8 +77,8 @@ def test_texts_that_stay_the_same_stop_early(finished):
 @pytest.mark.parametrize(
     "loss, options",
     [
-        ("psd", {"target": "ema", "on_diagonal": "data"}),
-        ("lsd", {"end": "teacher"}),
+        pytest.param("psd", {"target": "ema", "on_diagonal": "data"}, marks=pytest.mark.slow),
+        pytest.param("lsd", {"end": "teacher"}, marks=pytest.mark.slow),
         ("esd", {}),
     ],
 )
@@ -90,6 +90,7 @@ def test_every_flow_map_objective_trains(finished, tmp_path, loss, options):
     assert model.generate(num_samples=2, steps=2).tokens.shape == (2, 12)
 
 
+@pytest.mark.slow
 def test_two_stages_of_the_first_version(finished, tmp_path):
     stage1 = distil(finished, "residual", sampler__name="two_model", model__loss_weighting=True)
     first = run(stage1, tmp_path / "g")
@@ -106,6 +107,7 @@ def test_two_stages_of_the_first_version(finished, tmp_path):
         run(distil(finished, "second_stage"), tmp_path / "y")
 
 
+@pytest.mark.slow
 def test_a_distillation_resumes_bit_for_bit(finished, tmp_path):
     config = distil(finished, "psd")
     whole = run(config, tmp_path / "whole")
@@ -116,6 +118,7 @@ def test_a_distillation_resumes_bit_for_bit(finished, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_smaller_student_starts_fresh(finished, tmp_path):
     changes = {"init_from": "", "model__width": 8, "model__depth": 1}
     model = run(distil(finished, "psd", train__steps=2, **changes), tmp_path / "small")

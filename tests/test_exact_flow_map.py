@@ -102,7 +102,9 @@ def excess(loss, clock, make_space):
     return jax.jit(call)
 
 
-@pytest.mark.parametrize("clock_name", CLOCKS)
+@pytest.mark.parametrize(
+    "clock_name", [pytest.param("identity", marks=pytest.mark.slow), *(set(CLOCKS) - {"identity"})]
+)
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_exact_map_is_a_fixed_point_and_another_is_not(name, clock_name):
     if name == "esd official" and clock_name != "identity":

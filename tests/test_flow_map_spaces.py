@@ -130,7 +130,10 @@ def test_no_array_over_batch_positions_and_vocabulary(name):
         assert largest(OneHot) >= B * length  # the counting can see one
 
 
-@pytest.mark.parametrize("name", ["psd", "lsd", "esd", "second_stage"])
+@pytest.mark.parametrize(
+    "name",
+    ["psd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("lsd", "esd", "second_stage"))],
+)
 def test_losses_are_the_same_on_eight_devices(name):
     loss = config_lib.build(LOSSES, name, {}, "loss")
     params, clock = params_of(["student", "teacher", "residual"]), clock_lib.build(V)

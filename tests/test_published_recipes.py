@@ -127,7 +127,10 @@ def recipe(name, folder, **changes) -> config_lib.Config:
     return config
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n != "text8.py" else n for n in RECIPES],
+)
 def test_from_raw_files_to_a_training_step(name, tmp_path, capsys):
     config = recipe(name, tmp_path)
     sections = config_lib.to_dict(config)
