@@ -16,6 +16,12 @@ FLAGS = "--xla_backend_optimization_level=0"
 if metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
+# Programs are kept, so that a second run only compiles what changed since. A cache that the caller
+# has chosen, or switched off (JAX_ENABLE_COMPILATION_CACHE=false), stays as it is.
+KEPT = pathlib.Path("~/.cache/flm_jax/parity").expanduser()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more of them would only wait, at full speed
 
 from flm_jax import metrics  # noqa: E402
@@ -32,7 +38,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m flm_jax.parity",
         description="Repeats the recorded runs of the official code through this one and compares. "
-        "Exit code 0: every case ran and passed.",
+        "Exit code 0: every case ran and passed. "
+        "Compiled programs are kept in ~/.cache/flm_jax/parity.",
     )
     parser.add_argument("directory", help="a recorded set: manifest.json and the files it lists")
     parser.add_argument("--only", default="", metavar="PATTERN", help="cases with this in the name")
