@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import os
 import pickle
 import tarfile
 import tracemalloc
@@ -325,6 +326,33 @@ def test_a_flipped_byte_in_a_compressed_archive(tmp_path):
         OpenWebText(str(path), valid_documents=2).source("train")
 
 
+def test_shards_that_are_there_twice(tmp_path):
+    shard = (
+        layouts.lm1b_folder(tmp_path) / layouts.TRAIN.partition("/")[2] / "news.en-00001-of-00100"
+    )
+    twice = "are the same text, which would count twice; remove one"
+    for copy, content in (
+        ("news.en-00001-of-00100 (1)", shard.read_bytes()),
+        ("news.en-00001-of-00100.gz", gzip.compress(shard.read_bytes())),
+    ):
+        (shard.parent / copy).write_bytes(content)
+        with pytest.raises(UserError, match=twice):
+            Lm1b(str(tmp_path))
+        (shard.parent / copy).unlink()
+    assert len(Lm1b(str(tmp_path)).source("train")) == 6
+
+    path = layouts.owt_subsets(tmp_path / "hub") / "subsets/urlsf_subset00.tar"
+    copy = path.with_name("urlsf_subset00 (1).tar")
+    copy.write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=twice):
+        OpenWebText(str(tmp_path / "hub"), valid_documents=2)
+    copy.unlink()
+    with tarfile.open(path) as archive:  # unpacked, and the archive left there
+        archive.extractall(tmp_path / "hub", filter="data")
+    with pytest.raises(UserError, match="subset00.tar and .*_data.xz, which comes out of such"):
+        OpenWebText(str(tmp_path / "hub"), valid_documents=2)
+
+
 def test_text_that_is_not_utf8(tmp_path):
     content = layouts.lm1b_files()
     name = f"{layouts.TRAIN}/news.en-00001-of-00100"
@@ -408,3 +436,8 @@ def test_hashes_of_large_files_read_little_but_notice_changes(tmp_path, monkeypa
         assert streams.file_hash(path) != before
         path.write_bytes(bytes(1001))
         assert streams.file_hash(path) != before
+    copy = tmp_path / "b.bin"
+    copy.write_bytes(bytes(1001))
+    os.utime(copy, (1, 1))  # a copy of another day is a copy
+    with pytest.raises(UserError, match="are the same text"):
+        streams.refuse_copies([tmp_path / "a.bin", copy])

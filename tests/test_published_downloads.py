@@ -168,6 +168,16 @@ def test_a_server_that_never_works_again(site, tmp_path):
     assert len(site.ranges) == 4 and not list(tmp_path.iterdir())
 
 
+def test_pauses_double_until_something_arrives(site, tmp_path, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(downloads.time, "sleep", pauses.append)
+    site.plan = [500, 502, 503, "cut", 500, "ok"]
+    file = Download(site.address, "file.bin", SHA, SIZE)
+    assert fetch(file, tmp_path, wait=8.0).read_bytes() == CONTENT
+    for pause, expected in zip(pauses, [8, 16, 32, 8, 16], strict=True):
+        assert 0.75 * expected <= pause <= 1.25 * expected, pauses
+
+
 def test_progress_resets_the_patience(site, tmp_path):
     site.plan = [500, "cut", 500, "cut", 500, "cut", "ok"]
     assert get(site, tmp_path, attempts=3).read_bytes() == CONTENT

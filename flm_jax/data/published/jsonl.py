@@ -19,7 +19,7 @@ class Jsonl(text_files.TextFiles):
         test_path: str | Sequence[str] = (),
         json_key: str = "text",
         bad_text: str = "stop",
-        longest_document: int = 16_000_000,
+        longest_document: int = 12_000_000,
     ):
         """Finds the files; see `TextFiles`.
 

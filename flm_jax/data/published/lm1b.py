@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 from flm_jax.data import detokenize
-from flm_jax.data.published import base, files, tfds
+from flm_jax.data.published import base, files, streams, tfds
 from flm_jax.tokenizers.downloads import Download
 
 ARCHIVE = "1-billion-word-language-modeling-benchmark-r13output.tar.gz"
@@ -46,6 +46,8 @@ class Lm1b(base.Published):
             train = sorted((folder / _TRAIN).glob(_TRAIN_FILES))
             test = sorted((folder / _TEST).glob(_TEST_FILES))
             if train and test:
+                streams.refuse_copies(train)
+                streams.refuse_copies(test)
                 test = tuple(map(files.Lines, test))
                 return {"train": tuple(map(files.Lines, train)), "valid": test, "test": test}
         prepared = tfds.prepared(place, "text", "lm1b")

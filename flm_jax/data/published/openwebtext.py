@@ -68,6 +68,19 @@ class OpenWebText(base.Published):
             return {"train": shards}
         archives = base.below(place, ".tar", ".xz", ".tar.gz", ".tgz")
         if archives:
+            streams.refuse_copies(archives)
+            _refuse_both_layers(archives)
             return {"train": tuple(map(files.TarTexts, archives))}
         texts = base.below(place, ".txt") if place.is_dir() else []
         return {"train": (files.Folder(place),)} if texts else None
+
+
+def _refuse_both_layers(archives: list[pathlib.Path]) -> None:
+    """Raises UserError where an archive lies beside the .xz archives that were unpacked from it."""
+    inner = [path for path in archives if path.name.endswith("_data.xz")]
+    outer = [path for path in archives if path not in inner]
+    if inner and outer:
+        raise errors.UserError(
+            f"{outer[0]} and {inner[0]}, which comes out of such an archive, would count the same "
+            "pages twice; set options.path to a folder with one kind of them only"
+        )

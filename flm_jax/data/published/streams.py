@@ -172,11 +172,31 @@ def _save(path: pathlib.Path, known: dict[str, int]) -> None:
         files.write_atomically(path, json.dumps(known))
 
 
-def file_hash(path: pathlib.Path) -> str:
+def refuse_copies(paths: Sequence[pathlib.Path]) -> None:
+    """Raises UserError if two files are the same text: the same bytes, or one of them zipped."""
+    known: dict[object, pathlib.Path] = {}
+    sizes = []
+    for path in paths:
+        with reading(path):
+            sizes.append(path.stat().st_size)
+    for path, size in zip(paths, sizes, strict=True):
+        keys: list[object] = [path.with_name(path.name.removesuffix(".gz"))]
+        if sizes.count(size) > 1:  # so few files are read
+            keys.append(file_hash(path, dated=False))
+        for key in keys:
+            other = known.setdefault(key, path)
+            if other != path:
+                raise errors.UserError(
+                    f"{other} and {path} are the same text, which would count twice; remove one of "
+                    "them"
+                )
+
+
+def file_hash(path: pathlib.Path, dated: bool = True) -> str:
     """SHA-256 (hex) that changes when a file does; reads little of a large one.
 
-    Of a large file the size, samples and the date count; of a compressed one the size and both
-    ends, so that a copy on another machine has the same hash.
+    Of a large file the size, samples and the date count (the date only if `dated`); of a compressed
+    one the size and both ends, so that a copy on another machine has the same hash.
     """
     digest = hashlib.sha256()
     try:
@@ -185,7 +205,9 @@ def file_hash(path: pathlib.Path) -> str:
         with path.open("rb") as file:
             if stat.st_size <= (2 * _SAMPLE if packed else _HASHED_FULLY):
                 return hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{stat.st_size} {'' if packed else stat.st_mtime_ns}".encode())
+            digest.update(
+                f"{stat.st_size} {'' if packed or not dated else stat.st_mtime_ns}".encode()
+            )
             last = 1 if packed else _SAMPLES - 1
             for i in range(last + 1):
                 file.seek((stat.st_size - _SAMPLE) * i // last)
