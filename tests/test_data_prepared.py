@@ -1,11 +1,12 @@
 """Rows prepared elsewhere: the same rows and tokenizer, or a sentence that names what differs."""
 
 import shutil
+import types
 
 import numpy as np
 import pytest
 
-from flm_jax import data, errors, tokenizers
+from flm_jax import data, errors, sources, tokenizers
 from flm_jax.data import Batches
 
 TOKENIZER = {"name": "sentencepiece", "options": {"vocab_size": 60}}
@@ -104,3 +105,20 @@ def test_splits_of_different_tokenizers_are_refused(made, tmp_path):
     options = {"path": [str(train), str(loaded.rows["valid"].path)]}
     with pytest.raises(errors.UserError, match="tokenizer of the other splits .* is not the one"):
         data.load_data({**section(""), "options": options}, {})
+
+
+def test_a_teacher_of_another_tokenizer_is_refused_naming_both(made):
+    loaded, _ = made
+    names = types.SimpleNamespace
+    ours = names(vocab_size=60, config=names(data=names(length=16)))
+
+    def teacher(tokenizer, length=16):
+        experiment, config = names(vocab_size=60), names(data=names(length=length))
+        return names(experiment=experiment, tokenizer=tokenizer, config=config)
+
+    sources.check(teacher(loaded.tokenizer), ours, loaded, "teacher", "runs/t")
+    other = tokenizers.build({"name": "characters"}, lambda: ["xyz"])
+    prints = other.fingerprint[:12], loaded.tokenizer.fingerprint[:12]
+    sentence = "teacher='runs/t' was trained with another tokenizer .fingerprint {}, here {}"
+    with pytest.raises(errors.UserError, match=sentence.format(*prints)):
+        sources.check(teacher(other), ours, loaded, "teacher", "runs/t")
