@@ -50,7 +50,7 @@ def run(plan: data.Plan, processes: int, verify: bool = False) -> None:
         print(
             f"{split}: {outcome}{checked}; {len(rows):,} rows of {rows.length}, "
             f"{rows.tokens:,} tokens, {rows.manifest['documents']:,} documents, "
-            f"{len(rows.manifest['shards'])} shards, {size / 1e6:,.1f} MB\n  {rows.path}"
+            f"{_shards(rows)}, {size / 1e6:,.1f} MB\n  {rows.path}"
         )
     print(f"largest process: {_peak_memory() / 1e6:,.0f} MB")
 
@@ -68,6 +68,11 @@ def main(argv: list[str]) -> None:
         section["cache_dir"] = DATA_DIR.value
     splits = [split.strip() for split in SPLITS.value if split.strip()]
     run(data.plan(section, settings["tokenizer"], splits=splits), processes, VERIFY.value)
+
+
+def _shards(rows: rows_lib.Rows) -> str:
+    count = len(rows.manifest["shards"])
+    return "1 shard" if count == 1 else f"{count:,} shards"
 
 
 def _peak_memory() -> int:
