@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from flm_jax.soak import __main__ as command
 from flm_jax.soak import verdict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -44,6 +45,18 @@ def test_the_verdict_sees(soaked, problem):
     assert any(problem in found for found in verdict.compare(soaked, record())[0])
 
 
+@pytest.mark.parametrize(
+    ("steps", "problem"),
+    [((500,), True), ((500, 520), False)],  # of which a save began before the session was killed
+)
+def test_training_must_go_on_with_a_full_disk(steps, problem, tmp_path):
+    run = command.Soak(tmp_path, seed=1, quota=True)
+    run.checkpoints.mkdir(parents=True)
+    saves = [{"saving": step, "digest": "a"} for step in steps]
+    run._check("SIGKILL", -9, True, [], saves)
+    assert run.problems == ["training did not go on with a full disk"] * problem
+
+
 def test_a_line_torn_by_a_kill_is_left_out(tmp_path):
     path = tmp_path / "record.jsonl"
     path.write_text('\n{"step": 1}\n{"ste\n{"step": 2}')
@@ -53,9 +66,9 @@ def test_a_line_torn_by_a_kill_is_left_out(tmp_path):
 @pytest.mark.slow  # a dozen processes, each of which imports everything
 @pytest.mark.timeout(240)
 def test_four_kills(tmp_path):
-    command = [sys.executable, "-m", "flm_jax.soak", "--kills=4", "--minutes=2", "--seed=5"]
+    words = [sys.executable, "-m", "flm_jax.soak", "--kills=4", "--minutes=2", "--seed=5"]
     done = subprocess.run(
-        [*command, f"--workdir={tmp_path / 'soak'}"],
+        [*words, f"--workdir={tmp_path / 'soak'}"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
