@@ -1,5 +1,6 @@
 """The benchmark: what it counts, what it needs, what it prints, and what it refuses."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 
 from flm_jax import config as config_lib
 from flm_jax.benchmark import cost, measure
+from flm_jax.benchmark.vocabulary import vocabulary_size
+from flm_jax.errors import UserError
 from flm_jax.losses import LOSSES
 from flm_jax.samplers import SAMPLERS
 
@@ -84,6 +87,28 @@ def test_sampling_counts_every_step(monkeypatch):
     found = measure.measure(tiny_plan(mode="sample", steps=3))
     forward = sum(cost.evaluation_flops(tiny_plan().config.model, 80, 4).values())
     assert found["model_flops"] == pytest.approx(3 * 32 * forward)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "given", "size"),
+    [
+        ("gpt2", {}, 0, 50258),
+        ("gpt2", {"pad": False}, 0, 50257),
+        ("gpt2", {"pad": False}, 80, 80),
+        ("bert-base-uncased", {}, 0, 30522),
+        ("byte_bpe", {"vocab_size": 300}, 0, 300),
+        ("byte_bpe", {"vocab_size": 300}, 80, 80),
+        ("characters", {}, 0, None),
+    ],
+)
+def test_the_size_of_a_vocabulary_without_its_text(name, options, given, size):
+    tokenizer = config_lib.Tokenizer(name=name, options=options)
+    config = dataclasses.replace(config_lib.Config(), tokenizer=tokenizer)
+    if size is None:
+        with pytest.raises(UserError, match="'characters' is not known .* give --vocab=SIZE"):
+            vocabulary_size(config, given)
+    else:
+        assert vocabulary_size(config, given) == size
 
 
 def test_it_runs_without_grain_orbax_and_tensorboard():

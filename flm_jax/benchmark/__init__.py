@@ -1,6 +1,7 @@
 """Speed and memory of training steps and samplers: python -m flm_jax.benchmark --help.
 
 cost.py       floating-point operations by formula; the matrix rate of this machine
+vocabulary.py size of a config's vocabulary, without its text (flm_jax.plan asks too)
 measure.py    one space in this process: tokens/s, memory, compile time
 processes.py  measurements in child processes
 sweep.py      many shapes: the cost law over B, L, V; the largest batch; tables (loglog.py: plots)

@@ -26,10 +26,10 @@ from absl import flags
 from flm_jax import config as config_lib
 from flm_jax import metrics
 from flm_jax.benchmark import MANY, ONE, processes
+from flm_jax.benchmark.vocabulary import vocabulary_size
 from flm_jax.errors import UserError
 
 SPACES = ("projected", "onehot", "both")
-VOCABULARIES = {"gpt2": 50258, "bert-base-uncased": 30522}
 
 CONFIG = config_lib.config_flag()
 SPACE = flags.DEFINE_enum("space", "both", SPACES, "state space: projected, onehot or both")
@@ -147,19 +147,8 @@ def plan(mode: str, space: str) -> Any:
                        .needs_teacher)  # fmt: skip
         config = change(config, teacher="random" if teacher else "")
     config_lib.validate(config, {"loss": LOSSES, "sampler": SAMPLERS})
-    return Plan(mode, config, vocabulary(config), SAMPLING_STEPS.value, REPEATS.value)
-
-
-def vocabulary(config: config_lib.Config) -> int:
-    """--vocab, or the size that the config's tokenizer has."""
-    options = config.tokenizer.options
-    size = VOCAB.value or options.get("vocab_size") or VOCABULARIES.get(config.tokenizer.name)
-    if not size:
-        raise UserError(
-            f"the vocabulary of the tokenizer {config.tokenizer.name!r} is not known before it has "
-            "seen its text; give --vocab=SIZE"
-        )
-    return int(size)
+    size = vocabulary_size(config, VOCAB.value)
+    return Plan(mode, config, size, SAMPLING_STEPS.value, REPEATS.value)
 
 
 def both(mode: str) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from absl import flags
 
 from flm_jax import config as config_lib
 from flm_jax import metrics
+from flm_jax.benchmark.vocabulary import vocabulary_size
 from flm_jax.errors import UserError
 from flm_jax.plan import chips as chips_lib
 
 SHARE = 0.4
-VOCABULARIES = {"gpt2": 50258, "bert-base-uncased": 30522}  # as in flm_jax.benchmark
 
 CONFIG = config_lib.config_flag()
 CHIPS = flags.DEFINE_list("chips", ["h100x8"], "v5p-64, v6e-8, h100x8, h200x1, cpu ... or custom")
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     if not wanted:
         raise UserError("--chips is empty; write for example --chips=h100x8")
     meshes = [mesh_of(number) for _, number in wanted]
-    size = vocabulary(config)
+    size = vocabulary_size(config, VOCAB.value)
     if config.loss.name in LOSSES:  # shapes are enough: no checkpoint need exist
         loss = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss")
         teacher = "planned" if loss.needs_teacher else ""
@@ -118,18 +118,6 @@ def mesh_of(number: int) -> tuple[int, int, int] | None:
             f"the number of chips; for example --mesh={number},1,1"
         )
     return data, fsdp, tensor
-
-
-def vocabulary(config: config_lib.Config) -> int:
-    """--vocab, or the size that the config's tokenizer has."""
-    options = config.tokenizer.options
-    size = VOCAB.value or options.get("vocab_size") or VOCABULARIES.get(config.tokenizer.name)
-    if not size:
-        raise UserError(
-            f"the vocabulary of the tokenizer {config.tokenizer.name!r} is not known before it has "
-            "seen its text; give --vocab=SIZE"
-        )
-    return int(size)
 
 
 def report(work: Any, p: Any) -> str:
