@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from flm_jax.soak import __main__ as command
-from flm_jax.soak import verdict
+from flm_jax.soak import kills, verdict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -50,7 +49,7 @@ def test_the_verdict_sees(soaked, problem):
     [((500,), True), ((500, 520), False)],  # of which a save began before the session was killed
 )
 def test_training_must_go_on_with_a_full_disk(steps, problem, tmp_path):
-    run = command.Soak(tmp_path, seed=1, quota=True)
+    run = kills.Soak(tmp_path, seed=1, quota=True)
     run.checkpoints.mkdir(parents=True)
     saves = [{"saving": step, "digest": "a"} for step in steps]
     run._check("SIGKILL", -9, True, [], saves)

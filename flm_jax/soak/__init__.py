@@ -2,7 +2,8 @@
 
 python -m flm_jax.soak --kills=50 --minutes=20
 
-__main__.py   the command: sessions one after the other, each ended by a fault; the result
+__main__.py   the command: a small disk for the checkpoints, the soak in it, the result
+kills.py      sessions one after the other, each ended by a fault, and what each must leave
 session.py    one session of training, in a process of its own, that records what it does
 faults.py     killing, damaging checkpoints, filling the disk
 verdict.py    what the records must say, compared with an uninterrupted run
