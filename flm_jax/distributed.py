@@ -8,7 +8,8 @@ plain environment variables say so) and does nothing otherwise. Inside it
     Agreement    one small number from every process, its maximum known to all at the same step
     preempted    whether the runtime got a notice that a machine will be taken away
 
-An error in one process ends all of them: the others say which one failed and why.
+An error in one process ends all of them: the others say which one failed and why. Exit codes are
+in docs/operations.md: 75 asks the launcher for a restart, 1 and 2 do not.
 """
 
 import contextlib
@@ -16,10 +17,13 @@ import dataclasses
 import os
 import pathlib
 import re
+import socket
 import sys
+import threading
 import traceback
 import urllib.request
 from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +31,16 @@ import numpy as np
 
 from flm_jax import sharding
 from flm_jax.errors import UserError
-from flm_jax.watchdog import Watchdog
+from flm_jax.watchdog import EXIT_CODE, Watchdog
 
+_BRIEFLY = 2.0  # so long joining may take without a word
+# A broken network in the runtime's errors, which are RuntimeError or ValueError and have a status:
+# "UNKNOWN: Gloo AllGather failed: ... Connection closed by peer".
+_NETWORK = re.compile(
+    r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): "
+    r"|^[A-Z_]+: .*(?i:gloo|nccl|connection (closed|reset))",
+    re.DOTALL,
+)
 _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 _DAY = 24 * 3600.0
 _watchdog: Watchdog | None = None
@@ -167,22 +179,31 @@ def _tpu_hosts(environ: Mapping[str, str]) -> int:
 
 
 @contextlib.contextmanager
-def session(cluster: Cluster | None, watchdog_seconds: float) -> Iterator[None]:
+def session(
+    cluster: Cluster | None, watchdog_seconds: float, join_seconds: float
+) -> Iterator[None]:
     """Runs the body as one process of ``cluster`` (None: alone) and ends with the others.
 
-    Must be entered before anything touches a device. Raises UserError if the others cannot be
-    reached. An exception in the body ends this process at once with exit code 2 (UserError) or 1,
-    after telling the others, who end with the same code. If another process dies, this one ends
-    within ``watchdog_seconds`` with `watchdog.EXIT_CODE`.
+    Must be entered before anything touches a device. If the others cannot be reached within
+    ``join_seconds``, this process ends with `watchdog.EXIT_CODE`, so that the job is restarted. An
+    exception in the body ends this process at once with exit code 2 (UserError), `EXIT_CODE` (a
+    broken network) or 1, after telling the others, who end with the same code. If another process
+    dies, this one ends within ``watchdog_seconds`` with `EXIT_CODE`.
     """
     global _watchdog
     if cluster is None:
         yield
         return
-    _start(cluster, watchdog_seconds)
-    _watchdog = Watchdog(
-        jax.process_index(), jax.process_count(), watchdog_seconds, _client(), _coordinator_host()
-    )
+    _start(cluster, watchdog_seconds, join_seconds)
+    try:
+        _watchdog = Watchdog(
+            jax.process_index(), jax.process_count(), watchdog_seconds, _client(),
+            _coordinator_host(),
+        )  # fmt: skip
+    except RuntimeError as error:
+        if not _is_network(error):
+            raise
+        _cannot_join(cluster, _first_line(error))  # another process has gone since
     try:
         yield
         meet("the end")
@@ -192,9 +213,10 @@ def session(cluster: Cluster | None, watchdog_seconds: float) -> Iterator[None]:
     jax.distributed.shutdown()
 
 
-def _start(cluster: Cluster, watchdog_seconds: float) -> None:
+def _start(cluster: Cluster, watchdog_seconds: float, join_seconds: float) -> None:
     options = {
-        # The runtime's own check stays as a second line: it ends a process without a sentence.
+        # The runtime's own checks stay as a second line: they end a process without a sentence.
+        "initialization_timeout": round(join_seconds + 60),
         "heartbeat_timeout_seconds": max(10, round(2 * watchdog_seconds)),
         "shutdown_timeout_seconds": 60,
     }
@@ -207,30 +229,119 @@ def _start(cluster: Cluster, watchdog_seconds: float) -> None:
         }
         if cluster.local_device is not None:
             options["local_device_ids"] = [cluster.local_device]
+        if cluster.process_id == 0:
+            _check_port(cluster)
+    joined = threading.Event()
+    patience = threading.Thread(
+        target=_be_patient, args=(cluster, joined, join_seconds), name="joining", daemon=True
+    )
+    patience.start()
     try:
         jax.distributed.initialize(**options)
-    except (RuntimeError, ValueError, OSError) as error:
-        where = cluster.coordinator or "the TPU slice"
+    except ValueError as error:  # nothing here says who the others are
         raise UserError(
-            f"this process cannot join the others at {where} ({cluster.source}): "
-            f"{str(error).splitlines()[0]}; check that all processes were started and that the "
-            "port is open"
+            f"this process does not find the others ({cluster.source}): {_first_line(error)}; give "
+            "--coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from error
+    except (jax.errors.JaxRuntimeError, OSError) as error:
+        _cannot_join(cluster, _first_line(error))
+    finally:
+        joined.set()
 
 
-def _fail(error: BaseException, watchdog: Watchdog) -> None:
+def _check_port(cluster: Cluster) -> None:
+    """Ends process 0 with a sentence where the runtime would crash: its port is taken."""
+    port = int(cluster.coordinator.rpartition(":")[2])
+    if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return  # it listens somewhere else
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+    except PermissionError as error:
+        raise UserError(
+            f"process 0 may not open port {port}; give --coordinator another one, above 1023"
+        ) from error
+    except OSError as error:
+        _cannot_join(cluster, f"port {port} cannot be opened here ({os.strerror(error.errno)})")
+
+
+def _be_patient(cluster: Cluster, joined: threading.Event, seconds: float) -> None:
+    """Says that this process waits for others, and ends it when it has waited long enough."""
+    if joined.wait(min(_BRIEFLY, seconds)):
+        return
+    print(f"waiting for the other processes at {_where(cluster)} ({cluster.source}), at most "
+          f"{seconds:g} s", file=sys.stderr, flush=True)  # fmt: skip
+    if joined.wait(seconds - min(_BRIEFLY, seconds)):
+        return
+    why = _why_nobody_came(cluster)
+    if not joined.is_set():
+        _cannot_join(cluster, f"{why} within {seconds:g} s")
+
+
+def _why_nobody_came(cluster: Cluster) -> str:
+    if cluster.coordinator is None:
+        return "not all workers came"
+    others = f"not all of the {cluster.num_processes} processes came"
+    if cluster.process_id == 0:
+        return others
+    host, _, port = cluster.coordinator.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:  # no such name, refused, no answer
+        return f"process 0 does not answer ({error.strerror or error})"
+    return f"process 0 is there, but {others}"
+
+
+def _where(cluster: Cluster) -> str:
+    return cluster.coordinator or "the TPU slice"
+
+
+def _cannot_join(cluster: Cluster, why: str) -> NoReturn:
+    """Ends this process, which has no others to tell; from whatever thread."""
+    who = "" if cluster.process_id is None else f"process {cluster.process_id} of "
+    who += "the slice" if cluster.num_processes is None else str(cluster.num_processes)
+    print(f"error: this process cannot join the others at {_where(cluster)} ({cluster.source}): "
+          f"{why}; check that all processes were started with the same flags and that the port is "
+          f"open between them; it ends, so that the job can be restarted ({who}, exit code "
+          f"{EXIT_CODE})", file=sys.stderr, flush=True)  # fmt: skip
+    sys.stdout.flush()
+    os._exit(EXIT_CODE)  # the ordinary end would wait for the runtime's threads
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def exit_code(error: BaseException) -> int:
+    """With which code a process of a job ends because of an exception."""
+    if isinstance(error, UserError):
+        return 2
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    return EXIT_CODE if _is_network(error) else 1
+
+
+def _is_network(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError | ValueError) and bool(_NETWORK.search(str(error)))
+
+
+def _fail(error: BaseException, watchdog: Watchdog) -> NoReturn:
     """Says what went wrong here, tells the others, and ends this process."""
     who = f"process {jax.process_index()} of {jax.process_count()}"
+    code = exit_code(error)
     if isinstance(error, UserError):
-        code, text = 2, str(error)
+        text = str(error)
     elif isinstance(error, KeyboardInterrupt):
-        code, text = 130, "interrupted"
+        text = "interrupted"
     elif isinstance(error, SystemExit):
-        code, text = error.code if isinstance(error.code, int) else 1, f"exit {error.code}"
+        text = f"exit {error.code}"
     else:
         watchdog.wait_for_verdict()  # a peer's death breaks collectives before it is announced
         traceback.print_exception(error)
-        code, text = 1, f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        text = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
     print(f"error: {text} ({who})", file=sys.stderr, flush=True)
     watchdog.tell_failure(code, text.replace("\n", " "))
     sys.stdout.flush()

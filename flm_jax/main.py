@@ -26,6 +26,9 @@ DISTRIBUTED = flags.DEFINE_boolean(
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; needs the next two")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes in all")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "which one this is, from 0")
+JOIN_SECONDS = flags.DEFINE_float(
+    "join_seconds", 300.0, "how long to wait for the others before ending with 75", lower_bound=1.0
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run: checkpoints, logs, report")
 
 
@@ -46,7 +49,7 @@ def main(argv: list[str]) -> int:
     cluster = distributed.detect(
         DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     )
-    with distributed.session(cluster, config.train.watchdog_seconds):
+    with distributed.session(cluster, config.train.watchdog_seconds, JOIN_SECONDS.value):
         from flm_jax import train
 
         return train.train(config, pathlib.Path(WORKDIR.value).expanduser())

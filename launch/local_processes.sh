@@ -24,7 +24,8 @@ for word in "$@"; do
 done
 [[ ${#flags[@]} -gt 0 ]] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
 
-show_or_run() { if [[ -n $dry ]]; then printf '%q ' "$@"; echo; else "$@"; fi; }
+# exec: signals to this script must reach Python, which saves.
+show_or_run() { if [[ -n $dry ]]; then printf '%q ' "$@"; echo; else exec "$@"; fi; }
 
 cd "$here"
 if [[ $processes == 1 ]]; then
@@ -47,6 +48,7 @@ for child in "${children[@]}"; do
   one=0
   wait "$child" || one=$?
   while kill -0 "$child" 2>/dev/null; do one=0; wait "$child" || one=$?; done
-  if [[ $one != 0 ]]; then code=$one; fi
+  # 75 only says that another one ended; what that one said is the news.
+  if [[ $one != 0 && ($code == 0 || $code == 75) ]]; then code=$one; fi
 done
 exit "$code"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs a command again while it ends with "another process died" (75) or was killed by the runtime.
+# Runs a command again while it ends with a code that a restart mends: docs/operations.md has the table.
 #
 #   launch/retry.sh [--times=20] [--pause=10] [--code-file=FILE] COMMAND...
 #
 # A checkpoint is resumed by the same command, so restarting is all there is to do. SIGTERM and
-# SIGINT go to the command, which saves and ends; then nothing is restarted. A mistake of the user
-# (2) and a finished run (0) end the loop too. FILE gets the exit code when all is over.
+# SIGINT go to the command, which saves and ends; then nothing is restarted. An error (1), a mistake
+# of the user (2) and a finished run (0) end the loop too. FILE gets the exit code when all is over.
 set -euo pipefail
 
 times=20
@@ -41,7 +41,7 @@ for ((attempt = 1; attempt <= times; attempt++)); do
     wait "$child" || code=$?
   done
   case $code in
-    75 | 134 | 137) ;;
+    75 | 134 | 135 | 137 | 139 | 143) ;;
     *) exit "$code" ;;
   esac
   [[ -z $stopped ]] || exit "$code"

@@ -10,10 +10,11 @@
 #
 # status: 0 running, 3 finished, 4 ended and nobody should start it again without looking,
 # 5 not running, to be started (nothing started yet, machine rebooted, another process died).
+# SIGTERM counts as stopped (4) only if it came from `stop`: a machine that goes down sends it too.
 set -euo pipefail
 
 code=$HOME/flm_jax
-state=$HOME/flm_jax_run # run.pid, run.log, run.code
+state=$HOME/flm_jax_run # run.pid, run.log, run.code, stopped
 mkdir -p "$code" "$state"
 who=$(hostname)
 
@@ -73,7 +74,7 @@ setup() {
 
 start() {
   if running; then echo "$who: running already"; return; fi
-  rm -f "$state/run.code"
+  rm -f "$state/run.code" "$state/stopped"
   cd "$code"
   nohup bash launch/retry.sh --code-file="$state/run.code" \
     .venv/bin/python -m flm_jax.main --distributed "$@" >>"$state/run.log" 2>&1 </dev/null &
@@ -89,15 +90,17 @@ status() {
   fi
   ended=$(cat "$state/run.code" 2>/dev/null) || { echo "$who: not running"; return 5; }
   echo "$who: ended with exit code $ended; $(tail -n 1 "$state/run.log")"
+  if [[ $ended != 0 && -e $state/stopped ]]; then return 4; fi
   case $ended in
     0) return 3 ;;
-    75 | 134 | 137) return 5 ;;
+    75 | 134 | 135 | 137 | 139 | 143) return 5 ;;
     *) return 4 ;;
   esac
 }
 
 stop() {
   local second
+  touch "$state/stopped"
   if ! running; then echo "$who: not running"; return; fi
   kill -TERM "$(cat "$state/run.pid")" || true
   for ((second = 0; second < 300; second++)); do

@@ -8,7 +8,7 @@
 # IMAGE is built from launch/tpu.Dockerfile or launch/cuda.Dockerfile. --workdir must be on storage
 # that all pods share: attach it to the cluster once with `xpk storage attach` (Filestore). XPK
 # restarts the workload up to --restarts times (default 50) when a process dies (exit code 75, or
-# 128 and above); a restart resumes the checkpoint. A mistake in the flags ends it. Given again, it
+# 127 and above); a restart resumes the checkpoint. An error or a mistake ends it. Given again, it
 # leaves a workload of this name alone. Look: xpk workload list. Stop: xpk workload delete.
 set -euo pipefail
 

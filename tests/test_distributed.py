@@ -7,11 +7,14 @@ Losses agree to 2e-5 (relative) on all shapes, as on one process with several de
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from processes import Job, config_file, losses
+from processes import Job, config_file, environment, free_port, losses
 from runs import finished  # noqa: F401, a fixture
 
 from flm_jax import config as config_lib
@@ -91,6 +94,76 @@ def test_a_process_alone_agrees_with_itself_at_once():
     assert [agreement(n) for n in (0, 15, 1)] == [0, 15, 1]
     assert distributed.is_main() and not distributed.preempted(3)
     distributed.meet("alone")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("x"), 2),
+        (KeyboardInterrupt(), 130),
+        (SystemExit(7), 7),
+        (SystemExit("x"), 1),
+        # what gloo said when its peer was killed, as a ValueError
+        (ValueError("UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer"), 75),
+        (RuntimeError("INTERNAL: NCCL operation ncclAllReduce failed: remote error"), 75),
+        (RuntimeError("Unable to initialize backend 'cuda': DEADLINE_EXCEEDED: topologies"), 75),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 10 bytes"), 1),
+        (ValueError("gloo is no number"), 1),
+        (OSError("UNAVAILABLE: no"), 1),
+    ],
+    ids=str,
+)
+def test_exit_codes_of_exceptions(error, code):
+    assert distributed.exit_code(error) == code
+
+
+ALONE = """
+import sys
+from flm_jax.distributed import Cluster, session
+where, index = sys.argv[1], int(sys.argv[2])
+with session(Cluster("flags", where, 2, index), watchdog_seconds=6.0, join_seconds=3.0):
+    print("joined")
+"""
+
+
+def test_a_process_without_its_others_asks_for_a_restart():
+    """Each alone: nobody is at the coordinator, nobody comes to it, its port is taken."""
+    with socket.create_server(("", 0)) as taken, socket.create_server(("", 0)) as free:
+        ports = [free.getsockname()[1], taken.getsockname()[1]]
+        free.close()
+        cases = [
+            (f"127.0.0.1:{ports[0]}", 1, "process 0 does not answer (Connection refused)"),
+            (f"127.0.0.1:{free_port()}", 0, "not all of the 2 processes came within 3 s"),
+            (f"127.0.0.1:{ports[1]}", 0, "cannot be opened here (Address already in use)"),
+        ]
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", ALONE, where, str(index)], env=environment(1),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for where, index, _ in cases
+        ]  # fmt: skip
+        try:
+            for process, (where, index, sentence) in zip(running, cases, strict=True):
+                out, err = process.communicate(timeout=120)
+                assert process.returncode == watchdog.EXIT_CODE, err
+                assert f"cannot join the others at {where}" in err and sentence in err
+                assert f"(process {index} of 2, exit code 75)" in err and "joined" not in out
+                assert "Traceback" not in err and "Check failure" not in err
+        finally:
+            for process in running:
+                process.kill()
+
+
+@pytest.mark.slow
+def test_the_command_that_cannot_join_ends_with_75(tmp_path):
+    file = config_file(tmp_path)
+    words = "--process_id=1", "--num_processes=2", "--join_seconds=1"
+    where = f"--coordinator=127.0.0.1:{free_port()}"
+    with Job(file, tmp_path / "run", 1, 1, where, *words, alone=True) as job:
+        assert job.wait() == [watchdog.EXIT_CODE]
+    assert "waiting for the other processes" in job.output[0][1]
+    assert not (tmp_path / "run").exists()
 
 
 def close_to(found: dict, wanted: dict) -> None:

@@ -12,7 +12,7 @@ import time
 import pytest
 from absl import flags
 
-from flm_jax import main  # noqa: F401, defines the flags
+from flm_jax import main, watchdog  # noqa: F401, main defines the flags
 from flm_jax.config import settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -399,12 +399,84 @@ def test_retry_starts_again_after_a_death_only(tmp_path):
     assert (tmp_path / "code").read_text() == "75\n"
 
 
+SAVES = (
+    "trap 'sleep 0.3; echo saved >> {0}; exit 143' TERM; touch {0}; while true; do sleep 0.1; done"
+)
+
+
+def wait_for(*files):
+    end = time.monotonic() + 20
+    while not all(file.exists() for file in files) and time.monotonic() < end:
+        time.sleep(0.02)
+
+
 def test_retry_passes_sigterm_on_and_stops(tmp_path):
     ready = tmp_path / "ready"
-    command = f"trap 'sleep 0.3; exit 143' TERM; touch {ready}; while true; do sleep 0.1; done"
-    process = subprocess.Popen(["bash", str(LAUNCH / "retry.sh"), "bash", "-c", command])
-    end = time.monotonic() + 20
-    while not ready.exists() and time.monotonic() < end:
-        time.sleep(0.02)
+    command = ["bash", str(LAUNCH / "retry.sh"), "bash", "-c", SAVES.format(ready)]
+    process = subprocess.Popen(command)
+    wait_for(ready)
     process.terminate()
     assert process.wait(20) == 143
+    assert ready.read_text() == "saved\n"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_to_local_processes_reaches_the_program(processes, tmp_path):
+    """... and the script waits for its save."""
+    python = tmp_path / "python"
+    ready = [tmp_path / f"ready{i}" for i in range(processes)]
+    which = 'i=0; for w in "$@"; do case $w in --process_id=*) i=${w#*=};; esac; done\n'
+    python.write_text("#!/usr/bin/env bash\n" + which + SAVES.format(f"{tmp_path}/ready$i"))
+    python.chmod(0o755)
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "local_processes.sh"), f"--processes={processes}", *RUN],
+        env={**os.environ, "PYTHON": str(python)},
+    )
+    wait_for(*ready)
+    process.terminate()
+    assert process.wait(20) == 143
+    assert [path.read_text() for path in ready] == ["saved\n"] * processes
+
+
+def test_local_processes_end_with_the_code_that_says_most(tmp_path):
+    """Process 1 was killed and the other two saw it."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *id=1*) exit 137;; esac\nexit 75\n')
+    python.chmod(0o755)
+    done = bash("local_processes.sh", "--processes=3", *RUN, PYTHON=str(python))
+    assert done.returncode == 137
+
+
+def exit_codes() -> dict[int, bool]:
+    """Code to whether launchers restart, of docs/operations.md."""
+    text = (ROOT / "docs/operations.md").read_text()
+    text = text.partition("## Exit codes")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([\d, ]+) \|.*\| (yes|no)[^|]*\|$", text, re.MULTILINE)
+    return {int(code): word == "yes" for codes, word in rows for code in codes.split(",")}
+
+
+def test_launchers_restart_what_the_table_says(stand_ins, tmp_path):
+    table = exit_codes()
+    assert len(table) == 10 and table[watchdog.EXIT_CODE] and not table[2]
+    state = tmp_path / "flm_jax_run"
+    state.mkdir()
+    (state / "run.log").touch()
+    policy = rendered("--type=v5p-8", "--", *RUN)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (rule,) = policy["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["operator"]) == ("FailJob", "In")
+    assert {0, *rule["onExitCodes"]["values"]} == {c for c, again in table.items() if not again}
+    for code, again in table.items():
+        tries = tmp_path / f"tries{code}"
+        command = f"echo x >> {tries}; exit {code}"
+        done = bash("retry.sh", "--times=2", "--pause=0", "bash", "-c", command)
+        found = done.returncode, len(tries.read_text().splitlines())
+        assert found == (code, 2 if again else 1)
+        stand_ins(srun=[code])
+        bash("slurm.sbatch", *RUN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=".")
+        assert (["scontrol", "requeue", "7"] in stand_ins()) == again
+        (state / "run.code").write_text(f"{code}\n")
+        wanted = 5 if again else 4 if code else 3  # start it, look at it, finished
+        assert bash("tpu_worker.sh", "status", HOME=str(tmp_path)).returncode == wanted
+    (state / "run.code").write_text("143\n")
+    bash("tpu_worker.sh", "stop", HOME=str(tmp_path))  # a person wants it so
+    assert bash("tpu_worker.sh", "status", HOME=str(tmp_path)).returncode == 4
