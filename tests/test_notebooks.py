@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -74,32 +75,94 @@ def test_the_first_code_cell_installs_and_is_the_same_everywhere():
     assert len({cells(path, "code")[0] for path in NOTEBOOKS}) == 1
 
 
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Runs the install cell in an empty folder: machine(...) -> the commands it called."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("glob.glob", lambda pattern: [])
+    source = cells(NOTEBOOKS[0], "code")[0]
+
+    def make_clone(path):
+        (path / "flm_jax").mkdir(parents=True)
+        (path / "flm_jax/__init__.py").touch()
+        (path / "setup.cfg").touch()
+
+    def run_cell(owner="OWNER", clone="", libraries=(), driver=None, pip=0):
+        """``libraries`` are there; ``clone`` is made before; pip ends with that code."""
+        calls = []
+        if clone:
+            make_clone(here / clone)
+
+        def run(command, check=False, **options):
+            calls.append(command)
+            if command[0] == "git":
+                make_clone(pathlib.Path(command[-1]))
+            if check and pip and "pip" in command:
+                raise subprocess.CalledProcessError(pip, command)
+            return subprocess.CompletedProcess(command, pip, stdout=driver)
+
+        def find_spec(name):
+            file = pathlib.Path(sys.path[0], name, "__init__.py")
+            if name in libraries or file.is_file():
+                return types.SimpleNamespace(has_location=True, origin=str(file))
+            if name == "flm_jax" and (here / name).is_dir():  # a namespace package
+                return types.SimpleNamespace(has_location=False, origin=None)
+            return None
+
+        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+        monkeypatch.setattr("shutil.which", lambda name: driver and f"/usr/bin/{name}")
+        exec(source.replace("com/OWNER", f"com/{owner}"), {})
+        return calls
+
+    return run_cell
+
+
+LIBRARIES = ("jax", "flax", "optax", "grain", "matplotlib")
+
+
 @pytest.mark.parametrize(
     ("driver", "wanted"),
     [(None, "jax"), ("550.54.15\n", "jax[cuda12]"), ("580.1\n", "jax[cuda13]")],
 )
-def test_the_install_cell_fetches_what_the_machine_needs(driver, wanted, tmp_path, monkeypatch):
+def test_the_install_cell_fetches_what_the_machine_needs(driver, wanted, machine):
     """Where flm_jax is missing: a clone, then pip with the JAX for this GPU driver."""
-    calls = []
-
-    def run(command, **options):
-        calls.append(command)
-        return subprocess.CompletedProcess(command, 0, stdout=driver)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("shutil.which", lambda name: driver and f"/usr/bin/{name}")
-    monkeypatch.setattr("glob.glob", lambda pattern: [])
-    source = cells(NOTEBOOKS[0], "code")[0]
-    with pytest.raises(ValueError, match="set REPOSITORY"):
-        exec(source, {})
-    exec(source.replace("com/OWNER", "com/someone"), {})
-    clone, *_, install = calls
+    with pytest.raises(ValueError, match="Set REPOSITORY, at the top of this cell"):
+        machine()
+    clone, *_, install = machine(owner="someone", driver=driver)
     assert clone[:2] == ["git", "clone"] and clone[-2] == "https://github.com/someone/flm_jax"
     assert install[1:4] == ["-m", "pip", "install"] and wanted in install
-    assert clone[-1] in install and sys.path[0] == str(tmp_path / clone[-1])
+    assert clone[-1] in install and sys.path[0] == clone[-1]
+
+
+@pytest.mark.parametrize("place", ["..", "flm_jax", "flm_jax_checkout"])
+def test_the_install_cell_takes_the_clone_that_is_there(place, machine):
+    """... around the notebook or beside it; without a network, if the libraries are there."""
+    (install,) = machine(clone=place, libraries=LIBRARIES, pip=1)
+    assert install[-4:] == ["-e", os.path.abspath(place), "jax", "matplotlib"]
+    assert sys.path[0] == os.path.abspath(place)
+
+
+def test_the_install_cell_says_when_it_could_not_install(machine):
+    with pytest.raises(subprocess.CalledProcessError):
+        machine(clone="..", libraries=LIBRARIES[:2], pip=1)
+
+
+def test_the_install_cell_does_nothing_where_all_is_there(machine):
+    assert machine(libraries=("flm_jax", *LIBRARIES)) == []
+    (install,) = machine(libraries=("flm_jax", *LIBRARIES[:-1]))
+    assert install[-2:] == ["jax", "matplotlib"] and "-e" not in install
+
+
+def test_only_the_first_cell_names_the_repository():
+    for path in NOTEBOOKS:
+        first, *others = cells(path, "code")
+        statements = [ast.unparse(node) for node in ast.parse(first).body]
+        after = next(line for line in statements if not line.startswith("import "))
+        assert after.startswith("REPOSITORY = ") and "OWNER" not in str(others)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
