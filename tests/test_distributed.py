@@ -211,6 +211,25 @@ def test_stop_and_restart_on_other_shapes(finished, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
+def test_the_notice_of_the_runtime_saves_on_all(tmp_path):
+    """SIGTERM that only JAX's runtime hears: before training has a handler of its own."""
+    file = config_file(
+        tmp_path, train__steps=100000, train__sample_every=0, train__save_every=0,
+        train__eval_every=0,
+    )  # fmt: skip
+    workdir = tmp_path / "run"
+    with Job(file, workdir) as job:
+        end = time.monotonic() + 200
+        while not (workdir / "config.json").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        job.send(1)
+        assert job.wait() == [143, 143], job.shown()
+    assert "SIGTERM: will save" not in job.output[1][1], "training heard it, not the runtime"
+    assert "stopped by SIGTERM at step" in job.output[0][0]
+    assert len(list((workdir / "checkpoints").glob("*/MANIFEST.json"))) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_ends_the_other(victim, tmp_path):
     file = config_file(
