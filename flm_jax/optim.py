@@ -1,4 +1,11 @@
-"""AdamW with warm-up and gradient clipping, and the moving average of the parameters."""
+"""AdamW with warm-up and gradient clipping, and the moving average of the parameters.
+
+**In place.** A donated state is updated without a copy only if nothing reads an old array after its
+new one is written. So every array is first chosen, new or old, and whatever needs the new ones
+(the update needs the moments, the average needs the parameters) reads the chosen ones, behind a
+barrier: without it the compiler computes them again inside the reader, from the old arrays, which
+then have to be kept beside the new ones.
+"""
 
 from typing import Any
 
@@ -41,18 +48,61 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def optimizer(settings: Any, steps: int) -> optax.GradientTransformation:
-    """The transformation of a `config.Optim` section for a run of ``steps`` updates."""
-    return optax.chain(
+class Selective(optax.GradientTransformationExtraArgs):
+    """``update(updates, state, params, accept=flag)`` returns the old state where it is False."""
+
+
+def selective(transformation: optax.GradientTransformation) -> Selective:
+    """Any transformation with ``accept``; its own updates are computed either way."""
+    if isinstance(transformation, Selective):
+        return transformation
+    inner = optax.with_extra_args_support(transformation)
+
+    def update(updates, state, params=None, *, accept=True, **extra):
+        updates, new = inner.update(updates, state, params, **extra)
+        return updates, choose(accept, new, state)
+
+    return Selective(inner.init, update)
+
+
+def choose(accept: jax.Array | bool, new: Any, old: Any) -> Any:
+    """``new`` or ``old``, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
+
+
+def adam(beta1: float, beta2: float, eps: float) -> Selective:
+    """Adam's direction; numbers and state are those of `optax.scale_by_adam`, in place."""
+
+    def update(updates, state, params=None, *, accept=True, **extra):
+        del params, extra
+        new = optax.ScaleByAdamState(
+            optax.safe_increment(state.count),
+            optax.tree.update_moment(updates, state.mu, beta1, 1),
+            optax.tree.update_moment_per_elem_norm(updates, state.nu, beta2, 2),
+        )
+        state = choose(accept, new, state)
+        mu, nu = jax.lax.optimization_barrier((state.mu, state.nu))
+        mu = optax.tree.bias_correction(mu, beta1, new.count)
+        nu = optax.tree.bias_correction(nu, beta2, new.count)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), state
+
+    return Selective(optax.scale_by_adam().init, update)
+
+
+def optimizer(settings: Any, steps: int) -> Selective:
+    """The transformation of a `config.Optim` section for a run of ``steps`` updates.
+
+    The state is that of `optax.adamw` after a clipping.
+    """
+    chain = optax.chain(
         clip_by_norm(settings.clip_norm),
-        optax.adamw(
-            schedule(settings, steps),
-            b1=settings.beta1,
-            b2=settings.beta2,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
+        optax.chain(
+            adam(settings.beta1, settings.beta2, settings.eps),
+            optax.add_decayed_weights(settings.weight_decay),
+            selective(optax.scale_by_learning_rate(schedule(settings, steps))),
         ),
     )
+    return Selective(chain.init, chain.update)  # all that has a state in it is selective
 
 
 def ema_update(ema: Any, params: Any, updates: jax.Array, decay: float) -> Any:

@@ -122,6 +122,7 @@ def make_train_step(
     """
 
     gradients = make_gradients(make_nets, loss, make_space, clock, accumulation_steps)
+    optimizer = optim.selective(optimizer)
 
     def train_step(state, frozen, tokens_BL, mask_BL, key):
         key = jax.random.fold_in(key, state.step)
@@ -132,20 +133,21 @@ def make_train_step(
         done = state.step - state.skipped  # updates, as the optimizer counts them
         if schedule is not None:
             metrics["learning_rate"] = schedule(done)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = optim.ema_update(state.ema, params, done + 1, ema_decay)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         stopped = state.in_a_row >= skip_limit
-        bad = (~good & ~stopped).astype(jnp.int32)
-        changed = jax.tree.map(
-            lambda new, old: jnp.where(good & ~stopped, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
-        )
+        accept, bad = good & ~stopped, (~good & ~stopped).astype(jnp.int32)
+        # Every array is chosen before it is read: updates in place, see optim.py.
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, accept=accept
+        )  # fmt: skip
+        params = optim.choose(accept, optax.apply_updates(state.params, updates), state.params)
+        seen = jax.lax.optimization_barrier(params)
+        ema = optim.ema_update(state.ema, seen, done + 1, ema_decay)
+        ema = optim.choose(accept, ema, state.ema)
         skipped = state.skipped + bad
-        in_a_row = jnp.where(good & ~stopped, 0, state.in_a_row + bad)
+        in_a_row = jnp.where(accept, 0, state.in_a_row + bad)
         metrics |= {"skipped": skipped, "in_a_row": in_a_row}
+        changed = params, opt_state, ema
         return TrainState(state.step + 1, *changed, skipped, in_a_row), metrics
 
     return train_step

@@ -133,14 +133,8 @@ def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> Ca
     def init(key):
         return step_lib.init_state(experiment.model.init(key), optimizer)
 
-    where = sharding.shardings(jax.eval_shape(init, key), mesh)
-    state = jax.jit(init, out_shardings=where)(key)
-    frozen = {}
-    for role, other in frozen_models.items():
-        shapes = jax.eval_shape(other.model.init, key)
-        frozen[role] = jax.jit(
-            other.model.init, out_shardings=sharding.shardings(shapes, mesh)
-        )(key)  # fmt: skip
+    shapes = jax.eval_shape(init, key)
+    where = sharding.shardings(shapes, mesh)
     make_nets = {step_lib.STUDENT: calls.counting(experiment.net)}
     make_nets |= {role: calls.counting(other.net) for role, other in frozen_models.items()}
     if getattr(loss, "needs_ema", False):
@@ -154,11 +148,25 @@ def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> Ca
         donate_argnums=0,
         out_shardings=(where, sharding.replicated(mesh)),
     )  # fmt: skip
-    shape = config.train.batch_size, config.data.length
-    rows = sharding.batch_sharding(mesh)
+    # Compiled before the state is there: what compiling needs does not add to it.
+    shape, rows = (config.train.batch_size, config.data.length), sharding.batch_sharding(mesh)
+    abstract = _abstract(shapes, where)
+    frozen_shapes, frozen = {}, {}
+    for role, other in frozen_models.items():
+        own = jax.eval_shape(other.model.init, key)
+        frozen_shapes[role] = _abstract(own, sharding.shardings(own, mesh))
+    compiled = train_step.lower(
+        abstract, frozen_shapes,
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows),
+        key,
+    ).compile()  # fmt: skip
+    state = jax.jit(init, out_shardings=where)(key)
+    for role, other in frozen_models.items():
+        own = jax.tree.map(lambda leaf: leaf.sharding, frozen_shapes[role])
+        frozen[role] = jax.jit(other.model.init, out_shardings=own)(key)
     tokens_BL = jax.device_put(jax.random.randint(key, shape, 0, plan.vocab_size), rows)
     mask_BL = jax.device_put(jnp.ones(shape, jnp.float32), rows)
-    compiled = train_step.lower(state, frozen, tokens_BL, mask_BL, key).compile()
 
     def run():
         nonlocal state
@@ -166,6 +174,14 @@ def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> Ca
         metrics["loss"].block_until_ready()
 
     return run
+
+
+def _abstract(shapes: Any, where: Any) -> Any:
+    """Shapes with their shardings, to compile for."""
+    return jax.tree.map(
+        lambda leaf, there: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
+        shapes, where,
+    )  # fmt: skip
 
 
 def _frozen(experiment: Experiment) -> dict[str, Experiment]:
