@@ -32,7 +32,6 @@ STRIP_SEQUENCES = 3
 STRIP_STEPS = 16  # at most this many frames in the denoising strip
 LIBRARIES = ("flm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SAMPLE_SEED = 0
-MAX_TRAIN_ROWS = 100_000  # of the training rows that evaluators and yardsticks are fitted on
 
 
 @contextlib.contextmanager
@@ -138,7 +137,7 @@ def _table(run: Any, samples: list[Samples]) -> dict:
     """
     if not run.config.evals:
         return {"columns": [], "rows": []}
-    train_rows = np.asarray(run.data.rows["train"][:MAX_TRAIN_ROWS])
+    train_rows = np.asarray(run.data.rows["train"][: evals.TRAINING_ROWS])
     valid_rows = np.asarray(run.data.rows["valid"][:])
     documents = run.data.corpus.source("train")
     evaluators = [

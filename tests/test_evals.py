@@ -92,6 +92,15 @@ def test_training_text_itself_is_known_and_not_new():
     assert values["words_known"] == 1 and values["novel"] == 0
 
 
+def test_of_a_large_corpus_only_the_beginning_is_read(monkeypatch):
+    monkeypatch.setattr(base, "TRAINING_DOCUMENTS", 2)
+    documents = iter(["ab cd", "ef", "gh ij kl"])
+    text = "|".join(["ab cd", "ef", "gh ij kl"] * 5)
+    values = measure([text[i : i + 30] for i in range(0, 60, 30)], documents=documents)
+    assert 0 < values["words_known"] < 1 and 0 < values["novel"] < 1
+    assert next(documents) == "gh ij kl"
+
+
 def test_entropies_have_their_closed_forms():
     tokens = np.tile(np.arange(8), (5, 1))
     assert text_statistics.unigram_entropy(tokens) == pytest.approx(math.log(8))

@@ -37,7 +37,7 @@ def table(
     count, length = named[0][2].shape
     evaluators: list[Any] = [SampleEntropy()]
     if data is not None:
-        train_rows = np.asarray(data.rows["train"][:])
+        train_rows = np.asarray(data.rows["train"][: evals.TRAINING_ROWS])
         documents = data.corpus.source("train")
         own = Truth if hasattr(documents, "language") else TextStatistics
         evaluators = [own(tokenizer, train_rows, documents)]

@@ -4,11 +4,14 @@ A row is ``[BOS] piece [EOS]``, the piece being a window of documents joined by 
 and the last stretch of text of a row may be cut; words and documents at a cut are not judged.
 """
 
+import itertools
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from flm_jax import metrics
+from flm_jax.evals import base
 from flm_jax.evals.base import Column
 
 COLUMNS = (
@@ -72,8 +75,10 @@ class TextStatistics:
     """Evaluator for blocks of tokens, judged against the training text.
 
     `train_rows` (int, (R, L)) are training blocks in the same form as the rows to judge;
-    `train_documents` are all training documents as text. Both define the known words (rows give
-    them as the tokenizer spells them), both define which documents exist. Only hashes are kept.
+    `train_documents` are the training documents as text, of which the first
+    `base.TRAINING_DOCUMENTS` count (so in a larger corpus "new" means new to these). Both define
+    the known words (rows give them as the tokenizer spells them), both define which documents
+    exist. Only hashes are kept.
     """
 
     columns = COLUMNS
@@ -83,7 +88,10 @@ class TextStatistics:
         self._separators = sorted({tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} - {None})
         self._words: set[int] = set()
         self._documents: set[int] = set()
-        for document in metrics.bar(train_documents, desc="indexing documents", delay=2):
+        first = itertools.islice(train_documents, base.TRAINING_DOCUMENTS)
+        size = operator.length_hint(train_documents)
+        total = min(size, base.TRAINING_DOCUMENTS) if size else None
+        for document in metrics.bar(first, total=total, desc="indexing documents", delay=2):
             words = document.split()
             self._documents.add(hash(" ".join(words)))
             self._words.update(map(hash, words))
