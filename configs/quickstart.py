@@ -7,12 +7,11 @@ Command:   python -m flm_jax.main --config=configs/quickstart.py --workdir=runs/
 Hardware:  2 CPU cores, 1 GB of memory, no download
 Time:      3.5 minutes of training, 2 of distillation (limits: train.max_minutes), about as much
            again for installing, compiling and sampling
-Reached:   on 2 shared and busy cores, 2026-11-24, step 1079 of 2300 and 645 of 800. Known words at
-           1/8/32/128 steps of the denoiser 74.5/67.3/68.7/70.4 %, at 1/8 steps of its flow map
-           62.4/59.0 %; of a unigram sampler 59.0 %, of an order-2 Markov sampler 96.4 %, of
-           held-out data 94.7 %. Entropy within a sample: 1.80/2.75/2.71/2.67 and 2.73/2.96 nats; of
-           the data 2.76. With 4.5 minutes on quieter cores (step 2007, held-out loss 2.29):
-           72.9 % known words and 2.67 nats at 128 steps.
+Reached:   on 2 shared cores, 2026-11-25, step 963 of 2300 and 442 of 800; 8 min 10 s from a fresh
+           clone. Known words at 1/8/32/128 steps of the denoiser 81.9/72.5/73.7/73.8 %, at 1/8
+           steps of its flow map 65.4/63.6 %; of a unigram sampler 59.0 %, of an order-2 Markov
+           sampler 96.4 %, of held-out data 94.7 %. Entropy within a sample: 1.47/2.72/2.68/2.64
+           and 2.69/2.96 nats; of the data 2.76.
 """
 
 from configs import common

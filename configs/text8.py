@@ -4,7 +4,8 @@ Command:   python -m flm_jax.main --config=configs/text8.py --workdir=runs/text8
                --config.data.options.download=True     (31 MB, or options.path=text8)
            python -m flm_jax.main --config=configs/text8.py:distill --workdir=runs/text8_fmlm
 Hardware:  one GPU or more; with ":pretrain,small" 2 CPU cores
-Time:      not measured yet; small: 30 minutes (limit: train.max_minutes)
+Time:      not measured yet; small: 30 minutes (limit: train.max_minutes); its first
+           minutes are in benchmarks/corpora.md
 Published: there are no flow language models of text8 to compare with
 
 A row is one piece of 256 characters between BOS and EOS, nothing is padded. The split is the usual

@@ -4,7 +4,8 @@ Command:   python -m flm_jax.main --config=configs/wikitext.py --workdir=runs/wi
                --config.data.options.download=True     (192 MB, or options.path=FOLDER)
            python -m flm_jax.main --config=configs/wikitext.py:distill --workdir=runs/wikitext_fmlm
 Hardware:  one GPU or more; small: 2 CPU cores
-Time:      not measured yet; small: 30 minutes (limit: train.max_minutes)
+Time:      not measured yet; small: 30 minutes (limit: train.max_minutes); its first
+           minutes are in benchmarks/corpora.md
 Published: there are no flow language models of WikiText to compare with
 
 A document is an article; options.document=line makes it a line, as the official code has it. The
