@@ -68,6 +68,7 @@ def get_config(stage: str = "pretrain") -> ConfigDict:
             dropout=0.1,
             attention_cap=50.0,
             attention="auto",
+            learned_positions=0,
             logit_cap=30.0,
             causal=False,
             mask_token=False,

@@ -252,7 +252,9 @@ def test_memory_does_not_grow_with_the_corpus(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(rows_lib, "_BLOCK", 1 << 12)
     peaks = []
     for count in (20, 300, 3000):  # the first one imports what is needed
-        folder = layouts.lm1b_folder(tmp_path / str(count), train=["0123456789" * 8] * count)
+        folder = layouts.lm1b_folder(
+            tmp_path / str(count), train=[f"{n:010}" * 8 for n in range(count)]
+        )
         corpus = PUBLISHED["lm1b"](str(folder))
         order = packing.Order(corpus, tokenizer, "train", 100)
         corpus.source("train")[0]  # counted
