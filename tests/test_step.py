@@ -200,6 +200,23 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_the_limit_is_for_good():
     assert_close(what_learns(stopped), what_learns(good), tolerance=0.0)
 
 
+def test_a_donated_state_is_updated_in_place():
+    """No copy of an old array beside the new one: see the top of optim.py."""
+    from flm_jax.config import Optim
+
+    model, optimizer = tiny.model(vocab_size=10_000), optim.optimizer(Optim(), 100)
+    assert optim.selective(optimizer) is optimizer
+    step = step_lib.make_train_step(
+        {"student": model.net}, Spoiled(), OneHot, CLOCK, optimizer, ema_decay=0.9
+    )
+    state = jax.eval_shape(lambda: step_lib.init_state(model.init(KEY), optimizer))
+    arguments = state, {}, BATCH.tokens_BL, BATCH.mask_BL, KEY
+    memory = jax.jit(step, donate_argnums=0).lower(*arguments).compile().memory_analysis()
+    gradients = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
+    assert memory.alias_size_in_bytes >= 4 * gradients
+    assert memory.temp_size_in_bytes < 1.2 * gradients
+
+
 def test_the_first_update_of_a_warm_up_changes_nothing_but_the_moments():
     from flm_jax.config import Optim
 
