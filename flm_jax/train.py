@@ -36,7 +36,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
     if not distributed.is_main():
         metrics.silence()
     workdir_lib.check(config, workdir)
-    heap.trim_after_compiles()
+    heap.keep_small()
     with workdir_lib.compiled_programs(config.train.compilation_cache, workdir):
         return go(Run(config, workdir))
 

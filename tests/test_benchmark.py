@@ -82,11 +82,12 @@ def test_networks_without_gradient_count_once(monkeypatch):
     assert found["model_flops"] == pytest.approx((3 * 8 + 4 + 2 * 4) * 4 * forward)
 
 
-def test_sampling_counts_every_step(monkeypatch):
+@pytest.mark.parametrize("steps", [1, 3])
+def test_sampling_counts_every_step(steps, monkeypatch):
     monkeypatch.setattr(measure, "RATE_SECONDS", 0.01)
-    found = measure.measure(tiny_plan(mode="sample", steps=3))
+    found = measure.measure(tiny_plan(mode="sample", steps=steps))
     forward = sum(cost.evaluation_flops(tiny_plan().config.model, 80, 4).values())
-    assert found["model_flops"] == pytest.approx(3 * 32 * forward)
+    assert found["model_flops"] == pytest.approx(steps * 32 * forward)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What a network evaluation costs by formula, and how fast this machine multiplies matrices."""
 
+import math
+import statistics
 import time
 
 import jax
@@ -33,27 +35,41 @@ def evaluation_flops(model: config_lib.Model, vocab_size: int, length: int) -> d
     }
 
 
-def matrix_rate(
-    tokens: int, width: int, hidden: int, vocab_size: int, dtype: str, chunk: int, seconds: float
-) -> float:
+class MatrixRate:
     """FLOP/s of matrix products of the model's own shapes on this device, measured.
 
-    The shapes are a block's (tokens, D) x (D, hidden) and the head's (chunk, D) x (D, V), each for
-    about ``seconds``; the result weighs both alike.
+    The shapes are a block's (tokens, D) x (D, hidden) and the head's (chunk, D) x (D, V); a sample
+    times each for about ``seconds``, takes the fastest, and weighs both alike. Other load on the
+    machine changes the rate from second to second, so samples are taken between the things to
+    compare with, and their median counts.
     """
-    rates = []
-    for rows, inner, columns in ((tokens, width, hidden), (min(chunk, tokens), width, vocab_size)):
-        a = jnp.ones((rows, inner), dtype)
-        b = jnp.ones((inner, columns), dtype)
-        product = jax.jit(lambda a, b: a @ b)
-        product(a, b).block_until_ready()
-        best, end = float("inf"), time.perf_counter() + seconds
+
+    def __init__(
+        self, tokens: int, width: int, hidden: int, vocab_size: int, dtype: str, chunk: int,
+        seconds: float,
+    ):  # fmt: skip
+        self.shapes = (tokens, width, hidden), (min(chunk, tokens), width, vocab_size)
+        self.dtype, self.seconds = dtype, seconds
+        self.product = jax.jit(lambda a, b: a @ b)
+        self.samples = []
+
+    def sample(self) -> None:
+        rates = [2.0 * math.prod(shape) / self._fastest(*shape) for shape in self.shapes]
+        self.samples.append(len(rates) / sum(1.0 / rate for rate in rates))
+
+    def _fastest(self, rows: int, inner: int, columns: int) -> float:
+        a, b = jnp.ones((rows, inner), self.dtype), jnp.ones((inner, columns), self.dtype)
+        self.product(a, b).block_until_ready()
+        best, end = float("inf"), time.perf_counter() + self.seconds
         while time.perf_counter() < end:
             start = time.perf_counter()
-            product(a, b).block_until_ready()
+            self.product(a, b).block_until_ready()
             best = min(best, time.perf_counter() - start)
-        rates.append(2.0 * rows * inner * columns / best)
-    return len(rates) / sum(1.0 / rate for rate in rates)
+        return best
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
 
 
 def known_peak(device_kind: str, dtype: str) -> float | None:

@@ -19,7 +19,7 @@ from flm_jax.experiment import Experiment
 from flm_jax.flow.net import Net
 from flm_jax.samplers import base as samplers
 
-RATE_SECONDS = 0.5
+RATE_SECONDS = 0.2  # per shape, after every repeat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Calls:
 def measure(plan: Plan) -> dict[str, Any]:
     """Numbers of one space, all JSON: see docs/performance.md for their meaning."""
     config = plan.config
-    heap.trim_after_compiles()  # as training does
+    heap.keep_small()  # as training does
     shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
     mesh = sharding.make_mesh(shape)
     experiment = Experiment(config, plan.vocab_size, sharding.batch_devices(mesh))
@@ -72,33 +72,36 @@ def measure(plan: Plan) -> dict[str, Any]:
     run = build(plan, experiment, mesh, calls)
     run()  # compiles, or at least warms up
     compile_s = time.perf_counter() - start
+    model, tokens = config.model, config.train.batch_size * config.data.length
+    rate = cost.MatrixRate(
+        tokens, model.width, model.mlp_ratio * model.width, plan.vocab_size, model.dtype,
+        experiment.model.chunk, RATE_SECONDS,
+    )  # fmt: skip
     seconds = []
     for _ in range(plan.repeats):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    peak_memory = _peak_memory()  # before the matrices below
-    return _numbers(plan, experiment, calls, seconds, compile_s, peak_memory)
+        peak_memory = _peak_memory()
+        rate.sample()
+    return _numbers(plan, experiment, calls, seconds, compile_s, peak_memory, rate.median)
 
 
-def _numbers(plan, experiment, calls, seconds, compile_s, peak_memory) -> dict[str, Any]:
+def _numbers(
+    plan, experiment, calls, seconds, compile_s, peak_memory, measured_rate
+) -> dict[str, Any]:
     config, model = plan.config, plan.config.model
     tokens = config.train.batch_size * config.data.length
     per_token = cost.evaluation_flops(model, plan.vocab_size, config.data.length)
     evaluated = calls.tokens
     if plan.mode == "train":
         evaluated += 2 * tokens  # one network is differentiated, which costs two more passes
-    elif config.sampler.steps[0] > 1:
-        # The loop's body is traced once for all steps but the last.
+    else:  # one evaluation a step; a trace sees the loop's body once, even where it never runs
         evaluated = tokens * config.sampler.steps[0]
     flops = sum(per_token.values()) * evaluated
     median = statistics.median(seconds)
     device = jax.devices()[0].device_kind
     rate = cost.known_peak(device, model.dtype)
-    measured_rate = cost.matrix_rate(
-        tokens, model.width, model.mlp_ratio * model.width, plan.vocab_size, model.dtype,
-        experiment.model.chunk, RATE_SECONDS,
-    )  # fmt: skip
     where = (rate or measured_rate) * jax.device_count()
     return {
         "tokens_per_second": tokens / median,

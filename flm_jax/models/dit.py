@@ -88,7 +88,10 @@ class Block(nn.Module):
         h_BLD = h_BLD + gate_a * drop(mixed)
 
         u = modulate(Norm(name="norm_mlp")(h_BLD), shift_m, scale_m)
-        hidden = nn.gelu(linear(self.mlp_ratio * width, name="mlp_in")(u), approximate=True)
+        # The backward pass keeps what goes into the gelu, not its tanh and its result: wide arrays
+        # that cost next to nothing.
+        gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=True))
+        hidden = gelu(linear(self.mlp_ratio * width, name="mlp_in")(u))
         h_BLD = h_BLD + gate_m * drop(linear(width, name="mlp_out")(hidden))
         return h_BLD, cache
 
