@@ -113,6 +113,7 @@ def get_config(stage: str = "pretrain") -> ConfigDict:
             nonfinite="stop",
             nonfinite_limit=10,
             spike_factor=10.0,
+            checkpoints="",
             mirror="",
             compilation_cache="workdir",
             eval_rows=512,

@@ -119,7 +119,7 @@ def _export(source: pathlib.Path, destination: pathlib.Path, choices: Choices) -
                 f"{source} was trained with {key}={ours}, which the official layout cannot say "
                 f"(its readers take {theirs}); only models with the official value can be exported"
             )
-    with Checkpoints(source / inference.CHECKPOINTS_FOLDER) as checkpoints:
+    with Checkpoints(inference.checkpoints_of(config, source)) as checkpoints:
         _, meta = checkpoints.restore_meta(model.step)
     given = meta.get("official") or {}
     carried = {

@@ -360,7 +360,7 @@ def _load_workdir(folder: pathlib.Path, weights: str, step: int | None) -> FlowM
     experiment = Experiment(config, tokenizer.vocab_size)
     item = "params" if weights == "raw" else "ema"
     abstract = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    with Checkpoints(folder / CHECKPOINTS_FOLDER) as checkpoints:
+    with Checkpoints(checkpoints_of(config, folder)) as checkpoints:
         found, items, _ = checkpoints.restore({item: abstract}, step)
     frozen = {}
     if getattr(experiment.loss, "is_correction", False):
@@ -383,6 +383,11 @@ def _load_official(
         logging.warning("%s", notice)
     params = jax.tree.map(jnp.asarray, found.params())
     return FlowModel(experiment, tokenizer, params)
+
+
+def checkpoints_of(config: config_lib.Config, workdir: pathlib.Path) -> pathlib.Path | str:
+    """Where the checkpoints of a run lie: in its workdir, or in a bucket."""
+    return config.train.checkpoints or workdir / CHECKPOINTS_FOLDER
 
 
 def read_config(folder: pathlib.Path) -> config_lib.Config:

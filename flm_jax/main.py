@@ -39,9 +39,11 @@ def main(argv: list[str]) -> int:
     if not WORKDIR.value:
         raise UserError("--workdir=DIR is missing; try --workdir=runs/quickstart")
     if "://" in WORKDIR.value:
+        direct = WORKDIR.value.startswith("gs://")
         raise UserError(
             f"--workdir={WORKDIR.value} is no local or mounted folder; choose one, and have its "
-            f"checkpoints copied with --config.train.mirror={WORKDIR.value}"
+            f"checkpoints {'written' if direct else 'copied'} with "
+            f"--config.train.{'checkpoints' if direct else 'mirror'}={WORKDIR.value}"
         )
     from flm_jax import distributed, experiment
 

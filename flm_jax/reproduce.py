@@ -22,7 +22,7 @@ from flm_jax import metrics, sharding
 from flm_jax import step as step_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
-from flm_jax.inference import CHECKPOINTS_FOLDER
+from flm_jax.inference import checkpoints_of
 from flm_jax.run import Run
 
 _SHOWN = 12
@@ -50,11 +50,12 @@ def reproduce(path: pathlib.Path, workdir: pathlib.Path) -> dict:
     facts = _read(path)
     step = int(facts["step"])
     config = config_lib.from_json(str(facts["config"]))
-    quiet = dataclasses.replace(config.train, mirror="", spike_factor=0.0)
+    place = checkpoints_of(config, workdir)
+    quiet = dataclasses.replace(config.train, checkpoints="", mirror="", spike_factor=0.0)
     config = dataclasses.replace(config, train=quiet)
     with tempfile.TemporaryDirectory(prefix="flm_jax_reproduce_") as scratch:
         run = Run(config, pathlib.Path(scratch))
-        run.checkpoints = Checkpoints(workdir / CHECKPOINTS_FOLDER)
+        run.checkpoints = Checkpoints(place)
         with run.log:
             start, state = _state_before(run, step)
             mask, key = run.mask(), run.train_key()

@@ -20,7 +20,7 @@ from flm_jax.data import Batches, load_data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.heldout import HeldOut
-from flm_jax.inference import CHECKPOINTS_FOLDER, FlowModel
+from flm_jax.inference import FlowModel, checkpoints_of
 from flm_jax.sources import first_params, load_sources
 
 PERIODIC_SAMPLES = 4
@@ -57,7 +57,7 @@ class Run:
         self.workdir = workdir
         self.clockwork = Clockwork()
         keep = config.train.keep_latest, config.train.keep_best
-        self.checkpoints = Checkpoints(workdir / CHECKPOINTS_FOLDER, *keep)
+        self.checkpoints = Checkpoints(checkpoints_of(config, workdir), *keep)
         self.mirror = contextlib.nullcontext()
         if config.train.mirror and distributed.is_main():
             self.mirror = Mirror(config.train.mirror, self.checkpoints, workdir, *keep)

@@ -33,9 +33,9 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
 
     Raises UserError for what the user can mend, a non-finite loss included.
     """
+    workdir_lib.check(config, workdir)  # before devices are touched
     if not distributed.is_main():
         metrics.silence()
-    workdir_lib.check(config, workdir)
     heap.keep_small()
     with workdir_lib.compiled_programs(config.train.compilation_cache, workdir):
         return go(Run(config, workdir))
@@ -53,7 +53,7 @@ def go(run: Run) -> int:
             with signals.StopRequest() as stop:
                 step, state, why = Loop(run, step, stop)(state)
         except UserError:
-            outcome.write_run(run, run.checkpoints.latest_step() or 0, "failed")
+            outcome.write_run(run, run.checkpoints.newest_known() or 0, "failed")
             raise
         if stop.signal is not None:
             outcome.write_run(run, step, why)
@@ -187,7 +187,7 @@ class Loop:
             "grad_norm": values["grad_norm"],
             "seed": run.config.seed,
             "config": config_lib.to_json(run.config),
-            "checkpoint_step": run.checkpoints.latest_step() or 0,
+            "checkpoint_step": run.checkpoints.newest_known() or 0,
             "command": command,
         }
         try:
@@ -213,7 +213,7 @@ class Loop:
                 run.checkpoints.wait()
         except UserError as error:
             failure = f"{error}; "
-        newest = run.checkpoints.latest_step()
+        newest = run.checkpoints.newest_known()
         saved = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
         row = f" and at the {in_a_row - 1} steps before" if in_a_row > 1 else ""
         remedy = "" if self.knobs.nonfinite == "skip" else ", or train.nonfinite=skip"

@@ -1,6 +1,7 @@
 """Whether a workdir may be used, making it this run's, and its programs of earlier sessions."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 
@@ -10,19 +11,39 @@ from flm_jax import config as config_lib
 from flm_jax import distributed, files
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
-from flm_jax.inference import CHECKPOINTS_FOLDER, read_config
+from flm_jax.inference import CHECKPOINTS_FOLDER, checkpoints_of, read_config
 
 COMPILED_FOLDER = "compiled"
 
 
 def check(config: config_lib.Config, workdir: pathlib.Path) -> None:
-    """Refuses a workdir that holds a checkpoint of another config.
+    """Refuses a workdir that holds a checkpoint of another config, and a bucket of no use.
 
     Without a checkpoint there is nothing to protect: a run that failed early, for example because
     of a wrong path, may be mended in the same workdir.
     """
-    if Checkpoints(workdir / CHECKPOINTS_FOLDER).latest_step() is not None:
+    place = checkpoints_of(config, workdir)
+    checkpoints = Checkpoints(place)
+    if checkpoints.bucket:
+        checkpoints.bucket.check()
+    before = {workdir / CHECKPOINTS_FOLDER, _stored_place(workdir)} - {None}
+    if any(Checkpoints(where).latest_step() is not None for where in before):
         check_same(config, read_config(workdir), f"{workdir} ", "choose another --workdir")
+    if checkpoints.bucket and (owner := checkpoints.bucket.owner()) is not None:
+        if checkpoints.latest_step() is not None:
+            stored = config_lib.from_json(owner)
+            # The place itself may have been copied, or be reached under another name.
+            moved = dataclasses.replace(stored.train, checkpoints=place)
+            stored = dataclasses.replace(stored, train=moved)
+            check_same(config, stored, f"train.checkpoints={place} ", "choose another place")
+
+
+def _stored_place(workdir: pathlib.Path) -> pathlib.Path | str | None:
+    """Where the checkpoints of the workdir's last session are; None if nobody can say."""
+    try:
+        return checkpoints_of(read_config(workdir), workdir)
+    except UserError:
+        return None
 
 
 def check_same(config: config_lib.Config, stored: config_lib.Config, what: str, else_: str) -> None:
@@ -40,6 +61,8 @@ def claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
     """Makes the workdir and writes its config; all processes must find what process 0 wrote."""
     if distributed.is_main():
         _write_config(config, workdir)
+        if bucket := Checkpoints(checkpoints_of(config, workdir)).bucket:
+            bucket.claim(config_lib.to_json(config))
     distributed.meet("workdir")
     if distributed.is_main():
         return

@@ -8,9 +8,12 @@ The only package that knows orbax, which it imports when first needed. A step is
 
 The manifest is written while the folder still has its temporary name, so orbax's rename commits
 data and manifest together: a step without one was made by someone else or by an older version.
-orbax itself checks no hashes and restores flipped bytes as wrong numbers.
+orbax itself checks no hashes and restores flipped bytes as wrong numbers. In a bucket, where
+nothing is renamed, a step counts when its manifest is there, which is written last.
 
     checkpoints.py   Checkpoints: what the rest of the code uses
+    folder.py        the place of the steps: a local folder
+    bucket.py        ... gs://bucket/folder, written directly (train.checkpoints)
     manifest.py      hashes, written and verified
     arrays.py        one item: its description, whether it fits, reading it
     mirror.py        copies of committed steps in another place (train.mirror)

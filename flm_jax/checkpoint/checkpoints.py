@@ -4,21 +4,18 @@ import collections.abc
 import json
 import math
 import os
-import pathlib
-import shutil
 from typing import Any
 
 import jax
 from absl import logging
 
 from flm_jax.checkpoint import arrays, manifest
+from flm_jax.checkpoint.bucket import Bucket
+from flm_jax.checkpoint.folder import Folder
 from flm_jax.errors import UserError
 
 _META = "meta"
-_TEMPORARY = ".orbax-checkpoint-tmp"
-_ASIDE = "damaged-"
 _FULL = "No space left on device"
-_ASIDE_KEPT = 2  # for a look at what happened; more would fill the disk in the end
 
 
 class NoGoodStep(UserError):
@@ -29,7 +26,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      folder: where the steps lie; made by the first `save`.
+      folder: where the steps lie, a folder or gs://BUCKET/FOLDER; made by the first `save`.
       keep_latest: newest steps kept, at least 1.
       keep_best: steps with the lowest metric kept besides them.
 
@@ -38,12 +35,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike, keep_latest: int = 2, keep_best: int = 1):
-        if "://" in str(folder):
-            raise UserError(
-                f"checkpoints go to a local or mounted folder, not to {folder}; copies go there "
-                f"with --config.train.mirror={folder}"
-            )
-        self.folder = pathlib.Path(folder).absolute()  # orbax refuses relative paths
+        self.bucket = Bucket(str(folder)) if "://" in str(folder) else None
+        self._place = self.bucket or Folder(folder)
         self._keep_latest = keep_latest
         self._keep_best = keep_best
         self._manager = None
@@ -57,16 +50,28 @@ class Checkpoints:
     def __exit__(self, *exception):
         self.close()
 
+    @property
+    def folder(self):
+        """Where the steps lie: a pathlib.Path, or etils' equivalent for a bucket."""
+        return self._place.path
+
     def steps(self) -> list[int]:
-        """Committed steps, oldest first; a step being saved is not among them."""
-        if not self.folder.is_dir():
-            return []
-        names = [path.name for path in self.folder.iterdir() if path.is_dir()]
-        return sorted(int(name) for name in names if name.isdecimal())
+        """Committed steps, oldest first; a step being saved is not among them.
+
+        Raises UserError if a bucket cannot be reached.
+        """
+        return self._place.steps()
 
     def latest_step(self) -> int | None:
         """The newest committed step, unverified; None if there is none."""
         return max(self.steps(), default=None)
+
+    def newest_known(self) -> int | None:
+        """`latest_step`, or None where a bucket cannot be reached: to be said after a failure."""
+        try:
+            return self.latest_step()
+        except UserError:
+            return None
 
     def save(
         self,
@@ -94,18 +99,19 @@ class Checkpoints:
             self.wait()
         except UserError as error:
             _warn_loudly(error)
-        if step in self.steps() and step not in self._damaged:
-            return False
         metrics = {"metric": float(metric)} if metric is not None and _finite(metric) else None
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args[_META] = ocp.args.JsonSave(dict(meta))
-        self._saving = step
         try:
+            if step not in self._damaged and step in self.steps():
+                return False
+            self._saving = step
             self._set_damaged_aside()
             if self._manager is None:
                 self._manager = self._open_manager()
             self._manager.save(step, args=ocp.args.Composite(**args), metrics=metrics, force=True)
         except Exception as error:  # tensorstore has exceptions of its own for a full disk
+            self._saving = step
             self._unsaved = self._failed(error)
             if not wait:
                 _warn_loudly(self._unsaved)
@@ -172,7 +178,7 @@ class Checkpoints:
         folder = self.folder / str(step)
         return sorted(p.name for p in folder.iterdir() if (p / "_METADATA").is_file())
 
-    def adopt(self, folder: pathlib.Path, step: int) -> None:
+    def adopt(self, folder: os.PathLike, step: int) -> None:
         """Makes a folder in here, written and verified by the caller, the one of this step."""
         self._set_damaged_aside()
         folder.rename(self.folder / str(step))
@@ -198,7 +204,7 @@ class Checkpoints:
 
     def _restore_step(self, step: int, abstract_items: Any) -> tuple[dict, dict]:
         folder = self.folder / str(step)
-        hashed = manifest.verify(folder, [*abstract_items, _META])
+        hashed = self._place.verify(step, [*abstract_items, _META])
         if not hashed:
             logging.warning(
                 "checkpoint %s has no %s (older or foreign): its bytes are not verified",
@@ -212,6 +218,8 @@ class Checkpoints:
         try:
             stored = {name: arrays.stored_arrays(folder / name) for name in abstract_items}
         except Exception as error:
+            if self.bucket:
+                raise self._unreadable(step, error) from error
             raise manifest.Damaged(
                 f"its description cannot be read: {_first_line(error)}"
             ) from error
@@ -225,10 +233,19 @@ class Checkpoints:
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
+            if self.bucket:
+                raise self._unreadable(step, error) from error
             if hashed:  # the bytes are as written, so falling back would hide another problem
                 raise
             raise manifest.Damaged(_first_line(error)) from error
         return items, meta
+
+    def _unreadable(self, step: int, error: Exception) -> UserError:
+        """The bytes are as written, so that the way to them is the trouble, not the step."""
+        return UserError(
+            f"checkpoint {step} in {self.folder} is whole but could not be read "
+            f"({_first_line(error)}); the same command tries again"
+        )
 
     def _open_manager(self):
         ocp = arrays.import_orbax()
@@ -249,15 +266,11 @@ class Checkpoints:
             best_fn=_metric,
             best_mode="min",
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=True,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._before_commit),
+            **self._place.options(lambda: self._saving),
         )
-        return ocp.CheckpointManager(self.folder, options=options)
-
-    def _before_commit(self) -> None:
-        """orbax calls this when all data is written, just before the rename."""
         if jax.process_index() == 0:
-            manifest.write(self.folder / f"{self._saving}{_TEMPORARY}")
+            self._place.before_saving()
+        return ocp.CheckpointManager(self.folder, options=options)
 
     def _set_damaged_aside(self) -> None:
         """Renames steps that `restore` found damaged, so that they count for no keep policy."""
@@ -265,14 +278,8 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             for step in self._damaged:
-                aside = self.folder / f"{_ASIDE}{step}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(step)).rename(aside)
-                os.utime(aside)
+                aside = self._place.set_aside(step)
                 logging.warning("damaged checkpoint %s is now %s; delete it at will", step, aside)
-            asides = sorted(self.folder.glob(f"{_ASIDE}*"), key=lambda path: path.stat().st_mtime)
-            for path in asides[:-_ASIDE_KEPT]:
-                shutil.rmtree(path, ignore_errors=True)
         self._damaged.clear()
         if self._manager is not None:
             self._manager.reload()
@@ -286,8 +293,11 @@ class Checkpoints:
                 manager.close()
             except Exception:
                 logging.debug("closing orbax after a failed save failed too", exc_info=True)
-        older = self.latest_step()
-        kept = "there is no older one" if older is None else f"step {older} is intact"
+        try:
+            older = self.latest_step()
+            kept = "there is no older one" if older is None else f"step {older} is intact"
+        except UserError:
+            kept = "the older ones cannot be reached now"
         return UserError(
             f"the checkpoint of step {step} could not be written to {self.folder} "
             f"({_first_line(error)}); {kept}; free space there, or check that it is writable"

@@ -1,5 +1,10 @@
-"""Size and SHA-256 of every file of a step: written before the commit, checked before a restore."""
+"""Size and hash of every file of a step: written with the commit, checked before a restore.
 
+The hash is the SHA-256 of a local file's bytes; of an object in a bucket, "crc32c:" and the
+checksum that the store computed when it received the bytes (`bucket.py` says why).
+"""
+
+import base64
 import collections.abc
 import hashlib
 import json
@@ -8,7 +13,11 @@ import pathlib
 
 import tqdm
 
+from flm_jax.errors import UserError
+
 MANIFEST = "MANIFEST.json"
+CRC32C = "crc32c:"  # before the base64 of the four bytes, most significant first
+_BLOCK = 1 << 22
 
 
 class Damaged(Exception):
@@ -18,20 +27,26 @@ class Damaged(Exception):
 def write(folder: pathlib.Path) -> None:
     """Records size and SHA-256 of all files in the item folders of one step, atomically."""
     files = {
-        path.relative_to(folder).as_posix(): [path.stat().st_size, _sha256(path)]
+        path.relative_to(folder).as_posix(): (path.stat().st_size, _digest(path))
         for path in sorted(folder.glob("*/**/*"))
         if path.is_file()
     }
     temporary = folder / (MANIFEST + ".tmp")
     with temporary.open("w") as file:
-        json.dump({"version": 1, "files": files}, file, indent=1)
+        file.write(text(files))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / MANIFEST)
 
 
+def text(files: collections.abc.Mapping[str, tuple[int, str]]) -> str:
+    """The content of a manifest; ``files`` is path to (size, hash)."""
+    listed = {name: list(files[name]) for name in sorted(files)}
+    return json.dumps({"version": 1, "files": listed}, indent=1)
+
+
 def read(folder: pathlib.Path) -> dict[str, tuple[int, str]] | None:
-    """Path to (size, SHA-256) of the files of one step; None without a manifest.
+    """Path to (size, hash) of the files of one step; None without a manifest.
 
     Raises Damaged if it cannot be read.
     """
@@ -55,27 +70,66 @@ def verify(folder: pathlib.Path, items: collections.abc.Collection[str] | None =
     listed = read(folder)
     if listed is None:
         return False
-    wanted = [
-        (folder / name, size, digest)
-        for name, (size, digest) in listed.items()
-        if items is None or name.partition("/")[0] in items
-    ]
-    for path, size, _ in wanted:  # cheap, and finds a truncated file before any hashing
-        if not path.is_file():
-            raise Damaged(f"{path.relative_to(folder)} is missing")
-        if path.stat().st_size != size:
-            raise Damaged(
-                f"{path.relative_to(folder)} has {path.stat().st_size} bytes, should have {size}"
-            )
-    total = sum(size for _, size, _ in wanted)
-    with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="verify", delay=2) as bar:
-        for path, size, digest in wanted:
-            if _sha256(path) != digest:
-                raise Damaged(f"{path.relative_to(folder)} has changed since it was written")
-            bar.update(size)
+
+    def size_of(name: str) -> int | None:
+        path = folder / name
+        return path.stat().st_size if path.is_file() else None
+
+    compare(listed, items, size_of, lambda name, kind: _digest(folder / name, kind))
     return True
 
 
-def _sha256(path: pathlib.Path) -> str:
+def compare(
+    listed: collections.abc.Mapping[str, tuple[int, str]],
+    items: collections.abc.Collection[str] | None,
+    size_of: collections.abc.Callable[[str], int | None],
+    digest_of: collections.abc.Callable[[str, str], str],
+) -> None:
+    """Raises Damaged unless the files of ``items`` (None = all) are as they are listed.
+
+    Args:
+      size_of: the size of a file; None = it is missing.
+      digest_of: the hash of a file, of the kind that is listed: `CRC32C`, or "" for SHA-256.
+    """
+    wanted = {
+        name: facts
+        for name, facts in listed.items()
+        if items is None or name.partition("/")[0] in items
+    }
+    for name, (size, _) in wanted.items():  # cheap, and finds a truncated file before any hashing
+        found = size_of(name)
+        if found is None:
+            raise Damaged(f"{name} is missing")
+        if found != size:
+            raise Damaged(f"{name} has {found} bytes, should have {size}")
+    total = sum(size for size, _ in wanted.values())
+    with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="verify", delay=2) as bar:
+        for name, (size, digest) in wanted.items():
+            if digest_of(name, kind_of(digest)) != digest:
+                raise Damaged(f"{name} has changed since it was written")
+            bar.update(size)
+
+
+def kind_of(digest: str) -> str:
+    return CRC32C if digest.startswith(CRC32C) else ""
+
+
+def _digest(path: pathlib.Path, kind: str = "") -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if kind != CRC32C:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        total = _crc32c()
+        while block := file.read(_BLOCK):
+            total.update(block)
+    return CRC32C + base64.b64encode(total.digest()).decode()
+
+
+def _crc32c():
+    try:
+        import google_crc32c
+    except ImportError as error:
+        raise UserError(
+            "a checkpoint that was copied from a bucket is verified with the library "
+            "google-crc32c, which is not installed; run pip install 'flm_jax[gcs]'"
+        ) from error
+    return google_crc32c.Checksum()

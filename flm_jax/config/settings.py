@@ -147,6 +147,9 @@ class Train:
     spike_factor: float = knob(
         10.0, "gradient norms of so many medians of the last 100 are logged (0 = off)", at_least=0
     )
+    checkpoints: str = knob(
+        "", "gs://bucket/folder that they are written to directly ('' = in the workdir)"
+    )
     mirror: str = knob("", "where checkpoints are copied to, as fsspec takes it ('' = nowhere)")
     compilation_cache: str = knob(
         "workdir", "folder of compiled programs (workdir = its folder compiled, off = none)"

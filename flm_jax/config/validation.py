@@ -171,6 +171,11 @@ def _check_training(config: Config) -> list[str]:
             f"{config.train.steps} is not above optim.warmup_steps={config.optim.warmup_steps}; "
             "raise the one or lower the other"
         )
+    if config.train.checkpoints and config.train.mirror:
+        problems.append(
+            f"train.mirror={config.train.mirror} copies checkpoints of a local folder, but with "
+            f"train.checkpoints={config.train.checkpoints} there are none; set one of them to ''"
+        )
     return problems
 
 

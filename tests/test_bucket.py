@@ -1,0 +1,428 @@
+"""Checkpoints in a bucket, against a stand-in of Google Cloud Storage on the loopback."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import uuid
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from processes import free_port
+from test_checkpoint import abstract, assert_same, make_params
+
+from flm_jax import config as config_lib
+from flm_jax import experiment, inference, train
+from flm_jax import workdir as workdir_lib
+from flm_jax.checkpoint import MANIFEST, Checkpoints, Mirror, manifest
+from flm_jax.checkpoint.bucket import Bucket
+from flm_jax.errors import UserError
+
+LARGEST = 12_000  # bytes of the file with the numbers of `make_params`, about
+
+
+@pytest.fixture(scope="module")
+def server():
+    if importlib.util.find_spec("gcsfs") is None:
+        pytest.skip("needs pip install 'flm_jax[gcs]'")
+    import fake_gcs
+
+    with fake_gcs.serving("bucket") as server:
+        yield server
+
+
+@pytest.fixture
+def url(server):
+    """An empty folder of the bucket."""
+    server.requests.clear()
+    yield f"gs://bucket/{uuid.uuid4().hex}/run"
+    server.refuse = lambda method, bucket, name: 0
+
+
+def names(server, url: str, step: int | str = "") -> list[str]:
+    """Paths of the objects below a folder, from there."""
+    start = f"{url.removeprefix('gs://bucket/')}/" + (f"{step}/" if step else "")
+    return sorted(n.removeprefix(start) for n in server.buckets["bucket"] if n.startswith(start))
+
+
+def full(url: str, name: str) -> str:
+    return f"{url.removeprefix('gs://bucket/')}/{name}"
+
+
+def data_object(server, url: str, folder: str) -> str:
+    """The object with the numbers of an item."""
+    found = [full(url, f"{folder}/{n}") for n in names(server, url, folder)]
+    return max(found, key=lambda name: len(server.buckets["bucket"][name].data))
+
+
+def save(url: str, *steps: int, metrics: dict | None = None, **keep) -> None:
+    with Checkpoints(url, **keep) as checkpoints:
+        for step in steps:
+            items = {"params": make_params(step), "ema": make_params(step)}
+            checkpoints.save(step, items, {"position": step}, (metrics or {}).get(step), wait=True)
+
+
+@pytest.fixture(scope="module")
+def example(server) -> dict[str, bytes]:
+    """What good checkpoints of steps 10 and 20 are made of, saved once."""
+    save("gs://bucket/example", 10, 20)
+    return {name: server.buckets["bucket"][f"example/{name}"].data
+            for name in names(server, "gs://bucket/example")}  # fmt: skip
+
+
+@pytest.fixture
+def two_steps(server, url, example) -> str:
+    for name, data in example.items():
+        server.put("bucket", full(url, name), data)
+    return url
+
+
+def test_everything_is_there_the_manifest_last_and_comes_back_bit_equal(server, url):
+    save(url, 10)
+    there = names(server, url, 10)
+    listed = json.loads(server.buckets["bucket"][full(url, f"10/{MANIFEST}")].data)["files"]
+    assert set(listed) == {name for name in there if "/" in name}
+    assert all(digest.startswith("crc32c:") for _, digest in listed.values())
+    assert any("/d/" in name for name in listed)  # written by tensorstore
+    made = [server.buckets["bucket"][full(url, f"10/{name}")].generation for name in there]
+    assert max(made) == server.buckets["bucket"][full(url, f"10/{MANIFEST}")].generation
+    step, items, meta = Checkpoints(url).restore({"params": abstract(make_params())})
+    assert (step, meta) == (10, {"position": 10})
+    assert_same(items["params"], make_params(10))
+    assert Checkpoints(url).item_names(10) == ["ema", "params"]
+    assert not os.path.exists("gs:")
+
+
+def test_a_restore_reads_arrays_once(server, two_steps):
+    url = two_steps
+    server.requests.clear()
+    Checkpoints(url).restore({"params": abstract(make_params())}, step=10)
+    large = data_object(server, url, "10/params")
+    assert len(server.buckets["bucket"][large].data) > LARGEST / 2
+    assert 1 <= [name for _, _, name in server.requests].count(large) <= 2  # ranges of one array
+    assert not any(data_object(server, url, "10/ema") == name for _, _, name in server.requests)
+
+
+def flip(server, url):
+    name = data_object(server, url, "20/params")
+    data = bytearray(server.buckets["bucket"][name].data)
+    data[len(data) // 2] ^= 1
+    server.put("bucket", name, bytes(data))
+
+
+def truncate(server, url):
+    server.put("bucket", data_object(server, url, "20/params"), b"0123456789")
+
+
+def delete(server, url):
+    del server.buckets["bucket"][data_object(server, url, "20/params")]
+
+
+def spoil_manifest(server, url):
+    server.put("bucket", full(url, f"20/{MANIFEST}"), b'{"version": 1, "files": {')
+
+
+def flip_meta(server, url):
+    server.put("bucket", full(url, "20/meta/metadata"), b'{"position": 21}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (flip, "has changed since it was written"),
+        (truncate, "has 10 bytes, should have"),
+        (delete, "is missing"),
+        (spoil_manifest, "MANIFEST.json cannot be read"),
+        (flip_meta, "meta/metadata has changed"),
+    ],
+)
+def test_damage_falls_back_to_the_older_step(server, two_steps, caplog, damage, reason):
+    damage(server, two_steps)
+    checkpoints = Checkpoints(two_steps)
+    step, items, meta = checkpoints.restore({"params": abstract(make_params())})
+    assert (step, meta) == (10, {"position": 10})
+    assert_same(items["params"], make_params(10))
+    assert "checkpoint 20 is damaged" in caplog.text and reason in caplog.text
+    with pytest.raises(UserError, match="step 20: .*restore a backup"):
+        checkpoints.restore({"params": abstract(make_params())}, step=20)
+
+
+def test_a_damaged_step_is_set_aside_and_saved_again(server, two_steps):
+    flip(server, two_steps)
+    before = names(server, two_steps, 20)
+    for old in ("damaged-3", "damaged-19"):
+        server.put("bucket", full(two_steps, f"{old}/params/d/x"), b"")
+    with Checkpoints(two_steps) as checkpoints:
+        checkpoints.restore({"params": abstract(make_params())})
+        assert checkpoints.save(20, {"params": make_params(3)}, {"position": 21}, wait=True)
+        step, items, meta = checkpoints.restore({"params": abstract(make_params())})
+    assert (step, meta) == (20, {"position": 21})
+    assert_same(items["params"], make_params(3))
+    assert names(server, two_steps, "damaged-20") == before
+    assert names(server, two_steps, "damaged-19") and not names(server, two_steps, "damaged-3")
+
+
+def test_latest_and_best_are_kept_also_by_another_process_and_what_is_not_ours(server, url):
+    metrics = {1: 3.0, 10: 1.0, 100: 2.0}  # each number begins the next
+    server.put("bucket", full(url, "notes/20"), b"mine")
+    server.put("bucket", full(url, "README"), b"mine")
+    Checkpoints(url).bucket.claim("the config")
+    for step in metrics:
+        save(url, step, metrics=metrics, keep_latest=1, keep_best=1)
+    assert Checkpoints(url).steps() == [10, 100]
+    top = {name.partition("/")[0] for name in names(server, url)}
+    listed = json.loads(server.buckets["bucket"][full(url, f"10/{MANIFEST}")].data)["files"]
+    assert set(listed) == {name for name in names(server, url, 10) if "/" in name}
+    assert top == {"10", "100", "notes", "README", "RUN.json"}
+
+
+KILLED = """
+    import sys, time
+    import jax.numpy as jnp
+    from flm_jax.checkpoint import Checkpoints
+    from flm_jax.checkpoint.bucket import Bucket
+
+    def hang(self, step):
+        print("saving", flush=True)
+        time.sleep(60)
+
+    checkpoints = Checkpoints(sys.argv[1])
+    checkpoints.save(1, {"params": {"w": jnp.arange(1000.0)}}, {"position": 1}, wait=True)
+    Bucket.write_manifest = hang
+    checkpoints.save(2, {"params": {"w": jnp.zeros(1000)}}, {"position": 2}, wait=True)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_kill_9_just_before_the_manifest(server, url):
+    """orbax's own mark is there, and yet the step is none; the next save removes it."""
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "saving\n"
+        process.kill()
+    Checkpoints(url).bucket.claim("the config")
+    assert "commit_success.txt" in names(server, url, 2)
+    with Checkpoints(url) as checkpoints:
+        assert checkpoints.steps() == [1]
+        step, items, _ = checkpoints.restore({"params": {"w": jnp.zeros(1000)}})
+        assert step == 1
+        np.testing.assert_array_equal(items["params"]["w"], np.arange(1000.0))
+        assert names(server, url, 2), "reading must not clean"
+        checkpoints.save(3, {"params": {"w": jnp.ones(1000)}}, {}, wait=True)
+        assert not names(server, url, 2)
+        assert checkpoints.steps() == [1, 3] and checkpoints.bucket.owner() == "the config"
+
+
+def test_a_save_that_fails_is_loud_and_the_next_one_is_tried(server, two_steps, caplog):
+    url = two_steps
+    with Checkpoints(url) as checkpoints:
+        server.refuse = lambda method, bucket, name: 403 if "/d/" in name else 0
+        checkpoints.save(30, {"params": make_params()}, {})
+        with pytest.raises(UserError, match="step 30 could not .*step 20 is intact"):
+            checkpoints.wait()
+        server.refuse = lambda method, bucket, name: 403
+        checkpoints.save(40, {"params": make_params()}, {})
+        assert "CHECKPOINT NOT SAVED: the checkpoint of step 40 " in caplog.text
+        assert "the older ones cannot be reached now" in caplog.text
+        assert checkpoints.newest_known() is None
+        with pytest.raises(UserError, match="step 40 could not"):
+            checkpoints.wait()
+        server.refuse = lambda method, bucket, name: 0
+        assert checkpoints.save(50, {"params": make_params()}, {}, wait=True)
+    assert Checkpoints(url).steps() == [20, 50]
+
+
+@pytest.mark.parametrize("part", ["description", "numbers"])
+def test_a_step_that_is_whole_but_cannot_be_read_is_no_damage(server, two_steps, part):
+    """... for then an older one would be taken, and the newest set aside."""
+    numbers = data_object(server, two_steps, "20/params")
+    lost = {"numbers": numbers, "description": full(two_steps, "20/params/_METADATA")}[part]
+    server.refuse = lambda method, bucket, name: 403 if name == lost else 0
+    with pytest.raises(UserError, match="checkpoint 20 in gs:.* is whole but could not be read"):
+        Checkpoints(two_steps).restore({"params": abstract(make_params())})
+
+
+def test_restores_onto_another_mesh(url):
+    def place(tree, shape):
+        devices = jax.devices()[: shape[0] * shape[1]]
+        mesh = jax.make_mesh(
+            shape, ("data", "fsdp"), devices=devices, axis_types=(AxisType.Auto,) * 2
+        )
+        specs = {"block": {"w": PartitionSpec("data", "fsdp")}, "b": PartitionSpec("fsdp")}
+        return jax.tree.map(
+            lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, specs
+        )
+
+    with Checkpoints(url) as checkpoints:
+        checkpoints.save(1, {"params": place(make_params(), (2, 4))}, {}, wait=True)
+        target = place(jax.tree.map(jnp.zeros_like, make_params()), (1, 4))
+        restored = checkpoints.restore({"params": target})[1]["params"]
+    assert_same(restored, make_params())
+    assert restored["block"]["w"].sharding == target["block"]["w"].sharding
+
+
+OF_TWO = """
+    import sys
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from flm_jax.checkpoint import Checkpoints
+    from flm_jax.checkpoint.bucket import Bucket
+
+    url, port, index = sys.argv[1:]
+    jax.distributed.initialize("127.0.0.1:" + port, 2, int(index))
+    write = Bucket.write_manifest
+    Bucket.write_manifest = lambda self, step: (print("manifest", step), write(self, step))
+    where = NamedSharding(Mesh(np.array(jax.devices()), "data"), PartitionSpec("data"))
+    whole = np.arange(8192, dtype=np.float32)
+    array = jax.make_array_from_callback((8192,), where, lambda index: whole[index])
+    with Checkpoints(url, keep_latest=1) as checkpoints:
+        checkpoints.save(2, {"params": {"w": array}}, {"at": 2}, wait=True)
+        step, items, meta = checkpoints.restore({"params": {"w": array}})
+    part = items["params"]["w"].addressable_data(0)
+    start = len(part) * jax.process_index()
+    assert np.array_equal(part, whole[start : start + len(part)]) and len(part) == 4096
+    print(step, meta["at"], checkpoints.steps())
+"""
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_write_one_step_and_the_first_its_manifest(server, url):
+    port = str(free_port())
+    command = [sys.executable, "-c", textwrap.dedent(OF_TWO), url, port]
+    environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    jobs = [
+        subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True, env=environ)
+        for n in (0, 1)
+    ]
+    said = [job.communicate(timeout=100)[0].splitlines() for job in jobs]
+    said = [[line for line in lines if "Gloo" not in line] for lines in said]
+    assert [job.returncode for job in jobs] == [0, 0]
+    assert said == [["manifest 2", "2 2 [2]"], ["2 2 [2]"]]
+    listed = json.loads(server.buckets["bucket"][full(url, f"2/{MANIFEST}")].data)["files"]
+    for n in (0, 1):
+        assert any(name.startswith(f"params/ocdbt.process_{n}/d/") for name in listed)
+
+
+def test_a_copy_is_a_checkpoint_in_either_direction(server, url, example, tmp_path):
+    """Copied down, it is verified by the store's checksums; a mirror up there by its SHA-256."""
+    for name, data in example.items():
+        path = tmp_path / "down" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    shutil.rmtree(tmp_path / "down" / "20")
+    items = Checkpoints(tmp_path / "down").restore({"params": abstract(make_params())})[1]
+    assert_same(items["params"], make_params(10))
+    largest = max((tmp_path / "down/10/params").rglob("*"), key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    largest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(manifest.Damaged, match="has changed since"):
+        manifest.verify(tmp_path / "down" / "10")
+
+    here = Checkpoints(tmp_path / "up" / "checkpoints")
+    with here:
+        here.save(20, {"params": make_params(20)}, {}, wait=True)
+    mirror = Mirror(f"{url}/mirror", here, tmp_path / "up")
+    mirror.claim("the config")
+    mirror.sync()
+    assert Checkpoints(f"{url}/mirror").restore({"params": abstract(make_params())})[0] == 20
+    name = data_object(server, url, "mirror/20/params")
+    content = server.buckets["bucket"][name].data
+    server.put("bucket", name, content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="20: params/.* has changed since it was written"):
+        Checkpoints(f"{url}/mirror").restore({"params": abstract(make_params())})
+
+
+def test_training_writes_there_and_a_new_machine_goes_on(
+    server, url, tmp_path, capsys, monkeypatch
+):
+    """It goes on without any file of the first one; nobody else may have the place."""
+    monkeypatch.setattr(train.outcome, "finish", lambda *_: None)
+    config = tiny.run_config(tmp_path)
+    knobs = dataclasses.replace(config.train, checkpoints=url, steps=4, save_every=2, eval_every=0)
+    config = dataclasses.replace(config, train=knobs)
+    config_lib.validate(config, experiment.tables())
+    assert train.train(config, tmp_path / "run") == 0
+    assert Checkpoints(url).steps() == [2, 4]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not [name for name in names(server, url) if "probe" in name]
+    assert inference.load(tmp_path / "run").step == 4
+    shutil.rmtree(tmp_path / "run")
+    longer = dataclasses.replace(config, train=dataclasses.replace(knobs, steps=6))
+    assert train.train(longer, tmp_path / "new") == 0
+    assert "at step 4" in capsys.readouterr().out and Checkpoints(url).latest_step() == 6
+
+    other = dataclasses.replace(config, seed=7)
+    with pytest.raises(UserError, match=r"train.checkpoints=gs:.*with another config.*\nseed: 1"):
+        workdir_lib.check(other, tmp_path / "other")
+    home = dataclasses.replace(config, train=dataclasses.replace(knobs, checkpoints=""))
+    with pytest.raises(UserError, match="new belongs to .*\ntrain.checkpoints: 'gs://"):
+        workdir_lib.check(home, tmp_path / "new")
+    del server.buckets["bucket"][full(url, "RUN.json")]
+    with pytest.raises(UserError, match="holds 2 and other numbered folders but no RUN.json"):
+        workdir_lib.check(config, tmp_path / "other")
+
+
+def checked(url: str) -> str:
+    with pytest.raises(UserError) as caught:
+        Bucket(url).check()
+    return str(caught.value)
+
+
+def test_what_is_wrong_with_a_bucket_is_said_at_once(server, url, monkeypatch):
+    Bucket(url).check()
+    assert checked("gs://no-such-bucket/run") == (
+        "train.checkpoints=gs://no-such-bucket/run: there is no bucket no-such-bucket; make it, or "
+        "check its name"
+    )
+    for method in ("GET", "POST", "DELETE"):
+        for status in (401, 403):
+            server.refuse = lambda asked, bucket, name, m=method, s=status: s if asked == m else 0
+            assert f"{url}: access is refused (" in checked(url), (method, status)
+    server.refuse = lambda method, bucket, name: 400
+    assert f"{url} cannot be used (" in checked(url)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    assert "run pip install 'flm_jax[gcs]'" in checked(url)
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ("s3://bucket/run", "only gs://BUCKET/FOLDER can; .*train.mirror=s3://bucket/run"),
+        ("memory://run", "only gs://BUCKET/FOLDER can; .*train.mirror=memory://run"),
+        ("gs://bucket", "names no folder in a bucket; write it like gs://bucket/run"),
+        ("gs:///run", "names no folder in a bucket; write it like gs://bucket/run"),
+    ],
+)
+def test_addresses_that_cannot_be(place, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Checkpoints(place)
+
+
+def test_orbax_still_cannot_write_to_s3():
+    """Why only gs:// is direct. When this fails, the other scheme may be worth another look."""
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    with pytest.raises(ValueError, match="should be absolute. Got s3:/bucket/run"):
+        tensorstore_utils.build_kvstore_tspec("s3://bucket/run", name="w", use_ocdbt=True)
+
+
+def test_a_missing_library_and_a_mirror_besides_are_refused_before_devices_are_touched(tmp_path):
+    words = ["--config=configs/quickstart.py", f"--workdir={tmp_path}/run", "--config.train"]
+    words[2] += ".checkpoints=gs://bucket/run"
+    hide = "import sys; sys.modules['gcsfs'] = None; import runpy; sys.argv[0] = 'x'; "
+    hide += "runpy.run_module('flm_jax.main', run_name='__main__', alter_sys=True)"
+    environ = os.environ | {"JAX_PLATFORMS": "nothing"}  # would fail when devices are touched
+    for more, sentence in (([], "flm_jax[gcs]"), (["--config.train.mirror=/x"], "set one of them")):
+        done = subprocess.run(
+            [sys.executable, "-c", hide, *words, *more], capture_output=True, text=True, env=environ
+        )
+        assert done.returncode == 2 and sentence in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
