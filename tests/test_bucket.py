@@ -101,6 +101,18 @@ def test_everything_is_there_the_manifest_last_and_comes_back_bit_equal(server, 
     assert not os.path.exists("gs:")
 
 
+def test_what_another_process_writes_is_seen_at_once(server, url, example):
+    reader = Checkpoints(url)
+    server.put("bucket", full(url, "notes"), b"")
+    assert reader.steps() == []
+    for step in ("10", "20"):
+        for name, data in example.items():
+            if name.startswith(f"{step}/"):
+                server.put("bucket", full(url, name), data)
+        assert reader.latest_step() == int(step)
+        assert reader.restore_meta() == (int(step), {"position": int(step)})
+
+
 def test_a_restore_reads_arrays_once(server, two_steps):
     url = two_steps
     server.requests.clear()
@@ -359,6 +371,10 @@ def test_training_writes_there_and_a_new_machine_goes_on(
     assert train.train(longer, tmp_path / "new") == 0
     assert "at step 4" in capsys.readouterr().out and Checkpoints(url).latest_step() == 6
 
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "refuse", lambda method, bucket, name: 403 * (method == "POST"))
+        with pytest.raises(UserError, match="access is refused"):
+            workdir_lib.check(config, tmp_path / "other")
     other = dataclasses.replace(config, seed=7)
     with pytest.raises(UserError, match=r"train.checkpoints=gs:.*with another config.*\nseed: 1"):
         workdir_lib.check(other, tmp_path / "other")

@@ -4,6 +4,7 @@ import collections.abc
 import json
 import math
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -178,7 +179,7 @@ class Checkpoints:
         folder = self.folder / str(step)
         return sorted(p.name for p in folder.iterdir() if (p / "_METADATA").is_file())
 
-    def adopt(self, folder: os.PathLike, step: int) -> None:
+    def adopt(self, folder: pathlib.Path, step: int) -> None:
         """Makes a folder in here, written and verified by the caller, the one of this step."""
         self._set_damaged_aside()
         folder.rename(self.folder / str(step))
