@@ -12,12 +12,17 @@ import uuid
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import tiny
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from processes import free_port
-from test_checkpoint import abstract, assert_same, make_params
+from test_checkpoint import (
+    abstract,
+    assert_same,
+    assert_step_1_is_whole,
+    kill_in_a_save,
+    make_params,
+)
 
 from flm_jax import config as config_lib
 from flm_jax import experiment, inference, train
@@ -196,37 +201,14 @@ def test_latest_and_best_are_kept_also_by_another_process_and_what_is_not_ours(s
     assert top == {"10", "100", "notes", "README", "RUN.json"}
 
 
-KILLED = """
-    import sys, time
-    import jax.numpy as jnp
-    from flm_jax.checkpoint import Checkpoints
-    from flm_jax.checkpoint.bucket import Bucket
-
-    def hang(self, step):
-        print("saving", flush=True)
-        time.sleep(60)
-
-    checkpoints = Checkpoints(sys.argv[1])
-    checkpoints.save(1, {"params": {"w": jnp.arange(1000.0)}}, {"position": 1}, wait=True)
-    Bucket.write_manifest = hang
-    checkpoints.save(2, {"params": {"w": jnp.zeros(1000)}}, {"position": 2}, wait=True)
-"""
-
-
 @pytest.mark.timeout(60)
 def test_kill_9_just_before_the_manifest(server, url):
     """orbax's own mark is there, and yet the step is none; the next save removes it."""
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "saving\n"
-        process.kill()
+    kill_in_a_save(url, "bucket.Bucket.write_manifest")
     Checkpoints(url).bucket.claim("the config")
     assert "commit_success.txt" in names(server, url, 2)
     with Checkpoints(url) as checkpoints:
-        assert checkpoints.steps() == [1]
-        step, items, _ = checkpoints.restore({"params": {"w": jnp.zeros(1000)}})
-        assert step == 1
-        np.testing.assert_array_equal(items["params"]["w"], np.arange(1000.0))
+        assert_step_1_is_whole(checkpoints)
         assert names(server, url, 2), "reading must not clean"
         checkpoints.save(3, {"params": {"w": jnp.ones(1000)}}, {}, wait=True)
         assert not names(server, url, 2)

@@ -354,31 +354,42 @@ def test_a_bucket_as_workdir_is_refused_with_the_way_out(url, way_out):
 KILLED_IN_A_SAVE = """
     import sys, time
     import jax.numpy as jnp
-    from flm_jax.checkpoint import Checkpoints, manifest
+    from flm_jax.checkpoint import Checkpoints, bucket, manifest
 
-    def hang(folder):
+    def hang(*_):
         print("saving", flush=True)
         time.sleep(60)
 
     checkpoints = Checkpoints(sys.argv[1])
     checkpoints.save(1, {"params": {"w": jnp.arange(1000.0)}}, {"position": 1}, wait=True)
-    manifest.write = hang
+    FUNCTION = hang
     checkpoints.save(2, {"params": {"w": jnp.zeros(1000)}}, {"position": 2}, wait=True)
 """
 
 
-@pytest.mark.timeout(60)
-def test_kill_9_in_the_middle_of_a_save(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED_IN_A_SAVE), str(tmp_path)]
+def kill_in_a_save(place: str, function: str) -> None:
+    """Saves step 1 there; kill -9 when the save of step 2 calls that function."""
+    script = textwrap.dedent(KILLED_IN_A_SAVE).replace("FUNCTION", function)
+    command = [sys.executable, "-c", script, place]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "saving\n"
         process.send_signal(signal.SIGKILL)
+
+
+def assert_step_1_is_whole(checkpoints: Checkpoints) -> None:
+    """... and the newest that counts after `kill_in_a_save`."""
+    assert checkpoints.steps() == [1]
+    step, items, _ = checkpoints.restore({"params": {"w": jnp.zeros(1000)}})
+    assert step == 1
+    np.testing.assert_array_equal(items["params"]["w"], np.arange(1000.0))
+
+
+@pytest.mark.timeout(60)
+def test_kill_9_in_the_middle_of_a_save(tmp_path):
+    kill_in_a_save(str(tmp_path), "manifest.write")
     assert (tmp_path / "2.orbax-checkpoint-tmp").is_dir()
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps() == [1]
-        step, items, _ = checkpoints.restore({"params": {"w": jnp.zeros(1000)}})
-        assert step == 1
-        np.testing.assert_array_equal(items["params"]["w"], np.arange(1000.0))
+        assert_step_1_is_whole(checkpoints)
         assert (tmp_path / "2.orbax-checkpoint-tmp").is_dir(), "reading must not clean"
         checkpoints.save(3, {"params": {"w": jnp.ones(1000)}}, {}, wait=True)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["1", "3"]
