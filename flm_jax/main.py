@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     if not WORKDIR.value:
         raise UserError("--workdir=DIR is missing; try --workdir=runs/quickstart")
     if "://" in WORKDIR.value:
-        direct = WORKDIR.value.startswith("gs://")
+        direct = WORKDIR.value.startswith(("gs://", "s3://"))
         raise UserError(
             f"--workdir={WORKDIR.value} is no local or mounted folder; choose one, and have its "
             f"checkpoints {'written' if direct else 'copied'} with "

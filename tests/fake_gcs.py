@@ -5,53 +5,26 @@ ask for: objects with generations, checksums and preconditions; listing; three w
 """
 
 import base64
-import contextlib
-import dataclasses
 import email.parser
-import http.server
 import json
-import os
 import re
-import threading
 import urllib.parse
-from collections.abc import Iterator
 
+import fake_store
 import google_crc32c
 
 
-@dataclasses.dataclass
-class Object:
-    data: bytes
-    generation: int
-    content_type: str = "application/octet-stream"
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Buckets in memory. ``refuse(method, bucket, name)`` gives a status in place of an answer."""
-
-    daemon_threads = True
-
-    def handle_error(self, *_):
-        pass  # a client that no longer wants the answer
+class Server(fake_store.Store):
+    scheme = "gs"
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.lock = threading.RLock()
-        self.buckets: dict[str, dict[str, Object]] = {}
-        self.uploads: dict[str, dict] = {}
-        self.requests: list[tuple[str, str, str]] = []
-        self.generation = 1000
-        self.refuse = lambda method, bucket, name: 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def put(self, bucket: str, name: str, data: bytes, content_type: str = "") -> Object:
-        self.generation += 1
-        made = Object(data, self.generation, content_type or "application/octet-stream")
-        self.buckets[bucket][name] = made
-        return made
+        super().__init__(Handler)
+        self.settings = {
+            "TENSORSTORE_GCS_HTTP_URL": self.url,
+            "STORAGE_EMULATOR_HOST": self.url,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",  # tensorstore looks for no other credentials
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks over gRPC, not stood in for
+        }
 
     def describe(self, bucket: str, name: str) -> dict:
         found = self.buckets[bucket][name]
@@ -72,45 +45,22 @@ class Server(http.server.ThreadingHTTPServer):
         }
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
-    wbufsize = -1
+class Handler(fake_store.Handler):
     server: Server
-
-    def log_message(self, *_):
-        pass
 
     def _answer(self, status: int, body: bytes | dict = b"", headers: dict | None = None) -> None:
         if isinstance(body, dict):
             body = json.dumps(body).encode()
             headers = {"Content-Type": "application/json", **(headers or {})}
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        if status != 204:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD" and status != 204:
-            self.wfile.write(body)
+        self.answer(status, body, headers or {})
 
     def _error(self, status: int, message: str) -> None:
         self._answer(status, {"error": {"code": status, "message": message}})
 
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "") == "chunked":
-            parts = []
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
     def _handle(self) -> None:
         url = urllib.parse.urlsplit(self.path)
-        query = dict(urllib.parse.parse_qsl(url.query))
-        body = self._body()
+        query = self.query()
+        body = self.body()
         parts = url.path.strip("/").split("/")
         with self.server.lock:
             upload = "upload" in parts
@@ -178,37 +128,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "x-goog-hash": f"crc32c={self.server.describe(bucket, name)['crc32c']}",
             "Content-Type": found.content_type,
         }
-        asked = self.headers.get("Range")
-        if not asked:
-            return self._answer(200, found.data, headers)
-        first, last = asked.removeprefix("bytes=").split("-")
-        size = len(found.data)
-        if first == "":
-            first, last = max(0, size - int(last)), size - 1
-        first, last = int(first), min(int(last) if last else size - 1, size - 1)
-        if first >= size:
-            return self._answer(416, b"", {"Content-Range": f"bytes */{size}"})
-        headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-        self._answer(206, found.data[first : last + 1], headers)
+        self.send_data(found.data, headers)
 
     def _list(self, bucket: str, query: dict) -> None:
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        names, prefixes = [], set()
-        for name in sorted(self.server.buckets[bucket]):
-            if not name.startswith(prefix):
-                continue
-            if "startOffset" in query and name < query["startOffset"]:
-                continue
-            if "endOffset" in query and name >= query["endOffset"]:
-                continue
-            rest = name[len(prefix) :]
-            if delimiter and delimiter in rest:
-                prefixes.add(prefix + rest.split(delimiter)[0] + delimiter)
-            else:
-                names.append(name)
-        listed = sorted([*names, *prefixes])
+        listed, prefixes = self.server.listed(bucket, query)
+        first, last = query.get("startOffset", ""), query.get("endOffset") or None
+        listed = [name for name in listed if name >= first and (last is None or name < last)]
         start = int(query.get("pageToken", 0))
-        end = start + min(int(query.get("maxResults", 1000)), 1000)
+        end = start + min(int(query.get("maxResults", 1000)), fake_store.PAGE)
         page = listed[start:end]
         items = [self.server.describe(bucket, n) for n in page if n not in prefixes]
         answer = {"kind": "storage#objects", "items": items}
@@ -269,28 +196,3 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._error(412, "precondition")
         self.server.put(bucket, name, data)
         self._answer(200, self.server.describe(bucket, name))
-
-
-@contextlib.contextmanager
-def serving(*buckets: str) -> Iterator[Server]:
-    """A server with these empty buckets, for the whole process and its children."""
-    server = Server()
-    server.buckets = {name: {} for name in buckets}
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    settings = {
-        "TENSORSTORE_GCS_HTTP_URL": server.url,
-        "STORAGE_EMULATOR_HOST": server.url,
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",  # tensorstore looks for no other credentials
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks over gRPC, which is not stood in for
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield server
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -1,15 +1,21 @@
-"""Checkpoints in a bucket, against a stand-in of Google Cloud Storage on the loopback."""
+"""Checkpoints in a bucket, against stand-ins of Google Cloud Storage and of S3 on the loopback."""
 
+import contextlib
 import dataclasses
+import hashlib
+import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
 import uuid
 
+import fake_store
 import jax
 import jax.numpy as jnp
 import pytest
@@ -27,39 +33,67 @@ from test_checkpoint import (
 from flm_jax import config as config_lib
 from flm_jax import experiment, inference, train
 from flm_jax import workdir as workdir_lib
-from flm_jax.checkpoint import MANIFEST, Checkpoints, Mirror, manifest
+from flm_jax.checkpoint import MANIFEST, Checkpoints, Mirror, manifest, s3_arrays, stores
 from flm_jax.checkpoint.bucket import Bucket
 from flm_jax.errors import UserError
 
 LARGEST = 12_000  # bytes of the file with the numbers of `make_params`, about
 
 
-@pytest.fixture(scope="module")
-def server():
-    if importlib.util.find_spec("gcsfs") is None:
-        pytest.skip("needs pip install 'flm_jax[gcs]'")
-    import fake_gcs
+KINDS = {"gs": ("gcsfs", "fake_gcs", "gcs"), "s3": ("s3fs", "fake_s3", "s3")}
 
-    with fake_gcs.serving("bucket") as server:
-        yield server
+
+@pytest.fixture(scope="module")
+def servers():
+    """A stand-in by its scheme, running from when it is first asked for to the end."""
+    with contextlib.ExitStack() as running:
+        started = {}
+
+        def get(scheme: str):
+            library, module, extra = KINDS[scheme]
+            if importlib.util.find_spec(library) is None:
+                pytest.skip(f"needs pip install 'flm_jax[{extra}]'")
+            if scheme not in started:
+                server = importlib.import_module(module).Server()
+                started[scheme] = running.enter_context(fake_store.serving(server, "bucket"))
+            return started[scheme]
+
+        yield get
+
+
+@pytest.fixture(params=KINDS)
+def server(servers, request):
+    server = servers(request.param)
+    server.requests.clear()
+    yield server
+    server.refuse = lambda method, bucket, name: 0
+
+
+@pytest.fixture
+def s3(servers):
+    server = servers("s3")
+    yield server
+    server.refuse, server.md5_etags = lambda method, bucket, name: 0, True
+
+
+def new_place(server) -> str:
+    return f"{server.scheme}://bucket/{uuid.uuid4().hex}/run"
 
 
 @pytest.fixture
 def url(server):
     """An empty folder of the bucket."""
-    server.requests.clear()
-    yield f"gs://bucket/{uuid.uuid4().hex}/run"
-    server.refuse = lambda method, bucket, name: 0
+    return new_place(server)
 
 
 def names(server, url: str, step: int | str = "") -> list[str]:
     """Paths of the objects below a folder, from there."""
-    start = f"{url.removeprefix('gs://bucket/')}/" + (f"{step}/" if step else "")
+    start = full(url, f"{step}/" if step else "")
     return sorted(n.removeprefix(start) for n in server.buckets["bucket"] if n.startswith(start))
 
 
 def full(url: str, name: str) -> str:
-    return f"{url.removeprefix('gs://bucket/')}/{name}"
+    return f"{url.partition('://bucket/')[2]}/{name}"
 
 
 def data_object(server, url: str, folder: str) -> str:
@@ -75,12 +109,19 @@ def save(url: str, *steps: int, metrics: dict | None = None, **keep) -> None:
             checkpoints.save(step, items, {"position": step}, (metrics or {}).get(step), wait=True)
 
 
-@pytest.fixture(scope="module")
+_examples: dict[str, dict[str, bytes]] = {}
+
+
+@pytest.fixture
 def example(server) -> dict[str, bytes]:
     """What good checkpoints of steps 10 and 20 are made of, saved once."""
-    save("gs://bucket/example", 10, 20)
-    return {name: server.buckets["bucket"][f"example/{name}"].data
-            for name in names(server, "gs://bucket/example")}  # fmt: skip
+    url = f"{server.scheme}://bucket/example"
+    if server.url not in _examples:
+        save(url, 10, 20)
+        _examples[server.url] = {
+            name: server.buckets["bucket"][full(url, name)].data for name in names(server, url)
+        }
+    return _examples[server.url]
 
 
 @pytest.fixture
@@ -95,7 +136,8 @@ def test_everything_is_there_the_manifest_last_and_comes_back_bit_equal(server, 
     there = names(server, url, 10)
     listed = json.loads(server.buckets["bucket"][full(url, f"10/{MANIFEST}")].data)["files"]
     assert set(listed) == {name for name in there if "/" in name}
-    assert all(digest.startswith("crc32c:") for _, digest in listed.values())
+    kind = {"gs": "crc32c:", "s3": "md5:"}[server.scheme]
+    assert all(digest.startswith(kind) for _, digest in listed.values())
     assert any("/d/" in name for name in listed)  # written by tensorstore
     made = [server.buckets["bucket"][full(url, f"10/{name}")].generation for name in there]
     assert max(made) == server.buckets["bucket"][full(url, f"10/{MANIFEST}")].generation
@@ -103,7 +145,7 @@ def test_everything_is_there_the_manifest_last_and_comes_back_bit_equal(server, 
     assert (step, meta) == (10, {"position": 10})
     assert_same(items["params"], make_params(10))
     assert Checkpoints(url).item_names(10) == ["ema", "params"]
-    assert not os.path.exists("gs:")
+    assert not os.path.exists("gs:") and not os.path.exists("s3:")
 
 
 def test_what_another_process_writes_is_seen_at_once(server, url, example):
@@ -240,7 +282,7 @@ def test_a_step_that_is_whole_but_cannot_be_read_is_no_damage(server, two_steps,
     numbers = data_object(server, two_steps, "20/params")
     lost = {"numbers": numbers, "description": full(two_steps, "20/params/_METADATA")}[part]
     server.refuse = lambda method, bucket, name: 403 if name == lost else 0
-    with pytest.raises(UserError, match="checkpoint 20 in gs:.* is whole but could not be read"):
+    with pytest.raises(UserError, match="checkpoint 20 in ..://.* is whole but could not be read"):
         Checkpoints(two_steps).restore({"params": abstract(make_params())})
 
 
@@ -354,14 +396,14 @@ def test_training_writes_there_and_a_new_machine_goes_on(
     assert "at step 4" in capsys.readouterr().out and Checkpoints(url).latest_step() == 6
 
     with monkeypatch.context() as patch:
-        patch.setattr(server, "refuse", lambda method, bucket, name: 403 * (method == "POST"))
+        patch.setattr(server, "refuse", lambda method, *_: 403 * (method in ("POST", "PUT")))
         with pytest.raises(UserError, match="access is refused"):
             workdir_lib.check(config, tmp_path / "other")
     other = dataclasses.replace(config, seed=7)
-    with pytest.raises(UserError, match=r"train.checkpoints=gs:.*with another config.*\nseed: 1"):
+    with pytest.raises(UserError, match=r"train.checkpoints=..:.*with another config.*\nseed: 1"):
         workdir_lib.check(other, tmp_path / "other")
     home = dataclasses.replace(config, train=dataclasses.replace(knobs, checkpoints=""))
-    with pytest.raises(UserError, match="new belongs to .*\ntrain.checkpoints: 'gs://"):
+    with pytest.raises(UserError, match="new belongs to .*\ntrain.checkpoints: '..://"):
         workdir_lib.check(home, tmp_path / "new")
     del server.buckets["bucket"][full(url, "RUN.json")]
     with pytest.raises(UserError, match="holds 2 and other numbered folders but no RUN.json"):
@@ -375,26 +417,28 @@ def checked(url: str) -> str:
 
 
 def test_what_is_wrong_with_a_bucket_is_said_at_once(server, url, monkeypatch):
+    library, _, extra = KINDS[server.scheme]
     Bucket(url).check()
-    assert checked("gs://no-such-bucket/run") == (
-        "train.checkpoints=gs://no-such-bucket/run: there is no bucket no-such-bucket; make it, or "
+    nowhere = f"{server.scheme}://no-such-bucket/run"
+    assert checked(nowhere) == (
+        f"train.checkpoints={nowhere}: there is no bucket no-such-bucket; make it, or "
         "check its name"
     )
-    for method in ("GET", "POST", "DELETE"):
+    for method in ("GET", "POST" if server.scheme == "gs" else "PUT", "DELETE"):
         for status in (401, 403):
             server.refuse = lambda asked, bucket, name, m=method, s=status: s if asked == m else 0
             assert f"{url}: access is refused (" in checked(url), (method, status)
     server.refuse = lambda method, bucket, name: 400
     assert f"{url} cannot be used (" in checked(url)
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    assert "run pip install 'flm_jax[gcs]'" in checked(url)
+    monkeypatch.setitem(sys.modules, library, None)
+    assert f"run pip install 'flm_jax[{extra}]'" in checked(url)
 
 
 @pytest.mark.parametrize(
     ("place", "sentence"),
     [
-        ("s3://bucket/run", "only gs://BUCKET/FOLDER can; .*train.mirror=s3://bucket/run"),
-        ("memory://run", "only gs://BUCKET/FOLDER can; .*train.mirror=memory://run"),
+        ("az://bucket/run", "only gs://.* and s3://.* can; .*train.mirror=az://bucket/run"),
+        ("s3://bucket/", "names no folder in a bucket; write it like s3://bucket/run"),
         ("gs://bucket", "names no folder in a bucket; write it like gs://bucket/run"),
         ("gs:///run", "names no folder in a bucket; write it like gs://bucket/run"),
     ],
@@ -405,22 +449,162 @@ def test_addresses_that_cannot_be(place, sentence):
 
 
 def test_orbax_still_cannot_write_to_s3():
-    """Why only gs:// is direct. When this fails, the other scheme may be worth another look."""
+    """Why there is `s3_arrays.py`. When this fails, it may be no longer needed."""
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
+    build = tensorstore_utils.build_kvstore_tspec
+    build = getattr(build, "__wrapped__", build)
     with pytest.raises(ValueError, match="should be absolute. Got s3:/bucket/run"):
-        tensorstore_utils.build_kvstore_tspec("s3://bucket/run", name="w", use_ocdbt=True)
+        build("s3://bucket/run", name="w", use_ocdbt=True)
 
 
-def test_a_missing_library_and_a_mirror_besides_are_refused_before_devices_are_touched(tmp_path):
-    words = ["--config=configs/quickstart.py", f"--workdir={tmp_path}/run", "--config.train"]
-    words[2] += ".checkpoints=gs://bucket/run"
-    hide = "import sys; sys.modules['gcsfs'] = None; import runpy; sys.argv[0] = 'x'; "
-    hide += "runpy.run_module('flm_jax.main', run_name='__main__', alter_sys=True)"
-    environ = os.environ | {"JAX_PLATFORMS": "nothing"}  # would fail when devices are touched
-    for more, sentence in (([], "flm_jax[gcs]"), (["--config.train.mirror=/x"], "set one of them")):
+def test_what_is_wrong_is_refused_before_devices_are_touched(tmp_path):
+    def refused(place: str, *more: str, hidden: str = "", **variables: str) -> str:
+        words = ["--config=configs/quickstart.py", f"--workdir={tmp_path}/run"]
+        words += [f"--config.train.checkpoints={place}", *more]
+        hide = f"import sys; sys.modules['{hidden}'] = None; import runpy; sys.argv[0] = 'x'; "
+        hide += "runpy.run_module('flm_jax.main', run_name='__main__', alter_sys=True)"
         done = subprocess.run(
-            [sys.executable, "-c", hide, *words, *more], capture_output=True, text=True, env=environ
+            [sys.executable, "-c", hide, *words],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "nothing"} | variables,  # would fail with devices
         )
-        assert done.returncode == 2 and sentence in done.stderr, done.stderr
-        assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+        assert done.returncode == 2 and not (tmp_path / "run").exists(), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    assert "flm_jax[gcs]" in refused("gs://bucket/run", hidden="gcsfs")
+    assert "set one of them" in refused("gs://bucket/run", "--config.train.mirror=/x")
+    if importlib.util.find_spec("s3fs"):
+        nobody = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}", "AWS_ACCESS_KEY_ID": "a"}
+        said = refused("s3://bucket/run", AWS_SECRET_ACCESS_KEY="b", **nobody)
+        assert "train.checkpoints=s3://bucket/run: the service does not answer (" in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"AWS_ACCESS_KEY_ID": ""}, "there are no credentials (.*; set AWS_ACCESS_KEY_ID and"),
+        ({"AWS_PROFILE": "nobody"}, "there are no credentials (.*nobody.*; set AWS_ACC"),
+        ({"AWS_ACCESS_KEY_ID": "other"}, "access is refused (.*; check the keys"),
+        ({"AWS_DEFAULT_REGION": "eu-other-2"}, "the region is not that .*eu-test-1.*AWS_REGION"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:PORT"}, "the service does not answer (.*PORT"),
+    ],
+)
+def test_what_is_wrong_with_settings_of_s3_is_said(s3, monkeypatch, variables, sentence):
+    port = str(free_port())
+    monkeypatch.setenv("AWS_DEFAULT_REGION", os.environ["AWS_REGION"])
+    for name, value in variables.items():
+        if value:
+            monkeypatch.setenv(name, value.replace("PORT", port))
+        else:
+            monkeypatch.delenv(name)
+    url = new_place(s3)
+    sentence = sentence.replace("(", r"\(").replace("PORT", port)
+    assert re.search(f"^train.checkpoints={url}: {sentence}", checked(url))
+
+
+@pytest.mark.timeout(60)
+def test_a_service_that_takes_a_request_and_says_nothing(s3, monkeypatch):
+    monkeypatch.setattr(stores, "PATIENCE_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "the service does not answer (ReadTimeoutError" in checked(new_place(s3))
+
+
+def test_a_profile_is_enough_and_both_libraries_follow_it(s3, monkeypatch, tmp_path):
+    import s3fs
+
+    files = {"AWS_CONFIG_FILE": "config", "AWS_SHARED_CREDENTIALS_FILE": "credentials"}
+    where = {"endpoint_url": s3.url + "/", "region": os.environ["AWS_REGION"]}
+    keys = {"aws_access_key_id": os.environ["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": "x"}
+    for (variable, name), head, lines in zip(
+        files.items(), ("profile mine", "mine"), (where, keys), strict=True
+    ):
+        text = "".join(f"{key} = {value}\n" for key, value in lines.items())
+        (tmp_path / name).write_text(f"[{head}]\n{text}")
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "")
+    for name in ("ENDPOINT_URL", "REGION", "DEFAULT_REGION", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(f"AWS_{name}")
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3.requests.clear()
+    Bucket(new_place(s3)).check()
+    assert {"PUT", "DELETE"} <= {method for method, _, _ in s3.requests}
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_orbax_is_changed_for_s3_alone_and_a_changed_orbax_is_noticed(s3, monkeypatch):
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    teach, spec_of = s3_arrays.teach_orbax, stores.STORES["s3"].tensorstore_spec
+    teach(spec_of)
+    build = tensorstore_utils.build_kvstore_tspec
+    original = build.__wrapped__
+    teach(spec_of)
+    assert tensorstore_utils.build_kvstore_tspec is build, "wrapped twice"
+    for place in ("/a/b", "gs://a/b"):
+        for ocdbt in (True, False):
+            assert build(place, "w", use_ocdbt=ocdbt) == original(place, "w", use_ocdbt=ocdbt)
+    ours = build("s3://bucket/a", "w", use_ocdbt=False)
+    assert (ours["driver"], ours["bucket"], ours["path"]) == ("s3", "bucket", "a/w")
+
+    def moved(directory, name=None, *, use_ocdbt=True):
+        return {"driver": "ocdbt", "base": f"{directory}/"}
+
+    monkeypatch.setattr(tensorstore_utils, "build_kvstore_tspec", moved)
+    assert "cannot be shown the way to s3://" in checked(new_place(s3))
+    assert tensorstore_utils.build_kvstore_tspec is moved
+    monkeypatch.delattr(tensorstore_utils, "build_kvstore_tspec")
+    assert "install orbax-checkpoint 0.12.8, or have" in checked(new_place(s3))
+
+
+def test_etags_that_are_no_md5s(s3, tmp_path, caplog):
+    """... as in a bucket with its owner's key: they tell a change there, and nothing elsewhere."""
+    url = new_place(s3)
+    s3.md5_etags = False
+    save(url, 10, 20)
+    listed = json.loads(s3.buckets["bucket"][full(url, f"10/{MANIFEST}")].data)["files"]
+    assert all(digest.startswith("etag:") for _, digest in listed.values())
+    flip(s3, url)
+    assert Checkpoints(url).restore({"params": abstract(make_params())})[0] == 10
+    assert "checkpoint 20 is damaged" in caplog.text
+    for name in names(s3, url, 10):
+        path = tmp_path / "10" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(s3.buckets["bucket"][full(url, f"10/{name}")].data)
+    assert Checkpoints(tmp_path).restore({"params": abstract(make_params())})[0] == 10
+    assert "files are verified by their sizes alone" in caplog.text
+
+
+def test_an_object_that_was_copied_in_parts_is_compared_by_its_bytes(s3):
+    url = new_place(s3)
+    save(url, 10)
+    data = b"a" * (6 << 20)
+    part = full(url, "10/params/part")
+    manifest_name = full(url, f"10/{MANIFEST}")
+    with Bucket(url)._fs.open(f"bucket/{part}", "wb", block_size=5 << 20) as file:
+        file.write(data)
+    assert s3.buckets["bucket"][part].etag.endswith('-1"')
+    listed = json.loads(s3.buckets["bucket"][manifest_name].data)
+    listed["files"]["params/part"] = [len(data), "md5:" + hashlib.md5(data).hexdigest()]
+    s3.put("bucket", manifest_name, json.dumps(listed).encode())
+    assert Bucket(url).verify(10, ["params"])
+    s3.put("bucket", part, data[:-1] + b"b").etag = '"0-1"'
+    with pytest.raises(manifest.Damaged, match="params/part has changed"):
+        Bucket(url).verify(10, ["params"])
+
+
+def test_what_cannot_be_deleted_is_said(server, two_steps, caplog):
+    """S3 answers a refusal to delete one of many with status 200."""
+    del server.buckets["bucket"][full(two_steps, f"20/{MANIFEST}")]
+    kept = data_object(server, two_steps, "20/params")
+    server.refuse = lambda method, bucket, name: 403 if (method, name) == ("DELETE", kept) else 0
+    with Checkpoints(two_steps) as checkpoints:
+        assert not checkpoints.save(30, {"params": make_params()}, {})
+        assert "CHECKPOINT NOT SAVED: the checkpoint of step 30" in caplog.text
+        with pytest.raises(UserError, match="step 30 could not"):
+            checkpoints.wait()
+    assert kept in server.buckets["bucket"] and Checkpoints(two_steps).steps() == [10]

@@ -336,7 +336,8 @@ def test_a_disk_that_is_really_full(tmp_path):
     ("url", "way_out"),
     [
         ("gs://bucket/run", "written with --config.train.checkpoints="),
-        ("s3://bucket/run", "copied with --config.train.mirror="),
+        ("s3://bucket/run", "written with --config.train.checkpoints="),
+        ("az://bucket/run", "copied with --config.train.mirror="),
     ],
 )
 def test_a_bucket_as_workdir_is_refused_with_the_way_out(url, way_out):

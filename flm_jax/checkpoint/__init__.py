@@ -13,7 +13,9 @@ nothing is renamed, a step counts when its manifest is there, which is written l
 
     checkpoints.py   Checkpoints: what the rest of the code uses
     folder.py        the place of the steps: a local folder
-    bucket.py        ... gs://bucket/folder, written directly (train.checkpoints)
+    bucket.py        ... gs://bucket/folder or s3://..., written directly (train.checkpoints)
+    stores.py        what differs between the services that hold buckets
+    s3_arrays.py     shows orbax the way to S3
     manifest.py      hashes, written and verified
     arrays.py        one item: its description, whether it fits, reading it
     mirror.py        copies of committed steps in another place (train.mirror)

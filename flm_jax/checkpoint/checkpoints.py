@@ -27,7 +27,8 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      folder: where the steps lie, a folder or gs://BUCKET/FOLDER; made by the first `save`.
+      folder: where the steps lie, a folder or gs:// or s3://BUCKET/FOLDER; made by the first
+        `save`.
       keep_latest: newest steps kept, at least 1.
       keep_best: steps with the lowest metric kept besides them.
 
@@ -212,12 +213,9 @@ class Checkpoints:
                 step,
                 manifest.MANIFEST,
             )
-        for name in abstract_items:
-            if name not in self.item_names(step):
-                held = ", ".join(self.item_names(step)) or "no arrays"
-                raise UserError(f"checkpoint {folder} has no item {name!r}; it holds {held}")
         try:
-            stored = {name: arrays.stored_arrays(folder / name) for name in abstract_items}
+            held = self.item_names(step)
+            stored = {n: arrays.stored_arrays(folder / n) for n in abstract_items if n in held}
         except Exception as error:
             if self.bucket:
                 raise self._unreadable(step, error) from error
@@ -225,6 +223,9 @@ class Checkpoints:
                 f"its description cannot be read: {_first_line(error)}"
             ) from error
         for name, tree in abstract_items.items():
+            if name not in held:
+                have = ", ".join(held) or "no arrays"
+                raise UserError(f"checkpoint {folder} has no item {name!r}; it holds {have}")
             arrays.compare(folder / name, tree, stored[name])
         try:
             meta = json.loads((folder / _META / "metadata").read_text())

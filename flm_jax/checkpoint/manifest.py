@@ -1,7 +1,7 @@
 """Size and hash of every file of a step: written with the commit, checked before a restore.
 
-The hash is the SHA-256 of a local file's bytes; of an object in a bucket, "crc32c:" and the
-checksum that the store computed when it received the bytes (`bucket.py` says why).
+The hash is the SHA-256 of a local file's bytes; of an object in a bucket, the checksum that the
+store computed when it received the bytes (`bucket.py` says why), with the name of its kind before.
 """
 
 import base64
@@ -10,13 +10,17 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import BinaryIO
 
 import tqdm
+from absl import logging
 
 from flm_jax.errors import UserError
 
 MANIFEST = "MANIFEST.json"
 CRC32C = "crc32c:"  # before the base64 of the four bytes, most significant first
+MD5 = "md5:"  # before hexadecimal digits
+ETAG = "etag:"  # before what a service alone can compute
 _BLOCK = 1 << 22
 
 
@@ -27,7 +31,7 @@ class Damaged(Exception):
 def write(folder: pathlib.Path) -> None:
     """Records size and SHA-256 of all files in the item folders of one step, atomically."""
     files = {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, _digest(path))
+        path.relative_to(folder).as_posix(): (path.stat().st_size, _hash_at(path))
         for path in sorted(folder.glob("*/**/*"))
         if path.is_file()
     }
@@ -75,7 +79,7 @@ def verify(folder: pathlib.Path, items: collections.abc.Collection[str] | None =
         path = folder / name
         return path.stat().st_size if path.is_file() else None
 
-    compare(listed, items, size_of, lambda name, kind: _digest(folder / name, kind))
+    compare(listed, items, size_of, lambda name, kind: _hash_at(folder / name, kind))
     return True
 
 
@@ -83,13 +87,14 @@ def compare(
     listed: collections.abc.Mapping[str, tuple[int, str]],
     items: collections.abc.Collection[str] | None,
     size_of: collections.abc.Callable[[str], int | None],
-    digest_of: collections.abc.Callable[[str, str], str],
+    digest_of: collections.abc.Callable[[str, str], str | None],
 ) -> None:
     """Raises Damaged unless the files of ``items`` (None = all) are as they are listed.
 
     Args:
       size_of: the size of a file; None = it is missing.
-      digest_of: the hash of a file, of the kind that is listed: `CRC32C`, or "" for SHA-256.
+      digest_of: the hash of a file, of the kind that is listed (`CRC32C`, ..., "" for SHA-256);
+        None = it cannot be known in this place.
     """
     wanted = {
         name: facts
@@ -103,25 +108,47 @@ def compare(
         if found != size:
             raise Damaged(f"{name} has {found} bytes, should have {size}")
     total = sum(size for size, _ in wanted.values())
+    unknown = 0
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="verify", delay=2) as bar:
         for name, (size, digest) in wanted.items():
-            if digest_of(name, kind_of(digest)) != digest:
+            found = digest_of(name, kind_of(digest))
+            unknown += found is None
+            if found not in (None, digest):
                 raise Damaged(f"{name} has changed since it was written")
             bar.update(size)
+    if unknown:
+        logging.warning(
+            "%d of %d files are verified by their sizes alone: their hashes are those of the "
+            "bucket that they were copied from",
+            unknown,
+            len(wanted),
+        )
 
 
 def kind_of(digest: str) -> str:
-    return CRC32C if digest.startswith(CRC32C) else ""
+    """`CRC32C`, `MD5` or `ETAG`; "" for a SHA-256."""
+    return next((kind for kind in (CRC32C, MD5, ETAG) if digest.startswith(kind)), "")
 
 
-def _digest(path: pathlib.Path, kind: str = "") -> str:
-    with path.open("rb") as file:
-        if kind != CRC32C:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+def hash_of(file: BinaryIO, kind: str = "") -> str | None:
+    """The hash of a file's bytes; None if it is of a kind that bytes alone do not make."""
+    if kind == ETAG:
+        return None
+    if kind == CRC32C:
         total = _crc32c()
         while block := file.read(_BLOCK):
             total.update(block)
-    return CRC32C + base64.b64encode(total.digest()).decode()
+        return CRC32C + base64.b64encode(total.digest()).decode()
+    return kind + hashlib.file_digest(file, _md5 if kind == MD5 else "sha256").hexdigest()
+
+
+def _hash_at(path: pathlib.Path, kind: str = "") -> str | None:
+    with path.open("rb") as file:
+        return hash_of(file, kind)
+
+
+def _md5():
+    return hashlib.md5(usedforsecurity=False)
 
 
 def _crc32c():

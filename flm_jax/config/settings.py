@@ -148,7 +148,7 @@ class Train:
         10.0, "gradient norms of so many medians of the last 100 are logged (0 = off)", at_least=0
     )
     checkpoints: str = knob(
-        "", "gs://bucket/folder that they are written to directly ('' = in the workdir)"
+        "", "gs:// or s3://bucket/folder that they are written to directly ('' = in the workdir)"
     )
     mirror: str = knob("", "where checkpoints are copied to, as fsspec takes it ('' = nowhere)")
     compilation_cache: str = knob(
