@@ -9,13 +9,16 @@ import os
 import pathlib
 import zipfile
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flm_jax.errors import UserError
 from flm_jax.models.attention import rotary_tables
-from flm_jax.parity import checks, goldens, objective, precision, runner
+from flm_jax.parity import checks, goldens, objective, precision, programs, runner
 from flm_jax.parity.__main__ import main
+from flm_jax.samplers import base
 
 SUBSET = json.loads((pathlib.Path(__file__).parent / "parity_subset.json").read_text())
 
@@ -61,6 +64,24 @@ def test_the_literal_subset_passes(subset):
     assert [row.line() for row in rows if not row.ok] == []
     assert {row.case for row in rows} == {entry["case"] for entry in SUBSET["cases"]}
     assert len(rows) > 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flm/flm_main", "sampler/fmlm_sampler_gamma0.5"])
+def test_a_case_passes_as_one_program_too(shared, name):
+    pieces, whole = (runner.run(shared / "golden", name, whole=whole) for whole in (False, True))
+    assert [(row.quantity, row.ok) for row in pieces] == [(row.quantity, True) for row in whole]
+    errors = [[row.max_abs for row in rows] for rows in (pieces, whole)]
+    assert errors[0] != errors[1]  # they are rounded in other places: the option does something
+
+
+def test_a_loop_of_python_is_the_scan_of_samplers():
+    def step(state, i):
+        return state * 2.0 + i, (state, i)
+
+    for steps in (0, 1, 3):
+        ours = programs.one_by_one(step, jnp.ones(2), steps)
+        jax.tree.map(np.testing.assert_array_equal, ours, base.loop(step, jnp.ones(2), steps))
 
 
 def test_rotary_tables_are_the_recorded_ones():

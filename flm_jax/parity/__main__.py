@@ -15,6 +15,7 @@ from importlib import metadata
 FLAGS = "--xla_backend_optimization_level=0"
 if metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    FLAGS += " --xla_llvm_disable_expensive_passes=true"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 # Programs are kept, so that a second run only compiles what changed since. A cache that the caller
 # has chosen, or switched off (JAX_ENABLE_COMPILATION_CACHE=false), stays as it is.
@@ -22,6 +23,7 @@ KEPT = pathlib.Path("~/.cache/flm_jax/parity").expanduser()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a tenth of the time, no result
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more of them would only wait, at full speed
 
 from flm_jax import metrics  # noqa: E402
@@ -47,6 +49,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, default=0, metavar="N", help="processes (0 = one per core, at most 4)"
     )
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="compile each loss and sampler as one program, not in pieces that cases share: slower",
+    )
     return parser.parse_args(arguments)
 
 
@@ -60,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
             destination(options.json)
         with metrics.bar(total=count, desc="parity", unit="case", delay=2) as bar:
             jobs = options.jobs if options.jobs > 0 else min(4, os.cpu_count() or 1)
-            rows = runner.run(options.directory, options.only, lambda row: show(row, bar), jobs)
+            rows = runner.run(
+                options.directory, options.only, lambda row: show(row, bar), jobs, options.whole
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -54,6 +54,7 @@ def forward(
     return found
 
 
+@jax.jit
 def log_probs(posterior: Posterior) -> jax.Array:
     """log p of every token at every position, (B, L, V), by the method that losses use."""
     shape = posterior.features_BLD.shape[:2]

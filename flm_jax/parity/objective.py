@@ -1,7 +1,7 @@
 """Any loss on recorded draws, in either space: values, values on the way, and gradients.
 
-Nothing is computed a second time for the values on the way: while the loss is traced, methods of
-it write down what they are given and what they return (`Listener`).
+Nothing is computed a second time for the values on the way: while the loss runs, methods of it
+write down what they are given and what they return (`Listener`).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.net import Net
 from flm_jax.losses.base import Batch, Loss
-from flm_jax.parity import networks
+from flm_jax.parity import networks, programs
 from flm_jax.parity.checks import Checks
 from flm_jax.parity.goldens import Case
 
@@ -110,7 +110,7 @@ class Observer(NamedTuple):
 SILENT = Observer((), lambda listener, loss, batch, clock: {})
 
 
-@functools.partial(jax.jit, static_argnames=("models", "loss", "space", "observer"))
+@programs.compiled(static_argnames=("models", "loss", "space", "observer"))
 def run(
     params: dict[str, Any], batch: Batch, draws: dict[str, jax.Array], clock: Any, *,
     models: tuple, loss: Loss, space: str, observer: Observer = SILENT, share: Any = 1.0,

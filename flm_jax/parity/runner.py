@@ -21,6 +21,7 @@ from flm_jax.parity import (
     goldens,
     initial,
     losses,
+    programs,
     sampling,
     texts,
     training,
@@ -67,7 +68,7 @@ KINDS: dict[str, Check] = {
 }
 
 # Beginnings of names of neighbouring cases that run through the same compiled programs.
-SHARING = ("sampler/fmlm_sampler", "ckpt/flm", "ckpt/")
+SHARING = ("sampler/", "ckpt/flm", "ckpt/", "fmlm/", "flm/", "two_model/")
 
 
 def run(
@@ -75,12 +76,14 @@ def run(
     only: str = "",
     emit: Callable[[Row], None] = lambda row: None,
     jobs: int = 1,
+    whole: bool = False,
 ) -> list[Row]:
     """Every comparison of every case whose name has ``only`` in it (or matches it, as a pattern).
 
     ``emit`` is called with each row as it is made, in the order of the cases. Nothing that is
     wrong with a case stops the run or is left out: it becomes a row that is not ok. With ``jobs``
-    above 1 that many processes share the cases; most of the time goes into compiling.
+    above 1 that many processes share the cases; most of the time goes into compiling. ``whole``
+    compiles every loss and sampler as one program (`programs.whole`).
 
     Raises UserError if there is no set in ``directory``, or no case of that name.
     """
@@ -96,15 +99,17 @@ def run(
 
     if jobs <= 1 or len(cases) == 1:
         for case in cases:
-            keep(whole_case(case))
+            keep(whole_cases([case], whole))
         return rows
     # Fresh processes: a forked one would inherit the locks of JAX's threads.
     fresh = multiprocessing.get_context("spawn")
     groups = together(cases)
     jobs = min(jobs, len(groups))
     with concurrent.futures.ProcessPoolExecutor(jobs, fresh, end_with_parent) as pool:
-        for found in pool.map(whole_cases, groups):
-            keep(found)
+        largest_first = sorted(range(len(groups)), key=lambda i: -len(groups[i]))
+        running = {i: pool.submit(whole_cases, groups[i], whole) for i in largest_first}
+        for i in range(len(groups)):
+            keep(running[i].result())
     return rows
 
 
@@ -127,9 +132,10 @@ def together(cases: list[Case]) -> list[list[Case]]:
     return [list(group) for _, group in itertools.groupby(cases, beginning)]
 
 
-def whole_cases(cases: list[Case]) -> list[Row]:
+def whole_cases(cases: list[Case], whole: bool = False) -> list[Row]:
     """The rows of some cases, one after the other."""
-    return [row for case in cases for row in whole_case(case)]
+    with programs.whole(whole):
+        return [row for case in cases for row in whole_case(case)]
 
 
 def whole_case(case: Case) -> list[Row]:

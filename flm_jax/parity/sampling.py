@@ -10,7 +10,7 @@ import numpy as np
 
 from flm_jax.flow.clock import Clock, build
 from flm_jax.flow.space import SPACES
-from flm_jax.parity import networks
+from flm_jax.parity import networks, programs
 from flm_jax.parity.checks import Checks, case_record
 from flm_jax.parity.goldens import Case
 from flm_jax.samplers import Euler, FlowMap, TwoModel, TwoStage
@@ -28,7 +28,7 @@ class Noisy(FlowMap):
         """No check: a traced number has no value yet."""
 
 
-@functools.partial(jax.jit, static_argnames=("models", "make", "space", "steps"))
+@programs.compiled(static_argnames=("models", "make", "space", "steps"))
 def run(
     params: dict[str, Any], start_BLV: jax.Array, noise: jax.Array | None, clock: Clock,
     options: dict[str, jax.Array], *, models: tuple, make: Callable[..., Sampler], space: str,

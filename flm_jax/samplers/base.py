@@ -10,8 +10,8 @@ to the end: the result is then the last state, ``keep * x + add * p + correction
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +89,11 @@ class Trajectory(NamedTuple):
 def sequence_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
     """One key per sequence: sample i is the same whatever batch or machine draws it."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index_B)
+
+
+def loop(step: Callable, state: Any, steps: int) -> tuple[Any, Any]:
+    """``state, seen[i] = step(state, i)`` for every i below ``steps``; seen is stacked."""
+    return jax.lax.scan(step, state, jnp.arange(steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +195,7 @@ def sample(
         move = run.move(state, i)
         return run.advance(state, i, move), observe(state, move)
 
-    state, seen = jax.lax.scan(step, run.start(start, prior_scale), jnp.arange(steps - 1))
+    state, seen = loop(step, run.start(start, prior_scale), steps - 1)
     last = run.move(state, steps - 1)
     tokens_BL = run.read(last)
     if not trajectory:
