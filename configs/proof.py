@@ -19,7 +19,7 @@ LANGUAGES = {
     "city_pairs": (5, {}, "whitespace_words", 3_000, 4_500),
     "addition": (8, {}, "characters", 6_000, 4_500),
     "brackets": (14, {}, "characters", 4_000, 6_000),
-    "grammar": (16, {}, "whitespace_words", 4_000, 6_000),
+    "grammar": (16, {}, "whitespace_words", 4_000, 3_000),
 }
 # Flow maps: learning rate, and the share of samples on the diagonal. A student that starts as its
 # teacher knows the diagonal, so that most of its samples may go elsewhere; but at the high rate
@@ -32,7 +32,7 @@ METHODS = {
     "flm": ("flow_matching", {}, "euler"),
     "fmlm": ("psd", JUMPS, "flow_map"),
     "fmlm_self": ("psd", JUMPS | {"on_diagonal": "data"}, "flow_map"),
-    "lsd": ("lsd", JUMPS, "flow_map"),
+    "lsd": ("lsd", {"boundary_fraction": 0.0}, "flow_map"),  # see losses/lsd.py
     "esd": ("esd", JUMPS, "flow_map"),
     "residual": ("residual", {}, "two_model"),
     "second_stage": ("second_stage", {}, "flow_map"),

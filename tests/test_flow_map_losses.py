@@ -270,6 +270,11 @@ def test_which_networks_an_objective_needs():
     assert [loss.jvp for loss in (PSD, LSD, ESD)] == [False, True, True]
 
 
+def test_only_lsd_has_no_boundary_samples_unless_asked_for():
+    assert [loss().boundary_fraction for loss in (PSD, LSD, ESD)] == [1 / 32, 0.0, 1 / 32]
+    assert LSD(boundary_fraction=0.25).counts(64) == (32, 24, 8)
+
+
 @pytest.mark.parametrize("name", ["psd", "lsd", "lsd teacher", "esd"])
 @pytest.mark.parametrize("on", [True, False])
 def test_dropout_is_on_in_targets_if_wanted_and_never_in_the_teacher(name, on):

@@ -4,6 +4,10 @@
 
 The right side without gradient, projected onto the simplex by alpha-entmax, is the target of a
 cross-entropy. The derivative is taken through the network's second time, d/dt = dtau/dt * d/dtau.
+
+At t = 1 the derivative's factor is zero: the target is D_1 of the text that the map itself has
+written, and D_1 returns any text unchanged. Boundary samples therefore confirm whatever the student
+says and drive one step into few texts (benchmarks/proof.md), so there are none unless asked for.
 """
 
 import dataclasses
@@ -25,12 +29,14 @@ class LSD(FlowMapLoss):
     """The Lagrangian objective.
 
     Attributes, beside those of `FlowMapLoss`:
+      boundary_fraction: see the top of this file (official: 1/32).
       alpha: of the entmax projection of the target, 1 < alpha <= 2 (2: Euclidean projection).
       end: D_t is the student's own diagonal ("self", official) or the "teacher".
       official_alpha_1: what the official code does at alpha = 1, a uniform target, whatever
         ``alpha`` says; for parity only.
     """
 
+    boundary_fraction: float = 0.0
     alpha: float = 2.0
     end: str = SELF
     official_alpha_1: bool = False
