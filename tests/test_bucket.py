@@ -243,6 +243,9 @@ def test_latest_and_best_are_kept_also_by_another_process_and_what_is_not_ours(s
     assert top == {"10", "100", "notes", "README", "RUN.json"}
 
 
+@pytest.mark.parametrize(
+    "server", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+)
 @pytest.mark.timeout(60)
 def test_kill_9_just_before_the_manifest(server, url):
     """orbax's own mark is there, and yet the step is none; the next save removes it."""
@@ -551,12 +554,14 @@ def test_orbax_is_changed_for_s3_alone_and_a_changed_orbax_is_noticed(s3, monkey
     ours = build("s3://bucket/a", "w", use_ocdbt=False)
     assert (ours["driver"], ours["bucket"], ours["path"]) == ("s3", "bucket", "a/w")
 
-    def moved(directory, name=None, *, use_ocdbt=True):
-        return {"driver": "ocdbt", "base": f"{directory}/"}
+    for base in ("gs://bucket/run/", {"driver": "gcs", "bucket": "b", "path": "run", "root": "/"}):
 
-    monkeypatch.setattr(tensorstore_utils, "build_kvstore_tspec", moved)
-    assert "cannot be shown the way to s3://" in checked(new_place(s3))
-    assert tensorstore_utils.build_kvstore_tspec is moved
+        def moved(directory, name=None, *, use_ocdbt=True, base=base):
+            return {"driver": "ocdbt", "base": base}
+
+        monkeypatch.setattr(tensorstore_utils, "build_kvstore_tspec", moved)
+        assert "cannot be shown the way to s3://" in checked(new_place(s3))
+        assert tensorstore_utils.build_kvstore_tspec is moved
     monkeypatch.delattr(tensorstore_utils, "build_kvstore_tspec")
     assert "install orbax-checkpoint 0.12.8, or have" in checked(new_place(s3))
 

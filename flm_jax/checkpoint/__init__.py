@@ -15,6 +15,7 @@ nothing is renamed, a step counts when its manifest is there, which is written l
     folder.py        the place of the steps: a local folder
     bucket.py        ... gs://bucket/folder or s3://..., written directly (train.checkpoints)
     stores.py        what differs between the services that hold buckets
+    numbered.py      what a bucket and a mirror have in common
     s3_arrays.py     shows orbax the way to S3
     manifest.py      hashes, written and verified
     arrays.py        one item: its description, whether it fits, reading it

@@ -27,13 +27,14 @@ from typing import Any
 from flm_jax.checkpoint import manifest
 from flm_jax.checkpoint.arrays import import_orbax
 from flm_jax.checkpoint.folder import ASIDE, ASIDE_KEPT
+from flm_jax.checkpoint.numbered import NumberedFolders
 from flm_jax.checkpoint.stores import PATIENCE_S, STORES
 from flm_jax.errors import UserError
 
 OWNER = "RUN.json"
 
 
-class Bucket:
+class Bucket(NumberedFolders):
     """Where `Checkpoints` puts its steps: gs://BUCKET/PREFIX or s3://BUCKET/PREFIX."""
 
     def __init__(self, url: str):
@@ -99,12 +100,7 @@ class Bucket:
             try:
                 return json.loads(self._fs.cat_file(f"{self._root}/{OWNER}"))["config"]
             except FileNotFoundError:
-                numbered = self._numbered()
-        if numbered:
-            raise UserError(
-                f"train.checkpoints={self.url} holds {min(numbered)} and other numbered folders "
-                f"but no {OWNER}: they are not of this run; choose an empty place"
-            )
+                self._refuse_foreign("train.checkpoints", OWNER)
         return None
 
     def claim(self, config: str) -> None:
@@ -116,7 +112,7 @@ class Bucket:
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
         with self._reaching("read"):
-            return [n for n in self._numbered() if self._fs.exists(self._at(n, manifest.MANIFEST))]
+            return super().steps()
 
     def verify(self, step: int, items: collections.abc.Collection[str]) -> bool:
         """Compares items of a step with its manifest (raises Damaged); always True.
@@ -206,19 +202,6 @@ class Bucket:
         self._fs.rm(folder, recursive=True)
         if left := self._fs.find(folder):  # s3fs does not say what S3 refuses to delete
             raise OSError(f"{left[0]} could not be deleted")
-
-    def _names(self) -> list[str]:
-        try:
-            names = self._fs.ls(self._root, detail=False)
-        except FileNotFoundError:
-            return []
-        return [str(name).rstrip("/").rpartition("/")[2] for name in names]
-
-    def _numbered(self) -> list[int]:
-        return sorted(int(name) for name in self._names() if name.isdecimal())
-
-    def _at(self, step: int, name: str = "") -> str:
-        return f"{self._root}/{step}" + (f"/{name}" if name else "")
 
     def _objects(self, step: int) -> dict[str, tuple[int, str]]:
         """Path to (size, checksum) of what a step holds, from one listing."""

@@ -23,6 +23,7 @@ from absl import logging
 from flm_jax import files
 from flm_jax.checkpoint import manifest
 from flm_jax.checkpoint.checkpoints import Checkpoints
+from flm_jax.checkpoint.numbered import NumberedFolders
 from flm_jax.errors import UserError
 
 OWNER = "MIRROR.json"  # there and in the workdir
@@ -30,7 +31,7 @@ _BLOCK = 1 << 22
 _SNAPSHOT, _ARRIVING = ".mirror-", ".arriving-"
 
 
-class Mirror:
+class Mirror(NumberedFolders):
     """Copies committed steps in a thread while it is open, the rest when it closes.
 
     Args:
@@ -89,11 +90,7 @@ class Mirror:
         if (self._workdir / OWNER).is_file():
             mine = json.loads((self._workdir / OWNER).read_text())["run"]
         if theirs is None:
-            if numbered := self._numbered():
-                raise UserError(
-                    f"train.mirror={self.url} holds {min(numbered)} and other numbered folders but "
-                    f"no {OWNER}: they are not of this run; choose an empty place"
-                )
+            self._refuse_foreign("train.mirror", OWNER)
             theirs = {"run": mine or uuid.uuid4().hex, "config": config}
             self._write(f"{self._root}/{OWNER}", json.dumps(theirs).encode())
         elif mine is None and not self._checkpoints.steps():
@@ -113,10 +110,6 @@ class Mirror:
             return json.loads(self._fs.cat_file(f"{self._root}/{OWNER}"))
         except FileNotFoundError:
             return None
-
-    def steps(self) -> list[int]:
-        """Steps that are there whole, oldest first."""
-        return [n for n in self._numbered() if self._fs.exists(self._at(n, manifest.MANIFEST))]
 
     def fetch(self) -> int | None:
         """Brings the newest good step into the folder of the checkpoints; None if there is none.
@@ -303,18 +296,6 @@ class Mirror:
                 os.fsync(target.fileno())
         manifest.verify(arriving)
         self._checkpoints.adopt(arriving, step)
-
-    def _numbered(self) -> list[int]:
-        self._fs.invalidate_cache()
-        try:
-            names = [str(path).rstrip("/") for path in self._fs.ls(self._root, detail=False)]
-        except FileNotFoundError:
-            return []
-        names = [name.rpartition("/")[2] for name in names]
-        return sorted(int(name) for name in names if name.isdecimal())
-
-    def _at(self, step: int, name: str = "") -> str:
-        return f"{self._root}/{step}" + (f"/{name}" if name else "")
 
     def _write(self, there: str, content: bytes) -> None:
         """A small file, there whole or not at all."""

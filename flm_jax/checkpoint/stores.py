@@ -32,7 +32,7 @@ class Store:
         os.environ.setdefault("EPATH_USE_TF", "false")
         # Else tensorstore waits half an hour for the answer to a request that the service has
         # dropped (google/tensorstore issue 291): curl gives up on one that stands still.
-        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "60")
+        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "30")
         os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
         try:
             return self._file_system()
