@@ -45,6 +45,27 @@ def test_the_table_is_the_mean_and_half_the_range():
     assert "| flm, 8 steps | 95.0 ± 5.0 % | 50.0 % |" in lines
 
 
+def test_one_text_again_and_again_is_seen_beside_its_validity():
+    row = {"valid": 1.0, "total_variation": 0.9375, "coverage": 1 / 16}
+    unknown = {"valid": 0.25, "total_variation": None}
+    every = proof.gather(
+        [
+            ("city_pairs", {"lsd, 1 step": row}),
+            ("city_pairs", {"lsd, 1 step": row | {"valid": 0.5}}),
+            ("grammar", {"lsd, 1 step": unknown}),
+        ]
+    )
+    blocks = [block.splitlines() for block in proof.report(every).split("\n\n")]
+    assert [lines[0].split(" | ")[0] for lines in blocks] == [
+        "| valid samples",
+        "| total variation from the truth",
+        "| texts that occur",
+    ]
+    rows = [lines[2].split(" | ")[1:] for lines in blocks]
+    assert rows == [["75.0 ± 25.0 %", "25.0 % |"], ["93.8 ± 0.0 % |"], ["6.2 ± 0.0 % |"]]
+    assert "texts that occur" not in proof.report(proof.gather([("grammar", {"a": unknown})]))
+
+
 def test_the_plot_has_a_curve_per_method_and_a_mark_per_number_of_steps():
     picture = ElementTree.fromstring(proof.plot(FOUND, "city_pairs"))
     names = [element.tag.split("}")[1] for element in picture.iter()]
