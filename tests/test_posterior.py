@@ -47,6 +47,29 @@ def test_single_posterior(chunk, options):
     np.testing.assert_array_equal(p.argmax(), jnp.argmax(log_p, -1))
 
 
+@pytest.mark.parametrize("cap", [30.0, 35.0, 36.0, 300.0])
+@pytest.mark.parametrize("scale", [10.0, 1e4])
+def test_capped_logits_at_their_bounds_need_no_shift(cap, scale):
+    raw = scale * np.linspace(-3.0, 3.0, V)[None, None] * np.array([[[1.0]], [[-1.0]], [[0.2]]])
+    head = post.Head(jnp.eye(V), jnp.zeros(V), cap=cap)
+    features = np.broadcast_to(raw, (3, V, V)).astype(np.float32)
+    logits = cap * np.tanh(features.astype(np.float64) / cap)
+    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    p = post.Posterior(jnp.asarray(features), head)
+    tokens = np.broadcast_to(np.arange(V)[None], (3, V))
+    expected = np.take_along_axis(log_p, tokens[..., None], -1)[..., 0]
+    np.testing.assert_allclose(
+        p.log_prob(jnp.asarray(tokens)), expected, rtol=1e-5, atol=5e-7 * cap
+    )
+    np.testing.assert_allclose(p.mean(jnp.eye(V)), np.exp(log_p), rtol=1e-6 * cap, atol=1e-6)
+    cross = p.probability().cross_entropy_to(p)
+    np.testing.assert_allclose(
+        cross, -np.sum(np.exp(log_p) * log_p, -1), rtol=1e-5, atol=5e-7 * cap
+    )
+    slope = jax.grad(lambda f: jnp.sum(post.Posterior(f, head).log_prob(jnp.asarray(tokens))))
+    assert np.isfinite(slope(jnp.asarray(features))).all()
+
+
 def test_gradient_of_log_prob_does_not_depend_on_chunks(chunk):
     tokens = jax.random.randint(jax.random.key(5), (B, L), 0, V)
     weight = jax.random.normal(jax.random.key(6), (B, L))

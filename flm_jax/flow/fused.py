@@ -16,7 +16,8 @@ Gradients into the target, if anything in it has any (its networks are frozen al
 the general way: all of it differentiated chunk by chunk. What has gradients is known while tracing.
 
 A target offers ``tokenwise()``, its arrays with a (B, L) grid, and
-``cross_entropy(arrays, logits) -> (value, slope)`` of a chunk of them, slope = d value / d logits.
+``cross_entropy(arrays, logits, bound) -> (value, slope)`` of a chunk of them, slope = d value / d
+logits; no logit is beyond ``bound``.
 """
 
 from typing import Any
@@ -44,7 +45,9 @@ def cross_entropy(target: Any, features_BLD: jax.Array, head: Any, hint_BL: jax.
 def by_autodiff(target: Any, features_BLD: jax.Array, head: Any) -> jax.Array:
     """The same with ordinary gradients, every chunk computed again in the backward pass."""
     return over_chunks(
-        lambda features, arrays: target.cross_entropy(arrays, head.capped(head.raw(features)))[0],
+        lambda features, arrays: target.cross_entropy(
+            arrays, head.capped(head.raw(features)), head.bound
+        )[0],
         head.chunk,
         features_BLD,
         target.tokenwise(),
@@ -69,7 +72,7 @@ def sweep(
     def chunk(total, xs):
         features, weight, arrays = xs
         raw = head.raw(features)
-        value, slope = target.cross_entropy(arrays, head.capped(raw))
+        value, slope = target.cross_entropy(arrays, head.capped(raw), head.bound)
         slope = slope * head.slope(raw)
         d_features = None
         if of_features:

@@ -12,6 +12,7 @@ everything else is recomputed in the backward pass (`flow/chunks.py`).
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from flm_jax.flow.chunks import over_chunks
 
 PROBABILITY, TANGENT, LOGITS, TOKENS = "probability", "tangent", "logits", "tokens"
 DENSE = "dense"
+SAFE_BOUND = 35.0  # exp(2 * 35) times any vocabulary is a float32, and so is exp(-35)
 
 
 def matmul_dtype(configured: Any, *operands: Any) -> Any:
@@ -63,6 +65,11 @@ class Head:
     @property
     def vocab_size(self) -> int:
         return self.kernel_DV.shape[1]
+
+    @property
+    def bound(self) -> float:
+        """What no capped logit exceeds; infinite without a cap."""
+        return self.cap / self.temperature if self.cap else math.inf
 
     def raw(self, features: jax.Array) -> jax.Array:
         """Uncapped logits (..., V), at least float32, of features (..., D)."""
@@ -125,20 +132,34 @@ class Given:
     def tokenwise(self) -> jax.Array:
         return self.tokens_BL
 
-    def cross_entropy(self, tokens: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def cross_entropy(
+        self, tokens: jax.Array, logits: jax.Array, bound: float = math.inf
+    ) -> tuple[jax.Array, jax.Array]:
         """(-log p of the tokens (b, l), its derivative in the logits (b, l, V))."""
-        top, weight, total = softmax_parts(logits)
+        top, weight, total = softmax_parts(logits, bound)
         vocabulary = jnp.arange(logits.shape[-1], dtype=tokens.dtype)[None, None, :]
         hit = vocabulary == tokens[..., None]
         # A masked sum, because the gradient of a gather is a slow scatter.
         picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-        value = jnp.log(total[..., 0]) - (picked - top[..., 0])
+        if bound <= SAFE_BOUND:  # a quotient keeps the digits of small losses, a difference not
+            value = jnp.log(total[..., 0] * jnp.exp(-picked))
+        else:
+            value = jnp.log(total[..., 0]) - (picked - top[..., 0])
         return value, weight / total - jnp.where(hit, 1.0, 0.0)
 
 
-def softmax_parts(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Largest logit m (..., 1), exp(logits - m), and the sum of these (..., 1)."""
-    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+def softmax_parts(
+    logits: jax.Array, bound: float = math.inf
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A shift m (..., 1), exp(logits - m), and the sum of these (..., 1).
+
+    m is the largest logit, so that no exponential overflows. Logits within a small ``bound``
+    cannot, and their m is 0: that saves a pass over the vocabulary.
+    """
+    if bound <= SAFE_BOUND:
+        top = jnp.zeros_like(logits[..., :1])
+    else:
+        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weight = jnp.exp(logits - top)
     return top, weight, jnp.sum(weight, axis=-1, keepdims=True)
 
@@ -301,7 +322,7 @@ class Term:
             if self.kind == DENSE:
                 return coefficient[..., None] * jnp.matmul(features.astype(wide), table_VW)
             raw = head.raw(features)
-            _, weight, total = softmax_parts(head.capped(raw))
+            _, weight, total = softmax_parts(head.capped(raw), head.bound)
             if self.kind == TANGENT:
                 slope = head.logits_tangent(raw, tangent)
                 weight = weight * (slope - jnp.sum(weight * slope, -1, keepdims=True) / total)
@@ -366,10 +387,12 @@ class Combination:
         """-sum_V self * log p, (B, L); gradients flow into both. ``hint_BL`` as in `log_prob`."""
         return posterior._cross_entropy(self, hint_BL)
 
-    def cross_entropy(self, arrays: tuple, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def cross_entropy(
+        self, arrays: tuple, logits: jax.Array, bound: float = math.inf
+    ) -> tuple[jax.Array, jax.Array]:
         """(-sum_V self * log p of a chunk, its derivative in the logits); see `flow/fused.py`."""
         target = self._chunk(arrays)
-        top, weight, total = softmax_parts(logits)
+        top, weight, total = softmax_parts(logits, bound)
         mass = jnp.sum(target, axis=-1, keepdims=True)
         value = mass * jnp.log(total) - jnp.sum(target * (logits - top), axis=-1, keepdims=True)
         return value[..., 0], weight * (mass / total) - target
