@@ -133,7 +133,7 @@ class Given:
         return self.tokens_BL
 
     def cross_entropy(
-        self, tokens: jax.Array, logits: jax.Array, bound: float = math.inf
+        self, tokens: jax.Array, logits: jax.Array, bound: float
     ) -> tuple[jax.Array, jax.Array]:
         """(-log p of the tokens (b, l), its derivative in the logits (b, l, V))."""
         top, weight, total = softmax_parts(logits, bound)
@@ -148,9 +148,7 @@ class Given:
         return value, weight / total - jnp.where(hit, 1.0, 0.0)
 
 
-def softmax_parts(
-    logits: jax.Array, bound: float = math.inf
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def softmax_parts(logits: jax.Array, bound: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A shift m (..., 1), exp(logits - m), and the sum of these (..., 1).
 
     m is the largest logit, so that no exponential overflows. Logits within a small ``bound``
@@ -388,7 +386,7 @@ class Combination:
         return posterior._cross_entropy(self, hint_BL)
 
     def cross_entropy(
-        self, arrays: tuple, logits: jax.Array, bound: float = math.inf
+        self, arrays: tuple, logits: jax.Array, bound: float
     ) -> tuple[jax.Array, jax.Array]:
         """(-sum_V self * log p of a chunk, its derivative in the logits); see `flow/fused.py`."""
         target = self._chunk(arrays)
