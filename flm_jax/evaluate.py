@@ -25,7 +25,7 @@ import jax
 from absl import flags, logging
 
 from flm_jax import config as config_lib
-from flm_jax import files, inference
+from flm_jax import files, heap, inference
 from flm_jax.config.coercion import coerce
 from flm_jax.data import Data, load_data
 from flm_jax.errors import UserError
@@ -291,6 +291,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--checkpoint=PATH is missing; give a run's --workdir or a .ckpt file")
     if values["steps"] is not None:
         values["steps"] = coerce(values["steps"], tuple[int, ...], "--steps")
+    heap.keep_small()
     evaluate(Options(**values))
 
 

@@ -62,8 +62,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--output={output}: there is no folder {output.parent}; make it first")
     if output is not None and output.is_dir():
         raise UserError(f"--output={output} is a folder; give the name of a file")
-    from flm_jax import files, inference
+    from flm_jax import files, heap, inference
 
+    heap.keep_small()
     model = inference.load(
         CHECKPOINT.value,
         WEIGHTS.value,

@@ -1,34 +1,57 @@
-"""Freed memory goes back to the system instead of waiting in the process.
+"""Freed memory goes back to the system, except what every matrix product needs again.
 
-XLA's compiler leaves hundreds of megabytes of freed but retained heap behind (0.4 GiB after the
-training step of configs/bench_cpu.py), on top of which the step then takes its own memory: the heap
-is trimmed before the program runs. And glibc raises the size from which it maps a block of its own
-up to 32 MiB as it sees such blocks freed, so that arrays end up in the heap and leave holes there
-(another 50 MiB): that size is fixed. Only glibc is like this and can be asked; elsewhere nothing
-happens.
+Three habits of glibc cost a training step on a CPU memory or time. XLA's compiler leaves hundreds
+of megabytes of freed but retained heap behind (0.4 GiB after the training step of
+configs/bench_cpu.py), on top of which the step then takes its own memory: the heap is trimmed
+before the program runs. Glibc raises the size from which it maps a block of its own up to 32 MiB as
+it sees such blocks freed, so that arrays end up in the heap and leave holes there: that size is
+fixed. And a product on a CPU packs its operands into blocks of up to a dozen megabytes, freed when
+it is done. If these went back to the system, every product would wait for the system to zero fresh
+pages (370,000 page faults a step, a sixth of its time): the heap keeps them, one heap for all
+threads, or else each of them would keep its own.
+
+Only glibc is like this and can be asked; elsewhere nothing happens.
 """
 
 import ctypes
 import functools
+import importlib.util
 
 import jax
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 SECONDS = 1.0  # programs that compile faster leave little
-M_MMAP_THRESHOLD = -3  # malloc.h
-MAPPED_FROM = 2**20  # bytes; a smaller array is not worth the page faults of a map of its own
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
+PACKED = 8 * 2**20  # bytes; nearly all that a product packs is smaller, large arrays are larger
+KEPT = 64 * 2**20  # bytes free at the end of the heap, for the blocks of a few products
+MAPPED_FROM = 2**20  # bytes, with an accelerator; below, a map of its own costs more than it saves
 
 
 @functools.cache
 def keep_small() -> None:
-    """From now on arrays are maps of their own, and long compilations are followed by a `trim`."""
-    _glibc("mallopt", M_MMAP_THRESHOLD, MAPPED_FROM)
+    """From now on large arrays are maps of their own; long compilations are followed by a `trim`.
+
+    To be called before devices are touched: their threads choose their heaps early.
+    """
+    if only_cpu():
+        _glibc("mallopt", M_ARENA_MAX, 1)
+        _glibc("mallopt", M_MMAP_THRESHOLD, PACKED)
+        _glibc("mallopt", M_TRIM_THRESHOLD, KEPT)
+    else:  # products are computed elsewhere
+        _glibc("mallopt", M_MMAP_THRESHOLD, MAPPED_FROM)
 
     def listen(event: str, duration: float, **_) -> None:
         if event == COMPILE_EVENT and duration >= SECONDS:
             trim()
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+
+
+def only_cpu() -> bool:
+    """Whether this process will compute on CPUs, as far as that is known before devices are."""
+    if jax.config.jax_platforms:
+        return jax.config.jax_platforms == "cpu"
+    return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 
 
 def trim() -> bool:

@@ -70,7 +70,8 @@ def measure(plan: Plan) -> dict[str, Any]:
     start = time.perf_counter()
     build = {"train": _training, "sample": _sampling}[plan.mode]
     run = build(plan, experiment, mesh, calls)
-    run()  # compiles, or at least warms up
+    heap.trim()  # in training the state is there before the step is compiled
+    run()  # warms up
     compile_s = time.perf_counter() - start
     model, tokens = config.model, config.train.batch_size * config.data.length
     rate = cost.MatrixRate(
@@ -84,6 +85,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         seconds.append(time.perf_counter() - start)
         peak_memory = _peak_memory()
         rate.sample()
+        heap.trim()  # what sampling the rate leaves behind
     return _numbers(plan, experiment, calls, seconds, compile_s, peak_memory, rate.median)
 
 

@@ -34,7 +34,7 @@ from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modul
 
 # Logits of an automatic chunk, MiB: on CPU near what the caches hold, else large enough to keep a
 # GPU's or TPU's matrix units busy and small against its memory.
-CHUNK_MEGABYTES = {"cpu": 32, "accelerator": 512}
+CHUNK_MEGABYTES = {"cpu": 24, "accelerator": 512}
 
 
 class Block(nn.Module):
