@@ -35,6 +35,7 @@ def define_flags() -> None:
         "methods", ["flm", "fmlm", "mdlm"], "rows of configs/proof.py METHODS; teachers are added"
     )
     flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")
+    flags.DEFINE_string("size", "default", "row of configs/proof.py SIZES, in a folder of its own")
     flags.DEFINE_float("scale", 1.0, "factor on the number of training steps", lower_bound=0.0)
 
 
@@ -45,13 +46,17 @@ def main(argv: list[str]) -> int:
     folder = pathlib.Path(given.workdir).expanduser()
     if not all(seed.isdigit() for seed in given.seeds):
         raise UserError(f"--seeds={','.join(given.seeds)} must be whole numbers, such as 1,2,3")
-    check(given.languages, given.methods)
+    check(given.languages, given.methods, given.size)
+    if given.size != "default":
+        folder = folder / given.size
     methods = with_teachers(given.methods)
     runs = []
     for language in given.languages:
         for seed in given.seeds:
             for method in methods:
-                runs.append((language, run_one(folder, language, method, int(seed), given.scale)))
+                config = make_config(folder, language, method, int(seed), given.scale, given.size)
+                print(f"\n=== {language}, {method}, seed {seed}")
+                runs.append((language, run_one(config, folder / f"{language}_{method}_{seed}")))
     every = gather(runs)
     text, found = report(every), every[COLUMN]
     (folder / "proof.md").write_text(text, encoding="utf-8")
@@ -61,13 +66,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def check(languages: list[str], methods: list[str]) -> None:
+def check(languages: list[str], methods: list[str], size: str) -> None:
     """UserError unless all are known: better now than after hours of training."""
     from configs import proof
 
     for what, given, known in (
         ("language", languages, proof.LANGUAGES),
         ("method", methods, proof.METHODS),
+        ("size", [size], proof.SIZES),
     ):
         for name in given:
             if name not in known:
@@ -90,16 +96,11 @@ def with_teachers(methods: list[str]) -> list[str]:
     return ordered
 
 
-def run_one(
-    folder: pathlib.Path, language: str, method: str, seed: int, scale: float
-) -> dict[str, dict[str, float | None]]:
+def run_one(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, dict[str, float | None]]:
     """Trains one model, unless it is there; the values of `evals.truth` by name of the row."""
     from flm_jax import experiment, train
 
-    workdir = folder / f"{language}_{method}_{seed}"
-    config = make_config(folder, language, method, seed, scale)
     config_lib.validate(config, experiment.tables())
-    print(f"\n=== {language}, {method}, seed {seed}")
     code = train.train(config, workdir)
     if code:
         raise SystemExit(code)
@@ -108,19 +109,24 @@ def run_one(
     for row in results["rows"]:
         own = row["kind"] == "model"
         if own:
-            rows[f"{method}, {row['name'].split(', ')[-1]}"] = row["values"]
-        elif method == "flm":  # yardsticks are the same for all methods
+            rows[f"{config.stage}, {row['name'].split(', ')[-1]}"] = row["values"]
+        elif config.stage == "flm":  # yardsticks are the same for all methods
             rows[row["name"]] = row["values"]
     return rows
 
 
 def make_config(
-    folder: pathlib.Path, language: str, method: str, seed: int, scale: float = 1.0
+    folder: pathlib.Path,
+    language: str,
+    method: str,
+    seed: int,
+    scale: float = 1.0,
+    size: str = "default",
 ) -> config_lib.Config:
     """The config of one run of the proof, with ``scale`` times its training steps."""
     from configs import proof
 
-    tree = proof.get_config(f"{language},{method}")
+    tree = proof.get_config(f"{language},{method},{size}")
     tree.seed = seed
     tree.train.steps = max(2, round(scale * tree.train.steps))
     tree.optim.warmup_steps = min(tree.optim.warmup_steps, tree.train.steps // 2)

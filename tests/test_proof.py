@@ -7,7 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from configs import proof as proof_config
 from flm_jax import proof
+from flm_jax.errors import UserError
 
 FOUND = {
     ("city_pairs", "flm, 1 step"): [0.2, 0.4],
@@ -96,11 +98,34 @@ def test_methods_have_one_budget(tmp_path):
     assert config.train.steps == 6 and config.optim.warmup_steps == 3
 
 
+def test_a_large_flow_map_is_wider_and_sees_eight_times_the_samples(tmp_path):
+    small = proof.make_config(tmp_path, "city_pairs", "esd", 1)
+    large = proof.make_config(tmp_path, "city_pairs", "esd", 1, size="large")
+    assert large.model.width == 2 * small.model.width
+    assert samples(large) == 8 * samples(small) and large.teacher == small.teacher
+    denoisers = [proof.make_config(tmp_path, "city_pairs", "flm", 1, 1.0, size)
+                 for size in ("default", "large")]  # fmt: skip
+    assert samples(denoisers[1]) == 4 * samples(denoisers[0])
+
+
+def samples(config):
+    return config.train.steps * config.train.batch_size
+
+
+@pytest.mark.parametrize(
+    "stage", ["city_pairs", "city_pairs,gan", "city_pairs,flm,huge", "a,b,c,d"]
+)
+def test_an_unknown_stage_gets_a_sentence(stage):
+    with pytest.raises(UserError, match=f"no stage '{stage}'; write LANGUAGE,METHOD"):
+        proof_config.get_config(stage)
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
         (["--languages=latin"], "unknown language 'latin'; use city_pairs"),
         (["--methods=gan"], "unknown method 'gan'; use flm"),
+        (["--size=huge"], "unknown size 'huge'; use default, large"),
         (["--seeds=1,x"], "--seeds=1,x must be whole numbers"),
     ],
 )
