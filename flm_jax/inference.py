@@ -142,7 +142,10 @@ class FlowModel:
         if length < 3:
             raise UserError(f"length={length} must be at least 3: begin mark, one token, end mark")
 
-        batch = min(num_samples, chosen.batch_size)
+        # Powers of two, so that few programs serve all numbers of samples; what is too many is cut
+        # off, except from a trajectory, which shows a whole batch.
+        bucket = num_samples if trajectory else 1 << (num_samples - 1).bit_length()
+        batch = min(bucket, chosen.batch_size)
         if self._mesh is not None:
             devices = sharding.batch_devices(self._mesh)
             batch = -(-batch // devices) * devices

@@ -1,7 +1,8 @@
 """python -m flm_jax.proof: trains models of synthetic languages and tables their exact validity.
 
-For every language and seed: a denoiser (FLM), its flow maps (FMLM), and masked diffusion (MDLM)
-with the same backbone and as many training steps as both together, all from configs/proof.py. Every
+For every language and seed: a denoiser (FLM), its flow maps (FMLM), and baselines (masked diffusion
+and, if asked for, uniform-state diffusion and an autoregressive network) with the same backbone and
+as many training steps as both together, all from configs/proof.py. Every
 run is an ordinary training run in a folder of its own: what is finished is not trained again, what
 was interrupted goes on. The table is the mean over seeds and half their range.
 
@@ -11,6 +12,7 @@ its texts that occur.
 """
 
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -21,7 +23,13 @@ from flm_jax.errors import UserError
 
 COLUMN = "valid"  # of `evals.truth`, plotted
 MORE = {"total_variation": "total variation from the truth", "coverage": "texts that occur"}
-TEACHERS = {"flm": "", "mdlm": "", "second_stage": "residual"}  # all others: "flm"
+TEACHERS = {
+    "flm": "",
+    "mdlm": "",
+    "duo": "",
+    "ar": "",
+    "second_stage": "residual",
+}  # all others: "flm"
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#ff7f0e", "#17becf", "#7f7f7f")
 
 
@@ -36,7 +44,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")
     flags.DEFINE_string("size", "default", "row of configs/proof.py SIZES, in a folder of its own")
-    flags.DEFINE_float("scale", 1.0, "factor on the number of training steps", lower_bound=0.0)
+    flags.DEFINE_float("scale", 1.0, "factor on the number of training steps")
 
 
 def main(argv: list[str]) -> int:
@@ -44,9 +52,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
     given = flags.FLAGS
     folder = pathlib.Path(given.workdir).expanduser()
-    if not all(seed.isdigit() for seed in given.seeds):
-        raise UserError(f"--seeds={','.join(given.seeds)} must be whole numbers, such as 1,2,3")
-    check(given.languages, given.methods, given.size)
+    check(given.languages, given.methods, given.seeds, given.scale, given.size)
     if given.size != "default":
         folder = folder / given.size
     methods = with_teachers(given.methods)
@@ -66,18 +72,29 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def check(languages: list[str], methods: list[str], size: str) -> None:
+def check(
+    languages: list[str], methods: list[str], seeds: list[str], scale: float, size: str
+) -> None:
     """UserError unless all are known: better now than after hours of training."""
     from configs import proof
 
     for what, given, known in (
-        ("language", languages, proof.LANGUAGES),
-        ("method", methods, proof.METHODS),
+        ("languages", languages, proof.LANGUAGES),
+        ("methods", methods, proof.METHODS),
         ("size", [size], proof.SIZES),
     ):
         for name in given:
             if name not in known:
-                raise UserError(f"unknown {what} {name!r}; use {', '.join(known)}")
+                raise UserError(f"--{what}: {name!r} is unknown; use {', '.join(known)}")
+    for what, given in (("languages", languages), ("methods", methods), ("seeds", seeds)):
+        if not given or len(set(given)) < len(given):
+            raise UserError(f"--{what}={','.join(given)} must name at least one, and none twice")
+    if not all(seed.isdecimal() and seed.isascii() and int(seed) < 2**32 for seed in seeds):
+        raise UserError(
+            f"--seeds={','.join(seeds)} must be whole numbers below 2**32, such as 1,2,3"
+        )
+    if not 0 < scale < math.inf:
+        raise UserError(f"--scale={scale} must be a positive, finite number")
 
 
 def with_teachers(methods: list[str]) -> list[str]:

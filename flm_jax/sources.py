@@ -1,6 +1,8 @@
 """Other models that a run starts from: frozen teachers, and the source of its first parameters."""
 
 import dataclasses
+import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ from flm_jax import config as config_lib
 from flm_jax.data import Data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
-from flm_jax.inference import FlowModel, load
+from flm_jax.inference import FlowModel, is_workdir, load
 from flm_jax.models import transfer
 
 THE_TEACHER = "teacher"  # the value of init_from that means config.teacher
@@ -31,7 +33,7 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
     config, loss = experiment.config, experiment.loss
     frozen = {}
     if loss.needs_teacher:
-        teacher = load(config.teacher)
+        teacher = read(config.teacher, experiment, data)
         check(teacher, experiment, data, "teacher", config.teacher)
         if getattr(loss, "needs_residual", False):
             frozen["residual"], teacher = teacher, teacher.frozen.get("teacher")
@@ -51,9 +53,21 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
     if config.init_from == THE_TEACHER:
         first = frozen["teacher"]
     elif config.init_from:
-        first = load(config.init_from)
+        first = read(config.init_from, experiment, data)
         check(first, experiment, data, "init_from", config.init_from)
     return Sources(frozen, first)
+
+
+def read(source: str, experiment: Experiment, data: Data) -> FlowModel:
+    """The model at a path; an official checkpoint is read with the run's own tokenizer and length.
+
+    Such a checkpoint holds neither: only the size of its vocabulary says whether they fit.
+    """
+    if is_workdir(pathlib.Path(source).expanduser()):
+        return load(source)
+    with tempfile.TemporaryDirectory() as folder:
+        data.tokenizer.save(pathlib.Path(folder))
+        return load(source, tokenizer=folder, length=experiment.config.data.length)
 
 
 def check(other: FlowModel, experiment: Experiment, data: Data, knob: str, source: str) -> None:

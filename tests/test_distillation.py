@@ -7,6 +7,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import official_files
 import pytest
 import tiny
 from runs import finished as finished  # a fixture
@@ -15,6 +16,7 @@ import flm_jax
 from flm_jax import config as config_lib
 from flm_jax import experiment, sources, train
 from flm_jax.errors import UserError
+from flm_jax.interop import hub_layout
 from flm_jax.models import transfer
 
 FLOW_MAP = {"model__two_times": True, "init_from": "teacher", "sampler__name": "flow_map"}
@@ -88,6 +90,17 @@ def test_every_flow_map_objective_trains(finished, tmp_path, loss, options):
     config = distil(finished, loss, options, train__steps=2, **changes)
     model = run(config, tmp_path / loss)
     assert model.generate(num_samples=2, steps=2).tokens.shape == (2, 12)
+
+
+def test_an_official_checkpoint_teaches_a_run_with_a_tokenizer_of_its_own(finished, tmp_path):
+    """The checkpoint names no tokenizer; the run's serves both, unless the vocabularies differ."""
+    teacher = flm_jax.load(finished[1])
+    folder = hub_layout.write(tmp_path / "hub", teacher.params, heads=2, length=12)
+    config = distil(finished, "psd", teacher=str(folder), train__steps=1)
+    assert run(config, tmp_path / "psd").generate(num_samples=1, steps=1).tokens.shape == (1, 12)
+    other, _ = official_files.hub(tmp_path / "other")
+    with pytest.raises(UserError, match="11 tokens|vocabulary of 11"):
+        run(distil(finished, "psd", teacher=str(other)), tmp_path / "x")
 
 
 @pytest.mark.slow

@@ -179,6 +179,16 @@ def test_a_number_of_steps_is_compiled_once(model):
     assert len(model._compiled) == programs
 
 
+def test_numbers_of_samples_share_programs(model):
+    """A program for 4 writes 3: the same ones as ever, and no more."""
+    four = model.generate(4, 2)
+    programs = len(model._compiled)
+    three = model.generate(3, 2)
+    assert len(model._compiled) == programs
+    np.testing.assert_array_equal(three.tokens, four.tokens[:3])
+    assert len(three.texts) == 3
+
+
 def test_documents_of_a_row_are_lines_of_its_text(model):
     tokenizer = model.tokenizer
     red, cat = tokenizer.encode("red"), tokenizer.encode("cat")

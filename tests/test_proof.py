@@ -90,10 +90,10 @@ def test_students_start_from_the_denoiser_of_their_seed(tmp_path):
 def test_methods_have_one_budget(tmp_path):
     steps = {
         method: proof.make_config(tmp_path, "addition", method, 1).train.steps
-        for method in ("flm", "fmlm", "mdlm", "lsd", "esd", "fmlm_self")
+        for method in proof_config.METHODS
     }
-    assert steps["mdlm"] == steps["flm"] + steps["fmlm"]
-    assert len({steps[name] for name in ("fmlm", "lsd", "esd", "fmlm_self")}) == 1
+    denoiser, baselines = steps.pop("flm"), {steps.pop(name) for name in proof_config.BASELINES}
+    assert len(set(steps.values())) == 1 and baselines == {denoiser + steps["fmlm"]}
     config = proof.make_config(tmp_path, "addition", "flm", 1, 0.001)
     assert config.train.steps == 6 and config.optim.warmup_steps == 3
 
@@ -123,9 +123,13 @@ def test_an_unknown_stage_gets_a_sentence(stage):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--languages=latin"], "unknown language 'latin'; use city_pairs"),
-        (["--methods=gan"], "unknown method 'gan'; use flm"),
-        (["--size=huge"], "unknown size 'huge'; use default, large"),
+        (["--languages=latin"], "--languages: 'latin' is unknown; use city_pairs"),
+        (["--methods=gan"], "--methods: 'gan' is unknown; use flm"),
+        (["--methods="], "--methods= must name at least one, and none twice"),
+        (["--seeds=1,1"], "--seeds=1,1 must name at least one, and none twice"),
+        (["--seeds=²"], "--seeds=² must be whole numbers below 2**32"),
+        (["--scale=nan"], "--scale=nan must be a positive, finite number"),
+        (["--size=huge"], "--size: 'huge' is unknown; use default, large"),
         (["--seeds=1,x"], "--seeds=1,x must be whole numbers"),
     ],
 )

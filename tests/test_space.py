@@ -177,6 +177,27 @@ def test_singular_table_still_gets_a_factor():
         assert np.isfinite(space_lib.cholesky_factor(broken)).all()
 
 
+@pytest.mark.parametrize("factor", [30.0, 3e3, 1e6])
+def test_a_huge_column_adds_no_noise_to_the_others(factor):
+    dominated = table(0).at[:, 2].mul(factor)
+    r = np.asarray(space_lib.cholesky_factor(dominated), np.float64)
+    exact = np.asarray(dominated, np.float64)
+    size = np.linalg.norm(exact, axis=0)
+    error = (r @ r.T - exact.T @ exact) / np.outer(size, size)
+    assert np.abs(error).max() < 3e-5  # eta = 1e-5, and rounding
+
+
+def test_a_table_stored_in_bfloat16_gives_the_noise_of_its_values():
+    stored = table(0).astype(jnp.bfloat16)
+    noise = Projected({"student": stored}).noise(keys(2), 3)
+    assert noise.dtype == jnp.float32
+    same = Projected({"student": stored.astype(jnp.float32)}).noise(keys(2), 3)
+    scatter = [Projected({"student": t}).scatter(noise) for t in (stored, stored.astype("float32"))]
+    np.testing.assert_array_equal(noise, same)
+    np.testing.assert_array_equal(*scatter)
+    assert np.isfinite(scatter[0]).all() and scatter[0].dtype == jnp.float32
+
+
 def test_gradient_in_expectation_is_the_dense_one():
     """Monte Carlo, no projection involved: average gradients of both spaces agree."""
     student, groups, size = table(0), 64, 1000

@@ -2,6 +2,7 @@
 
     python -m flm_jax.benchmark train --config=configs/bench_cpu.py --space=both --json
     python -m flm_jax.benchmark sample --config=configs/bench_cpu.py --space=projected
+    python -m flm_jax.benchmark sample --config=configs/bench_cpu.py:distill      (a flow map)
     python -m flm_jax.benchmark train --config=configs/owt.py --batch=16
     python -m flm_jax.benchmark sweep --config=configs/bench_cpu.py --batch=8 --output=DIR \
         --vary_batch=2,4,16 --vary_length=32,64,256 --vary_vocab=2000,8000,120000
@@ -135,7 +136,7 @@ def plan(mode: str, space: str) -> Any:
         data=change(config.data, length=length),
         sampler=change(config.sampler, steps=(SAMPLING_STEPS.value,)),
     )
-    if LOSS.value:
+    if LOSS.value and LOSS.value != config.loss.name:  # whose options mean nothing to it
         config = change(config, loss=change(config.loss, name=LOSS.value, options={}))
     if space == "onehot":
         config = change(config, model=change(config.model, head_chunk=batch * length))

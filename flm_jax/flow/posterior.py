@@ -436,12 +436,14 @@ def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
     return jnp.where(logits >= threshold, logits, -jnp.inf)
 
 
-def entmax(scores: jax.Array, alpha: float, iterations: int = 60) -> jax.Array:
+def entmax(scores: jax.Array, alpha: float) -> jax.Array:
     """alpha-entmax over the last axis: argmax_p <p, scores> + Tsallis entropy, 1 < alpha <= 2.
 
     p = max((alpha - 1) * scores - threshold, 0) ** (1 / (alpha - 1)), the threshold found by
-    bisection (Peters et al. 2019, eq. 9) and p normalised at the end.
+    bisection (Peters et al. 2019, eq. 9) and p normalised at the end. Powers other than those of
+    alpha 1.5 and 2 take more than ten times as long.
     """
+    iterations = jnp.finfo(scores.dtype).nmant + 7  # then both bounds are the same number
     # Below the largest score, so that large scores do not cost the threshold its digits.
     scaled = (alpha - 1.0) * (scores - jnp.max(scores, axis=-1, keepdims=True))
     top = jnp.zeros_like(scaled[..., :1])

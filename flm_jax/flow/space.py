@@ -180,18 +180,20 @@ def choose(name: str, vocab_size: int, width: int) -> type[OneHot] | type[Projec
 
 
 def cholesky_factor(table_VW: jax.Array) -> jax.Array:
-    """Lower R (W, W) with R R' = T'T + eta * I, eta the smallest of 1e-5, 1e-4 ... that is finite.
+    """Lower R (W, W) with R R' = T'T + eta * diag(T'T), to rounding.
 
-    eta is relative to the mean diagonal of T'T. Float32 or float64, full precision everywhere.
+    eta is the smallest of 1e-5, 1e-4 ... that gives a finite factor. It is relative to each
+    column's own size, so that one huge column adds no noise to the others. Float32 or float64, full
+    precision everywhere.
     """
-    gram = jnp.matmul(table_VW.T, table_VW, precision=HIGHEST)
-    width = gram.shape[0]
-    eye = jnp.eye(width, dtype=gram.dtype)
-    # A table of zeros (a hand-made or broken one) still gets a finite, tiny factor.
-    unit = jnp.maximum(jnp.trace(gram) / width, jnp.finfo(gram.dtype).tiny * 1e6)
+    gram_WW = jnp.matmul(table_VW.T, table_VW, precision=HIGHEST)
+    # A column of zeros (of a hand-made or broken table) still gets a finite, tiny factor.
+    size_W = jnp.sqrt(jnp.maximum(jnp.diagonal(gram_WW), jnp.finfo(gram_WW.dtype).tiny * 1e6))
+    correlation_WW = gram_WW / size_W[:, None] / size_W[None, :]
+    eye = jnp.eye(gram_WW.shape[0], dtype=gram_WW.dtype)
 
     def attempt(jitter):
-        return jnp.linalg.cholesky(gram + jitter * unit * eye)
+        return jnp.linalg.cholesky(correlation_WW + jitter * eye)
 
     def failed(carry):
         jitter, factor = carry
@@ -201,8 +203,9 @@ def cholesky_factor(table_VW: jax.Array) -> jax.Array:
         jitter, _ = carry
         return jitter * 10.0, attempt(jitter * 10.0)
 
-    jitter = jnp.asarray(JITTER, gram.dtype)
-    return jax.lax.while_loop(failed, grow, (jitter, attempt(jitter)))[1]
+    jitter = jnp.asarray(JITTER, gram_WW.dtype)
+    factor_WW = jax.lax.while_loop(failed, grow, (jitter, attempt(jitter)))[1]
+    return size_W[:, None] * factor_WW
 
 
 @jax.custom_vjp
