@@ -184,7 +184,7 @@ def test_a_huge_column_adds_no_noise_to_the_others(factor):
     exact = np.asarray(dominated, np.float64)
     size = np.linalg.norm(exact, axis=0)
     error = (r @ r.T - exact.T @ exact) / np.outer(size, size)
-    assert np.abs(error).max() < 3e-5  # eta = 1e-5, and rounding
+    assert np.abs(error).max() < 1.2e-4  # ten times eta, and rounding
 
 
 def test_a_table_stored_in_bfloat16_gives_the_noise_of_its_values():

@@ -180,20 +180,18 @@ def choose(name: str, vocab_size: int, width: int) -> type[OneHot] | type[Projec
 
 
 def cholesky_factor(table_VW: jax.Array) -> jax.Array:
-    """Lower R (W, W) with R R' = T'T + eta * diag(T'T), to rounding.
+    """Lower R (W, W) with R R' = T'T + eta * diag(u), finite.
 
-    eta is the smallest of 1e-5, 1e-4 ... that gives a finite factor. It is relative to each
-    column's own size, so that one huge column adds no noise to the others. Float32 or float64, full
-    precision everywhere.
+    eta is the smallest of 1e-5, 1e-4 ... that suffices. u is the mean diagonal of T'T, but for each column at most ten times its own: or else one huge
+    column would add noise to all others. Float32 or float64, full precision everywhere.
     """
     gram_WW = jnp.matmul(table_VW.T, table_VW, precision=HIGHEST)
-    # A column of zeros (of a hand-made or broken table) still gets a finite, tiny factor.
-    size_W = jnp.sqrt(jnp.maximum(jnp.diagonal(gram_WW), jnp.finfo(gram_WW.dtype).tiny * 1e6))
-    correlation_WW = gram_WW / size_W[:, None] / size_W[None, :]
-    eye = jnp.eye(gram_WW.shape[0], dtype=gram_WW.dtype)
+    # A table of zeros (a hand-made or broken one) still gets a finite, tiny factor.
+    diagonal_W = jnp.maximum(jnp.diagonal(gram_WW), jnp.finfo(gram_WW.dtype).tiny * 1e6)
+    unit_W = jnp.minimum(jnp.mean(diagonal_W), 10.0 * diagonal_W)
 
     def attempt(jitter):
-        return jnp.linalg.cholesky(correlation_WW + jitter * eye)
+        return jnp.linalg.cholesky(gram_WW + jitter * jnp.diag(unit_W))
 
     def failed(carry):
         jitter, factor = carry
@@ -204,8 +202,7 @@ def cholesky_factor(table_VW: jax.Array) -> jax.Array:
         return jitter * 10.0, attempt(jitter * 10.0)
 
     jitter = jnp.asarray(JITTER, gram_WW.dtype)
-    factor_WW = jax.lax.while_loop(failed, grow, (jitter, attempt(jitter)))[1]
-    return size_W[:, None] * factor_WW
+    return jax.lax.while_loop(failed, grow, (jitter, attempt(jitter)))[1]
 
 
 @jax.custom_vjp
