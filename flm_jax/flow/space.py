@@ -182,8 +182,9 @@ def choose(name: str, vocab_size: int, width: int) -> type[OneHot] | type[Projec
 def cholesky_factor(table_VW: jax.Array) -> jax.Array:
     """Lower R (W, W) with R R' = T'T + eta * diag(u), finite.
 
-    eta is the smallest of 1e-5, 1e-4 ... that suffices. u is the mean diagonal of T'T, but for each column at most ten times its own: or else one huge
-    column would add noise to all others. Float32 or float64, full precision everywhere.
+    eta is the smallest of 1e-5, 1e-4 ... that suffices. u is the mean diagonal of T'T, but for each
+    column at most ten times its own: or else one huge column would add noise to all others. Float32
+    or float64, full precision everywhere.
     """
     gram_WW = jnp.matmul(table_VW.T, table_VW, precision=HIGHEST)
     # A table of zeros (a hand-made or broken one) still gets a finite, tiny factor.
