@@ -33,7 +33,7 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
     config, loss = experiment.config, experiment.loss
     frozen = {}
     if loss.needs_teacher:
-        teacher = read(config.teacher, experiment, data)
+        teacher = read(config.teacher, data)
         check(teacher, experiment, data, "teacher", config.teacher)
         if getattr(loss, "needs_residual", False):
             frozen["residual"], teacher = teacher, teacher.frozen.get("teacher")
@@ -53,21 +53,21 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
     if config.init_from == THE_TEACHER:
         first = frozen["teacher"]
     elif config.init_from:
-        first = read(config.init_from, experiment, data)
+        first = read(config.init_from, data)
         check(first, experiment, data, "init_from", config.init_from)
     return Sources(frozen, first)
 
 
-def read(source: str, experiment: Experiment, data: Data) -> FlowModel:
-    """The model at a path; an official checkpoint is read with the run's own tokenizer and length.
+def read(source: str, data: Data) -> FlowModel:
+    """The model at a path; an official checkpoint is read with the run's own tokenizer.
 
-    Such a checkpoint holds neither: only the size of its vocabulary says whether they fit.
+    It holds none: only the size of its vocabulary says whether they fit.
     """
     if is_workdir(pathlib.Path(source).expanduser()):
         return load(source)
     with tempfile.TemporaryDirectory() as folder:
         data.tokenizer.save(pathlib.Path(folder))
-        return load(source, tokenizer=folder, length=experiment.config.data.length)
+        return load(source, tokenizer=folder)
 
 
 def check(other: FlowModel, experiment: Experiment, data: Data, knob: str, source: str) -> None:

@@ -98,6 +98,9 @@ def test_an_official_checkpoint_teaches_a_run_with_a_tokenizer_of_its_own(finish
     folder = hub_layout.write(tmp_path / "hub", teacher.params, heads=2, length=12)
     config = distil(finished, "psd", teacher=str(folder), train__steps=1)
     assert run(config, tmp_path / "psd").generate(num_samples=1, steps=1).tokens.shape == (1, 12)
+    longer = hub_layout.write(tmp_path / "longer", teacher.params, heads=2, length=13)
+    with pytest.raises(UserError, match="was trained on blocks of 13 tokens, here data.length=12"):
+        run(distil(finished, "psd", teacher=str(longer)), tmp_path / "x")
     other, _ = official_files.hub(tmp_path / "other")
     with pytest.raises(UserError, match="11 tokens|vocabulary of 11"):
         run(distil(finished, "psd", teacher=str(other)), tmp_path / "x")
