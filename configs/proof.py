@@ -9,8 +9,9 @@ Expected:  see benchmarks/proof.md
 The stage is LANGUAGE,METHOD[,SIZE]. Languages: city_pairs, addition, brackets, grammar. Methods:
 flm (the denoiser), fmlm (its flow map by PSD; needs --config.teacher), fmlm_self, lsd, esd,
 residual and second_stage (other objectives); with the budget of flm and fmlm together mdlm (masked
-diffusion), duo (uniform-state diffusion, without its curriculum) and ar (autoregressive). Sizes:
-default, and large with twice the width, four times the batch and twice the steps of a flow map.
+diffusion), duo (uniform-state diffusion, the steps of flm in duo_curriculum, a stage before it) and
+ar (autoregressive). Sizes: default, and large with twice the width, four times the batch and four
+times the steps of a flow map.
 """
 
 from configs import common
@@ -39,12 +40,13 @@ METHODS = {
     "residual": ("residual", {}, "two_model"),
     "second_stage": ("second_stage", {}, "flow_map"),
     "mdlm": ("masked_diffusion", {}, "ancestral_masked"),
+    "duo_curriculum": ("uniform_curriculum", {}, "ancestral_uniform"),
     "duo": ("uniform_diffusion", {}, "ancestral_uniform"),
     "ar": ("autoregressive", {}, "autoregressive"),
 }
-BASELINES = ("mdlm", "duo", "ar")
+ONE_TIME = ("flm", "mdlm", "duo_curriculum", "duo", "ar")  # the others are flow maps
 # width, rows of a batch, factor on the training steps of a flow map
-SIZES = {"default": (64, 64, 1), "large": (128, 256, 2)}
+SIZES = {"default": (64, 64, 1), "large": (128, 256, 4)}
 
 
 def get_config(stage="city_pairs,flm"):
@@ -69,8 +71,8 @@ def get_config(stage="city_pairs,flm"):
     config.model.learned_positions = length
     config.optim.update(learning_rate=2e-3, warmup_steps=200, schedule="cosine", ema_decay=0.999)
     loss, loss_options, sampler = METHODS[method]
-    steps = denoiser_steps if method == "flm" else map_steps
-    if method in BASELINES:  # the budget of both stages
+    steps = denoiser_steps if method in ("flm", "duo_curriculum") else map_steps
+    if method in ("mdlm", "ar"):  # the budget of both stages
         steps = denoiser_steps + map_steps
     config.loss.name = loss
     config.loss.options = dict(loss_options)
@@ -89,7 +91,7 @@ def get_config(stage="city_pairs,flm"):
         name=sampler, steps=(1, 2, 4, 8, 32, 128), num_samples=1024, batch_size=1024
     )
     config.evals = ("truth",)
-    if method not in ("flm", *BASELINES):
+    if method not in ONE_TIME:
         config.model.two_times = True
         config.init_from = "teacher"
         config.optim.learning_rate, diagonal = FLOW_MAPS.get(language, OTHERS)

@@ -23,13 +23,14 @@ from flm_jax.errors import UserError
 
 COLUMN = "valid"  # of `evals.truth`, plotted
 MORE = {"total_variation": "total variation from the truth", "coverage": "texts that occur"}
-TEACHERS = {
+BEFORE = {  # the method whose run must be there first; of all others: "flm"
     "flm": "",
     "mdlm": "",
-    "duo": "",
     "ar": "",
+    "duo_curriculum": "",
+    "duo": "duo_curriculum",
     "second_stage": "residual",
-}  # all others: "flm"
+}
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#ff7f0e", "#17becf", "#7f7f7f")
 
 
@@ -40,7 +41,9 @@ def define_flags() -> None:
         "languages", ["city_pairs", "addition", "brackets"], "rows of configs/proof.py LANGUAGES"
     )
     flags.DEFINE_list(
-        "methods", ["flm", "fmlm", "mdlm"], "rows of configs/proof.py METHODS; teachers are added"
+        "methods",
+        ["flm", "fmlm", "mdlm"],
+        "rows of configs/proof.py METHODS; those they start from are added",
     )
     flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")
     flags.DEFINE_string("size", "default", "row of configs/proof.py SIZES, in a folder of its own")
@@ -55,7 +58,7 @@ def main(argv: list[str]) -> int:
     check(given.languages, given.methods, given.seeds, given.scale, given.size)
     if given.size != "default":
         folder = folder / given.size
-    methods = with_teachers(given.methods)
+    methods = with_earlier(given.methods)
     runs = []
     for language in given.languages:
         for seed in given.seeds:
@@ -97,14 +100,14 @@ def check(
         raise UserError(f"--scale={scale} must be a positive, finite number")
 
 
-def with_teachers(methods: list[str]) -> list[str]:
-    """The methods with the teachers they need, teachers first."""
+def with_earlier(methods: list[str]) -> list[str]:
+    """The methods with those whose runs they need, these first."""
     ordered: list[str] = []
 
     def add(method):
-        teacher = TEACHERS.get(method, "flm")
-        if teacher:
-            add(teacher)
+        earlier = BEFORE.get(method, "flm")
+        if earlier:
+            add(earlier)
         if method not in ordered:
             ordered.append(method)
 
@@ -147,12 +150,14 @@ def make_config(
     tree.seed = seed
     tree.train.steps = max(2, round(scale * tree.train.steps))
     tree.optim.warmup_steps = min(tree.optim.warmup_steps, tree.train.steps // 2)
-    teacher = TEACHERS.get(method, "flm")
-    if teacher:
-        source = str(folder / f"{language}_{teacher}_{seed}")
-        needs_none = tree.loss.options.get("on_diagonal") == "data"
-        tree.teacher = "" if needs_none else source
-        tree.init_from = source if teacher == "flm" else str(folder / f"{language}_flm_{seed}")
+    earlier = BEFORE.get(method, "flm")
+    if earlier:
+        source = str(folder / f"{language}_{earlier}_{seed}")
+        # What a residual learns is no denoiser: the network made of both starts as the denoiser.
+        first = source if earlier != "residual" else str(folder / f"{language}_flm_{seed}")
+        tree.init_from = first
+        needs_teacher = tree.model.two_times and tree.loss.options.get("on_diagonal") != "data"
+        tree.teacher = source if needs_teacher else ""
     return config_lib.resolve(tree.to_dict())
 
 

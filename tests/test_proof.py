@@ -30,14 +30,14 @@ def command(*arguments, cwd):
     )
 
 
-def test_teachers_come_before_their_students_and_only_once():
-    assert proof.with_teachers(["second_stage", "fmlm"]) == [
+def test_runs_come_after_those_they_start_from_and_only_once():
+    assert proof.with_earlier(["second_stage", "fmlm"]) == [
         "flm",
         "residual",
         "second_stage",
         "fmlm",
     ]
-    assert proof.with_teachers(["mdlm"]) == ["mdlm"]
+    assert proof.with_earlier(["mdlm", "duo"]) == ["mdlm", "duo_curriculum", "duo"]
 
 
 def test_the_table_is_the_mean_and_half_the_range():
@@ -87,22 +87,31 @@ def test_students_start_from_the_denoiser_of_their_seed(tmp_path):
     assert config.init_from == str(tmp_path / "addition_flm_2")
 
 
+def test_duo_goes_on_from_its_curriculum(tmp_path):
+    config = proof.make_config(tmp_path, "addition", "duo", 2)
+    assert config.init_from == str(tmp_path / "addition_duo_curriculum_2")
+    assert config.teacher == "" and not config.model.two_times
+    assert proof.make_config(tmp_path, "addition", "duo_curriculum", 2).init_from == ""
+
+
 def test_methods_have_one_budget(tmp_path):
     steps = {
         method: proof.make_config(tmp_path, "addition", method, 1).train.steps
         for method in proof_config.METHODS
     }
-    denoiser, baselines = steps.pop("flm"), {steps.pop(name) for name in proof_config.BASELINES}
-    assert len(set(steps.values())) == 1 and baselines == {denoiser + steps["fmlm"]}
+    denoiser = steps.pop("flm")
+    assert {steps.pop("mdlm"), steps.pop("ar")} == {denoiser + steps["fmlm"]}
+    assert steps.pop("duo_curriculum") == denoiser
+    assert len(set(steps.values())) == 1
     config = proof.make_config(tmp_path, "addition", "flm", 1, 0.001)
     assert config.train.steps == 6 and config.optim.warmup_steps == 3
 
 
-def test_a_large_flow_map_is_wider_and_sees_eight_times_the_samples(tmp_path):
+def test_a_large_flow_map_is_wider_and_sees_sixteen_times_the_samples(tmp_path):
     small = proof.make_config(tmp_path, "city_pairs", "esd", 1)
     large = proof.make_config(tmp_path, "city_pairs", "esd", 1, size="large")
     assert large.model.width == 2 * small.model.width
-    assert samples(large) == 8 * samples(small) and large.teacher == small.teacher
+    assert samples(large) == 16 * samples(small) and large.teacher == small.teacher
     denoisers = [proof.make_config(tmp_path, "city_pairs", "flm", 1, 1.0, size)
                  for size in ("default", "large")]  # fmt: skip
     assert samples(denoisers[1]) == 4 * samples(denoisers[0])
