@@ -6,9 +6,10 @@ as many training steps as both together, all from configs/proof.py. Every
 run is an ordinary training run in a folder of its own: what is finished is not trained again, what
 was interrupted goes on. The table is the mean over seeds and half their range.
 
-Validity alone would praise a model that writes one valid text again and again. So there are two
-more tables for languages that can be enumerated: total variation from the truth, and the share of
-its texts that occur.
+Validity alone would praise a model that writes one valid text again and again, or only the easy
+ones. So there are two more tables: total variation from the truth and the share of its texts that
+occur; for a language too large for these, the share of different texts among the valid ones and
+their mean log-likelihood under the truth, to be compared with those of held-out data.
 """
 
 import json
@@ -22,7 +23,13 @@ from flm_jax import config as config_lib
 from flm_jax.errors import UserError
 
 COLUMN = "valid"  # of `evals.truth`, plotted
-MORE = {"total_variation": "total variation from the truth", "coverage": "texts that occur"}
+MORE = {
+    "total_variation": "total variation from the truth",
+    "coverage": "texts that occur",
+    "distinct": "different texts among the valid",
+    "log_likelihood": "log-likelihood of the valid, nats",
+}
+UNCOUNTED = ("distinct", "log_likelihood")  # for languages too large for total variation
 BEFORE = {  # the method whose run must be there first; of all others: "flm"
     "flm": "",
     "mdlm": "",
@@ -168,8 +175,9 @@ def gather(
     every = {column: {} for column in (COLUMN, *MORE)}
     for language, rows in runs:
         for name, values in rows.items():
+            counted = values.get("coverage") is not None
             for column, found in every.items():
-                if values.get(column) is not None:
+                if values.get(column) is not None and not (counted and column in UNCOUNTED):
                     found.setdefault((language, name), []).append(values[column])
     return every
 
@@ -177,27 +185,35 @@ def gather(
 def report(every: dict[str, dict[tuple[str, str], list[float]]]) -> str:
     """The tables of all columns that have values."""
     titles = {COLUMN: "valid samples", **MORE}
-    return "\n".join(table(every[column], titles[column]) for column in titles if every[column])
+    return "\n".join(
+        table(every[column], title, percent=column != "log_likelihood")
+        for column, title in titles.items()
+        if every[column]
+    )
 
 
-def table(found: dict[tuple[str, str], list[float]], title: str = "valid samples") -> str:
+def table(
+    found: dict[tuple[str, str], list[float]], title: str = "valid samples", percent: bool = True
+) -> str:
     """A Markdown table: one row per model and number of steps, one column per language."""
     languages = list(dict.fromkeys(language for language, _ in found))
     names = list(dict.fromkeys(name for _, name in found))
     lines = [f"| {title} | " + " | ".join(languages) + " |"]
     lines.append("|---|" + "---:|" * len(languages))
     for name in names:
-        cells = (cell(found.get((language, name), [])) for language in languages)
+        cells = (cell(found.get((language, name), []), percent) for language in languages)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def cell(values: list[float]) -> str:
-    """Mean over seeds and half their range, in percent."""
+def cell(values: list[float], percent: bool = True) -> str:
+    """Mean over seeds and half their range, in percent or as they are."""
     if not values:
         return "–"
-    mean, spread = 100 * np.mean(values), 50 * np.ptp(values)
-    return f"{mean:.1f} ± {spread:.1f} %" if len(values) > 1 else f"{mean:.1f} %"
+    scale, digits, unit = (100, 1, " %") if percent else (1, 2, "")
+    mean = f"{scale * np.mean(values):.{digits}f}"
+    spread = f" ± {scale * np.ptp(values) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{mean}{spread}{unit}"
 
 
 def plot(found: dict[tuple[str, str], list[float]], language: str) -> str:

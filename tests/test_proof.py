@@ -48,8 +48,8 @@ def test_the_table_is_the_mean_and_half_the_range():
 
 
 def test_one_text_again_and_again_is_seen_beside_its_validity():
-    row = {"valid": 1.0, "total_variation": 0.9375, "coverage": 1 / 16}
-    unknown = {"valid": 0.25, "total_variation": None}
+    row = {"valid": 1.0, "total_variation": 0.9375, "coverage": 1 / 16, "log_likelihood": -2.8}
+    unknown = {"valid": 0.25, "total_variation": None, "distinct": 0.5, "log_likelihood": -7.0}
     every = proof.gather(
         [
             ("city_pairs", {"lsd, 1 step": row}),
@@ -62,9 +62,17 @@ def test_one_text_again_and_again_is_seen_beside_its_validity():
         "| valid samples",
         "| total variation from the truth",
         "| texts that occur",
+        "| different texts among the valid",
+        "| log-likelihood of the valid, nats",
     ]
     rows = [lines[2].split(" | ")[1:] for lines in blocks]
-    assert rows == [["75.0 ± 25.0 %", "25.0 % |"], ["93.8 ± 0.0 % |"], ["6.2 ± 0.0 % |"]]
+    assert rows == [
+        ["75.0 ± 25.0 %", "25.0 % |"],
+        ["93.8 ± 0.0 % |"],
+        ["6.2 ± 0.0 % |"],
+        ["50.0 % |"],
+        ["-7.00 |"],
+    ]
     assert "texts that occur" not in proof.report(proof.gather([("grammar", {"a": unknown})]))
 
 
