@@ -1,4 +1,4 @@
-"""Cross-entropies that make their gradient in the forward pass: right for every cotangent."""
+"""Losses that make their gradient in the forward pass: right for every cotangent."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flm_jax.flow import posterior as post
 
 D, V = 3, 11
 ONES, MASK, WEIGHTS = "ones", "mask", "weights"
+SCALES = np.array([0.7, -1.3, 2.0])  # of predictions under a squared error
 
 
 def draw(seed, *shape, dtype=jnp.float64):
@@ -25,7 +26,7 @@ def target_of(kind, tokens, others, head):
     if kind == "tokens":
         return None
     other = post.Posterior(others[0], head_of(*others[2:], cap=0.0), others[1])
-    if kind == "mixture":
+    if kind != "projected":
         mixed = other.probability(jnp.arange(1.0, len(tokens) + 1)) + other.logits(0.1)
         return mixed + post.one_hot(tokens, head, 0.5)
     return (other.probability() + other.tangent(0.3)).entmax(2.0)
@@ -34,15 +35,20 @@ def target_of(kind, tokens, others, head):
 def dense_loss(kind, features, kernel, bias, others, tokens, cap):
     raw = features @ kernel + bias
     log_p = jax.nn.log_softmax(cap * jnp.tanh(raw / cap) if cap else raw)
+    coefficient = SCALES[: len(tokens), None, None]
     c = jax.nn.one_hot(tokens, kernel.shape[1], dtype=log_p.dtype)
     if kind != "tokens":
         logits, slope = others[0] @ others[2] + others[3], others[1] @ others[2]
         p = jax.nn.softmax(logits)
         moved = p * (slope - jnp.sum(p * slope, -1, keepdims=True))
-        if kind == "mixture":
+        if kind != "projected":
             c = jnp.arange(1.0, len(tokens) + 1)[:, None, None] * p + 0.1 * logits + 0.5 * c
         else:
             c = post.entmax(p + 0.3 * moved, 2.0)
+    if kind == "squared":
+        return jnp.sum((c - coefficient * jnp.exp(log_p)) ** 2, -1)
+    if kind == "squared logits":
+        return jnp.sum((c - coefficient * raw) ** 2, -1)
     return -jnp.sum(c * log_p, -1)
 
 
@@ -69,6 +75,10 @@ def both(kind, cotangent, hint, shape=(2, 5), cap=5.0, scale=1.0, chunk=4, of_ta
             p, target = post.Posterior(features, head), target_of(kind, tokens, others, head)
             if target is None:
                 return -p.log_prob(tokens, given)
+            if kind == "squared":
+                return target.squared_error_to(p.probability(SCALES[: shape[0]]), given)
+            if kind == "squared logits":
+                return target.squared_error_to(p.logits(SCALES[: shape[0]]), given)
             return target.cross_entropy_to(p, given)
 
         def dense(features, kernel, bias, others):
@@ -103,14 +113,19 @@ def assert_equal(found, rtol=1e-10):
         ("mixture", WEIGHTS, MASK),
         ("mixture", MASK, MASK),
         ("projected", ONES, None),
+        ("squared", MASK, MASK),
+        ("squared", WEIGHTS, MASK),
+        ("squared logits", ONES, None),
+        ("squared logits", WEIGHTS, None),
     ],
 )
 def test_values_and_gradients_are_the_dense_ones(kind, cotangent, hint):
     assert_equal(both(kind, cotangent, hint))
 
 
-def test_gradients_into_the_target_where_it_has_any():
-    found = both("mixture", WEIGHTS, None, of_target=True)
+@pytest.mark.parametrize("kind", ["mixture", "squared", "squared logits"])
+def test_gradients_into_the_target_where_it_has_any(kind):
+    found = both(kind, WEIGHTS, None, of_target=True)
     assert_equal(found)
     d_features, _, d_kernel, d_bias = found[0][1][-1]  # of the target, whose tangent is not used
     assert all(np.abs(x).max() > 1e-3 for x in (d_features, d_kernel, d_bias))
@@ -128,8 +143,8 @@ def test_extreme_logits_without_a_cap():
     assert_equal(found)
 
 
-def gradient_program(weight_BL, hint_BL=None, stop=True):
-    """The jaxpr of the gradients in features and head of a weighted mean of cross-entropies."""
+def gradient_program(weight_BL, hint_BL=None, stop=True, squared=False):
+    """The jaxpr of the gradients in features and head of a weighted mean of losses."""
     shape, dtype = weight_BL.shape, jnp.float32
     head = head_of(draw(5, D, V, dtype=dtype), draw(6, V, dtype=dtype))
     other = post.Posterior(draw(3, *shape, D, dtype=dtype), head)
@@ -139,6 +154,8 @@ def gradient_program(weight_BL, hint_BL=None, stop=True):
         p = post.Posterior(features, head)
         clean = post.one_hot(jnp.zeros(shape, jnp.int32), p.head, 0.1)
         target = clean + other.probability(0.9)
+        if squared:
+            return jnp.sum(weight_BL * target.squared_error_to(p.probability(), hint_BL))
         return jnp.sum(weight_BL * target.cross_entropy_to(p, hint_BL))
 
     arguments = other.features_BLD, other.head, other
@@ -165,11 +182,21 @@ def products(jaxpr, inside_cond=False) -> tuple[int, int]:
     return out, inn
 
 
-def test_no_second_pass_over_the_logits():
+@pytest.mark.parametrize("squared", [False, True])
+def test_no_second_pass_over_the_logits(squared):
     """Four products: target, logits, and two for the gradient; again only where the hint fails."""
-    program = gradient_program(jnp.ones((2, 3)))
+    program = gradient_program(jnp.ones((2, 3)), squared=squared)
     assert products(program) == (4, 3)
     assert products(gradient_program(jnp.ones((2, 3)), stop=False))[1] == 0
+
+
+def test_a_squared_error_is_to_one_multiple_of_one_prediction():
+    head = head_of(draw(1, D, V, dtype=jnp.float32), jnp.zeros((V,)))
+    p = post.Posterior(draw(0, 2, 3, D, dtype=jnp.float32), head)
+    target = post.one_hot(jnp.zeros((2, 3), jnp.int32), head)
+    for prediction in (p.probability() + p.logits(), target, p.probability().entmax()):
+        with pytest.raises(ValueError, match="one multiple of probabilities or of logits"):
+            target.squared_error_to(prediction)
 
 
 def test_what_counts_as_a_multiple_of_the_hint():

@@ -21,7 +21,11 @@ CASES = {
     "psd": (2, {}),
     "psd data": (2, {"on_diagonal": "data", "rescale": True}),
     "lsd": (2, {}),
-    "esd": (2, {"alpha": 2.0}),
+    "psd squared": (2, {"distance": "squared", "rescale": True}),
+    "esd": (2, {}),
+    "esd projected": (2, {"alpha": 2.0}),
+    "residual": (1, {}),
+    "second_stage": (1, {}),
     "autoregressive": (1, {}),
     "masked_diffusion": (1, {}),
 }
@@ -41,7 +45,7 @@ def test_the_cotangent_is_the_hint_times_a_number(name, monkeypatch):
     calls, options = CASES[name]
     loss = config_lib.build(LOSSES, name.split()[0], options, "loss")
     token_loss = name in ("autoregressive", "masked_diffusion")
-    own, teacher = (small_nets.params(i, V, 3, dtype=jnp.float32) for i in range(2))
+    own, teacher, residual = (small_nets.params(i, V, 3, dtype=jnp.float32) for i in range(3))
     clock, batch = tiny.clock(), tiny.batch(size=ROWS, length=4, vocab_size=V)
     mask_BL = jnp.asarray(np.random.default_rng(0).random((ROWS, 4)) < 0.7, jnp.float32)
     batch = dataclasses.replace(
@@ -54,6 +58,8 @@ def test_the_cotangent_is_the_hint_times_a_number(name, monkeypatch):
         nets = {"student": student if token_loss else _weighted(student)}
         if getattr(loss, "needs_teacher", False):
             nets["teacher"] = small_nets.net(teacher)
+        if getattr(loss, "needs_residual", False):
+            nets["residual"] = small_nets.net(residual)
         space = Projected({role: net.table for role, net in nets.items()})
         loss_BL, _ = loss.evaluate(nets, batch, loss.draw(jax.random.key(0), batch, space), space,
                                    clock)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Cross-entropies of the vocabulary head whose forward pass also makes their gradient.
+"""Losses of the vocabulary head whose forward pass also makes their gradient.
 
 The logits of a chunk of tokens cost a matrix product, and all that the gradient needs is at hand
 while they exist: d loss / d features of every token, and the sum over tokens of d loss / d (kernel,
@@ -12,12 +12,9 @@ answer; otherwise the chunks are computed again with g in place of the hint. So 
 right for every g and cheap for the expected one. A mean over tokens has the hint 1; weights of
 tokens belong into the hint.
 
-Gradients into the target, if anything in it has any (its networks are frozen almost always), go
-the general way: all of it differentiated chunk by chunk. What has gradients is known while tracing.
-
-A target offers ``tokenwise()``, its arrays with a (B, L) grid, and
-``cross_entropy(arrays, logits, bound) -> (value, slope)`` of a chunk of them, slope = d value / d
-logits; no logit is beyond ``bound``.
+Gradients into the objective, if anything in it has any (the networks of its target are frozen
+almost always), go the general way: all of it differentiated chunk by chunk. What has gradients is
+known while tracing. Objectives are those of `flow/objectives.py`.
 """
 
 from typing import Any
@@ -32,30 +29,28 @@ ULPS = 16.0  # how far from a multiple of the hint a cotangent counts as one
 
 
 @jax.custom_vjp
-def cross_entropy(target: Any, features_BLD: jax.Array, head: Any, hint_BL: jax.Array) -> jax.Array:
-    """-sum_V target * log p, p the softmax of the head's capped logits; float32 or wider (B, L).
+def loss(objective: Any, features_BLD: jax.Array, head: Any, hint_BL: jax.Array) -> jax.Array:
+    """The loss of every token's logits, float32 or wider (B, L).
 
     ``hint_BL`` is what the losses are expected to be multiplied by, up to one factor. It changes no
     value and no gradient, and has none itself.
     """
     del hint_BL
-    return by_autodiff(target, features_BLD, head)
+    return by_autodiff(objective, features_BLD, head)
 
 
-def by_autodiff(target: Any, features_BLD: jax.Array, head: Any) -> jax.Array:
+def by_autodiff(objective: Any, features_BLD: jax.Array, head: Any) -> jax.Array:
     """The same with ordinary gradients, every chunk computed again in the backward pass."""
     return over_chunks(
-        lambda features, arrays: target.cross_entropy(
-            arrays, head.capped(head.raw(features)), head.bound
-        )[0],
+        lambda features, arrays: objective.value_and_slope(arrays, head.raw(features), head)[0],
         head.chunk,
         features_BLD,
-        target.tokenwise(),
+        objective.tokenwise(),
     )
 
 
 def sweep(
-    target: Any,
+    objective: Any,
     features_BLD: jax.Array,
     head: Any,
     weight_BL: jax.Array,
@@ -71,9 +66,7 @@ def sweep(
 
     def chunk(total, xs):
         features, weight, arrays = xs
-        raw = head.raw(features)
-        value, slope = target.cross_entropy(arrays, head.capped(raw), head.bound)
-        slope = slope * head.slope(raw)
+        value, slope = objective.value_and_slope(arrays, head.raw(features), head)
         d_features = None
         if of_features:
             d_features = head.transposed_product(slope).astype(features.dtype)
@@ -87,7 +80,7 @@ def sweep(
         return total, (value, d_features)
 
     chunks = Chunks.of(features_BLD, head.chunk)
-    xs = chunks.split((features_BLD, weight_BL, target.tokenwise()))
+    xs = chunks.split((features_BLD, weight_BL, objective.tokenwise()))
     wide = jax.eval_shape(head.raw, features_BLD).dtype
     total = None
     if of_head:
@@ -96,20 +89,22 @@ def sweep(
     return *chunks.join(per_token), total
 
 
-def _forward(target, features_BLD, head, hint_BL):
+def _forward(objective, features_BLD, head, hint_BL):
     def perturbed(tree):
         return any(leaf.perturbed for leaf in jax.tree.leaves(tree))
 
     def values(tree):
         return jax.tree.map(lambda leaf: leaf.value, tree)
 
-    general, of_head = perturbed(target), perturbed(head)
-    target, features_BLD, head, hint_BL = map(values, (target, features_BLD, head, hint_BL))
+    general, of_head = perturbed(objective), perturbed(head)
+    objective, features_BLD, head, hint_BL = map(values, (objective, features_BLD, head, hint_BL))
     if general:
-        value_BL, pull = jax.vjp(by_autodiff, target, features_BLD, head)
+        value_BL, pull = jax.vjp(by_autodiff, objective, features_BLD, head)
         return value_BL, pull
-    value_BL, d_features_BLD, d_head = sweep(target, features_BLD, head, hint_BL, of_head=of_head)
-    again = (target, features_BLD, head, hint_BL) if of_head else None
+    value_BL, d_features_BLD, d_head = sweep(
+        objective, features_BLD, head, hint_BL, of_head=of_head
+    )
+    again = (objective, features_BLD, head, hint_BL) if of_head else None
     return value_BL, (d_features_BLD, d_head, again)
 
 
@@ -122,12 +117,12 @@ def _backward(residuals, g_BL):
     d_features_BLD = g_BL.astype(d_features_BLD.dtype)[..., None] * d_features_BLD
     if d_head is None:
         return None, d_features_BLD, None, None
-    target, features_BLD, head, hint_BL = again
+    objective, features_BLD, head, hint_BL = again
     factor, as_expected = ratio(g_BL, hint_BL)
     d_kernel, d_bias = jax.lax.cond(
         as_expected,
         lambda: tuple(factor.astype(x.dtype) * x for x in d_head),
-        lambda: sweep(target, features_BLD, head, g_BL, of_features=False)[2],
+        lambda: sweep(objective, features_BLD, head, g_BL, of_features=False)[2],
     )
     d_head = head.replace(d_kernel.astype(head.kernel_DV.dtype), d_bias.astype(head.bias_V.dtype))
     return None, d_features_BLD, d_head, None
@@ -147,4 +142,4 @@ def ratio(g_BL: jax.Array, hint_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
     return factor, jnp.all(near)
 
 
-cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
+loss.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -6,8 +6,8 @@ a loss or a sampler asks of them (log-probabilities, means p @ E, cross-entropie
 computed in float32 chunk by chunk with memory O(chunk * V); no array of shape (B, L, V) exists,
 except through `dense`, which is for tests and small vocabularies.
 
-Log-probabilities and cross-entropies make their gradient in the forward pass (`flow/fused.py`);
-everything else is recomputed in the backward pass (`flow/chunks.py`).
+Log-probabilities, cross-entropies and squared errors make their gradient in the forward pass
+(`flow/fused.py`); everything else is recomputed in the backward pass (`flow/chunks.py`).
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ import jax.numpy as jnp
 
 from flm_jax.flow import fused
 from flm_jax.flow.chunks import over_chunks
+from flm_jax.flow.objectives import CrossEntropy, SquaredError, TokenCrossEntropy, softmax_parts
 
 PROBABILITY, TANGENT, LOGITS, TOKENS = "probability", "tangent", "logits", "tokens"
 DENSE = "dense"
-SAFE_BOUND = 35.0  # exp(2 * 35) times any vocabulary is a float32, and so is exp(-35)
 
 
 def matmul_dtype(configured: Any, *operands: Any) -> Any:
@@ -50,8 +50,8 @@ class Head:
 
     ``cap`` 0 means no soft cap. ``chunk`` is the number of tokens (B times positions) whose
     logits may exist at once. ``dtype`` is the type the matrix product reads; it accumulates in at
-    least float32. ``fused`` False leaves gradients of cross-entropies to ordinary differentiation:
-    slower, for comparison.
+    least float32. ``fused`` False leaves gradients of losses to ordinary differentiation: slower,
+    for comparison.
     """
 
     kernel_DV: jax.Array
@@ -122,46 +122,6 @@ class Head:
         return dataclasses.replace(self, kernel_DV=kernel_DV, bias_V=bias_V)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens_BL"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class Given:
-    """Known tokens as the target of a cross-entropy (see `flow/fused.py`)."""
-
-    tokens_BL: jax.Array
-
-    def tokenwise(self) -> jax.Array:
-        return self.tokens_BL
-
-    def cross_entropy(
-        self, tokens: jax.Array, logits: jax.Array, bound: float
-    ) -> tuple[jax.Array, jax.Array]:
-        """(-log p of the tokens (b, l), its derivative in the logits (b, l, V))."""
-        top, weight, total = softmax_parts(logits, bound)
-        vocabulary = jnp.arange(logits.shape[-1], dtype=tokens.dtype)[None, None, :]
-        hit = vocabulary == tokens[..., None]
-        # A masked sum, because the gradient of a gather is a slow scatter.
-        picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-        if bound <= SAFE_BOUND:  # a quotient keeps the digits of small losses, a difference not
-            value = jnp.log(total[..., 0] * jnp.exp(-picked))
-        else:
-            value = jnp.log(total[..., 0]) - (picked - top[..., 0])
-        return value, weight / total - jnp.where(hit, 1.0, 0.0)
-
-
-def softmax_parts(logits: jax.Array, bound: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A shift m (..., 1), exp(logits - m), and the sum of these (..., 1).
-
-    m is the largest logit, so that no exponential overflows. Logits within a small ``bound``
-    cannot, and their m is 0: that saves a pass over the vocabulary.
-    """
-    if bound <= SAFE_BOUND:
-        top = jnp.zeros_like(logits[..., :1])
-    else:
-        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    weight = jnp.exp(logits - top)
-    return top, weight, jnp.sum(weight, axis=-1, keepdims=True)
-
-
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["features_BLD", "head", "tangent_BLD"],
@@ -184,16 +144,16 @@ class Posterior:
         ``hint_BL``: what the values will be multiplied by, if that is known not to be one factor
         for all; see `flow/fused.py`.
         """
-        return -self._cross_entropy(Given(tokens_BL), hint_BL)
+        return -self._loss(TokenCrossEntropy(tokens_BL), hint_BL)
 
-    def _cross_entropy(self, target: Any, hint_BL: jax.Array | None) -> jax.Array:
+    def _loss(self, objective: Any, hint_BL: jax.Array | None) -> jax.Array:
         features = self.features_BLD
         if not self.head.fused:
-            return fused.by_autodiff(target, features, self.head)
+            return fused.by_autodiff(objective, features, self.head)
         wide = jnp.promote_types(features.dtype, jnp.float32)
         hint_BL = jnp.ones((), wide) if hint_BL is None else hint_BL.astype(wide)
         hint_BL = jax.lax.stop_gradient(jnp.broadcast_to(hint_BL, features.shape[:2]))
-        return fused.cross_entropy(target, features, self.head, hint_BL)
+        return fused.loss(objective, features, self.head, hint_BL)
 
     def entropy(self) -> jax.Array:
         """Entropy in nats at every position, (B, L)."""
@@ -383,23 +343,21 @@ class Combination:
 
     def cross_entropy_to(self, posterior: Posterior, hint_BL: jax.Array | None = None) -> jax.Array:
         """-sum_V self * log p, (B, L); gradients flow into both. ``hint_BL`` as in `log_prob`."""
-        return posterior._cross_entropy(self, hint_BL)
+        return posterior._loss(CrossEntropy(self), hint_BL)
 
-    def cross_entropy(
-        self, arrays: tuple, logits: jax.Array, bound: float
-    ) -> tuple[jax.Array, jax.Array]:
-        """(-sum_V self * log p of a chunk, its derivative in the logits); see `flow/fused.py`."""
-        target = self._chunk(arrays)
-        top, weight, total = softmax_parts(logits, bound)
-        mass = jnp.sum(target, axis=-1, keepdims=True)
-        value = mass * jnp.log(total) - jnp.sum(target * (logits - top), axis=-1, keepdims=True)
-        return value[..., 0], weight * (mass / total) - target
+    def squared_error_to(
+        self, prediction: "Combination", hint_BL: jax.Array | None = None
+    ) -> jax.Array:
+        """sum_V (self - prediction)**2, (B, L); gradients flow into both. ``hint_BL`` as above.
 
-    def squared_error_to(self, other: "Combination") -> jax.Array:
-        """sum_V (self - other)**2, (B, L); gradients flow into both."""
-        return self._map(
-            lambda c, arrays: jnp.sum((c - other._chunk(arrays)) ** 2, axis=-1), other.tokenwise()
-        )
+        The prediction is a single multiple of probabilities or of raw logits; what is subtracted
+        from it belongs to ``self``.
+        """
+        term, *others = prediction.terms
+        if others or prediction.projection or term.kind not in (PROBABILITY, LOGITS):
+            raise ValueError("the prediction must be one multiple of probabilities or of logits")
+        objective = SquaredError(self, term.tokenwise()[0], of_logits=term.kind == LOGITS)
+        return term.posterior._loss(objective, hint_BL)
 
     def entmax(self, alpha: float = 2.0) -> "Combination":
         """Projected onto the simplex by alpha-entmax, 1 < alpha <= 2 (2: Euclidean projection)."""
@@ -410,7 +368,8 @@ class Combination:
     def tokenwise(self) -> tuple:
         return tuple(term.tokenwise() for term in self.terms)
 
-    def _chunk(self, arrays: tuple) -> jax.Array:
+    def chunk(self, arrays: tuple) -> jax.Array:
+        """The dense combination (b, l, V) of a chunk of `tokenwise`."""
         terms = zip(self.terms, arrays, strict=True)
         dense = sum(term.chunk(*tokenwise) for term, tokenwise in terms)
         return dense if self.projection is None else entmax(dense, self.projection)
@@ -419,7 +378,7 @@ class Combination:
         """f(dense chunk of self, *chunks of extra) over chunks."""
         head = self.terms[0].posterior.head
         return over_chunks(
-            lambda arrays, *more: f(self._chunk(arrays), *more),
+            lambda arrays, *more: f(self.chunk(arrays), *more),
             head.chunk,
             self.tokenwise(),
             *extra,

@@ -81,8 +81,8 @@ class Loss(Protocol):
 def hint(batch: Batch, log_weight: jax.Array | None = None) -> jax.Array:
     """What training multiplies the losses of a batch with, up to one factor, (B, L).
 
-    For `Posterior.log_prob` and `Combination.cross_entropy_to`, whose gradient is cheap if they
-    know it and right in any case (`flm_jax.flow.fused`).
+    For `Posterior.log_prob`, `Combination.cross_entropy_to` and `Combination.squared_error_to`,
+    whose gradient is cheap if they know it and right in any case (`flm_jax.flow.fused`).
     """
     if log_weight is None:
         return batch.mask_BL

@@ -63,7 +63,7 @@ class ESD(FlowMapLoss):
         target = self.target(here)
         if self.alpha:
             return target.entmax(self.alpha).cross_entropy_to(posterior, here.hint_BL)
-        return target.squared_error_to(posterior.probability())
+        return target.squared_error_to(posterior.probability(), here.hint_BL)
 
     def target(self, here: Setting) -> Combination:
         """The target of delta_{s,t}(x_s), not projected."""

@@ -64,17 +64,17 @@ class PSD(FlowMapLoss):
             target = one_hot(tokens_BL, posterior.head)
         else:
             target = self.teacher_at_s(here).probability()
-        return target.squared_error_to(posterior.probability())
+        return target.squared_error_to(posterior.probability(), here.hint_BL)
 
     def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
         target, scale = semigroup(here, self.target), 1.0
         if self.rescale:
             _, add = maps.jump(here.path.s, here.path.t, maps.EPS_MAP)
             scale = per_token(add * add)[..., 0]
+        hint_BL = None if here.hint_BL is None else here.hint_BL * scale
         if self.distance == CROSS_ENTROPY:
-            hint_BL = None if here.hint_BL is None else here.hint_BL * scale
             return scale * target.cross_entropy_to(posterior, hint_BL)
-        return scale * target.squared_error_to(posterior.probability())
+        return scale * target.squared_error_to(posterior.probability(), hint_BL)
 
 
 def semigroup_defect(

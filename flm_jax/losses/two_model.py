@@ -26,7 +26,7 @@ from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Combination, Posterior, array
 from flm_jax.flow.space import OneHot, without_gradients
-from flm_jax.losses.base import Batch, Space, weighted
+from flm_jax.losses.base import Batch, Space, hint, weighted
 from flm_jax.losses.flow_map import Path, stopped
 
 
@@ -120,9 +120,12 @@ class Residual(TwoModelLoss):
         output = nets["student"](space.view(state, "student"), path.tau_s, path.tau_t, keys[0])
         halves = self.halves(nets, space, jax.lax.stop_gradient(state), path, keys[1:])
         target = self.target(halves, path, space, jax.lax.stop_gradient(state))
+        # The prediction is f_s + step * g; f_s, which has no gradient, is taken to the other side.
+        target = target + halves.f_s.probability(-1.0)
         step = 0.5 * (path.t - path.s) * (1.0 - path.s)
-        prediction = halves.f_s.probability() + output.posterior.logits(step)
-        loss_BL = target.squared_error_to(prediction)
+        loss_BL = target.squared_error_to(
+            output.posterior.logits(step), hint(batch, output.log_weight)
+        )
         return weighted(loss_BL, output.log_weight), {"squared_error": loss_BL}
 
     def halves(self, nets: Mapping[str, Net], space: Space, state: jax.Array, path: Path, keys: Any
@@ -191,5 +194,5 @@ class SecondStage(TwoModelLoss):
         step = path.t - path.s
         _, add = maps.euler(path.s, path.t, self.eps)  # the state's own share is the same in both
         target = f_s.probability(add) + g_st.logits(0.5 * step * step)
-        loss_BL = target.squared_error_to(output.posterior.probability(add))
+        loss_BL = target.squared_error_to(output.posterior.probability(add), hint(batch))
         return loss_BL, {"squared_error": loss_BL}

@@ -82,12 +82,11 @@ def by_itself(function: Callable) -> Callable:
 # Where a part is found, its name, and what is made of it while a function runs in pieces. The
 # networks and the clock are compiled as parts anyway.
 PIECES = (
-    (Posterior, "_cross_entropy", by_itself),
+    (Posterior, "_loss", by_itself),
     (Posterior, "argmax", by_itself),
     (Combination, "mean", by_itself),
     (Combination, "dense", by_itself),
     (Combination, "argmax", by_itself),
-    (Combination, "squared_error_to", by_itself),
     (space, "cholesky_factor", for_each_jitter),
     (space, "project_noise", for_each_jitter),
     (base, "loop", lambda scan: one_by_one),

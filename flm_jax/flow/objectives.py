@@ -1,0 +1,112 @@
+"""What the vocabulary head is trained towards: losses of a chunk of logits, with their derivatives.
+
+An objective offers
+
+    tokenwise()                             its arrays, every leaf with a (B, L) grid
+    value_and_slope(arrays, raw, head)      of a chunk of them: the losses (b, l) and
+                                            their derivatives in the raw logits (b, l, V)
+
+`flow/fused.py` sums the slopes up as soon as they exist, so that no logits are kept.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+SAFE_BOUND = 35.0  # exp(2 * 35) times any vocabulary is a float32, and so is exp(-35)
+
+
+def softmax_parts(logits: jax.Array, bound: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A shift m (..., 1), exp(logits - m), and the sum of these (..., 1).
+
+    m is the largest logit, so that no exponential overflows. Logits within a small ``bound``
+    cannot, and their m is 0: that saves a pass over the vocabulary.
+    """
+    if bound <= SAFE_BOUND:
+        top = jnp.zeros_like(logits[..., :1])
+    else:
+        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weight = jnp.exp(logits - top)
+    return top, weight, jnp.sum(weight, axis=-1, keepdims=True)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens_BL"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class TokenCrossEntropy:
+    """-log p of known tokens, p the softmax of the capped logits."""
+
+    tokens_BL: jax.Array
+
+    def tokenwise(self) -> jax.Array:
+        return self.tokens_BL
+
+    def value_and_slope(
+        self, tokens: jax.Array, raw: jax.Array, head: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        logits = head.capped(raw)
+        top, weight, total = softmax_parts(logits, head.bound)
+        vocabulary = jnp.arange(logits.shape[-1], dtype=tokens.dtype)[None, None, :]
+        hit = vocabulary == tokens[..., None]
+        # A masked sum, because the gradient of a gather is a slow scatter.
+        picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+        if (
+            head.bound <= SAFE_BOUND
+        ):  # a quotient keeps the digits of small losses, a difference not
+            value = jnp.log(total[..., 0] * jnp.exp(-picked))
+        else:
+            value = jnp.log(total[..., 0]) - (picked - top[..., 0])
+        return value, (weight / total - jnp.where(hit, 1.0, 0.0)) * head.slope(raw)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["target"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """-sum_V target * log p; the target (a `Combination`) need not sum to 1."""
+
+    target: Any
+
+    def tokenwise(self) -> tuple:
+        return self.target.tokenwise()
+
+    def value_and_slope(
+        self, arrays: tuple, raw: jax.Array, head: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        target, logits = self.target.chunk(arrays), head.capped(raw)
+        top, weight, total = softmax_parts(logits, head.bound)
+        mass = jnp.sum(target, axis=-1, keepdims=True)
+        value = mass * jnp.log(total) - jnp.sum(target * (logits - top), axis=-1, keepdims=True)
+        return value[..., 0], (weight * (mass / total) - target) * head.slope(raw)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["target", "coefficient_BL"],
+    meta_fields=["of_logits"],
+)
+@dataclasses.dataclass(frozen=True)
+class SquaredError:
+    """sum_V (coefficient * p - target)**2, or of the raw logits (no cap) in the place of p."""
+
+    target: Any
+    coefficient_BL: jax.Array
+    of_logits: bool = False
+
+    def tokenwise(self) -> tuple:
+        return self.coefficient_BL, self.target.tokenwise()
+
+    def value_and_slope(
+        self, arrays: tuple, raw: jax.Array, head: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        coefficient, target = arrays[0][..., None], self.target.chunk(arrays[1])
+        if self.of_logits:
+            error = coefficient * raw - target
+            return jnp.sum(error**2, axis=-1), 2.0 * coefficient * error
+        _, weight, total = softmax_parts(head.capped(raw), head.bound)
+        p = weight / total
+        error = coefficient * p - target
+        slope = 2.0 * coefficient * error
+        slope = p * (slope - jnp.sum(p * slope, axis=-1, keepdims=True))
+        return jnp.sum(error**2, axis=-1), slope * head.slope(raw)
