@@ -79,14 +79,14 @@ def losses(stop_gradient: bool):
     return loss
 
 
-def with_factor_gradient(table_VW, z_BLW):
+def with_factor_gradient(tables, z_BLW):
     """The wrong way: automatic differentiation through the Cholesky factor."""
-    return z_BLW @ space_lib.cholesky_factor(table_VW).T
+    return z_BLW @ space_lib.cholesky_factor(space_lib.gram(tables)).T
 
 
 def compare_gradients(monkeypatch, stop_gradient, frozen, project=None):
     """(loss difference, relative gradient difference) of the exact projection test, float64."""
-    monkeypatch.setattr(space_lib, "cholesky_factor", plain_factor)  # eta = 0
+    monkeypatch.setattr(space_lib, "cholesky_factor", jnp.linalg.cholesky)  # eta = 0
     if project is not None:
         monkeypatch.setattr(space_lib, "project_noise", project)
     with jax.enable_x64(True):
@@ -104,10 +104,6 @@ def compare_gradients(monkeypatch, stop_gradient, frozen, project=None):
         wanted = clean + projection @ (dense - clean)
         error = jnp.linalg.norm(lazy - wanted) / jnp.linalg.norm(wanted)
         return abs(float(lazy_loss - dense_loss)), float(error)
-
-
-def plain_factor(table_VW):
-    return jnp.linalg.cholesky(table_VW.T @ table_VW)
 
 
 def data_gradient(student, frozen, dense_noise, loss):
@@ -172,15 +168,55 @@ def test_equal_and_nearly_equal_tables_stay_finite_and_right(offset):
     np.testing.assert_allclose(covariance, joint.T @ joint, atol=0.06 * covariance.max())
 
 
+def test_the_gram_matrix_is_that_of_the_tables_side_by_side():
+    tables = [table(0), table(1, 5), table(2, 1)]
+    joint = np.concatenate(tables, axis=1)
+    np.testing.assert_allclose(space_lib.gram(tables), joint.T @ joint, rtol=1e-5, atol=1e-5)
+
+
+def test_only_tables_that_learn_are_differentiated():
+    """The gradient of one of two tables takes the products of its own columns only."""
+    tables, z = (table(0), table(1)), jax.random.normal(jax.random.key(3), (B, L, 2 * D))
+
+    def loss(learned, frozen):
+        return jnp.sum(jnp.sin(space_lib.project_noise((learned, frozen), z)))
+
+    def into_vocabulary(arguments):
+        program = jax.jit(jax.grad(loss, arguments)).lower(*tables).as_text().splitlines()
+        return sum("dot_general" in line and f"-> tensor<{V}x{D}xf32>" in line for line in program)
+
+    once, both = jax.grad(loss, 0)(*tables), jax.grad(loss, (0, 1))(*tables)
+    np.testing.assert_allclose(once, both[0], rtol=1e-6)
+    assert np.abs(both[1]).max() > 1e-2
+    assert into_vocabulary(0) == 2 and into_vocabulary((0, 1)) == 4
+
+
+def test_no_copy_of_the_tables_for_the_state():
+    """Drawing a state of two networks takes less memory than one table."""
+    rows, width = 20_000, 128
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32)
+              for shape in ((rows, width), (rows, width), (width, rows))]  # fmt: skip
+
+    def state(student, teacher, kernel_DV):
+        space = Projected({"student": student, "teacher": teacher})
+        state = space.corrupt(space.noise(keys(2), 3), TOKENS[:2, :3], jnp.full((2,), 0.3))
+        head = post.Head(kernel_DV, jnp.zeros(rows), chunk=1)
+        p = post.Posterior(space.view(state, "student"), head)
+        return space.advance(state, 0.5, 0.5, p.probability())
+
+    memory = jax.jit(state).lower(*shapes).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * rows * width
+
+
 def test_singular_table_still_gets_a_factor():
     for broken in (jnp.zeros((V, D)), jnp.ones((V, D)), table(0).at[:, 1].set(0.0)):
-        assert np.isfinite(space_lib.cholesky_factor(broken)).all()
+        assert np.isfinite(space_lib.cholesky_factor(space_lib.gram([broken]))).all()
 
 
 @pytest.mark.parametrize("factor", [30.0, 3e3, 1e6])
 def test_a_huge_column_adds_no_noise_to_the_others(factor):
     dominated = table(0).at[:, 2].mul(factor)
-    r = np.asarray(space_lib.cholesky_factor(dominated), np.float64)
+    r = np.asarray(space_lib.cholesky_factor(space_lib.gram([dominated])), np.float64)
     exact = np.asarray(dominated, np.float64)
     size = np.linalg.norm(exact, axis=0)
     error = (r @ r.T - exact.T @ exact) / np.outer(size, size)

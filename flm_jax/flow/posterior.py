@@ -13,7 +13,7 @@ Log-probabilities, cross-entropies and squared errors make their gradient in the
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -164,9 +164,9 @@ class Posterior:
 
         return over_chunks(chunk, self.head.chunk, self.features_BLD)
 
-    def mean(self, table_VW: jax.Array) -> jax.Array:
-        """p @ table, (B, L, W)."""
-        return self.probability().mean(table_VW)
+    def mean(self, *tables: jax.Array) -> jax.Array:
+        """p @ [T1 T2 ...], (B, L, W) of tables (V, Wi)."""
+        return self.probability().mean(*tables)
 
     def argmax(self) -> jax.Array:
         """The most probable token, int32 (B, L)."""
@@ -263,29 +263,29 @@ class Term:
             self.posterior.tangent_BLD,
         )
 
-    def mean(self, table_VW: jax.Array) -> jax.Array:
-        """The term @ table, (B, L, W), with no more passes over the vocabulary than it needs."""
+    def mean(self, *tables: jax.Array) -> jax.Array:
+        """The term @ [T1 T2 ...], (B, L, W), with no more passes over V than it needs."""
         head, (coefficient_BL, features, tangent) = self.posterior.head, self.tokenwise()
         if self.kind == TOKENS:
-            return coefficient_BL[..., None] * table_VW[features]
+            return coefficient_BL[..., None] * side_by_side(t[features] for t in tables)
         wide = jnp.promote_types(features.dtype, jnp.float32)
-        table_VW = table_VW.astype(wide)
+        tables = [table.astype(wide) for table in tables]
         if self.kind == LOGITS:  # linear: the product of both tables is no larger than one
-            both_DW = jnp.matmul(head.kernel_DV.astype(wide), table_VW)
-            bias_W = jnp.matmul(head.bias_V.astype(wide), table_VW)
+            both_DW = products(head.kernel_DV.astype(wide), tables)
+            bias_W = products(head.bias_V.astype(wide), tables)
             mean = jnp.matmul(features.astype(wide), both_DW) + on_last_axis(bias_W, 3)
             return coefficient_BL[..., None] * mean
 
         def chunk(coefficient, features, tangent):
             if self.kind == DENSE:
-                return coefficient[..., None] * jnp.matmul(features.astype(wide), table_VW)
+                return coefficient[..., None] * products(features.astype(wide), tables)
             raw = head.raw(features)
             _, weight, total = softmax_parts(head.capped(raw), head.bound)
             if self.kind == TANGENT:
                 slope = head.logits_tangent(raw, tangent)
                 weight = weight * (slope - jnp.sum(weight * slope, -1, keepdims=True) / total)
             # Normalised after the product, where a token has W entries instead of V.
-            return coefficient[..., None] / total * jnp.matmul(weight, table_VW)
+            return coefficient[..., None] / total * products(weight, tables)
 
         return over_chunks(chunk, head.chunk, coefficient_BL, features, tangent)
 
@@ -325,11 +325,11 @@ class Combination:
             raise ValueError("a projected combination cannot be added to another one")
         return Combination(self.terms + other.terms)
 
-    def mean(self, table_VW: jax.Array) -> jax.Array:
-        """self @ table, (B, L, W)."""
+    def mean(self, *tables: jax.Array) -> jax.Array:
+        """self @ [T1 T2 ...], (B, L, W) of tables (V, Wi)."""
         if self.projection is not None:
-            return self._map(lambda c: jnp.matmul(c, table_VW.astype(c.dtype)))
-        return sum(term.mean(table_VW) for term in self.terms)
+            return self._map(lambda c: products(c, [table.astype(c.dtype) for table in tables]))
+        return sum(term.mean(*tables) for term in self.terms)
 
     def dense(self) -> jax.Array:
         """The combination as an array (B, L, V): for tests and small vocabularies."""
@@ -383,6 +383,15 @@ class Combination:
             self.tokenwise(),
             *extra,
         )
+
+
+def side_by_side(arrays: Iterable[jax.Array]) -> jax.Array:
+    return jnp.concatenate(list(arrays), axis=-1)
+
+
+def products(x: jax.Array, tables: Iterable[jax.Array]) -> jax.Array:
+    """x (..., V) @ [T1 T2 ...]: the tables may be large, so their results are joined instead."""
+    return side_by_side(jnp.matmul(x, table) for table in tables)
 
 
 def nucleus(logits: jax.Array, top_p: float) -> jax.Array:

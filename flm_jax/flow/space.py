@@ -20,10 +20,13 @@ Spaces are built from the tables inside the differentiated function, so that gra
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from flm_jax.flow.posterior import Combination
 
@@ -100,35 +103,34 @@ class Projected:
     tables: Mapping[str, jax.Array]
 
     @property
-    def joint_table(self) -> jax.Array:
-        """T, (V, W): the distinct tables side by side, at least float32."""
-        table = jnp.concatenate([self.tables[role] for role in self._columns()], axis=1)
-        return table.astype(jnp.promote_types(table.dtype, jnp.float32))
+    def distinct(self) -> tuple[jax.Array, ...]:
+        """The distinct tables, whose columns side by side are T. No copy of them is made."""
+        return tuple(self.tables[role] for role in self._columns())
 
     @property
     def noise_width(self) -> int:
-        return sum(self.tables[role].shape[1] for role in self._columns())
+        return sum(table.shape[1] for table in self.distinct)
 
     def noise(self, keys_B: jax.Array, length: int) -> jax.Array:
         return draw_noise(keys_B, length, self.noise_width)
 
     def from_dense(self, noise_BLV: jax.Array) -> jax.Array:
         """z = n @ T @ R^-T: the raw noise whose state is n @ T (exactly so as eta -> 0)."""
-        table_VW = self.joint_table
-        factor_WW = cholesky_factor(table_VW)
-        seen = jnp.matmul(noise_BLV, table_VW, precision=HIGHEST)
+        factor_WW = cholesky_factor(gram(self.distinct))
+        seen = jnp.concatenate(
+            [jnp.matmul(noise_BLV, wide(table), precision=HIGHEST) for table in self.distinct], -1
+        )
         flat = jax.scipy.linalg.solve_triangular(
             factor_WW, seen.reshape(-1, seen.shape[-1]).T, lower=True
         ).T
         return flat.reshape(seen.shape)
 
     def scatter(self, noise: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
-        return per_token(scale) * project_noise(self.joint_table, noise)
+        return per_token(scale) * project_noise(self.distinct, noise)
 
     def corrupt(self, noise: jax.Array, tokens_BL: jax.Array, t: jax.Array) -> jax.Array:
-        clean = jnp.concatenate(
-            [self.tables[role][tokens_BL] for role in self._columns()], axis=-1
-        ).astype(noise.dtype)
+        clean = jnp.concatenate([table[tokens_BL] for table in self.distinct], axis=-1)
+        clean = clean.astype(noise.dtype)
         return self.scatter(noise, 1.0 - t) + per_token(t) * clean
 
     def advance(
@@ -138,7 +140,7 @@ class Projected:
         b: jax.Array | float,
         combination: Combination,
     ) -> jax.Array:
-        return per_token(a) * state + per_token(b) * combination.mean(self.joint_table)
+        return per_token(a) * state + per_token(b) * combination.mean(*self.distinct)
 
     def perturb(self, state: jax.Array, noise: jax.Array, scale: jax.Array | float) -> jax.Array:
         return state + self.scatter(noise, scale)
@@ -179,14 +181,34 @@ def choose(name: str, vocab_size: int, width: int) -> type[OneHot] | type[Projec
     return SPACES[name]
 
 
-def cholesky_factor(table_VW: jax.Array) -> jax.Array:
-    """Lower R (W, W) with R R' = T'T + eta * diag(u), finite.
+def wide(table: jax.Array) -> jax.Array:
+    """The table in at least float32."""
+    return table.astype(jnp.promote_types(table.dtype, jnp.float32))
+
+
+def gram(tables: Sequence[jax.Array]) -> jax.Array:
+    """T'T (W, W) of tables (V, D) side by side; at least float32, full precision.
+
+    One product for every pair, read from where the tables are: sharded over the vocabulary, every
+    device sums its part of it, and nothing else of the vocabulary's size exists.
+    """
+    tables = [wide(table) for table in tables]
+    blocks = [[jnp.matmul(a.T, b, precision=HIGHEST) for b in tables[i:]]
+              for i, a in enumerate(tables)]  # fmt: skip
+    rows = [
+        jnp.concatenate([*(blocks[j][i - j].T for j in range(i)), *blocks[i]], axis=1)
+        for i in range(len(tables))
+    ]
+    return jnp.concatenate(rows, axis=0)
+
+
+def cholesky_factor(gram_WW: jax.Array) -> jax.Array:
+    """Lower R (W, W) with R R' = T'T + eta * diag(u), finite; of T'T.
 
     eta is the smallest of 1e-5, 1e-4 ... that suffices. u is the mean diagonal of T'T, but for each
     column at most ten times its own: or else one huge column would add noise to all others. Float32
-    or float64, full precision everywhere.
+    or float64.
     """
-    gram_WW = jnp.matmul(table_VW.T, table_VW, precision=HIGHEST)
     # A table of zeros (a hand-made or broken one) still gets a finite, tiny factor.
     diagonal_W = jnp.maximum(jnp.diagonal(gram_WW), jnp.finfo(gram_WW.dtype).tiny * 1e6)
     unit_W = jnp.minimum(jnp.mean(diagonal_W), 10.0 * diagonal_W)
@@ -206,23 +228,47 @@ def cholesky_factor(table_VW: jax.Array) -> jax.Array:
     return jax.lax.while_loop(failed, grow, (jitter, attempt(jitter)))[1]
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["flags"])
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """Which tables have a gradient: known while tracing, so no array among the residuals."""
+
+    flags: tuple[bool, ...]
+
+
 @jax.custom_vjp
-def project_noise(table_VW: jax.Array, z_BLW: jax.Array) -> jax.Array:
+def project_noise(tables: tuple[jax.Array, ...], z_BLW: jax.Array) -> jax.Array:
     """z @ R' (B, L, W), distributed as eps @ T; gradient in T as at the top of this file."""
-    return jnp.matmul(z_BLW, cholesky_factor(table_VW).T, precision=HIGHEST)
+    return jnp.matmul(z_BLW, cholesky_factor(gram(tables)).T, precision=HIGHEST)
 
 
-def _project_forward(table_VW, z_BLW):
-    factor_WW = cholesky_factor(table_VW)
-    return jnp.matmul(z_BLW, factor_WW.T, precision=HIGHEST), (table_VW, factor_WW, z_BLW)
+def _project_forward(tables, z_BLW):
+    learned = tuple(table.perturbed for table in tables)
+    tables, z_BLW = tuple(table.value for table in tables), z_BLW.value
+    factor_WW = cholesky_factor(gram(tables))
+    seen_BLW = jnp.matmul(z_BLW, factor_WW.T, precision=HIGHEST)
+    return seen_BLW, (tables, Learned(learned), factor_WW, z_BLW)
 
 
 def _project_backward(residuals, g_BLW):
-    table_VW, factor_WW, z_BLW = residuals
+    if isinstance(g_BLW, SymbolicZero):
+        return None, None
+    tables, learned, factor_WW, z_BLW = residuals
     correlation_WW = jnp.einsum("blw,blx->wx", z_BLW, g_BLW, precision=HIGHEST)
     mixing_WW = jax.scipy.linalg.solve_triangular(factor_WW.T, correlation_WW, lower=False)
-    d_table = jnp.matmul(table_VW, mixing_WW, precision=HIGHEST)
-    return d_table, jnp.matmul(g_BLW, factor_WW, precision=HIGHEST)
+    ends = list(itertools.accumulate(table.shape[1] for table in tables))
+    rows = jnp.split(mixing_WW, ends[:-1], axis=0)
+    d_tables = []
+    for i, table in enumerate(tables):
+        d_table = None
+        if learned.flags[i]:  # one of two, when a student learns from a teacher
+            columns = slice(ends[i] - table.shape[1], ends[i])
+            d_table = sum(
+                jnp.matmul(wide(other), mixing[:, columns], precision=HIGHEST)
+                for other, mixing in zip(tables, rows, strict=True)
+            ).astype(table.dtype)
+        d_tables.append(d_table)
+    return tuple(d_tables), jnp.matmul(g_BLW, factor_WW, precision=HIGHEST)
 
 
-project_noise.defvjp(_project_forward, _project_backward)
+project_noise.defvjp(_project_forward, _project_backward, symbolic_zeros=True)

@@ -15,8 +15,7 @@ halves them:
                    of one block and none are kept; a kernel (model.attention=tokamax) has none
     head           3 + 2 e arrays (chunk, V); block and head are not needed at the same time, but
                    0.3 of the smaller one is not reused
-    space          projected: 4 n W, the table's gradient, and the tables side by side if there are
-                   several; one-hot: (1 + 1.3 e) arrays (n, V)
+    space          projected: 4 n W and the table's gradient; one-hot: (1 + 1.3 e) arrays (n, V)
 
 The factors are what XLA's programs have by `validate`; see benchmarks/plan.md for the errors.
 """
@@ -74,10 +73,8 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
     if fsdp > 1:  # one layer's parameters at a time, and the head, come from the other chips
         found[GATHERED] = BYTES * (width * vocab + (4 + 2 * model.mlp_ratio) * width * width)
     if work.projected:
-        table = vocab / fsdp * work.joint_width
         states = PROJECTED_STATES * tokens * work.joint_width + 4 * work.joint_width**2
-        copies = 1 if work.joint_width == width else 2
-        found[SPACE] = BYTES * (states + copies * table)
+        found[SPACE] = BYTES * (states + vocab / fsdp * width)
     else:
         states = DENSE_STATES + DENSE_TARGET_STATES * targets
         found[SPACE] = BYTES * states * tokens * work.vocab_size

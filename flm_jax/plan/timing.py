@@ -8,11 +8,12 @@ V W per token. The time of a step is
 
     max(products at share * peak, memory traffic) + exact products of the noise + exposed * links
 
-* noise (projected space): the Gram matrix and the table's gradient, 2 * 2 V W^2, on every chip, and
-  six W^2 per token, in full float32;
+* noise (projected space): the Gram matrix, of tables of width D one product for every pair, V W (W
+  + D), and the gradient of one of them, 2 V W D, on every chip, and six W^2 per token, in full
+  float32;
 * memory traffic: the state three times (read, read by the update, written), 72 arrays (n, D) per
   block (12 in six passes), 6 passes over the logits, 4 more per evaluation of a target, and for
-  entmax 60 bisection steps;
+  entmax 30 bisection steps;
 * links: gradients are reduced once a step; with fsdp parameters are gathered for every pass of
   every micro-batch; a tensor axis exchanges a few (n, D) per use of head and table.
 """
@@ -26,7 +27,7 @@ from flm_jax.plan.program import Work
 
 EXPOSED = 0.5  # share of communication that does not hide behind products
 BLOCK_TRAFFIC = 72.0
-LOGIT_PASSES, TARGET_PASSES, BISECTION_PASSES = 6.0, 4.0, 60.0
+LOGIT_PASSES, TARGET_PASSES, BISECTION_PASSES = 6.0, 4.0, 30.0
 TENSOR_EXCHANGES = 6.0
 
 
@@ -67,10 +68,10 @@ def noise_flops(work: Work, mesh: tuple[int, int, int]) -> float:
     data, fsdp, tensor = mesh
     if not work.projected:
         return 0.0
-    squared = work.joint_width**2
-    once = 4.0 * work.vocab_size / tensor * squared  # per micro-batch
+    joint, width = work.joint_width, work.config.model.width
+    once = work.vocab_size / tensor * joint * (joint + 3.0 * width)  # per micro-batch
     tokens = work.tokens / (data * fsdp)
-    return work.config.optim.accumulation_steps * once + 6.0 * tokens * squared
+    return work.config.optim.accumulation_steps * once + 6.0 * tokens * joint**2
 
 
 def traffic(work: Work, mesh: tuple[int, int, int]) -> float:
