@@ -57,13 +57,14 @@ class Options:
     length: int | None = None
     heads: int | None = None
     logit_cap: float | None = None
+    teacher: str | None = None
     scorer: str | None = None
     output: str | None = None
     samples: str | None = None
 
 
 _KNOBS = ("temperature", "top_p", "denoiser_temperature", "prior_scale", "patience")
-_LOADED = ("weights", "step", *inference.OF_OFFICIAL)
+_LOADED = ("weights", "step", "teacher", *inference.OF_OFFICIAL)
 
 
 def evaluate(options: Options) -> dict:
@@ -277,6 +278,11 @@ def define_flags() -> None:
     whole("length", None, "tokens per text of an official checkpoint")
     whole("heads", None, "attention heads of an official checkpoint")
     number("logit_cap", None, "of an official checkpoint; 0 = none, as in February 2026")
+    text(
+        "teacher",
+        None,
+        "where the denoiser of a correction (loss residual) is now, if it was moved",
+    )
     text("scorer", None, "folder with a GPT-2 (config.json, model.safetensors, vocabulary files)")
     text("output", None, "write the results as JSON to this file")
     text("samples", None, "folder for the samples; by default beside --output, else not kept")

@@ -30,6 +30,9 @@ LOGIT_CAP = flags.DEFINE_float(
     None,
     "of an official checkpoint; 0 = none, as in the code of February 2026 (default 30)",
 )
+TEACHER = flags.DEFINE_string(
+    "teacher", None, "where the denoiser of a correction (loss residual) is now, if it was moved"
+)
 STEPS = flags.DEFINE_string("steps", None, "numbers of network evaluations, for example 1,8,32")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "texts per number of steps")
 SEED = flags.DEFINE_integer("seed", 0, "root of the noise; sample i is the same in any batch")
@@ -72,6 +75,7 @@ def main(argv: list[str]) -> None:
         length=LENGTH.value,
         heads=HEADS.value,
         logit_cap=LOGIT_CAP.value,
+        teacher=TEACHER.value,
     )
     rows = []
     for steps in counts or model.config.sampler.steps:

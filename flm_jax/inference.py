@@ -307,6 +307,7 @@ def load(
     length: int | None = None,
     heads: int | None = None,
     logit_cap: float | None = None,
+    teacher: str | pathlib.Path | None = None,
 ) -> FlowModel:
     """The model of a training run of ours, or of an official checkpoint.
 
@@ -319,6 +320,7 @@ def load(
       tokenizer, length, heads: for official checkpoints that do not tell them. The tokenizer is
         gpt2, bert-base-uncased, or a folder (see `interop.settings.text_setup`).
       logit_cap: for official checkpoints; 0 = none, as in the code of February 2026. Default 30.
+      teacher: where the denoiser of a correction (loss "residual") is now, if it has been moved.
 
     Raises UserError if there is no such model, it is damaged, or something must be asked for.
     """
@@ -330,9 +332,12 @@ def load(
             raise UserError(
                 f"{path} is a workdir, which knows its {given[0]}; leave {given[0]} away"
             )
-        return _load_workdir(source, weights or "ema", step)
-    if step is not None:
-        raise UserError(f"{path} is no workdir, so step={step} cannot be chosen; leave it away")
+        return _load_workdir(source, weights or "ema", step, teacher)
+    for name, value in (("step", step), ("teacher", teacher)):
+        if value is not None:
+            raise UserError(
+                f"{path} is no workdir, so {name}={value} cannot be chosen; leave it away"
+            )
     return _load_official(source, weights, **asked)
 
 
@@ -353,7 +358,9 @@ def is_workdir(path: pathlib.Path) -> bool:
     return True
 
 
-def _load_workdir(folder: pathlib.Path, weights: str, step: int | None) -> FlowModel:
+def _load_workdir(
+    folder: pathlib.Path, weights: str, step: int | None, teacher: str | pathlib.Path | None
+) -> FlowModel:
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights!r} is unknown; choose {' or '.join(WEIGHTS)}")
     from flm_jax import tokenizers
@@ -361,14 +368,44 @@ def _load_workdir(folder: pathlib.Path, weights: str, step: int | None) -> FlowM
     config = read_config(folder)
     tokenizer = tokenizers.load(folder / TOKENIZER_FOLDER)
     experiment = Experiment(config, tokenizer.vocab_size)
+    is_correction = getattr(experiment.loss, "is_correction", False)
+    if teacher is not None and not is_correction:
+        raise UserError(
+            f"{folder} was trained with the loss {config.loss.name!r}, which writes without its "
+            "teacher; leave teacher away"
+        )
     item = "params" if weights == "raw" else "ema"
     abstract = jax.eval_shape(experiment.model.init, jax.random.key(0))
     with Checkpoints(checkpoints_of(config, folder)) as checkpoints:
-        found, items, _ = checkpoints.restore({item: abstract}, step)
+        found, items, meta = checkpoints.restore({item: abstract}, step)
     frozen = {}
-    if getattr(experiment.loss, "is_correction", False):
-        frozen["teacher"] = load(config.teacher)
+    if is_correction:
+        places = [teacher] if teacher else [meta.get("teacher"), config.teacher]
+        frozen["teacher"] = _load_teacher(folder, [place for place in places if place], tokenizer)
     return FlowModel(experiment, tokenizer, items[item], found, frozen=frozen)
+
+
+def _load_teacher(
+    folder: pathlib.Path, places: list[str | pathlib.Path], tokenizer: Any
+) -> FlowModel:
+    """The denoiser of the correction in a workdir, at the first of the places that exists.
+
+    An official checkpoint holds no tokenizer; it taught with that of the correction.
+    """
+    paths = [pathlib.Path(place).expanduser() for place in places]
+    path = next((path for path in paths if path.exists()), None)
+    remedy = "say where it is now: teacher=DIR of flm_jax.load, --teacher=DIR of generate, evaluate"
+    if path is None:
+        tried = " and no ".join(dict.fromkeys(map(str, paths)))
+        raise UserError(
+            f"{folder} is the correction of a denoiser, its teacher, but there is no {tried}; "
+            f"put it back, or {remedy}"
+        )
+    teacher = load(path, tokenizer=None if is_workdir(path) else folder / TOKENIZER_FOLDER)
+    if teacher.frozen or teacher.tokenizer.fingerprint != tokenizer.fingerprint:
+        what = "is a correction itself" if teacher.frozen else "has another tokenizer"
+        raise UserError(f"{path} is not the denoiser that {folder} corrects, it {what}; {remedy}")
+    return teacher
 
 
 def _load_official(

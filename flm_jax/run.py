@@ -276,4 +276,6 @@ class Run:
             "tokenizer": self.data.tokenizer.fingerprint,
             "timings": dataclasses.asdict(self.clockwork),
         }
+        if teacher := self.config.teacher:  # config.json has it as typed in some folder
+            meta["teacher"] = str(pathlib.Path(teacher).expanduser().resolve())
         self.checkpoints.save(step, items, meta, metric)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +105,37 @@ def test_an_official_checkpoint_teaches_a_run_with_a_tokenizer_of_its_own(finish
     other, _ = official_files.hub(tmp_path / "other")
     with pytest.raises(UserError, match="11 tokens|vocabulary of 11"):
         run(distil(finished, "psd", teacher=str(other)), tmp_path / "x")
+
+
+def test_a_correction_finds_its_teacher_from_any_folder(finished, tmp_path, monkeypatch):
+    there, workdir = tmp_path / "there", tmp_path / "g"
+    shutil.copytree(finished[1], there / "q")
+    monkeypatch.chdir(there)
+    few = {"train__steps": 1, "train__eval_every": 0, "evals": ()}
+    config = distil(finished, "residual", teacher="q", sampler__name="two_model", **few)
+    denoiser = run(config, workdir).frozen["teacher"]
+    assert train.train(config, workdir) == 0  # the same words again are the same run
+
+    monkeypatch.chdir(tmp_path)
+
+    def loads(**options):
+        params = flm_jax.load(workdir, **options).frozen["teacher"].params
+        jax.tree.map(np.testing.assert_array_equal, params, denoiser.params)
+
+    loads()
+    # An official checkpoint has no tokenizer of its own.
+    loads(teacher=hub_layout.write(tmp_path / "hub", denoiser.params, heads=2, length=12))
+    with pytest.raises(UserError, match="g corrects, it is a correction itself; say where it is"):
+        loads(teacher=workdir)
+    with pytest.raises(UserError, match="'flow_matching', which writes without its teacher; leave"):
+        flm_jax.load(there / "q", teacher=there / "q")
+
+    there.rename(tmp_path / "here")
+    with pytest.raises(UserError, match="but there is no .*there/q and no q; put it back, or say"):
+        loads()
+    loads(teacher="here/q")
+    monkeypatch.chdir(tmp_path / "here")
+    loads()
 
 
 @pytest.mark.slow
