@@ -28,7 +28,8 @@ class Sources:
 def load_sources(experiment: Experiment, data: Data) -> Sources:
     """Loads and checks the models that a config names.
 
-    Raises UserError if one does not exist, reads other tokens, or is of the wrong kind.
+    Raises UserError if one does not exist, reads other tokens, is of the wrong kind, or does not
+    fit the network that starts from it.
     """
     config, loss = experiment.config, experiment.loss
     frozen = {}
@@ -55,6 +56,9 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
     elif config.init_from:
         first = read(config.init_from, data)
         check(first, experiment, data, "init_from", config.init_from)
+    if first is not None:  # from shapes alone: nothing is computed, nothing written yet
+        fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
+        jax.eval_shape(lambda fresh: first_params(first, fresh, loss, config.init_from), fresh)
     return Sources(frozen, first)
 
 

@@ -184,6 +184,7 @@ def test_a_smaller_student_starts_fresh(finished, tmp_path):
 def test_teachers_that_do_not_fit(finished, tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
         run(distil(finished, "psd", **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
