@@ -49,6 +49,9 @@ def go(run: Run) -> int:
             run.data.tokenizer.save(run.workdir / TOKENIZER_FOLDER)
         if step < run.config.train.steps and not run.time_is_up():
             outcome.write_run(run, step, "running")
+            for notice in config_lib.notices(run.config, run.experiment.loss):
+                if distributed.is_main():
+                    logging.warning("%s", notice)
         try:
             with signals.StopRequest() as stop:
                 step, state, why = Loop(run, step, stop)(state)

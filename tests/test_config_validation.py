@@ -1,11 +1,13 @@
 """Clashes in a config: all found before anything compiles, each explained with its values."""
 
 import dataclasses
+import re
 
 import pytest
 from config_changes import Distilling, changed, sentence
 
 from flm_jax import config as config_lib
+from flm_jax.losses import LSD, PSD, FlowMatching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,3 +132,31 @@ def test_vocabulary_must_be_the_tokenizers():
     config_lib.validate_vocabulary(5, 5, "the checkpoint")
     text = sentence(config_lib.validate_vocabulary, 5, 6, "the checkpoint")
     assert "the checkpoint has a vocabulary of 5 entries but the tokenizer has 6" in text
+
+
+@pytest.mark.parametrize("diagonal", [0.0, 0.1, 0.25, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("boundary", [1 / 3, 1 / 32, 1 / 161, 1e-4])
+def test_a_boundary_fraction_that_gives_no_sample_is_said_with_what_gives_one(diagonal, boundary):
+    def count(batch, fraction):
+        return PSD(diagonal_fraction=diagonal, boundary_fraction=fraction).counts(batch)[2]
+
+    for batch in (1, 2, 7, 8, 12, 32, 40, 48, 100, 512):
+        loss = PSD(diagonal_fraction=diagonal, boundary_fraction=boundary)
+        said = config_lib.notices(make(train__batch_size=batch), loss)
+        if count(batch, boundary):
+            assert not said
+            continue
+        found = re.search(
+            r"=(\S+) of the .*=(\d+) gives no .*=(\S+) or train.batch_size=(\d+),", *said
+        )
+        given, size, fraction, enough = map(float, found.groups())
+        assert (given, size) == (float(f"{boundary:g}"), batch)
+        assert count(batch, fraction) == 1 and count(batch, 0.98 * fraction) == 0
+        assert count(int(enough), boundary) == 1
+
+
+def test_losses_without_boundary_samples_say_nothing_about_them():
+    for loss in (PSD(boundary_fraction=0.0), LSD(diagonal_fraction=1.0), FlowMatching()):
+        assert not config_lib.notices(make(train__batch_size=8), loss)
+    (said,) = config_lib.notices(make(train__batch_size=32), PSD())
+    assert "boundary_fraction=0.0625 or train.batch_size=64, or the fraction to 0" in said

@@ -40,10 +40,11 @@ def run(config, workdir: pathlib.Path):
     return flm_jax.load(workdir)
 
 
-def test_psd_starts_as_its_teacher_and_writes_in_one_step(finished, tmp_path, capsys):
+def test_psd_starts_as_its_teacher_and_writes_in_one_step(finished, tmp_path, capsys, caplog):
     config = distil(finished, "psd", optim__learning_rate=1e-9)
     student = run(config, tmp_path / "psd")
     assert "starting from the parameters of teacher" in capsys.readouterr().out
+    assert caplog.text.count("train.batch_size=8 gives no boundary sample") == 1
     teacher = flm_jax.load(finished[1])
     # A learning rate of nothing: still the teacher, whatever the second time.
     h = jax.random.normal(jax.random.key(0), (2, 5, 16))

@@ -24,6 +24,7 @@ from flm_jax.config.settings import (
 )
 from flm_jax.config.validation import (
     mesh_shape,
+    notices,
     sampler_problems,
     validate,
     validate_devices,
@@ -48,6 +49,7 @@ __all__ = [
     "from_json",
     "load",
     "mesh_shape",
+    "notices",
     "resolve",
     "run_main",
     "sampler_problems",

@@ -3,6 +3,7 @@
 import collections.abc
 import dataclasses
 import importlib.util
+import itertools
 import math
 from typing import Any
 
@@ -42,6 +43,15 @@ def validate_section(section: Any) -> None:
         problems += _check_decode(section)
     if problems:
         raise UserError("\n".join(problems))
+
+
+def notices(config: Config, loss: Any) -> list[str]:
+    """What a valid config does though it seems to say something else, one sentence each.
+
+    Args:
+      loss: the row of the table of losses, built.
+    """
+    return _no_boundary(config.train.batch_size, loss) if hasattr(loss, "counts") else []
 
 
 def mesh_shape(mesh: settings.Mesh, num_devices: int) -> tuple[int, int, int]:
@@ -177,6 +187,30 @@ def _check_training(config: Config) -> list[str]:
             f"train.checkpoints={config.train.checkpoints} there are none; set one of them to ''"
         )
     return problems
+
+
+def _no_boundary(batch: int, loss: Any) -> list[str]:
+    """Says so if the numbers of rows of each kind, rounded down, leave no boundary sample."""
+    diagonal, interior, boundary = loss.counts(batch)
+    if boundary or not interior or not loss.boundary_fraction:
+        return []
+
+    def gives_one(fraction: float, batch: int) -> bool:
+        return dataclasses.replace(loss, boundary_fraction=fraction).counts(batch)[2] > 0
+
+    off_diagonal = 1.0 - loss.diagonal_fraction
+    least = ((diagonal + 1) / batch - loss.diagonal_fraction) / off_diagonal
+    unit = 10.0 ** (math.floor(math.log10(least)) - 2)  # three digits of it, rounded up
+    digits = itertools.count(math.ceil(round(least / unit, 6)))
+    fraction = next(unit * n for n in digits if gives_one(unit * n, batch))
+    size = math.ceil(1.0 / (off_diagonal * loss.boundary_fraction))
+    size += not gives_one(loss.boundary_fraction, size)  # where rounding takes a whole number away
+    return [
+        f"loss.options.boundary_fraction={loss.boundary_fraction:g} of the {interior} rows off "
+        f"the diagonal of train.batch_size={batch} gives no boundary sample (the whole way in one "
+        f"jump); for one, set loss.options.boundary_fraction={fraction:.3g} or train.batch_size="
+        f"{size}, or the fraction to 0 if none is wanted"
+    ]
 
 
 def _check_mesh(mesh: settings.Mesh) -> list[str]:
