@@ -194,6 +194,8 @@ class FlowModel:
     def flow_map(self, state: jax.Array, tau_s: jax.Array, tau_t: jax.Array) -> jax.Array:
         """X_{s,t}(x_s): a state (B, L, ...) of `space` moved from tau_s to tau_t, (B,) each.
 
+        The state of noise, at tau 0, is ``space.scatter(space.noise(keys_B, length))``.
+
         Raises UserError if the network has one time.
         """
         self._check_flow_map()

@@ -1,4 +1,4 @@
-"""What the README promises: the example loss runs, the quickstart's config ends in a full table."""
+"""What the README promises: the examples run, the quickstart's config ends in a full table."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
+import flm_jax
 from flm_jax import config as config_lib
 from flm_jax import experiment, train
 from flm_jax.flow.posterior import one_hot
@@ -21,10 +22,15 @@ from flm_jax.flow.times import draw_stratified, stratified
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+def example(about: str) -> str:
+    """The one Python block of the README with these words in it."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (source,) = (block for block in blocks if about in block)
+    return source
+
+
 @pytest.mark.parametrize("space_name", SPACES)
 def test_the_example_loss_runs_in_both_spaces(space_name):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (source,) = (block for block in blocks if "class Smoothed" in block)
     names = dict(
         dataclasses=dataclasses,
         jax=jax,
@@ -33,7 +39,7 @@ def test_the_example_loss_runs_in_both_spaces(space_name):
         stratified=stratified,
         one_hot=one_hot,
     )
-    exec(source, names)
+    exec(example("class Smoothed"), names)
     loss = names["Smoothed"]()
     model, batch = tiny.model(), tiny.batch()
     net = model.net(model.init(jax.random.key(0)))
@@ -42,6 +48,21 @@ def test_the_example_loss_runs_in_both_spaces(space_name):
     loss_BL, _ = loss.evaluate({"student": net}, batch, draws, space, tiny.clock())
     # Logits are zero at the start, so every target costs ln V.
     np.testing.assert_allclose(loss_BL, jnp.full(batch.tokens_BL.shape, np.log(tiny.V)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("space_name", SPACES)
+def test_the_jumps_of_a_flow_map_run_in_both_spaces(space_name, tmp_path, monkeypatch, capsys):
+    two_times = {"model__two_times": True, "sampler__name": "flow_map"}
+    config = tiny.run_config(tmp_path, space=space_name, **two_times)
+    made = experiment.Experiment(config, tiny.V)
+    model = flm_jax.FlowModel(made, None, tiny.params(made.model))
+    monkeypatch.setattr(flm_jax, "load", lambda path: model)
+    names = {}
+    exec(example("model.flow_map("), names)
+    assert 0.0 < float(capsys.readouterr().out) < 2.0
+    width = tiny.V if space_name == "onehot" else config.model.width
+    assert names["clean"].shape == names["half_way"].shape == (4, config.data.length, width)
+    assert not np.allclose(names["clean"], names["half_way"], atol=0.1)
 
 
 def test_the_map_of_the_code_names_folders_that_exist():
