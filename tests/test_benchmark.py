@@ -138,7 +138,7 @@ def test_both_spaces_and_their_ratios(mode):
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        ([*TINY], "say what to measure, train or sample (or sweep or table of these), not"),
+        ([*TINY], "say what to measure, train or sample (or sweep, table or profile of"),
         (["fly", *TINY], "not 'fly'"),
         (["sweep", *TINY], "say where with --output=FOLDER"),
         (["sweep", *TINY, "--output=x", "--vary_vocab=80,many"], "--vary_vocab=80,many must be"),

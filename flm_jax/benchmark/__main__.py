@@ -8,13 +8,15 @@
         --vary_batch=2,4,16 --vary_length=32,64,256 --vary_vocab=2000,8000,120000
     python -m flm_jax.benchmark table --config=configs/lm1b.py --config.model.dtype=bfloat16 \
         --shapes=128x30522,1024x50258 --output=DIR
+    python -m flm_jax.benchmark profile --config=configs/bench_cpu.py --output=DIR
 
 "both" runs the two state spaces in child processes, in turn (the peak memory of a process never
 falls), and prints the ratios. "onehot" is the official cost: states over the vocabulary, and a
 head that sees all tokens at once and is differentiated as it stands. "sweep" varies B, L and V one
 at a time around a base and writes a table and a log-log plot; "table" looks for the largest batch
-that fits at given shapes, as an accelerator's table needs; both measure --of=train or sample. With
---json the last line printed is JSON. Neither grain nor orbax is needed.
+that fits at given shapes, as an accelerator's table needs; "profile" tells where the time of a step
+goes, by kind of work. These measure --of=train or sample. With --json the last line printed is
+JSON. Neither grain nor orbax is needed.
 """
 
 import dataclasses
@@ -25,8 +27,8 @@ from typing import Any
 from absl import flags
 
 from flm_jax import config as config_lib
-from flm_jax import metrics
-from flm_jax.benchmark import MANY, ONE, processes
+from flm_jax import files, metrics
+from flm_jax.benchmark import MANY, ONE, PROFILE, processes
 from flm_jax.benchmark.vocabulary import vocabulary_size
 from flm_jax.errors import UserError
 
@@ -41,26 +43,32 @@ LOSS = flags.DEFINE_string("loss", "", "loss by name; '' = that of the config")
 SAMPLING_STEPS = flags.DEFINE_integer("sampling_steps", 32, "network evaluations", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs, after one that is not", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 1, "processes per space, in turn", lower_bound=1)
-OF = flags.DEFINE_enum("of", "train", ONE, "what sweep and table measure")
+OF = flags.DEFINE_enum("of", "train", ONE, "what sweep, table and profile measure")
 VARY = {
     axis: flags.DEFINE_list(f"vary_{axis}", [], f"sweep: values of the {axis} beside the base")
     for axis in ("batch", "length", "vocab")
 }
 SHAPES = flags.DEFINE_list("shapes", ["128x30522", "1024x50258"], "table: LENGTHxVOCABULARY ...")
 MAX_BATCH = flags.DEFINE_integer("max_batch", 4096, "table: no larger batch", lower_bound=1)
-OUTPUT = flags.DEFINE_string("output", "", "sweep, table: folder of the results")
+OUTPUT = flags.DEFINE_string("output", "", "sweep, table, profile: folder of the results")
 JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON in the last line")
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 2 or argv[1] not in ONE + MANY:
+    if len(argv) != 2 or argv[1] not in (*ONE, *MANY, PROFILE):
         given = " ".join(argv[1:]) or "nothing"
         raise UserError(
-            f"say what to measure, train or sample (or sweep or table of these), not {given!r}"
+            "say what to measure, train or sample (or sweep, table or profile of these), not "
+            f"{given!r}"
         )
     mode = argv[1]
+    if mode not in ONE and not OUTPUT.value:
+        raise UserError(f"{mode} writes files; say where with --output=FOLDER")
     if mode in MANY:
         many(mode)
+        return 0
+    if mode == PROFILE:
+        profile()
         return 0
     if SPACE.value == "both":
         plan(mode, "projected"), plan(mode, "onehot")  # all mistakes before the first process
@@ -82,12 +90,10 @@ def many(mode: str) -> None:
     """A sweep or a table: one process for every shape and space, results in --output."""
     from flm_jax.benchmark import sweep
 
-    if not OUTPUT.value:
-        raise UserError(f"{mode} writes files; say where with --output=FOLDER")
     folder = pathlib.Path(OUTPUT.value)
     axes = [whole_numbers(f"--vary_{axis}", flag.value) for axis, flag in VARY.items()]
     shapes = [shape(text) for text in SHAPES.value]
-    spaces = sweep.SPACES if SPACE.value == "both" else (SPACE.value,)
+    spaces = chosen_spaces()
     base = [plan(OF.value, space) for space in spaces][0]
     sweep.check(folder, mode)
 
@@ -104,6 +110,34 @@ def many(mode: str) -> None:
     print(f"written to {folder}")
     if JSON.value:
         print(json.dumps(rows))
+
+
+def profile() -> None:
+    """Kinds of work and longest operations of every space, with JAX's traces, in --output."""
+    from flm_jax.benchmark import profile as profiling
+    from flm_jax.benchmark import sweep
+    from flm_jax.benchmark.measure import prepare
+
+    folder = pathlib.Path(OUTPUT.value)
+    plans = {space: plan(OF.value, space) for space in chosen_spaces()}
+    sweep.check(folder, PROFILE)
+    parts, shares = [], {}
+    for space, planned in plans.items():
+        prepared, width = prepare(planned), planned.config.model.width
+        hlo = prepared.compiled.as_text()
+        prepared.run()  # warms up
+        found = profiling.profile(prepared.run, hlo, folder / space, planned.repeats)
+        shares[space] = profiling.by_kind(found, hlo, planned.vocab_size, width)
+        parts.append(f"{space}\n\n{profiling.report(found, hlo, planned.vocab_size, width)}")
+    text = "\n".join(parts)
+    files.write_atomically(folder / f"{PROFILE}.md", text)
+    print(f"{text}\nwritten to {folder}, with traces for TensorBoard or Perfetto")
+    if JSON.value:
+        print(json.dumps(shares))
+
+
+def chosen_spaces() -> tuple[str, ...]:
+    return SPACES[:2] if SPACE.value == "both" else (SPACE.value,)
 
 
 def whole_numbers(flag: str, words: list[str]) -> list[int]:

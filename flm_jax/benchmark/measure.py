@@ -59,18 +59,35 @@ class Calls:
         return made
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A compiled step or batch of texts: ``run`` does it once and waits for it."""
+
+    experiment: Experiment
+    calls: Calls
+    run: Callable[[], None]
+    compiled: Any
+
+
+def prepare(plan: Plan) -> Prepared:
+    """What the plan measures, compiled, with random parameters and tokens."""
+    heap.keep_small()  # as training does
+    shape = config_lib.validate_devices(plan.config, jax.device_count(), jax.process_count())
+    mesh = sharding.make_mesh(shape)
+    experiment = Experiment(plan.config, plan.vocab_size, sharding.batch_devices(mesh))
+    calls = Calls(fused_head=plan.config.space != "onehot")
+    build = {"train": _training, "sample": _sampling}[plan.mode]
+    run, compiled = build(plan, experiment, mesh, calls)
+    heap.trim()  # in training the state is there before the step is compiled
+    return Prepared(experiment, calls, run, compiled)
+
+
 def measure(plan: Plan) -> dict[str, Any]:
     """Numbers of one space, all JSON: see docs/performance.md for their meaning."""
     config = plan.config
-    heap.keep_small()  # as training does
-    shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
-    mesh = sharding.make_mesh(shape)
-    experiment = Experiment(config, plan.vocab_size, sharding.batch_devices(mesh))
-    calls = Calls(fused_head=config.space != "onehot")
     start = time.perf_counter()
-    build = {"train": _training, "sample": _sampling}[plan.mode]
-    run = build(plan, experiment, mesh, calls)
-    heap.trim()  # in training the state is there before the step is compiled
+    prepared = prepare(plan)
+    experiment, run = prepared.experiment, prepared.run
     run()  # warms up
     compile_s = time.perf_counter() - start
     model, tokens = config.model, config.train.batch_size * config.data.length
@@ -86,7 +103,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         peak_memory = _peak_memory()
         rate.sample()
         heap.trim()  # what sampling the rate leaves behind
-    return _numbers(plan, experiment, calls, seconds, compile_s, peak_memory, rate.median)
+    return _numbers(plan, experiment, prepared.calls, seconds, compile_s, peak_memory, rate.median)
 
 
 def _numbers(
@@ -128,7 +145,7 @@ def _numbers(
     }
 
 
-def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> Callable[[], None]:
+def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tuple:
     """One training step from random parameters and tokens, teachers at random, too."""
     config, loss = plan.config, experiment.loss
     optimizer = optim.optimizer(config.optim, config.train.steps)
@@ -178,7 +195,7 @@ def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> Ca
         state, metrics = compiled(state, frozen, tokens_BL, mask_BL, key)
         metrics["loss"].block_until_ready()
 
-    return run
+    return run, compiled
 
 
 def _abstract(shapes: Any, where: Any) -> Any:
@@ -202,7 +219,7 @@ def _frozen(experiment: Experiment) -> dict[str, Experiment]:
     return found
 
 
-def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> Callable[[], None]:
+def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tuple:
     """One batch of texts from random parameters."""
     config = plan.config
     rule = experiment.sampler()
@@ -231,7 +248,7 @@ def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> Ca
         return tokens_BL
 
     compiled = jax.jit(texts).lower(params, key).compile()
-    return lambda: compiled(params, key).block_until_ready()
+    return lambda: compiled(params, key).block_until_ready(), compiled
 
 
 def _peak_memory() -> int:

@@ -1,0 +1,188 @@
+"""Where the time of a compiled program goes, by kind of work: `jax.profiler`'s trace and the HLO.
+
+The trace says when operations run, the compiled program what they are: opcodes and shapes. The
+kinds follow from these alone, so that no model or loss needs to name its parts:
+
+    products of the head        matrix products with an axis of V, and the fusions they are in
+    other products              of blocks, attention and time embedding
+    passes over logits          else, with an axis of V and none of D (one-hot: its states, too)
+    arrays of the table's size  else, with axes of V and D: optimizer, average, summed gradients
+    random numbers              generators and what turns their bits into normals
+    copies                      copies, transposes, slices and their updates
+    everything else             norms, activations, softmaxes of attention, sums of gradients
+
+Operations that run at the same time share it: every moment is divided among those that are under
+way, loops and branches aside. A CPU's trace marks the end of an operation that goes on in other
+threads by an event of its own. Only CPUs were there to try this on.
+"""
+
+import bisect
+import collections
+import dataclasses
+import gzip
+import itertools
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable, Container, Iterable
+
+import jax
+
+KINDS = (
+    HEAD, PRODUCTS, LOGITS, TABLE, RANDOM, COPIES, REST,
+) = (
+    "products of the head", "other products", "passes over logits", "arrays of the table's size",
+    "random numbers", "copies", "everything else",
+)  # fmt: skip
+SHAPE = re.compile(r"\b[a-z]+\d+\[([\d,]*)\]")
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (.*)$")
+OPCODE = re.compile(r"(?:^|\s)([a-z][\w\-]*)\(")
+CALLED = re.compile(r"(?:calls|to_apply)=%([\w.\-]+)")
+COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) .*\{$")
+AROUND = {"while", "conditional"}
+END = "end: "
+GENERATORS = ("rng-bit-generator", "rng", "erf-inv")
+MOVES = {
+    "copy", "transpose", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "pad",
+    "bitcast", "reshape", "parameter", "constant", "broadcast", "convert", "tuple",
+    "get-tuple-element",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """An instruction of the program: its opcode with those of what it calls, and all shapes."""
+
+    opcodes: frozenset[str]
+    shapes: frozenset[tuple[int, ...]]
+    source: str  # JAX's name of where it comes from
+
+    def kind(self, vocab: int, width: int) -> str:
+        axes = [set(shape) for shape in self.shapes]
+        of_vocabulary = any(vocab in shape for shape in axes)
+        if "dot" in self.opcodes or "dot_general" in self.source.rpartition("/")[2]:
+            return HEAD if of_vocabulary else PRODUCTS
+        if self.opcodes & set(GENERATORS) or any(
+            word in self.source for word in ("random_bits", "threefry", "erf_inv")
+        ):
+            return RANDOM
+        if self.opcodes <= MOVES:
+            return COPIES
+        if any({vocab, width} <= shape for shape in axes):
+            return TABLE
+        return LOGITS if of_vocabulary else REST
+
+
+def operations(hlo: str) -> dict[str, Operation]:
+    """The instructions of a compiled program's text by name."""
+    found: dict[str, tuple[str, str, list[str], str]] = {}
+    inside: dict[str, list[str]] = collections.defaultdict(list)
+    computation = ""
+    for line in hlo.splitlines():
+        if opened := COMPUTATION.match(line):
+            computation = opened[1]
+        elif instruction := INSTRUCTION.match(line):
+            name, text = instruction.groups()
+            text, _, metadata = text.partition(", metadata={")
+            called = CALLED.findall(text)
+            source = re.search(r'op_name="([^"]*)"', metadata)
+            found[name] = (text, computation, called, source[1] if source else "")
+            inside[computation].append(name)
+    types = {name: text[: opcode.start() + 1] if (opcode := OPCODE.search(text)) else text
+             for name, (text, *_) in found.items()}  # fmt: skip
+    shapes = {name: _shapes(text) for name, text in types.items()}
+
+    def opcodes(name: str) -> set[str]:
+        text, _, called, _ = found[name]
+        own = OPCODE.search(text)
+        names = [inner for computation in called for inner in inside[computation]]
+        if not names or own is None or own[1] in ("reduce", "scatter", "sort", "reduce-window"):
+            return {own[1]} if own else set()
+        return set().union(*(opcodes(inner) for inner in names))
+
+    result = {}
+    for name, (text, _, _, source) in found.items():
+        arguments = text[len(types[name]) :].partition("(")[2].partition(")")[0]
+        operands = re.findall(r"%([\w.\-]+)", arguments)
+        every = shapes[name].union(*(shapes[operand] for operand in operands if operand in shapes))
+        result[name] = Operation(frozenset(opcodes(name)), frozenset(every), source)
+    return result
+
+
+def _shapes(text: str) -> set[tuple[int, ...]]:
+    return {tuple(int(n) for n in dims.split(",") if n) for dims in SHAPE.findall(text)}
+
+
+def seconds(events: Iterable[dict], around: Container[str] = ()) -> dict[str, float]:
+    """Time by name of the operation, of a trace's events; those named in ``around`` have none."""
+    moments: list[tuple[float, bool, str]] = []  # (microsecond, whether it starts, name)
+    spans, ends = [], collections.defaultdict(list)
+    for event in events:
+        if event.get("ph") != "X":
+            continue
+        start, end = event["ts"], event["ts"] + event["dur"]
+        name = event.get("args", {}).get("hlo_op")
+        if event["name"].startswith(END):
+            ends[event["name"].removeprefix(END)].append(end)
+        elif name is not None and name not in around:
+            spans.append((name, start, end))
+    starts = collections.defaultdict(list)
+    for name, start, _ in spans:
+        starts[name].append(start)
+    for times in (*starts.values(), *ends.values()):
+        times.sort()
+    for name, start, end in spans:
+        following = starts[name][bisect.bisect_right(starts[name], start) :][:1] or [math.inf]
+        marked = ends[name][bisect.bisect_left(ends[name], start) :][:1]
+        if marked and marked[0] <= following[0]:  # else it ended with its event
+            end = max(end, marked[0])
+        moments += [(start, True, name), (end, False, name)]
+    moments.sort()
+    total: dict[str, float] = dict.fromkeys(starts, 0.0)
+    running: collections.Counter[str] = collections.Counter()
+    for (now, begins, name), (later, *_) in itertools.pairwise([*moments, (math.inf, False, "")]):
+        running[name] += 1 if begins else -1
+        if under_way := running.total():
+            for other, count in running.items():
+                total[other] += 1e-6 * (later - now) * count / under_way
+    return total
+
+
+def profile(run: Callable[[], None], hlo: str, folder: pathlib.Path, repeats: int) -> dict:
+    """Seconds of one ``run`` by name of the operation; the trace stays in ``folder``."""
+    with jax.profiler.trace(str(folder)):
+        for _ in range(repeats):
+            run()
+    newest = max(folder.glob("plugins/profile/*/*.trace.json.gz"), key=lambda p: p.stat().st_mtime)
+    with gzip.open(newest, "rt", encoding="utf-8") as file:
+        events = json.load(file)["traceEvents"]
+    known = operations(hlo)
+    found = seconds(events, {name for name, op in known.items() if op.opcodes & AROUND})
+    return {name: value / repeats for name, value in found.items() if name in known}
+
+
+def by_kind(found: dict[str, float], hlo: str, vocab: int, width: int) -> dict[str, float]:
+    """Seconds by kind of work."""
+    known = operations(hlo)
+    kinds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+    for name, value in found.items():
+        kinds[known[name].kind(vocab, width)] += value
+    return kinds
+
+
+def report(found: dict[str, float], hlo: str, vocab: int, width: int, most: int = 12) -> str:
+    """Markdown: the kinds of work, and the operations that take longest."""
+    known, kinds = operations(hlo), by_kind(found, hlo, vocab, width)
+    total = math.fsum(kinds.values())
+    lines = ["| kind of work | ms | share |", "|---|---:|---:|"]
+    lines += [f"| {kind} | {1e3 * value:,.1f} | {100 * value / max(total, 1e-9):.1f} % |"
+              for kind, value in kinds.items()]  # fmt: skip
+    lines += [f"| all | {1e3 * total:,.1f} | 100 % |", ""]
+    lines += ["| operation | from | shapes | ms |", "|---|---|---|---:|"]
+    for name, value in sorted(found.items(), key=lambda item: -item[1])[:most]:
+        shapes = sorted(known[name].shapes, key=lambda shape: (-math.prod(shape), shape))[:3]
+        text = ", ".join("x".join(map(str, shape)) or "1" for shape in shapes)
+        source = "/".join(known[name].source.split("/")[-3:])
+        lines.append(f"| {name} | {source} | {text} | {1e3 * value:,.1f} |")
+    return "\n".join(lines) + "\n"
