@@ -133,6 +133,15 @@ def test_a_mixture_with_itself_has_the_entropy_as_cross_entropy(chunk):
     np.testing.assert_allclose(mixed.cross_entropy_to(p), p.entropy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 7, 300])
+def test_the_first_largest_entry(size):
+    """Few different values, so that most rows have the largest several times; signs and zeros."""
+    values = jnp.round(2 * jax.random.normal(jax.random.key(0), (50, 3, size)))
+    values = values.at[0].set(-jnp.inf).at[1].set(-0.0).at[1, :, 1:].set(0.0)
+    np.testing.assert_array_equal(post.first_largest(values), jnp.argmax(values, -1))
+    assert post.first_largest(values).dtype == jnp.int32
+
+
 def test_entmax_2_is_the_euclidean_projection_on_the_simplex():
     scores = 3 * jax.random.normal(jax.random.key(0), (4, 9))
     p = np.asarray(post.entmax(scores, 2.0))

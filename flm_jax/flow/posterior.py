@@ -171,7 +171,7 @@ class Posterior:
     def argmax(self) -> jax.Array:
         """The most probable token, int32 (B, L)."""
         return over_chunks(
-            lambda f: jnp.argmax(self.head.raw(f), axis=-1).astype(jnp.int32),
+            lambda f: first_largest(self.head.raw(f)),
             self.head.chunk,
             self.features_BLD,
         )
@@ -193,7 +193,7 @@ class Posterior:
             # "high": the default noise ends near 16, which cuts the tails of large vocabularies.
             draw = functools.partial(jax.random.gumbel, shape=(self.head.vocab_size,), mode="high")
             gumbel = jax.vmap(jax.vmap(draw))(keys)
-            return jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
+            return first_largest(logits + gumbel)
 
         return over_chunks(chunk, self.head.chunk, self.features_BLD, jax.random.key_data(keys_BL))
 
@@ -339,7 +339,7 @@ class Combination:
         """Index of the largest entry, int32 (B, L)."""
         if len(self.terms) == 1 and self.terms[0].kind == PROBABILITY:
             return self.terms[0].posterior.argmax()  # monotone: no softmax needed
-        return self._map(lambda c: jnp.argmax(c, axis=-1).astype(jnp.int32))
+        return self._map(first_largest)
 
     def cross_entropy_to(self, posterior: Posterior, hint_BL: jax.Array | None = None) -> jax.Array:
         """-sum_V self * log p, (B, L); gradients flow into both. ``hint_BL`` as in `log_prob`."""
@@ -383,6 +383,19 @@ class Combination:
             self.tokenwise(),
             *extra,
         )
+
+
+def first_largest(values: jax.Array) -> jax.Array:
+    """Index of the largest entry (..., V), of the first if several are equal; int32, V < 2**24.
+
+    Two maxima of float32, because XLA's arg max carries pairs through one scalar loop: on a CPU it
+    takes twice as long as the head's product that it follows.
+    """
+    size = values.shape[-1]
+    largest = jnp.max(values, axis=-1, keepdims=True)
+    from_the_end = on_last_axis(jnp.arange(size - 1, -1, -1, dtype=jnp.float32), values.ndim)
+    last = jnp.max(jnp.where(values == largest, from_the_end, 0.0), axis=-1)
+    return size - 1 - last.astype(jnp.int32)
 
 
 def side_by_side(arrays: Iterable[jax.Array]) -> jax.Array:

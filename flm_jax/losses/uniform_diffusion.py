@@ -29,7 +29,7 @@ from flm_jax.errors import UserError
 from flm_jax.flow import discrete
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
-from flm_jax.flow.posterior import Posterior, over_chunks
+from flm_jax.flow.posterior import Posterior, first_largest, over_chunks
 from flm_jax.flow.space import draw_noise, per_token
 from flm_jax.losses.base import Batch, Space
 from flm_jax.losses.masked_diffusion import TokenDiffusion, refuse_weight
@@ -110,7 +110,7 @@ class UniformCurriculum(UniformDiffusion):
         h_BLD = jnp.matmul(shown_BLV, net.table.astype(shown_BLV.dtype))
         output = net(h_BLD, -jnp.log(alpha_B), key=draws.get("dropout"))
         refuse_weight(output.log_weight, "uniform_curriculum")
-        seen_BL = jnp.argmax(latent_BLV, axis=-1).astype(jnp.int32)
+        seen_BL = first_largest(latent_BLV)
         return bound(output.posterior, batch.tokens_BL, seen_BL, alpha_B, rate_B)
 
     def gamma(self, t_B: jax.Array) -> jax.Array:

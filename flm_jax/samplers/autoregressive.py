@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flm_jax.errors import UserError
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
+from flm_jax.flow.posterior import first_largest
 from flm_jax.samplers.base import Decode, Space, Trajectory
 from flm_jax.samplers.discrete import TokenSampler
 
@@ -78,7 +79,7 @@ class LeftToRight(TokenSampler):
             else:
                 head = posterior.head
                 logits_B1V = head.capped(head.raw(posterior.features_BLD))
-                next_B1 = jnp.argmax(logits_B1V + noise[i][:, None], axis=-1).astype(jnp.int32)
+                next_B1 = first_largest(logits_B1V + noise[i][:, None])
             p_B = jnp.exp(posterior.log_prob(next_B1))[:, 0] if trajectory else None
             return (next_B1[:, 0], cache), (next_B1[:, 0], p_B)
 
