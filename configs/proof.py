@@ -10,8 +10,8 @@ The stage is LANGUAGE,METHOD[,SIZE]. Languages: city_pairs, addition, brackets, 
 flm (the denoiser), fmlm (its flow map by PSD; needs --config.teacher), fmlm_self, lsd, esd,
 residual and second_stage (other objectives); with the budget of flm and fmlm together mdlm (masked
 diffusion), duo (uniform-state diffusion, the steps of flm in duo_curriculum, a stage before it) and
-ar (autoregressive). Sizes: default, and large with twice the width, four times the batch and four
-times the steps of a flow map.
+ar (autoregressive). Sizes: default, and large with twice the width, four times the batch and twice
+the steps of a flow map.
 """
 
 from configs import common
@@ -46,7 +46,7 @@ METHODS = {
 }
 ONE_TIME = ("flm", "mdlm", "duo_curriculum", "duo", "ar")  # the others are flow maps
 # width, rows of a batch, factor on the training steps of a flow map
-SIZES = {"default": (64, 64, 1), "large": (128, 256, 4)}
+SIZES = {"default": (64, 64, 1), "large": (128, 256, 2)}
 
 
 def get_config(stage="city_pairs,flm"):

@@ -115,11 +115,11 @@ def test_methods_have_one_budget(tmp_path):
     assert config.train.steps == 6 and config.optim.warmup_steps == 3
 
 
-def test_a_large_flow_map_is_wider_and_sees_sixteen_times_the_samples(tmp_path):
+def test_a_large_flow_map_is_wider_and_sees_eight_times_the_samples(tmp_path):
     small = proof.make_config(tmp_path, "city_pairs", "esd", 1)
     large = proof.make_config(tmp_path, "city_pairs", "esd", 1, size="large")
     assert large.model.width == 2 * small.model.width
-    assert samples(large) == 16 * samples(small) and large.teacher == small.teacher
+    assert samples(large) == 8 * samples(small) and large.teacher == small.teacher
     denoisers = [proof.make_config(tmp_path, "city_pairs", "flm", 1, 1.0, size)
                  for size in ("default", "large")]  # fmt: skip
     assert samples(denoisers[1]) == 4 * samples(denoisers[0])
