@@ -199,6 +199,32 @@ def test_a_squared_error_is_to_one_multiple_of_one_prediction():
             target.squared_error_to(prediction)
 
 
+def head_temporaries(vocab, tokens, width=16, chunk_bytes=2**20):
+    """XLA's account of what a cross-entropy and its gradients need beside arguments and results."""
+
+    def loss(features, kernel, bias, tokens_BL):
+        head = post.Head(kernel, bias, chunk=chunk_bytes // (4 * vocab))
+        return -jnp.mean(post.Posterior(features, head).log_prob(tokens_BL))
+
+    def like(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    shapes = (like(1, tokens, width), like(width, vocab), like(vocab),
+              like(1, tokens, dtype=jnp.int32))  # fmt: skip
+    program = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(*shapes).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_of_the_head_does_not_grow_with_tokens_or_vocabulary():
+    """At a fixed budget of logits, apart from arrays of the features' and the kernel's size."""
+    base = head_temporaries(4_000, 1_024)
+    of_tokens = head_temporaries(4_000, 16_384) - base
+    assert of_tokens < 2 * 4 * 16 * (16_384 - 1_024)
+    of_vocabulary = head_temporaries(32_000, 1_024) - base
+    assert of_vocabulary < 2 * 4 * 17 * (32_000 - 4_000)
+    assert base < 5 * 2**20  # a few chunks; the logits of all tokens would be 16 MiB
+
+
 def test_what_counts_as_a_multiple_of_the_hint():
     hint = jnp.asarray([[1.0, 0.0, 0.5]])
     for factor in (0.3, -1e-7, 0.0):

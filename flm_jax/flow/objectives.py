@@ -50,8 +50,10 @@ class TokenCrossEntropy:
         top, weight, total = softmax_parts(logits, head.bound)
         vocabulary = jnp.arange(logits.shape[-1], dtype=tokens.dtype)[None, None, :]
         hit = vocabulary == tokens[..., None]
-        # A masked sum, because the gradient of a gather is a slow scatter.
-        picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+        if head.fused:  # and so never differentiated
+            picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+        else:  # a masked sum, because the gradient of a gather is a slow scatter
+            picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
         if (
             head.bound <= SAFE_BOUND
         ):  # a quotient keeps the digits of small losses, a difference not
