@@ -29,7 +29,7 @@ MORE = {
     "distinct": "different texts among the valid",
     "log_likelihood": "log-likelihood of the valid, nats",
 }
-UNCOUNTED = ("distinct", "log_likelihood")  # for languages too large for total variation
+OF_OPEN_LANGUAGES = ("distinct", "log_likelihood")  # for languages too large for total variation
 BEFORE = {  # the method whose run must be there first; of all others: "flm"
     "flm": "",
     "mdlm": "",
@@ -177,7 +177,7 @@ def gather(
         for name, values in rows.items():
             counted = values.get("coverage") is not None
             for column, found in every.items():
-                if values.get(column) is not None and not (counted and column in UNCOUNTED):
+                if values.get(column) is not None and not (counted and column in OF_OPEN_LANGUAGES):
                     found.setdefault((language, name), []).append(values[column])
     return every
 

@@ -58,12 +58,23 @@ def ending(name, moment):
     return {"ph": "X", "ts": moment, "dur": 0.0, "tid": 9, "name": f"end: {name}"}
 
 
+def continuation(start, length):
+    return {"ph": "X", "ts": start, "dur": length, "tid": 9, "name": "ThunkExecutor::Execute"}
+
+
 def test_an_operation_lasts_until_its_end_in_another_thread():
     """Twice the same product; the time between two runs belongs to nothing."""
     events = [event("dot", 0.0, 1.0), ending("dot", 100.0), event("tanh", 100.0, 20.0),
               event("dot", 1000.0, 1.0, 2), ending("dot", 1050.0), {"ph": "M", "name": "thread"},
               event("tanh", 1050.0, 30.0, 2)]  # fmt: skip
     assert profile.seconds(events) == pytest.approx({"dot": 150e-6, "tanh": 50e-6})
+
+
+def test_a_mark_comes_late_where_the_thread_went_on_with_what_waited():
+    """The short addition ends where its thread takes up the product, which is long."""
+    events = [event("add", 0.0, 1.0), continuation(400.0, 20.0), continuation(500.0, 9_000.0),
+              event("dot", 501.0, 8_990.0, 9), ending("add", 9_510.0)]  # fmt: skip
+    assert profile.seconds(events) == pytest.approx({"add": 500e-6, "dot": 8_990e-6})
 
 
 def test_operations_at_one_time_share_it_and_loops_have_none():
@@ -81,10 +92,11 @@ def test_most_of_a_real_program_is_its_large_product(tmp_path):
     compiled = program.lower(x, w).compile()
     compiled(x, w).block_until_ready()
     hlo = compiled.as_text()
-    found = profile.profile(lambda: compiled(x, w).block_until_ready(), hlo, tmp_path, 2)
+    found, wall = profile.profile(lambda: compiled(x, w).block_until_ready(), hlo, tmp_path, 2)
     kinds = profile.by_kind(found, hlo, 2000, 300)
     assert kinds[profile.HEAD] > 0.5 * sum(kinds.values()) > 0.0
-    text = profile.report(found, hlo, 2000, 300)
+    assert sum(kinds.values()) < wall
+    text = profile.report(found, hlo, 2000, 300, wall)
     assert "| products of the head |" in text and "2000x300" in text.replace("300x2000", "2000x300")
 
 
@@ -100,6 +112,9 @@ def test_the_command_writes_a_table_for_both_spaces(tmp_path):
     assert again.returncode == 2 and "exists already" in again.stderr
 
 
-def test_a_profile_needs_a_folder():
+def test_a_profile_needs_a_folder_and_one_device(tmp_path):
     done = command("profile", *TINY)
     assert done.returncode == 2 and "profile writes files" in done.stderr
+    two = "import os; os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=2'"
+    done = command("profile", *TINY, f"--output={tmp_path / 'p'}", prefix=two)
+    assert done.returncode == 2 and "there are 2; hide the others" in done.stderr

@@ -11,12 +11,12 @@
     python -m flm_jax.benchmark profile --config=configs/bench_cpu.py --output=DIR
 
 "both" runs the two state spaces in child processes, in turn (the peak memory of a process never
-falls), and prints the ratios. "onehot" is the official cost: states over the vocabulary, and a
-head that sees all tokens at once and is differentiated as it stands. "sweep" varies B, L and V one
-at a time around a base and writes a table and a log-log plot; "table" looks for the largest batch
-that fits at given shapes, as an accelerator's table needs; "profile" tells where the time of a step
-goes, by kind of work. These measure --of=train or sample. With --json the last line printed is
-JSON. Neither grain nor orbax is needed.
+falls; a profile does without), and prints the ratios. "onehot" is the official cost: states over
+the vocabulary, and a head that sees all tokens at once and is differentiated as it stands. "sweep"
+varies B, L and V one at a time around a base and writes a table and a log-log plot; "table" looks
+for the largest batch that fits at given shapes, as an accelerator's table needs; "profile" tells
+where the time of a step goes, by kind of work. These measure --of=train or sample. With --json the
+last line printed is JSON. Neither grain nor orbax is needed.
 """
 
 import dataclasses
@@ -113,7 +113,9 @@ def many(mode: str) -> None:
 
 
 def profile() -> None:
-    """Kinds of work and longest operations of every space, with JAX's traces, in --output."""
+    """Seconds by kind of work, and the longest operations, with JAX's traces, in --output."""
+    import jax
+
     from flm_jax.benchmark import profile as profiling
     from flm_jax.benchmark import sweep
     from flm_jax.benchmark.measure import prepare
@@ -121,19 +123,27 @@ def profile() -> None:
     folder = pathlib.Path(OUTPUT.value)
     plans = {space: plan(OF.value, space) for space in chosen_spaces()}
     sweep.check(folder, PROFILE)
-    parts, shares = [], {}
-    for space, planned in plans.items():
+    if jax.device_count() > 1:
+        raise UserError(
+            f"profile sorts work by the shapes of one device, but there are {jax.device_count()}; "
+            "hide the others (JAX_PLATFORMS=cpu, CUDA_VISIBLE_DEVICES=0)"
+        )
+
+    def of(space: str) -> tuple[dict[str, float], str]:
+        planned = plans[space]
         prepared, width = prepare(planned), planned.config.model.width
         hlo = prepared.compiled.as_text()
         prepared.run()  # warms up
-        found = profiling.profile(prepared.run, hlo, folder / space, planned.repeats)
-        shares[space] = profiling.by_kind(found, hlo, planned.vocab_size, width)
-        parts.append(f"{space}\n\n{profiling.report(found, hlo, planned.vocab_size, width)}")
-    text = "\n".join(parts)
+        found, wall = profiling.profile(prepared.run, hlo, folder / space, planned.repeats)
+        kinds = profiling.by_kind(found, hlo, planned.vocab_size, width)
+        return kinds, profiling.report(found, hlo, planned.vocab_size, width, wall)
+
+    results = {space: of(space) for space in plans}
+    text = "\n".join(f"{space}\n\n{table}" for space, (_, table) in results.items())
     files.write_atomically(folder / f"{PROFILE}.md", text)
     print(f"{text}\nwritten to {folder}, with traces for TensorBoard or Perfetto")
     if JSON.value:
-        print(json.dumps(shares))
+        print(json.dumps({space: kinds for space, (kinds, _) in results.items()}))
 
 
 def chosen_spaces() -> tuple[str, ...]:

@@ -12,8 +12,10 @@ kinds follow from these alone, so that no model or loss needs to name its parts:
     everything else             norms, activations, softmaxes of attention, sums of gradients
 
 Operations that run at the same time share it: every moment is divided among those that are under
-way, loops and branches aside. A CPU's trace marks the end of an operation that goes on in other
-threads by an event of its own. Only CPUs were there to try this on.
+way, loops and branches aside. A CPU's trace marks the end of an operation that went on in other
+threads by an event of its own, which comes late: the thread that ends it first runs what waited for
+it, a `ThunkExecutor::Execute`, so that the end is where that began. Only one CPU was there to try
+this on; programs divided over several devices are not meant.
 """
 
 import bisect
@@ -25,6 +27,7 @@ import json
 import math
 import pathlib
 import re
+import time
 from collections.abc import Callable, Container, Iterable
 
 import jax
@@ -35,14 +38,17 @@ KINDS = (
     "products of the head", "other products", "passes over logits", "arrays of the table's size",
     "random numbers", "copies", "everything else",
 )  # fmt: skip
-SHAPE = re.compile(r"\b[a-z]+\d+\[([\d,]*)\]")
+SHAPE = re.compile(r"\b[a-z]+\d*\[([\d,]*)\]")
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (.*)$")
 OPCODE = re.compile(r"(?:^|\s)([a-z][\w\-]*)\(")
 CALLED = re.compile(r"(?:calls|to_apply)=%([\w.\-]+)")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) .*\{$")
 AROUND = {"while", "conditional"}
 END = "end: "
-GENERATORS = ("rng-bit-generator", "rng", "erf-inv")
+CONTINUATION = "ThunkExecutor::Execute"
+LATENESS = 200.0  # microseconds at most between the end of a continuation and the mark
+GENERATORS = {"rng-bit-generator", "rng", "erf-inv"}
+RANDOM_SOURCES = ("random_bits", "threefry", "erf_inv", "_normal", "_uniform", "_gumbel")
 MOVES = {
     "copy", "transpose", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "pad",
     "bitcast", "reshape", "parameter", "constant", "broadcast", "convert", "tuple",
@@ -63,9 +69,7 @@ class Operation:
         of_vocabulary = any(vocab in shape for shape in axes)
         if "dot" in self.opcodes or "dot_general" in self.source.rpartition("/")[2]:
             return HEAD if of_vocabulary else PRODUCTS
-        if self.opcodes & set(GENERATORS) or any(
-            word in self.source for word in ("random_bits", "threefry", "erf_inv")
-        ):
+        if self.opcodes & GENERATORS or any(word in self.source for word in RANDOM_SOURCES):
             return RANDOM
         if self.opcodes <= MOVES:
             return COPIES
@@ -116,50 +120,73 @@ def _shapes(text: str) -> set[tuple[int, ...]]:
 
 def seconds(events: Iterable[dict], around: Container[str] = ()) -> dict[str, float]:
     """Time by name of the operation, of a trace's events; those named in ``around`` have none."""
-    moments: list[tuple[float, bool, str]] = []  # (microsecond, whether it starts, name)
-    spans, ends = [], collections.defaultdict(list)
+    begun: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
+    marks: dict[str, list[tuple[float, int]]] = collections.defaultdict(list)
+    waiting: dict[int, list[tuple[float, float]]] = collections.defaultdict(list)
     for event in events:
         if event.get("ph") != "X":
             continue
-        start, end = event["ts"], event["ts"] + event["dur"]
+        start, end, label = event["ts"], event["ts"] + event["dur"], event["name"]
         name = event.get("args", {}).get("hlo_op")
-        if event["name"].startswith(END):
-            ends[event["name"].removeprefix(END)].append(end)
+        if label.startswith(END):
+            marks[label.removeprefix(END)].append((start, event["tid"]))
+        elif label == CONTINUATION:
+            waiting[event["tid"]].append((end, start))
         elif name is not None and name not in around:
-            spans.append((name, start, end))
-    starts = collections.defaultdict(list)
-    for name, start, _ in spans:
-        starts[name].append(start)
-    for times in (*starts.values(), *ends.values()):
+            begun[name].append((start, end))
+    for times in (*begun.values(), *marks.values(), *waiting.values()):
         times.sort()
-    for name, start, end in spans:
-        following = starts[name][bisect.bisect_right(starts[name], start) :][:1] or [math.inf]
-        marked = ends[name][bisect.bisect_left(ends[name], start) :][:1]
-        if marked and marked[0] <= following[0]:  # else it ended with its event
-            end = max(end, marked[0])
-        moments += [(start, True, name), (end, False, name)]
+
+    moments: list[tuple[float, int, str]] = []
+    for name, spans in begun.items():
+        following = [start for start, _ in spans[1:]] + [math.inf]
+        for (start, end), next_start in zip(spans, following, strict=True):
+            found = bisect.bisect_left(marks[name], (start, 0))
+            if found < len(marks[name]) and marks[name][found][0] <= next_start:
+                mark, thread = marks[name][found]
+                end = max(end, _before_the_continuation(waiting[thread], start, mark))
+            moments += [(start, 1, name), (end, -1, name)]
     moments.sort()
-    total: dict[str, float] = dict.fromkeys(starts, 0.0)
+
+    total: dict[str, float] = dict.fromkeys(begun, 0.0)
     running: collections.Counter[str] = collections.Counter()
-    for (now, begins, name), (later, *_) in itertools.pairwise([*moments, (math.inf, False, "")]):
-        running[name] += 1 if begins else -1
+    for (now, step, name), later in itertools.pairwise([*moments, (math.inf, 0, "")]):
+        running[name] += step
+        if not running[name]:
+            del running[name]
         if under_way := running.total():
             for other, count in running.items():
-                total[other] += 1e-6 * (later - now) * count / under_way
+                total[other] += 1e-6 * (later[0] - now) * count / under_way
     return total
 
 
-def profile(run: Callable[[], None], hlo: str, folder: pathlib.Path, repeats: int) -> dict:
-    """Seconds of one ``run`` by name of the operation; the trace stays in ``folder``."""
+def _before_the_continuation(
+    waiting: list[tuple[float, float]], start: float, mark: float
+) -> float:
+    """When an operation that started then and was marked as ended at ``mark`` did end.
+
+    ``waiting`` are (end, start) of what its thread ran for operations that waited, in order.
+    """
+    first = bisect.bisect_left(waiting, (mark - LATENESS, 0.0))
+    last = bisect.bisect_right(waiting, (mark, math.inf))
+    return min((began for _, began in waiting[first:last] if began >= start), default=mark)
+
+
+def profile(
+    run: Callable[[], None], hlo: str, folder: pathlib.Path, repeats: int
+) -> tuple[dict[str, float], float]:
+    """Seconds of one ``run``: by name of the operation, and by the clock; traces in ``folder``."""
     with jax.profiler.trace(str(folder)):
+        start = time.perf_counter()
         for _ in range(repeats):
             run()
+        wall = (time.perf_counter() - start) / repeats
     newest = max(folder.glob("plugins/profile/*/*.trace.json.gz"), key=lambda p: p.stat().st_mtime)
     with gzip.open(newest, "rt", encoding="utf-8") as file:
         events = json.load(file)["traceEvents"]
     known = operations(hlo)
     found = seconds(events, {name for name, op in known.items() if op.opcodes & AROUND})
-    return {name: value / repeats for name, value in found.items() if name in known}
+    return {name: value / repeats for name, value in found.items() if name in known}, wall
 
 
 def by_kind(found: dict[str, float], hlo: str, vocab: int, width: int) -> dict[str, float]:
@@ -171,14 +198,17 @@ def by_kind(found: dict[str, float], hlo: str, vocab: int, width: int) -> dict[s
     return kinds
 
 
-def report(found: dict[str, float], hlo: str, vocab: int, width: int, most: int = 12) -> str:
+def report(
+    found: dict[str, float], hlo: str, vocab: int, width: int, wall: float, most: int = 12
+) -> str:
     """Markdown: the kinds of work, and the operations that take longest."""
     known, kinds = operations(hlo), by_kind(found, hlo, vocab, width)
     total = math.fsum(kinds.values())
     lines = ["| kind of work | ms | share |", "|---|---:|---:|"]
     lines += [f"| {kind} | {1e3 * value:,.1f} | {100 * value / max(total, 1e-9):.1f} % |"
               for kind, value in kinds.items()]  # fmt: skip
-    lines += [f"| all | {1e3 * total:,.1f} | 100 % |", ""]
+    lines += [f"| all | {1e3 * total:,.1f} | 100 % |"]
+    lines += [f"| by the clock | {1e3 * wall:,.1f} | |", ""]  # a trace may be cut, or have gaps
     lines += ["| operation | from | shapes | ms |", "|---|---|---|---:|"]
     for name, value in sorted(found.items(), key=lambda item: -item[1])[:most]:
         shapes = sorted(known[name].shapes, key=lambda shape: (-math.prod(shape), shape))[:3]

@@ -15,6 +15,9 @@ tokens belong into the hint.
 Gradients into the objective, if anything in it has any (the networks of its target are frozen
 almost always), go the general way: all of it differentiated chunk by chunk. What has gradients is
 known while tracing. Objectives are those of `flow/objectives.py`.
+
+First derivatives in reverse mode only: `jax.jvp` refuses, and a second derivative would take the
+factor between cotangent and hint for a constant. ``Head.fused=False`` has them all.
 """
 
 from typing import Any

@@ -51,12 +51,11 @@ class TokenCrossEntropy:
         vocabulary = jnp.arange(logits.shape[-1], dtype=tokens.dtype)[None, None, :]
         hit = vocabulary == tokens[..., None]
         if head.fused:  # and so never differentiated
-            picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+            picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")[..., 0]
         else:  # a masked sum, because the gradient of a gather is a slow scatter
             picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-        if (
-            head.bound <= SAFE_BOUND
-        ):  # a quotient keeps the digits of small losses, a difference not
+        if head.bound <= SAFE_BOUND:
+            # A quotient keeps the digits of small losses, a difference does not.
             value = jnp.log(total[..., 0] * jnp.exp(-picked))
         else:
             value = jnp.log(total[..., 0]) - (picked - top[..., 0])

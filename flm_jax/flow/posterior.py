@@ -144,9 +144,10 @@ class Posterior:
         ``hint_BL``: what the values will be multiplied by, if that is known not to be one factor
         for all; see `flow/fused.py`.
         """
-        return -self._loss(TokenCrossEntropy(tokens_BL), hint_BL)
+        return -self.loss(TokenCrossEntropy(tokens_BL), hint_BL)
 
-    def _loss(self, objective: Any, hint_BL: jax.Array | None) -> jax.Array:
+    def loss(self, objective: Any, hint_BL: jax.Array | None) -> jax.Array:
+        """Any of `flow/objectives.py`, (B, L)."""
         features = self.features_BLD
         if not self.head.fused:
             return fused.by_autodiff(objective, features, self.head)
@@ -343,21 +344,21 @@ class Combination:
 
     def cross_entropy_to(self, posterior: Posterior, hint_BL: jax.Array | None = None) -> jax.Array:
         """-sum_V self * log p, (B, L); gradients flow into both. ``hint_BL`` as in `log_prob`."""
-        return posterior._loss(CrossEntropy(self), hint_BL)
+        return posterior.loss(CrossEntropy(self), hint_BL)
 
     def squared_error_to(
         self, prediction: "Combination", hint_BL: jax.Array | None = None
     ) -> jax.Array:
         """sum_V (self - prediction)**2, (B, L); gradients flow into both. ``hint_BL`` as above.
 
-        The prediction is a single multiple of probabilities or of raw logits; what is subtracted
-        from it belongs to ``self``.
+        The prediction is a single multiple of probabilities or of raw logits; what would be added
+        to it is to be subtracted from ``self``. Reverse mode only, see `flow/fused.py`.
         """
         term, *others = prediction.terms
         if others or prediction.projection or term.kind not in (PROBABILITY, LOGITS):
             raise ValueError("the prediction must be one multiple of probabilities or of logits")
         objective = SquaredError(self, term.tokenwise()[0], of_logits=term.kind == LOGITS)
-        return term.posterior._loss(objective, hint_BL)
+        return term.posterior.loss(objective, hint_BL)
 
     def entmax(self, alpha: float = 2.0) -> "Combination":
         """Projected onto the simplex by alpha-entmax, 1 < alpha <= 2 (2: Euclidean projection)."""
@@ -389,7 +390,7 @@ def first_largest(values: jax.Array) -> jax.Array:
     """Index of the largest entry (..., V), of the first if several are equal; int32, V < 2**24.
 
     Two maxima of float32, because XLA's arg max carries pairs through one scalar loop: on a CPU it
-    takes twice as long as the head's product that it follows.
+    takes four times as long. A row with NaN gives V - 1.
     """
     size = values.shape[-1]
     largest = jnp.max(values, axis=-1, keepdims=True)

@@ -103,22 +103,26 @@ class Projected:
     tables: Mapping[str, jax.Array]
 
     @property
-    def distinct(self) -> tuple[jax.Array, ...]:
+    def distinct_tables(self) -> tuple[jax.Array, ...]:
         """The distinct tables, whose columns side by side are T. No copy of them is made."""
         return tuple(self.tables[role] for role in self._columns())
 
     @property
     def noise_width(self) -> int:
-        return sum(table.shape[1] for table in self.distinct)
+        return sum(table.shape[1] for table in self.distinct_tables)
 
     def noise(self, keys_B: jax.Array, length: int) -> jax.Array:
         return draw_noise(keys_B, length, self.noise_width)
 
     def from_dense(self, noise_BLV: jax.Array) -> jax.Array:
         """z = n @ T @ R^-T: the raw noise whose state is n @ T (exactly so as eta -> 0)."""
-        factor_WW = cholesky_factor(gram(self.distinct))
+        factor_WW = cholesky_factor(gram(self.distinct_tables))
         seen = jnp.concatenate(
-            [jnp.matmul(noise_BLV, wide(table), precision=HIGHEST) for table in self.distinct], -1
+            [
+                jnp.matmul(noise_BLV, wide(table), precision=HIGHEST)
+                for table in self.distinct_tables
+            ],
+            -1,
         )
         flat = jax.scipy.linalg.solve_triangular(
             factor_WW, seen.reshape(-1, seen.shape[-1]).T, lower=True
@@ -126,10 +130,10 @@ class Projected:
         return flat.reshape(seen.shape)
 
     def scatter(self, noise: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
-        return per_token(scale) * project_noise(self.distinct, noise)
+        return per_token(scale) * project_noise(self.distinct_tables, noise)
 
     def corrupt(self, noise: jax.Array, tokens_BL: jax.Array, t: jax.Array) -> jax.Array:
-        clean = jnp.concatenate([table[tokens_BL] for table in self.distinct], axis=-1)
+        clean = jnp.concatenate([table[tokens_BL] for table in self.distinct_tables], axis=-1)
         clean = clean.astype(noise.dtype)
         return self.scatter(noise, 1.0 - t) + per_token(t) * clean
 
@@ -140,7 +144,7 @@ class Projected:
         b: jax.Array | float,
         combination: Combination,
     ) -> jax.Array:
-        return per_token(a) * state + per_token(b) * combination.mean(*self.distinct)
+        return per_token(a) * state + per_token(b) * combination.mean(*self.distinct_tables)
 
     def perturb(self, state: jax.Array, noise: jax.Array, scale: jax.Array | float) -> jax.Array:
         return state + self.scatter(noise, scale)
@@ -189,8 +193,9 @@ def wide(table: jax.Array) -> jax.Array:
 def gram(tables: Sequence[jax.Array]) -> jax.Array:
     """T'T (W, W) of tables (V, D) side by side; at least float32, full precision.
 
-    One product for every pair, read from where the tables are: sharded over the vocabulary, every
-    device sums its part of it, and nothing else of the vocabulary's size exists.
+    One product for every pair, read from where the tables are: nothing else of the vocabulary's
+    size exists. Where a tensor axis shares the vocabulary, every device sums its part; an fsdp axis
+    shares the columns, and the tables are gathered.
     """
     tables = [wide(table) for table in tables]
     blocks = [[jnp.matmul(a.T, b, precision=HIGHEST) for b in tables[i:]]

@@ -107,7 +107,8 @@ def einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, first=0):
     if visible_LM is not None:
         scores = jnp.where(visible_LM[None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BMHK.dtype)
-    return jnp.einsum("bhlm,bmhk->blhk", weights, v_BMHK)
+    # In this order: on a CPU, XLA takes four times as long for the other one.
+    return jnp.einsum("bmhk,bhlm->blhk", v_BMHK, weights)
 
 
 def chunked(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, block=QUERY_BLOCK):

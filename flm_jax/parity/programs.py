@@ -82,7 +82,7 @@ def by_itself(function: Callable) -> Callable:
 # Where a part is found, its name, and what is made of it while a function runs in pieces. The
 # networks and the clock are compiled as parts anyway.
 PIECES = (
-    (Posterior, "_loss", by_itself),
+    (Posterior, "loss", by_itself),
     (Posterior, "argmax", by_itself),
     (Combination, "mean", by_itself),
     (Combination, "dense", by_itself),
