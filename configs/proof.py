@@ -7,8 +7,8 @@ Time:      1 to 5 minutes a run on one core; a large flow map 20
 Expected:  see benchmarks/proof.md
 
 The stage is LANGUAGE,METHOD[,SIZE]. Languages: city_pairs, addition, brackets, grammar. Methods:
-flm (the denoiser), fmlm (its flow map by PSD; needs --config.teacher), fmlm_self, lsd, esd,
-residual and second_stage (other objectives); with the budget of flm and fmlm together mdlm (masked
+flm (the denoiser), fmlm (its flow map by PSD; needs --config.teacher), fmlm_ema (the same, targets
+by the average), fmlm_self, lsd, esd, residual and second_stage (other objectives); with the budget of flm and fmlm together mdlm (masked
 diffusion), duo (uniform-state diffusion, the steps of flm in duo_curriculum, a stage before it) and
 ar (autoregressive). Sizes: default, and large with twice the width, four times the batch and twice
 the steps of a flow map.
@@ -34,6 +34,7 @@ JUMPS = {"boundary_fraction": 0.25}
 METHODS = {
     "flm": ("flow_matching", {}, "euler"),
     "fmlm": ("psd", JUMPS, "flow_map"),
+    "fmlm_ema": ("psd", JUMPS | {"target": "ema"}, "flow_map"),
     "fmlm_self": ("psd", JUMPS | {"on_diagonal": "data"}, "flow_map"),
     "lsd": ("lsd", {"boundary_fraction": 0.0}, "flow_map"),  # see losses/lsd.py
     "esd": ("esd", JUMPS, "flow_map"),

@@ -119,7 +119,7 @@ class Residual(TwoModelLoss):
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         output = nets["student"](space.view(state, "student"), path.tau_s, path.tau_t, keys[0])
         halves = self.halves(nets, space, jax.lax.stop_gradient(state), path, keys[1:])
-        target = self.target(halves, path, space, jax.lax.stop_gradient(state))
+        target = self.target(halves, path, space, jax.lax.stop_gradient(state), less=1.0)
         step = 0.5 * (path.t - path.s) * (1.0 - path.s)
         loss_BL = target.squared_error_to(
             output.posterior.logits(step), hint(batch, output.log_weight)
@@ -140,18 +140,19 @@ class Residual(TwoModelLoss):
         g_ut = g(space.view(state_u, "student"), path.tau_u, path.tau_t, keys[1]).posterior
         return HalfJumps(f_s, g_su, state_u, f_u, g_ut)
 
-    def target(self, halves: HalfJumps, path: Path, space: Space, state: jax.Array) -> Combination:
-        """What step * g should be: where the two half jumps say the text is, less f_s.
+    def target(
+        self, halves: HalfJumps, path: Path, space: Space, state: jax.Array, less: float = 0.0
+    ) -> Combination:
+        """x + (1 - s) * (mean velocity of the two half jumps): where they say the text is.
 
-        They say x + (1 - s) * (their mean velocity). The prediction is f_s + step * g, of which
-        f_s has no gradient and is part of both.
+        Less ``less`` times f_s, a part of the prediction that has no gradient.
         """
         a, b, whole = path.u - path.s, path.t - path.u, path.t - path.s
         left = 1.0 - path.s
         of_s, of_u = left * a / whole, left * b / whole  # shares of the two velocities
         rate_s, rate_u = 1.0 / (left + self.eps), 1.0 / (1.0 - path.u + self.eps)
         target = (
-            halves.f_s.probability(of_s * rate_s - of_u * rate_u * a * rate_s - 1.0)
+            halves.f_s.probability(of_s * rate_s - of_u * rate_u * a * rate_s - less)
             + halves.g_su.logits(0.5 * a * (of_s - of_u * rate_u * a))
             + halves.f_u.probability(of_u * rate_u)
             + halves.g_ut.logits(0.5 * of_u * b)

@@ -1,21 +1,22 @@
 """Memory of one training step on one chip, by formula.
 
 With n = tokens of a micro-batch on the chip, batch * length / (data * fsdp * accumulation), D the
-width, N the depth, V the vocabulary columns on it, W the width of the joint table, e the network
-evaluations without gradient per token (1.5 for PSD), bytes of float32 except where ``model.dtype``
-halves them:
+width, N the depth, V the vocabulary columns on it, W the width of the tables side by side, e the
+network evaluations without gradient per token (1.5 for PSD), d of them those with a forward
+derivative (LSD and ESD 0.5), bytes of float32 except where ``model.dtype`` halves them:
 
     state          parameters, two moments, average: exact, shared as `sharding` does it
     gradient       the size of the parameters, twice with accumulation
     frozen         teachers: exact
     residuals      n D (N + 1), what rematerialised layers keep; without rematerialisation N times
-                   40 n D and four arrays of attention scores more
-    block          30 n D and 4.5 arrays of attention scores: one block while its gradient is made.
+                   22 n D and four arrays of attention scores more
+    block          23 n D and 4.5 arrays of attention scores: one block while its gradient is made.
                    Where attention takes blocks of queries (`models.attention`) the scores are those
                    of one block and none are kept; a kernel (model.attention=tokamax) has none
-    head           3 + 2 e arrays (chunk, V); block and head are not needed at the same time, but
-                   0.3 of the smaller one is not reused
-    space          projected: 4 n W and the table's gradient; one-hot: (1 + 1.3 e) arrays (n, V)
+    head           2.75 + 1.6 e + 4.7 d arrays (chunk, V); block and head are not needed at the same
+                   time, but 0.3 of the smaller one is not reused
+    space          projected: 4 n W and 4 W^2, and no array of the vocabulary: the noise's gradient
+                   of a table is made after the blocks'; one-hot: (1 + 1.3 e) arrays (n, V)
 
 The factors are what XLA's programs have by `validate`; see benchmarks/plan.md for the errors.
 """
@@ -32,10 +33,11 @@ from flm_jax.models.dit import CHUNK_MEGABYTES
 from flm_jax.plan.program import Work
 
 BYTES = 4  # of a float32
-BLOCK_WIDTHS = 30.0  # arrays (n, D) alive in one block's backward pass; MLP arrays count four
+BLOCK_WIDTHS = 23.0  # arrays (n, D) alive in one block's backward pass; MLP arrays count four
 BLOCK_SCORES = 4.5  # arrays (heads, queries, L) per sequence there
-SAVED_WIDTHS, SAVED_SCORES = 40.0, 4.0  # the same, kept by each block without rematerialisation
-HEAD_ARRAYS, HEAD_TARGET_ARRAYS = 3.0, 2.0  # (chunk, V): in all, and per evaluation of a target
+SAVED_WIDTHS, SAVED_SCORES = 22.0, 4.0  # the same, kept by each block without rematerialisation
+HEAD_ARRAYS, HEAD_TARGET_ARRAYS = 2.75, 1.6  # (chunk, V): in all, and per evaluation of a target
+HEAD_DERIVATIVE_ARRAYS = 4.7  # (chunk, V), more where it has a forward derivative
 PROJECTED_STATES = 4.0  # (n, W)
 DENSE_STATES, DENSE_TARGET_STATES = 1.0, 1.3  # (n, V): in all, and per evaluation of a target
 NOT_REUSED = 0.3
@@ -58,7 +60,8 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
     kept_scores = scores if queries == length else 0.0
     block = value * tokens * width * BLOCK_WIDTHS + scores * BLOCK_SCORES
     chunk = chunk_tokens(work, rows, accelerator)
-    head = BYTES * chunk * vocab * (HEAD_ARRAYS + HEAD_TARGET_ARRAYS * targets)
+    arrays = HEAD_ARRAYS + HEAD_TARGET_ARRAYS * targets + HEAD_DERIVATIVE_ARRAYS * work.derivatives
+    head = BYTES * chunk * vocab * arrays
     saved = 0.0 if model.remat else depth * (
         value * tokens * width * SAVED_WIDTHS + kept_scores * SAVED_SCORES
     )  # fmt: skip
@@ -74,7 +77,7 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
         found[GATHERED] = BYTES * (width * vocab + (4 + 2 * model.mlp_ratio) * width * width)
     if work.projected:
         states = PROJECTED_STATES * tokens * work.joint_width + 4 * work.joint_width**2
-        found[SPACE] = BYTES * (states + vocab / fsdp * width)
+        found[SPACE] = BYTES * states
     else:
         states = DENSE_STATES + DENSE_TARGET_STATES * targets
         found[SPACE] = BYTES * states * tokens * work.vocab_size
@@ -89,12 +92,22 @@ def queries_at_once(model: Any, length: int) -> int:
 
 
 def chunk_tokens(work: Work, rows: float, accelerator: bool) -> float:
-    """Tokens whose logits exist at one time, as `models.dit` and `flow.chunks` decide it."""
+    """Tokens whose logits exist at one time, as `models.dit` and `flow.chunks` decide it.
+
+    Losses of two times have a loop for the rows off the diagonal, which needs most, unless all rows
+    are one piece.
+    """
     budget = CHUNK_MEGABYTES["accelerator" if accelerator else "cpu"]
     wanted = work.config.model.head_chunk or chunks.tokens_for(work.vocab_size, budget)
     length = work.config.data.length
-    slices = math.ceil(length / max(1, min(length, wanted // max(rows, 1))))
-    return rows * math.ceil(length / slices)
+
+    def positions(rows: float) -> int:
+        slices = math.ceil(length / max(1, min(length, wanted // max(rows, 1))))
+        return math.ceil(length / slices)
+
+    if positions(rows) < length:
+        rows = rows * work.off_diagonal
+    return rows * positions(rows)
 
 
 class _Shape:

@@ -25,7 +25,8 @@ class Work:
       state, frozen: shapes of the training state, and of the parameters of frozen networks.
       projected, joint_width: the space, and W of the tables that see one state.
       evaluations: of networks per token of the batch, without gradients; counted by tracing.
-      derivatives: of them those with a forward derivative.
+      off_diagonal: share of the batch whose two times differ; 1 for losses of one time.
+      derivatives: of the evaluations those with a forward derivative.
       moves: products p @ T per token, by which a target's answer moves the state.
       bisected: share of the tokens whose target is projected by entmax.
     """
@@ -37,6 +38,7 @@ class Work:
     projected: bool
     joint_width: int
     evaluations: float
+    off_diagonal: float
     derivatives: float
     moves: float
     bisected: float
@@ -98,6 +100,7 @@ def work(config: config_lib.Config, vocab_size: int) -> Work:
         chosen is space_lib.Projected,
         joint,
         built.evaluations(),
+        off_diagonal,
         derivatives=off_diagonal if jvp else 0.0,
         moves=off_diagonal if moving else 0.0,
         bisected=off_diagonal if jvp and getattr(loss, "alpha", 0.0) else 0.0,
