@@ -13,10 +13,10 @@ derivative (LSD and ESD 0.5), bytes of float32 except where ``model.dtype`` halv
     block          23 n D and 4.5 arrays of attention scores: one block while its gradient is made.
                    Where attention takes blocks of queries (`models.attention`) the scores are those
                    of one block and none are kept; a kernel (model.attention=tokamax) has none
-    head           2.75 + 1.6 e + 4.7 d arrays (chunk, V); block and head are not needed at the same
+    head           2.75 + 1.8 e + 3.9 d arrays (chunk, V); block and head are not needed at the same
                    time, but 0.3 of the smaller one is not reused
     space          projected: 4 n W and 4 W^2, and no array of the vocabulary: the noise's gradient
-                   of a table is made after the blocks'; one-hot: (1 + 1.3 e) arrays (n, V)
+                   of a table is made after the blocks'; one-hot: (1 + 1.2 e) arrays (n, V)
 
 The factors are what XLA's programs have by `validate`; see benchmarks/plan.md for the errors.
 """
@@ -36,10 +36,10 @@ BYTES = 4  # of a float32
 BLOCK_WIDTHS = 23.0  # arrays (n, D) alive in one block's backward pass; MLP arrays count four
 BLOCK_SCORES = 4.5  # arrays (heads, queries, L) per sequence there
 SAVED_WIDTHS, SAVED_SCORES = 22.0, 4.0  # the same, kept by each block without rematerialisation
-HEAD_ARRAYS, HEAD_TARGET_ARRAYS = 2.75, 1.6  # (chunk, V): in all, and per evaluation of a target
-HEAD_DERIVATIVE_ARRAYS = 4.7  # (chunk, V), more where it has a forward derivative
+HEAD_ARRAYS, HEAD_TARGET_ARRAYS = 2.75, 1.8  # (chunk, V): in all, and per evaluation of a target
+HEAD_DERIVATIVE_ARRAYS = 3.9  # (chunk, V), more where it has a forward derivative
 PROJECTED_STATES = 4.0  # (n, W)
-DENSE_STATES, DENSE_TARGET_STATES = 1.0, 1.3  # (n, V): in all, and per evaluation of a target
+DENSE_STATES, DENSE_TARGET_STATES = 1.0, 1.2  # (n, V): in all, and per evaluation of a target
 NOT_REUSED = 0.3
 
 STATE, GRADIENT, FROZEN = "parameters, moments, average", "gradient", "frozen networks"

@@ -28,6 +28,7 @@ FITTED: dict[str, dict[str, Any]] = {
     "PSD": dict(vocab=16384, loss="psd"),
     "PSD, one-hot": dict(batch=16, length=64, loss="psd", space="onehot"),
     "LSD": dict(batch=16, vocab=12000, loss="lsd"),
+    "LSD, L = 64": dict(batch=64, length=64, vocab=4096, loss="lsd"),
 }
 HELD_OUT: dict[str, dict[str, Any]] = {
     "FLM, B = 128": dict(batch=128, length=32, depth=3, vocab=12000),
@@ -37,7 +38,7 @@ HELD_OUT: dict[str, dict[str, Any]] = {
     "FLM, 4 micro-batches": dict(batch=64, steps=4, vocab=16384),
     "FLM, one-hot, V = 30522": dict(width=256, depth=3, batch=8, vocab=30522, space="onehot"),
     "PSD, V = 30522": dict(width=192, heads=6, depth=6, batch=16, vocab=30522, loss="psd"),
-    "LSD, L = 64": dict(batch=64, length=64, vocab=4096, loss="lsd"),
+    "LSD, L = 256": dict(LONG, batch=8, length=256, vocab=20000, loss="lsd"),
     "ESD": dict(width=192, heads=6, depth=3, batch=16, vocab=30522, loss="esd"),
 }
 SHAPES = FITTED | HELD_OUT
