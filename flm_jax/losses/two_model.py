@@ -119,7 +119,9 @@ class Residual(TwoModelLoss):
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         output = nets["student"](space.view(state, "student"), path.tau_s, path.tau_t, keys[0])
         halves = self.halves(nets, space, jax.lax.stop_gradient(state), path, keys[1:])
-        target = self.target(halves, path, space, jax.lax.stop_gradient(state), less=1.0)
+        target = self.target(halves, path, space, jax.lax.stop_gradient(state))
+        # The prediction is f_s + step * g; f_s, which has no gradient, is taken to the other side.
+        target = target + halves.f_s.probability(-1.0)
         step = 0.5 * (path.t - path.s) * (1.0 - path.s)
         loss_BL = target.squared_error_to(
             output.posterior.logits(step), hint(batch, output.log_weight)
@@ -140,19 +142,14 @@ class Residual(TwoModelLoss):
         g_ut = g(space.view(state_u, "student"), path.tau_u, path.tau_t, keys[1]).posterior
         return HalfJumps(f_s, g_su, state_u, f_u, g_ut)
 
-    def target(
-        self, halves: HalfJumps, path: Path, space: Space, state: jax.Array, less: float = 0.0
-    ) -> Combination:
-        """x + (1 - s) * (mean velocity of the two half jumps): where they say the text is.
-
-        Less ``less`` times f_s, a part of the prediction that has no gradient.
-        """
+    def target(self, halves: HalfJumps, path: Path, space: Space, state: jax.Array) -> Combination:
+        """x + (1 - s) * (mean velocity of the two half jumps): where they say the text is."""
         a, b, whole = path.u - path.s, path.t - path.u, path.t - path.s
         left = 1.0 - path.s
         of_s, of_u = left * a / whole, left * b / whole  # shares of the two velocities
         rate_s, rate_u = 1.0 / (left + self.eps), 1.0 / (1.0 - path.u + self.eps)
         target = (
-            halves.f_s.probability(of_s * rate_s - of_u * rate_u * a * rate_s - less)
+            halves.f_s.probability(of_s * rate_s - of_u * rate_u * a * rate_s)
             + halves.g_su.logits(0.5 * a * (of_s - of_u * rate_u * a))
             + halves.f_u.probability(of_u * rate_u)
             + halves.g_ut.logits(0.5 * of_u * b)
