@@ -122,21 +122,21 @@ def profile() -> None:
 
     folder = pathlib.Path(OUTPUT.value)
     plans = {space: plan(OF.value, space) for space in chosen_spaces()}
-    sweep.check(folder, PROFILE)
     if jax.device_count() > 1:
         raise UserError(
             f"profile sorts work by the shapes of one device, but there are {jax.device_count()}; "
             "hide the others (JAX_PLATFORMS=cpu, CUDA_VISIBLE_DEVICES=0)"
         )
+    sweep.check(folder, PROFILE)  # makes the folder
 
     def of(space: str) -> tuple[dict[str, float], str]:
         planned = plans[space]
         prepared, width = prepare(planned), planned.config.model.width
-        hlo = prepared.compiled.as_text()
+        known = profiling.operations(prepared.compiled.as_text())
         prepared.run()  # warms up
-        found, wall = profiling.profile(prepared.run, hlo, folder / space, planned.repeats)
-        kinds = profiling.by_kind(found, hlo, planned.vocab_size, width)
-        return kinds, profiling.report(found, hlo, planned.vocab_size, width, wall)
+        found, wall = profiling.profile(prepared.run, known, folder / space, planned.repeats)
+        kinds = profiling.by_kind(found, known, planned.vocab_size, width)
+        return kinds, profiling.report(found, known, kinds, wall)
 
     results = {space: of(space) for space in plans}
     text = "\n".join(f"{space}\n\n{table}" for space, (_, table) in results.items())

@@ -28,7 +28,7 @@ import math
 import pathlib
 import re
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import jax
 
@@ -173,7 +173,7 @@ def _before_the_continuation(
 
 
 def profile(
-    run: Callable[[], None], hlo: str, folder: pathlib.Path, repeats: int
+    run: Callable[[], None], known: Mapping[str, Operation], folder: pathlib.Path, repeats: int
 ) -> tuple[dict[str, float], float]:
     """Seconds of one ``run``: by name of the operation, and by the clock; traces in ``folder``."""
     with jax.profiler.trace(str(folder)):
@@ -184,14 +184,14 @@ def profile(
     newest = max(folder.glob("plugins/profile/*/*.trace.json.gz"), key=lambda p: p.stat().st_mtime)
     with gzip.open(newest, "rt", encoding="utf-8") as file:
         events = json.load(file)["traceEvents"]
-    known = operations(hlo)
     found = seconds(events, {name for name, op in known.items() if op.opcodes & AROUND})
     return {name: value / repeats for name, value in found.items() if name in known}, wall
 
 
-def by_kind(found: dict[str, float], hlo: str, vocab: int, width: int) -> dict[str, float]:
+def by_kind(
+    found: Mapping[str, float], known: Mapping[str, Operation], vocab: int, width: int
+) -> dict[str, float]:
     """Seconds by kind of work."""
-    known = operations(hlo)
     kinds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     for name, value in found.items():
         kinds[known[name].kind(vocab, width)] += value
@@ -199,10 +199,13 @@ def by_kind(found: dict[str, float], hlo: str, vocab: int, width: int) -> dict[s
 
 
 def report(
-    found: dict[str, float], hlo: str, vocab: int, width: int, wall: float, most: int = 12
+    found: Mapping[str, float],
+    known: Mapping[str, Operation],
+    kinds: Mapping[str, float],
+    wall: float,
+    most: int = 12,
 ) -> str:
     """Markdown: the kinds of work, and the operations that take longest."""
-    known, kinds = operations(hlo), by_kind(found, hlo, vocab, width)
     total = math.fsum(kinds.values())
     lines = ["| kind of work | ms | share |", "|---|---:|---:|"]
     lines += [f"| {kind} | {1e3 * value:,.1f} | {100 * value / max(total, 1e-9):.1f} % |"
