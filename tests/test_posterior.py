@@ -127,6 +127,30 @@ def test_combination_of_every_kind(chunk):
     np.testing.assert_allclose(mixed.squared_error_to(q.probability()), error, rtol=1e-4)
 
 
+def test_multiples_of_one_vector_become_one_term():
+    p, q = build(1000, 0), build(1000, 1)
+    a_B, b_BL = jnp.arange(1.0, B + 1), jnp.ones((B, L)) / 3
+    mixed = p.probability(a_B) + q.probability(2.0) + p.tangent(b_BL)
+    mixed += p.probability(b_BL) + p.tangent(-1.0) + build(1000, 0).probability(0.5)
+    kinds = [(term.kind, term.posterior is p) for term in mixed.terms]
+    assert kinds == [
+        (post.PROBABILITY, True),
+        (post.PROBABILITY, False),
+        (post.TANGENT, True),
+        (post.PROBABILITY, False),
+    ]  # the last is equal to p, but another object
+    coefficient_BL1 = (a_B[:, None] + b_BL)[..., None] + 0.5
+    wanted = coefficient_BL1 * p.dense() + 2.0 * q.dense() + (1 / 3 - 1.0) * p.tangent().dense()
+    np.testing.assert_allclose(mixed.dense(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("coefficient", [2.0, -0.5, 0.0])
+def test_the_largest_entry_of_a_multiple(chunk, coefficient):
+    p = build(chunk)
+    expected = jnp.argmax(coefficient * p.dense(), -1)
+    np.testing.assert_array_equal(p.probability(coefficient).argmax(), expected)
+
+
 def test_a_mixture_with_itself_has_the_entropy_as_cross_entropy(chunk):
     p = build(chunk)
     mixed = p.probability(0.3) + p.probability(0.7)

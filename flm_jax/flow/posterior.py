@@ -249,6 +249,15 @@ class Term:
     coefficient: jax.Array | float
     posterior: Posterior  # kinds "tokens", "dense": its features are tokens (B, L), the array
 
+    def joins(self, other: "Term") -> bool:
+        """Whether both are multiples of the same vector; by identity, as arrays are traced."""
+        return self.kind == other.kind and self.posterior is other.posterior
+
+    def joined(self, other: "Term") -> "Term":
+        """The sum of two terms that join."""
+        coefficient_BL = self.tokenwise()[0] + other.tokenwise()[0]
+        return dataclasses.replace(self, coefficient=coefficient_BL)
+
     def tokenwise(self) -> tuple:
         """The arrays of this term that have a (B, L) grid, coefficient included."""
         features = self.posterior.features_BLD
@@ -315,7 +324,8 @@ class Term:
 class Combination:
     """An affine mixture of terms, optionally projected onto the simplex; lazy like its parts.
 
-    Add two with ``+``. All terms share the vocabulary; the chunk size is that of the first.
+    Add two with ``+``; multiples of the same vector become one term, made once in every chunk. All
+    terms share the vocabulary; the chunk size is that of the first.
     """
 
     terms: tuple[Term, ...]
@@ -324,7 +334,14 @@ class Combination:
     def __add__(self, other: "Combination") -> "Combination":
         if self.projection is not None or other.projection is not None:
             raise ValueError("a projected combination cannot be added to another one")
-        return Combination(self.terms + other.terms)
+        terms = list(self.terms)
+        for term in other.terms:
+            same = [i for i, mine in enumerate(terms) if mine.joins(term)]
+            if same:
+                terms[same[0]] = terms[same[0]].joined(term)
+            else:
+                terms.append(term)
+        return Combination(tuple(terms))
 
     def mean(self, *tables: jax.Array) -> jax.Array:
         """self @ [T1 T2 ...], (B, L, W) of tables (V, Wi)."""
@@ -339,7 +356,9 @@ class Combination:
     def argmax(self) -> jax.Array:
         """Index of the largest entry, int32 (B, L)."""
         if len(self.terms) == 1 and self.terms[0].kind == PROBABILITY:
-            return self.terms[0].posterior.argmax()  # monotone: no softmax needed
+            # Its logits have the same order, also times the coefficient: no softmax is needed.
+            (term,) = self.terms
+            return Combination((dataclasses.replace(term, kind=LOGITS),))._map(first_largest)
         return self._map(first_largest)
 
     def cross_entropy_to(self, posterior: Posterior, hint_BL: jax.Array | None = None) -> jax.Array:
