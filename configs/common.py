@@ -131,6 +131,7 @@ def get_config(stage: str = "pretrain") -> ConfigDict:
             top_p=1.0,
             denoiser_temperature=1.0,
             prior_scale=1.0,
+            grid_power=1.0,
             patience=0,
             options={},
         )

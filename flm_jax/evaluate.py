@@ -49,6 +49,7 @@ class Options:
     top_p: float | None = None
     denoiser_temperature: float | None = None
     prior_scale: float | None = None
+    grid_power: float | None = None
     gamma: float | None = None
     patience: int | None = None
     weights: str | None = None
@@ -63,7 +64,7 @@ class Options:
     samples: str | None = None
 
 
-_KNOBS = ("temperature", "top_p", "denoiser_temperature", "prior_scale", "patience")
+_KNOBS = ("temperature", "top_p", "denoiser_temperature", "prior_scale", "grid_power", "patience")
 _LOADED = ("weights", "step", "teacher", *inference.OF_OFFICIAL)
 
 
@@ -185,8 +186,9 @@ def _sampler_of(model: inference.FlowModel, options: Options) -> dict:
     name = options.sampler or section.name
     given = {knob: getattr(options, knob) for knob in _KNOBS}
     knobs = {k: getattr(section, k) if value is None else value for k, value in given.items()}
-    if not knobs["patience"]:  # samples that were stored before it existed stay valid
-        del knobs["patience"]
+    for knob, off in (("patience", 0), ("grid_power", 1.0)):
+        if knobs[knob] == off:  # samples that were stored before it existed stay valid
+            del knobs[knob]
     cap = model.config.model.logit_cap  # not a weight, and can be chosen for an official file
     if cap != config_lib.Model().logit_cap:
         knobs["logit_cap"] = cap
@@ -270,6 +272,7 @@ def define_flags() -> None:
     number("top_p", None, "nucleus of the last decode; 1 = off")
     number("denoiser_temperature", None, "temperature of the denoiser in every step")
     number("prior_scale", None, "scale of the first noise")
+    number("grid_power", None, "above 1: shorter steps towards the end; 1 = even in tau")
     number("gamma", None, "fresh noise of the sampler flow_map, 0 to 1")
     whole("patience", None, "stop a text whose tokens stay the same so many evaluations; 0 = never")
     text("weights", None, "ema (the default), raw, or ema:DECAY of an official .ckpt")

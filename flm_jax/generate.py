@@ -44,6 +44,9 @@ DENOISER_TEMPERATURE = flags.DEFINE_float(
     "denoiser_temperature", None, "temperature of the denoiser in every step"
 )
 PRIOR_SCALE = flags.DEFINE_float("prior_scale", None, "scale of the first noise")
+GRID_POWER = flags.DEFINE_float(
+    "grid_power", None, "above 1: shorter steps towards the end; 1 = even in tau"
+)
 GAMMA = flags.DEFINE_float("gamma", None, "fresh noise of the sampler flow_map, 0 to 1")
 PATIENCE = flags.DEFINE_integer(
     "patience", None, "stop a text whose tokens stay the same so many evaluations; 0 = never"
@@ -89,6 +92,7 @@ def main(argv: list[str]) -> None:
             top_p=TOP_P.value,
             denoiser_temperature=DENOISER_TEMPERATURE.value,
             prior_scale=PRIOR_SCALE.value,
+            grid_power=GRID_POWER.value,
             patience=PATIENCE.value,
             sampler_options={} if GAMMA.value is None else {"gamma": GAMMA.value},
         )

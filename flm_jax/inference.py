@@ -111,6 +111,7 @@ class FlowModel:
         top_p: float | None = None,
         denoiser_temperature: float | None = None,
         prior_scale: float | None = None,
+        grid_power: float | None = None,
         patience: int | None = None,
         trajectory: bool = False,
     ) -> Samples:
@@ -131,6 +132,7 @@ class FlowModel:
             "top_p": top_p,
             "denoiser_temperature": denoiser_temperature,
             "prior_scale": prior_scale,
+            "grid_power": grid_power,
             "patience": patience,
         }
         knobs = {name: value for name, value in knobs.items() if value is not None}
@@ -227,7 +229,7 @@ class FlowModel:
             logging.log_first_n(logging.WARNING, _ON_THE_DIAGONAL, 1, sampler or chosen.name)
         signature = (chosen.steps, batch, length, rule, trajectory, chosen.temperature)
         signature += (chosen.top_p, chosen.denoiser_temperature, chosen.prior_scale)
-        signature += (chosen.patience,)
+        signature += (chosen.grid_power, chosen.patience)
         if signature not in self._compiled:
             function = functools.partial(
                 self._sample,
@@ -283,6 +285,7 @@ class FlowModel:
             "length": length,
             "decode": samplers.Decode(chosen.temperature, chosen.top_p),
             "prior_scale": chosen.prior_scale,
+            "grid_power": chosen.grid_power,
         }
         if chosen.patience and not trajectory:
             tokens, evaluations_B = sample_until_stable(

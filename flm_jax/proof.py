@@ -6,6 +6,9 @@ as many training steps as both together, all from configs/proof.py. Every
 run is an ordinary training run in a folder of its own: what is finished is not trained again, what
 was interrupted goes on. The table is the mean over seeds and half their range.
 
+Samplers of vectors are run on two grids: steps even in tau, and the same numbers of steps that
+become shorter towards the end (``grid_power``; rows "fmlm, grid 4, 8 steps"), where texts are lost.
+
 Validity alone would praise a model that writes one valid text again and again, or only the easy
 ones. So there are two more tables: total variation from the truth and the share of its texts that
 occur; for a language too large for these, the share of different texts among the valid ones and
@@ -55,6 +58,9 @@ def define_flags() -> None:
     flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")
     flags.DEFINE_string("size", "default", "row of configs/proof.py SIZES, in a folder of its own")
     flags.DEFINE_float("scale", 1.0, "factor on the number of training steps")
+    flags.DEFINE_float(
+        "grid_power", 4.0, "sampler.grid_power of the second grid of every model; 1 = no second one"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -62,7 +68,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
     given = flags.FLAGS
     folder = pathlib.Path(given.workdir).expanduser()
-    check(given.languages, given.methods, given.seeds, given.scale, given.size)
+    check(given.languages, given.methods, given.seeds, given.scale, given.size, given.grid_power)
     if given.size != "default":
         folder = folder / given.size
     methods = with_earlier(given.methods)
@@ -72,7 +78,9 @@ def main(argv: list[str]) -> int:
             for method in methods:
                 config = make_config(folder, language, method, int(seed), given.scale, given.size)
                 print(f"\n=== {language}, {method}, seed {seed}")
-                runs.append((language, run_one(config, folder / f"{language}_{method}_{seed}")))
+                workdir = folder / f"{language}_{method}_{seed}"
+                rows = run_one(config, workdir) | on_grid(config, workdir, given.grid_power)
+                runs.append((language, rows))
     every = gather(runs)
     text, found = report(every), every[COLUMN]
     (folder / "proof.md").write_text(text, encoding="utf-8")
@@ -83,7 +91,12 @@ def main(argv: list[str]) -> int:
 
 
 def check(
-    languages: list[str], methods: list[str], seeds: list[str], scale: float, size: str
+    languages: list[str],
+    methods: list[str],
+    seeds: list[str],
+    scale: float,
+    size: str,
+    grid_power: float,
 ) -> None:
     """UserError unless all are known: better now than after hours of training."""
     from configs import proof
@@ -103,8 +116,9 @@ def check(
         raise UserError(
             f"--seeds={','.join(seeds)} must be whole numbers below 2**32, such as 1,2,3"
         )
-    if not 0 < scale < math.inf:
-        raise UserError(f"--scale={scale} must be a positive, finite number")
+    for name, number in (("scale", scale), ("grid_power", grid_power)):
+        if not 0 < number < math.inf:
+            raise UserError(f"--{name}={number} must be a positive, finite number")
 
 
 def with_earlier(methods: list[str]) -> list[str]:
@@ -140,6 +154,32 @@ def run_one(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, dict[
         elif config.stage == "flm":  # yardsticks are the same for all methods
             rows[row["name"]] = row["values"]
     return rows
+
+
+def on_grid(
+    config: config_lib.Config, workdir: pathlib.Path, power: float
+) -> dict[str, dict[str, float | None]]:
+    """The values of `evals.truth` on another grid; none for one step and samplers of tokens.
+
+    Samples are kept in a folder of the run and are not drawn again.
+    """
+    from flm_jax import evaluate
+    from flm_jax.samplers import SAMPLERS
+
+    steps = tuple(n for n in config.sampler.steps if n > 1)
+    if power == config.sampler.grid_power or hasattr(SAMPLERS[config.sampler.name], "run"):
+        return {}
+    options = evaluate.Options(
+        str(workdir),
+        steps,
+        config.sampler.num_samples,
+        batch_size=config.sampler.batch_size,
+        grid_power=power,
+        samples=str(workdir / f"grid_{power:g}"),
+    )
+    rows = evaluate.evaluate(options)["rows"]
+    own = (row for row in rows if row["kind"] == "model")
+    return {f"{config.stage}, grid {power:g}, {row['name']}": row["values"] for row in own}
 
 
 def make_config(

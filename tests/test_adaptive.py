@@ -128,6 +128,15 @@ def test_a_single_step_is_that_of_the_plain_loop():
     np.testing.assert_array_equal(evaluations_B, 1)
 
 
+def test_the_grid_has_the_power_that_was_asked_for():
+    _, path = call(sample, trajectory=True, grid_power=3.0)
+    tokens_BL, evaluations_B = call(sample_until_stable, grid_power=3.0)
+    wanted_BL, wanted_B = by_hand(path.tokens_SBL, 1)
+    np.testing.assert_array_equal(tokens_BL, wanted_BL)
+    np.testing.assert_array_equal(evaluations_B, wanted_B)
+    assert (tokens_BL != call(sample_until_stable)[0]).any()
+
+
 def test_given_noise_is_used_and_the_batch_does_not_matter():
     start = jax.random.normal(jax.random.key(5), (B, L, V))
     noise = jax.random.normal(jax.random.key(6), (STEPS - 1, B, L, V))

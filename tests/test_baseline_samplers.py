@@ -199,6 +199,7 @@ def test_left_to_right_draws_from_the_networks_law():
         (LeftToRight(), {"bos_id": 1}, "writing 6 tokens one by one takes 5 steps, not 3"),
         (LeftToRight(), {"steps": 5}, "this tokenizer has none; set the sampler's option bos_id"),
         (LeftToRight(bos_id=1), {"prior_scale": 2.0}, "prior_scale=2 has no effect"),
+        (AncestralUniform(), {"grid_power": 4.0}, "grid_power=4 has no effect on a sampler"),
     ],
 )
 def test_what_cannot_have_an_effect_is_refused(sampler, options, sentence):

@@ -126,6 +126,7 @@ def test_files_of_another_origin_are_not_overwritten(run, tmp_path):
         ({"num_samples": 6}, "5 instead of 6 samples"),
         ({"temperature": 0.5}, "sampler: .* instead of"),
         ({"patience": 1}, "sampler: .* instead of"),
+        ({"grid_power": 2.0}, "sampler: .* instead of"),
         ({"weights": "raw"}, "weights_sha256: "),
     ):
         with pytest.raises(UserError, match=sentence):
@@ -213,6 +214,7 @@ def test_scorer_gives_both_perplexities(run, shared):
         ({"temperature": -1.0}, "temperature=-1.0 must be at least 0"),
         ({"top_p": 0.0}, "top_p=0.0 must be greater than 0"),
         ({"patience": -1}, "patience=-1 must be at least 0"),
+        ({"grid_power": -1.0}, "grid_power=-1.0 must be greater than 0"),
         ({"gamma": 0.5}, "sampler 'euler' has no option 'gamma'"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"sampler": "eular"}, "unknown sampler 'eular'; did you mean euler"),

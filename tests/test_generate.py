@@ -70,6 +70,7 @@ def test_the_command_writes_texts_and_a_file(finished, model, tmp_path, capsys):
         (["--temperature=nan"], "temperature=nan must be at least 0"),
         (["--denoiser_temperature=0"], "denoiser_temperature=0.0 must be greater than 0"),
         (["--prior_scale=-2"], "prior_scale=-2.0 must be greater than 0"),
+        (["--grid_power=0"], "grid_power=0.0 must be greater than 0"),
         (["--seed=-1"], "seed=-1 must be at least 0"),
         (["--seed=99999999999"], "seed=99999999999 must be at least 0 and below"),
         (["--sampler=eulr"], "unknown sampler 'eulr'; did you mean euler"),
@@ -167,6 +168,7 @@ def test_knobs_of_the_decode_and_of_the_flow_have_an_effect(model):
         {"temperature": 1.0, "top_p": 0.3},
         {"denoiser_temperature": 0.05},
         {"prior_scale": 0.1},
+        {"grid_power": 6.0},
     ):
         assert (tokens(**knobs) != plain).any(), knobs
     assert len(np.unique(tokens(temperature=1.0))) > len(np.unique(tokens(temperature=1e-4)))

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "heldout": BELOW_3 | {"experiment"},
     "sources": BELOW_3 | {"experiment", "inference"},
     "outcome": BELOW_3 | SHARED_3 | {"report"},
-    "proof": BELOW_3 | SHARED_3 | {"train", "configs"},
+    "proof": BELOW_3 | SHARED_3 | {"train", "evaluate", "configs"},
     **{room: BELOW_3 | SHARED_3 | {"outcome"} for room in LAYER_3},
     "incidents": BELOW_3,
     "workdir": BELOW_3 | SHARED_3,

@@ -134,7 +134,7 @@ def test_jumps_with_fresh_noise(gamma):
     """Sums over the vocabulary, where p sums to 1: sum z' = keep sum z + add + noise sum xi."""
     record = RECORDED["sampler"][str(gamma)]
     t = np.asarray(record["t"], np.float32)
-    np.testing.assert_allclose(CLOCK.to_t(maps.linear_grid(4)), t, atol=2e-6)
+    np.testing.assert_allclose(CLOCK.to_t(maps.grid(4)), t, atol=2e-6)
     sums = np.asarray(record["state_sums"])
     for i in range(3):
         aim, keep, add, noise = maps.gamma_noise(jnp.asarray(t[i]), jnp.asarray(t[i + 1]), gamma)

@@ -146,6 +146,7 @@ def test_an_unknown_stage_gets_a_sentence(stage):
         (["--seeds=1,1"], "--seeds=1,1 must name at least one, and none twice"),
         (["--seeds=²"], "--seeds=² must be whole numbers below 2**32"),
         (["--scale=nan"], "--scale=nan must be a positive, finite number"),
+        (["--grid_power=0"], "--grid_power=0.0 must be a positive, finite number"),
         (["--size=huge"], "--size: 'huge' is unknown; use default, large"),
         (["--seeds=1,x"], "--seeds=1,x must be whole numbers"),
     ],
@@ -160,13 +161,16 @@ def test_wrong_inputs_get_a_sentence(tmp_path, arguments, sentence):
 @pytest.mark.slow
 def test_the_command_trains_tables_and_does_not_train_again(tmp_path):
     root = pathlib.Path(__file__).resolve().parents[1]
-    arguments = [f"--workdir={tmp_path}", "--languages=city_pairs", "--methods=mdlm"]
+    arguments = [f"--workdir={tmp_path}", "--languages=city_pairs", "--methods=mdlm,flm"]
     arguments += ["--seeds=1", "--scale=0.0004"]
     done = command(*arguments, cwd=root)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "proof.md").read_text()
     assert "| mdlm, 1 step |" in text and "| mdlm, 8 steps |" in text
-    assert (tmp_path / "city_pairs.svg").exists()
+    assert "| flm, 8 steps |" in text and "| flm, grid 4, 8 steps |" in text
+    assert "grid 4, 1 step |" not in text and "mdlm, grid" not in text
+    assert "flm, grid 4" in (tmp_path / "city_pairs.svg").read_text()
     again = command(*arguments, cwd=root)
     assert again.returncode == 0 and "compiling the training step" not in again.stderr
+    assert "the samples of 8 steps are those of" in again.stdout
     assert (tmp_path / "proof.md").read_text() == text

@@ -217,7 +217,26 @@ def test_euler_coefficients_take_times_of_any_shape():
 
 
 def test_the_grid_is_even_in_tau():
-    np.testing.assert_array_equal(maps.linear_grid(4), [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_array_equal(maps.grid(4), [0, 0.25, 0.5, 0.75, 1])
+
+
+def test_the_grid_becomes_finer_towards_the_end():
+    np.testing.assert_allclose(maps.grid(4, 2.0), [0, 0.4375, 0.75, 0.9375, 1], rtol=1e-6)
+    np.testing.assert_array_equal(maps.grid(1, 3.0), [0, 1])
+    fine = np.asarray(maps.grid(1024, 4.0))  # the last steps are below a float32
+    assert fine[0] == 0 and fine[-1] == 1 and (np.diff(fine) >= 0).all()
+
+
+@pytest.mark.parametrize("make_space", SPACES.values())
+@pytest.mark.parametrize("name", ["euler", "flow_map"])
+def test_steps_follow_the_power_of_the_grid(name, make_space):
+    sampler = config_lib.build(SAMPLERS, name, {}, "sampler")
+    model = tiny.model(**tiny.needs(sampler))
+    net = model.net(tiny.params(model))
+    _, path = draw(net, make_space, sampler=sampler, steps=4, trajectory=True, grid_power=2.0)
+    np.testing.assert_allclose(path.tau_S, [0, 0.4375, 0.75, 0.9375], rtol=1e-6)
+    _, even = draw(net, make_space, sampler=sampler, steps=4, trajectory=True)
+    assert not np.allclose(path.states[1], even.states[1], rtol=1e-3)
 
 
 @pytest.mark.parametrize("make_space", SPACES.values())

@@ -183,6 +183,9 @@ class Sampler:
     top_p: float = knob(1.0, "nucleus of the last decode (1 = off)", above=0, at_most=1)
     denoiser_temperature: float = knob(1.0, "temperature of the denoiser in every step", above=0)
     prior_scale: float = knob(1.0, "scale of the first noise", above=0)
+    grid_power: float = knob(
+        1.0, "tau_i = 1 - (1 - i/steps)^grid_power; above 1: shorter steps at the end", above=0
+    )
     patience: int = knob(
         0, "stop a text whose tokens stay the same so many evaluations (0 = never)", at_least=0
     )

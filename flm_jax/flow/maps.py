@@ -55,6 +55,11 @@ def gamma_noise(
     return t_aim, keep, add + (sigma_aim - sigma), gamma * sigma
 
 
-def linear_grid(steps: int) -> jax.Array:
-    """tau_i = i / steps for i = 0 .. steps, float32 (float64 in x64 mode)."""
-    return jnp.linspace(0.0, 1.0, steps + 1)
+def grid(steps: int, power: float = 1.0) -> jax.Array:
+    """tau_i = 1 - (1 - i / steps)^power for i = 0 .. steps, float32 (float64 in x64 mode).
+
+    power 1 is the even grid of the official code; above 1 steps become shorter towards the end.
+    """
+    if power == 1.0:
+        return jnp.linspace(0.0, 1.0, steps + 1)
+    return 1.0 - jnp.linspace(1.0, 0.0, steps + 1) ** power

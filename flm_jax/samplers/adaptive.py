@@ -27,6 +27,7 @@ def sample_until_stable(
     length: int,
     decode: Decode = Decode(),  # noqa: B008  (frozen)
     prior_scale: float = 1.0,
+    grid_power: float = 1.0,
     patience: int = 1,
     start: jax.Array | None = None,
     noise: jax.Array | None = None,
@@ -51,7 +52,7 @@ def sample_until_stable(
             f"{type(sampler).__name__} cannot stop early, because its steps do not predict whole "
             "texts; use the sampler euler or flow_map, or leave patience away"
         )
-    run = Steps(sampler, nets, space, clock, keys_B, steps, length, decode, noise)
+    run = Steps(sampler, nets, space, clock, keys_B, steps, length, decode, noise, grid_power)
     batch = keys_B.shape[0]
 
     def unfinished(carry):

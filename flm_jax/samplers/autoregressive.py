@@ -42,6 +42,7 @@ class LeftToRight(TokenSampler):
         length: int,
         decode: Decode = Decode(),  # noqa: B008  (frozen)
         prior_scale: float = 1.0,
+        grid_power: float = 1.0,
         start: jax.Array | None = None,
         noise: jax.Array | None = None,
         trajectory: bool = False,
@@ -61,7 +62,7 @@ class LeftToRight(TokenSampler):
         Raises UserError for another number of steps, without a begin mark, and for knobs that only
         samplers of vectors have.
         """
-        self.refuse(decode, prior_scale)
+        self.refuse(decode, prior_scale, grid_power)
         if steps != length - 1:
             raise UserError(
                 f"writing {length} tokens one by one takes {length - 1} steps, not {steps}; "

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from flm_jax.flow import maps
 from flm_jax.flow.clock import Clock
-from flm_jax.flow.maps import linear_grid
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Combination, Posterior
 from flm_jax.flow.space import OneHot, Projected
@@ -113,11 +113,12 @@ class Steps:
     length: int
     decode: Decode = Decode()
     noise: jax.Array | None = None
+    grid_power: float = 1.0
 
     @property
     def grid(self) -> jax.Array:
         """tau of every step and of the end, (steps + 1,)."""
-        return linear_grid(self.steps)
+        return maps.grid(self.steps, self.grid_power)
 
     def start(self, raw: jax.Array | None, prior_scale: float) -> jax.Array:
         """The first state, of given raw noise (B, L, space.noise_width) or of drawn noise."""
@@ -171,6 +172,7 @@ def sample(
     length: int,
     decode: Decode = Decode(),  # noqa: B008  (frozen)
     prior_scale: float = 1.0,
+    grid_power: float = 1.0,
     start: jax.Array | None = None,
     noise: jax.Array | None = None,
     trajectory: bool = False,
@@ -180,10 +182,11 @@ def sample(
     Args:
       keys_B: one key per sequence (`sequence_keys`).
       prior_scale: factor on the first noise.
+      grid_power: of `flow.maps.grid`; above 1 steps become shorter towards the end.
       start: a given raw noise (B, L, space.noise_width) instead of a drawn one.
       noise: given raw noise of the steps, (steps - 1, B, L, space.noise_width).
     """
-    run = Steps(sampler, nets, space, clock, keys_B, steps, length, decode, noise)
+    run = Steps(sampler, nets, space, clock, keys_B, steps, length, decode, noise, grid_power)
 
     def observe(state, move):
         if not trajectory:

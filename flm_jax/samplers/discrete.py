@@ -47,7 +47,7 @@ class TokenSampler:
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"sampler option top_p={self.top_p} must be in (0, 1]; 1 = off")
 
-    def refuse(self, decode: Decode, prior_scale: float) -> None:
+    def refuse(self, decode: Decode, prior_scale: float, grid_power: float) -> None:
         """UserError for knobs of continuous samplers that would have no effect here."""
         if decode.temperature != 0.0 or decode.top_p != 1.0:
             raise UserError(
@@ -55,10 +55,11 @@ class TokenSampler:
                 "decode have no effect on a sampler that draws every token; set "
                 "denoiser_temperature or the sampler's option top_p instead"
             )
-        if prior_scale != 1.0:
-            raise UserError(
-                f"prior_scale={prior_scale:g} has no effect on a sampler of tokens; leave it at 1"
-            )
+        for name, value in (("prior_scale", prior_scale), ("grid_power", grid_power)):
+            if value != 1.0:
+                raise UserError(
+                    f"{name}={value:g} has no effect on a sampler of tokens; leave it at 1"
+                )
 
     def predict(self, posterior: Posterior, keys_B: jax.Array) -> jax.Array:
         """Tokens drawn from the prediction, (B, L)."""
@@ -104,6 +105,7 @@ class Ancestral(TokenSampler):
         length: int,
         decode: Decode = Decode(),  # noqa: B008  (frozen)
         prior_scale: float = 1.0,
+        grid_power: float = 1.0,
         start: jax.Array | None = None,
         trajectory: bool = False,
         bos_id: int | None = None,
@@ -118,7 +120,7 @@ class Ancestral(TokenSampler):
 
         Raises UserError for knobs that only samplers of vectors have.
         """
-        self.refuse(decode, prior_scale)
+        self.refuse(decode, prior_scale, grid_power)
         net = nets["student"]
         keys_start, keys_steps = (
             jax.vmap(jax.random.fold_in, (0, None))(keys_B, i) for i in range(2)
