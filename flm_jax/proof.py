@@ -52,7 +52,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_list(
         "methods",
-        ["flm", "fmlm", "mdlm"],
+        ["flm", "fmlm", "fmlm_ema", "mdlm"],
         "rows of configs/proof.py METHODS; those they start from are added",
     )
     flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")

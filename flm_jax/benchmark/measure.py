@@ -150,20 +150,17 @@ def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
     config, loss = plan.config, experiment.loss
     optimizer = optim.optimizer(config.optim, config.train.steps)
     key = jax.random.key(config.seed)
-    frozen_models = _frozen(experiment)
+    models = frozen_models(experiment)
 
     def init(key):
         return step_lib.init_state(experiment.model.init(key), optimizer)
 
     shapes = jax.eval_shape(init, key)
     where = sharding.shardings(shapes, mesh)
-    make_nets = {step_lib.STUDENT: calls.counting(experiment.net)}
-    make_nets |= {role: calls.counting(other.net) for role, other in frozen_models.items()}
-    if getattr(loss, "needs_ema", False):
-        make_nets["ema"] = calls.counting(experiment.net)
     train_step = jax.jit(
         step_lib.make_train_step(
-            make_nets, loss, experiment.space, experiment.clock, optimizer,
+            networks(experiment, models, calls), loss,
+            experiment.space, experiment.clock, optimizer,
             ema_decay=config.optim.ema_decay,
             accumulation_steps=config.optim.accumulation_steps,
         ),
@@ -174,7 +171,7 @@ def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
     shape, rows = (config.train.batch_size, config.data.length), sharding.batch_sharding(mesh)
     abstract = _abstract(shapes, where)
     frozen_shapes, frozen = {}, {}
-    for role, other in frozen_models.items():
+    for role, other in models.items():
         own = jax.eval_shape(other.model.init, key)
         frozen_shapes[role] = _abstract(own, sharding.shardings(own, mesh))
     compiled = train_step.lower(
@@ -184,7 +181,7 @@ def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
         key,
     ).compile()  # fmt: skip
     state = jax.jit(init, out_shardings=where)(key)
-    for role, other in frozen_models.items():
+    for role, other in models.items():
         own = jax.tree.map(lambda leaf: leaf.sharding, frozen_shapes[role])
         frozen[role] = jax.jit(other.model.init, out_shardings=own)(key)
     tokens_BL = jax.device_put(jax.random.randint(key, shape, 0, plan.vocab_size), rows)
@@ -206,8 +203,8 @@ def _abstract(shapes: Any, where: Any) -> Any:
     )  # fmt: skip
 
 
-def _frozen(experiment: Experiment) -> dict[str, Experiment]:
-    """The networks beside the student that the loss needs, by role."""
+def frozen_models(experiment: Experiment) -> dict[str, Experiment]:
+    """The frozen networks that the loss needs, by role; a teacher of the student's size."""
     loss, config = experiment.loss, experiment.config
     one_time = dataclasses.replace(config.model, two_times=False, loss_weighting=False)
     teacher = dataclasses.replace(experiment, config=dataclasses.replace(config, model=one_time))
@@ -217,6 +214,17 @@ def _frozen(experiment: Experiment) -> dict[str, Experiment]:
     if getattr(loss, "needs_residual", False):
         found["residual"] = experiment
     return found
+
+
+def networks(
+    experiment: Experiment, frozen: dict[str, Experiment], calls: Calls
+) -> dict[str, Callable[..., Net]]:
+    """The student, the frozen networks and, where the loss asks it, the average; all counted."""
+    makers = {step_lib.STUDENT: experiment.net}
+    makers |= {role: other.net for role, other in frozen.items()}
+    if getattr(experiment.loss, "needs_ema", False):
+        makers["ema"] = experiment.net
+    return {role: calls.counting(make) for role, make in makers.items()}
 
 
 def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tuple:

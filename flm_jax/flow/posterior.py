@@ -394,15 +394,10 @@ class Combination:
         dense = sum(term.chunk(*tokenwise) for term, tokenwise in terms)
         return dense if self.projection is None else entmax(dense, self.projection)
 
-    def _map(self, f: Callable[..., jax.Array], *extra: Any) -> jax.Array:
-        """f(dense chunk of self, *chunks of extra) over chunks."""
-        head = self.terms[0].posterior.head
-        return over_chunks(
-            lambda arrays, *more: f(self.chunk(arrays), *more),
-            head.chunk,
-            self.tokenwise(),
-            *extra,
-        )
+    def _map(self, f: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """f(dense chunk of self) over chunks."""
+        size = self.terms[0].posterior.head.chunk
+        return over_chunks(lambda arrays: f(self.chunk(arrays)), size, self.tokenwise())
 
 
 def first_largest(values: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flm_jax import config as config_lib
 from flm_jax import optim
 from flm_jax import step as step_lib
-from flm_jax.benchmark.measure import Calls
+from flm_jax.benchmark.measure import Calls, frozen_models, networks
 from flm_jax.experiment import Experiment
 from flm_jax.flow import space as space_lib
 from flm_jax.models.dit import count_parameters
@@ -115,12 +115,8 @@ def build(config: config_lib.Config, vocab_size: int) -> Program:
     key = jax.eval_shape(lambda: jax.random.key(0))
     models = frozen_models(experiment)
     calls = Calls()
-    make_nets = {step_lib.STUDENT: calls.counting(experiment.net)}
-    make_nets |= {role: calls.counting(other.net) for role, other in models.items()}
-    if getattr(loss, "needs_ema", False):
-        make_nets["ema"] = calls.counting(experiment.net)
     step = step_lib.make_train_step(
-        make_nets,
+        networks(experiment, models, calls),
         loss,
         experiment.space,
         experiment.clock,
@@ -135,17 +131,3 @@ def build(config: config_lib.Config, vocab_size: int) -> Program:
     frozen = {role: jax.eval_shape(other.model.init, key) for role, other in models.items()}
     shape = config.train.batch_size, config.data.length
     return Program(step, jax.eval_shape(init, key), frozen, shape, calls)
-
-
-def frozen_models(experiment: Experiment) -> dict[str, Experiment]:
-    """The networks beside the student that the loss needs, by role."""
-    loss, config = experiment.loss, experiment.config
-    found = {}
-    if loss.needs_teacher:
-        one_time = dataclasses.replace(config.model, two_times=False, loss_weighting=False)
-        found["teacher"] = dataclasses.replace(
-            experiment, config=dataclasses.replace(config, model=one_time)
-        )
-    if getattr(loss, "needs_residual", False):
-        found["residual"] = experiment
-    return found
