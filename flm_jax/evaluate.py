@@ -208,14 +208,14 @@ def _sampler_options(options: Options) -> dict:
 
 def _check_knobs(model: inference.FlowModel, options: Options, counts: tuple[int, ...]) -> None:
     """UserError for values out of range, in the words of the config."""
-    model.experiment.sampler(options.sampler, _sampler_options(options))
+    rule = model.experiment.sampler(options.sampler, _sampler_options(options))
     knobs = {name: getattr(options, name) for name in (*_KNOBS, "batch_size")}
     given = {name: value for name, value in knobs.items() if value is not None}
-    config_lib.validate_section(
-        dataclasses.replace(
-            model.config.sampler, steps=counts, num_samples=options.num_samples, **given
-        )
+    chosen = dataclasses.replace(
+        model.config.sampler, steps=counts, num_samples=options.num_samples, **given
     )
+    config_lib.validate_section(chosen)
+    model.check_sampler(rule, options.sampler or chosen.name, chosen)
 
 
 def _output_path(output: str | None) -> pathlib.Path | None:

@@ -221,7 +221,10 @@ def _results_of(path: pathlib.Path, step: int, config: config_lib.Config) -> dic
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = stored.get("step") == step and stored.get("settings") == _settings(config)
+    settings = stored.get("settings", {})
+    # A knob that did not exist yet had what is now its default.
+    sampler = _settings(config_lib.Config())["sampler"] | settings.get("sampler", {})
+    same = stored.get("step") == step and settings | {"sampler": sampler} == _settings(config)
     return stored if same else None
 
 

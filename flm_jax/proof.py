@@ -18,6 +18,7 @@ their mean log-likelihood under the truth, to be compared with those of held-out
 import json
 import math
 import pathlib
+import shutil
 
 import numpy as np
 from absl import flags
@@ -41,6 +42,7 @@ BEFORE = {  # the method whose run must be there first; of all others: "flm"
     "duo": "duo_curriculum",
     "second_stage": "residual",
 }
+DASHED = ' stroke-dasharray="5 4"'
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#ff7f0e", "#17becf", "#7f7f7f")
 
 
@@ -169,16 +171,21 @@ def on_grid(
     steps = tuple(n for n in config.sampler.steps if n > 1)
     if power == config.sampler.grid_power or hasattr(SAMPLERS[config.sampler.name], "run"):
         return {}
+    samples = workdir / f"grid_{power:g}"
     options = evaluate.Options(
         str(workdir),
         steps,
         config.sampler.num_samples,
         batch_size=config.sampler.batch_size,
         grid_power=power,
-        samples=str(workdir / f"grid_{power:g}"),
+        samples=str(samples),
     )
-    rows = evaluate.evaluate(options)["rows"]
-    own = (row for row in rows if row["kind"] == "model")
+    try:
+        found = evaluate.evaluate(options)
+    except UserError:  # the folder, which is only ours, holds another number, or of other weights
+        shutil.rmtree(samples, ignore_errors=True)
+        found = evaluate.evaluate(options)
+    own = (row for row in found["rows"] if row["kind"] == "model")
     return {f"{config.stage}, grid {power:g}, {row['name']}": row["values"] for row in own}
 
 
@@ -257,7 +264,10 @@ def cell(values: list[float], percent: bool = True) -> str:
 
 
 def plot(found: dict[tuple[str, str], list[float]], language: str) -> str:
-    """Validity against the number of network evaluations (log scale), as an SVG picture."""
+    """Validity against the number of network evaluations (log scale), as an SVG picture.
+
+    A method has one colour; its second grid is dashed.
+    """
     curves: dict[str, list[tuple[int, float]]] = {}
     for (own, name), values in found.items():
         method, _, steps = name.rpartition(", ")
@@ -284,17 +294,24 @@ def plot(found: dict[tuple[str, str], list[float]], language: str) -> str:
     for steps in sorted({steps for points in curves.values() for steps, _ in points}):
         x, y = place(steps, 0.0)
         parts.append(f'<text x="{x - 5}" y="{y + 20}">{steps}</text>')
-    for i, (method, points) in enumerate(curves.items()):
-        colour = COLOURS[i % len(COLOURS)]
+    methods = list(dict.fromkeys(curve.partition(", ")[0] for curve in curves))
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
+    legend = [(method, method, "") for method in methods]
+    for curve, points in curves.items():
+        method, _, grid = curve.partition(", ")
+        stroke = f'fill="none" stroke="{colours[method]}" stroke-width="2"{DASHED if grid else ""}'
         line = " ".join(f"{x},{y}" for x, y in (place(*point) for point in sorted(points)))
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<polyline points="{line}" {stroke}/>')
         for point in points:
             x, y = place(*point)
-            parts.append(f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colour}"/>')
-        y = top + 20 + 22 * i
-        x = left + inner_w + 20
-        parts.append(f'<path d="M{x},{y - 4} h22" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{x + 30}" y="{y}">{method}</text>')
+            parts.append(f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colours[method]}"/>')
+        if grid and grid not in (name for name, _, _ in legend):
+            legend.append((grid, method, DASHED))
+    for i, (name, method, dashes) in enumerate(legend):
+        x, y = left + inner_w + 20, top + 20 + 22 * i
+        stroke = f'stroke="{colours[method]}" stroke-width="2"{dashes}'
+        parts.append(f'<path d="M{x},{y - 4} h22" {stroke}/>')
+        parts.append(f'<text x="{x + 30}" y="{y}">{name}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from config_changes import changed
 
+from flm_jax import config as config_lib
+from flm_jax import experiment
 from flm_jax.errors import UserError
 from flm_jax.flow import discrete
 from flm_jax.flow.net import Net
@@ -205,6 +208,15 @@ def test_left_to_right_draws_from_the_networks_law():
 def test_what_cannot_have_an_effect_is_refused(sampler, options, sentence):
     with pytest.raises(UserError, match=sentence):
         draw(sampler, real_net(sampler), keys(), **{"steps": 3, "length": L, **options})
+
+
+def test_what_cannot_have_an_effect_is_refused_before_training():
+    options = {"model__mask_token": True, "loss__name": "masked_diffusion"}
+    options |= {"sampler__name": "ancestral_masked", "evals": ()}
+    options |= {"data__name": "unicode_names", "tokenizer__name": "characters"}
+    config_lib.validate(changed(**options), experiment.tables())
+    with pytest.raises(UserError, match="grid_power=4 has no effect on a sampler of tokens"):
+        config_lib.validate(changed(**options, sampler__grid_power=4.0), experiment.tables())
 
 
 @pytest.mark.parametrize("top_p", [0.0, 1.5, float("nan")])

@@ -71,6 +71,7 @@ def test_the_command_writes_texts_and_a_file(finished, model, tmp_path, capsys):
         (["--denoiser_temperature=0"], "denoiser_temperature=0.0 must be greater than 0"),
         (["--prior_scale=-2"], "prior_scale=-2.0 must be greater than 0"),
         (["--grid_power=0"], "grid_power=0.0 must be greater than 0"),
+        (["--grid_power=inf"], "grid_power=inf must be below inf"),
         (["--seed=-1"], "seed=-1 must be at least 0"),
         (["--seed=99999999999"], "seed=99999999999 must be at least 0 and below"),
         (["--sampler=eulr"], "unknown sampler 'eulr'; did you mean euler"),

@@ -144,13 +144,6 @@ def test_multiples_of_one_vector_become_one_term():
     np.testing.assert_allclose(mixed.dense(), wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize("coefficient", [2.0, -0.5, 0.0])
-def test_the_largest_entry_of_a_multiple(chunk, coefficient):
-    p = build(chunk)
-    expected = jnp.argmax(coefficient * p.dense(), -1)
-    np.testing.assert_array_equal(p.probability(coefficient).argmax(), expected)
-
-
 def test_a_mixture_with_itself_has_the_entropy_as_cross_entropy(chunk):
     p = build(chunk)
     mixed = p.probability(0.3) + p.probability(0.7)

@@ -14,6 +14,7 @@ from flm_jax.errors import UserError
 FOUND = {
     ("city_pairs", "flm, 1 step"): [0.2, 0.4],
     ("city_pairs", "flm, 8 steps"): [0.9, 1.0],
+    ("city_pairs", "flm, grid 4, 8 steps"): [1.0, 1.0],
     ("city_pairs", "fmlm, 1 step"): [0.8, 0.8],
     ("addition", "flm, 8 steps"): [0.5],
     ("city_pairs", "unigram sampler"): [0.0, 0.0],
@@ -79,9 +80,12 @@ def test_one_text_again_and_again_is_seen_beside_its_validity():
 def test_the_plot_has_a_curve_per_method_and_a_mark_per_number_of_steps():
     picture = ElementTree.fromstring(proof.plot(FOUND, "city_pairs"))
     names = [element.tag.split("}")[1] for element in picture.iter()]
-    assert names.count("polyline") == 2 and names.count("circle") == 3
+    assert names.count("polyline") == 3 and names.count("circle") == 4
     texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
-    assert {"flm", "fmlm", "1", "8"} <= set(texts)
+    assert {"flm", "fmlm", "grid 4", "1", "8"} <= set(texts)
+    assert "flm, grid 4" not in texts  # the same colour, dashed
+    dashes = [e.get("stroke-dasharray") for e in picture.iter() if e.tag.endswith("polyline")]
+    assert [bool(d) for d in dashes] == [False, True, False]
 
 
 def test_students_start_from_the_denoiser_of_their_seed(tmp_path):
@@ -169,8 +173,11 @@ def test_the_command_trains_tables_and_does_not_train_again(tmp_path):
     assert "| mdlm, 1 step |" in text and "| mdlm, 8 steps |" in text
     assert "| flm, 8 steps |" in text and "| flm, grid 4, 8 steps |" in text
     assert "grid 4, 1 step |" not in text and "mdlm, grid" not in text
-    assert "flm, grid 4" in (tmp_path / "city_pairs.svg").read_text()
     again = command(*arguments, cwd=root)
     assert again.returncode == 0 and "compiling the training step" not in again.stderr
     assert "the samples of 8 steps are those of" in again.stdout
+    samples = tmp_path / "city_pairs_flm_1/grid_4/steps_00008.jsonl"
+    samples.write_text(samples.read_text().replace('"seed": 0', '"seed": 7'))  # of another origin
+    assert command(*arguments, cwd=root).returncode == 0
+    assert '"seed": 7' not in samples.read_text()
     assert (tmp_path / "proof.md").read_text() == text

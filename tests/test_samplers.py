@@ -224,7 +224,31 @@ def test_the_grid_becomes_finer_towards_the_end():
     np.testing.assert_allclose(maps.grid(4, 2.0), [0, 0.4375, 0.75, 0.9375, 1], rtol=1e-6)
     np.testing.assert_array_equal(maps.grid(1, 3.0), [0, 1])
     fine = np.asarray(maps.grid(1024, 4.0))  # the last steps are below a float32
-    assert fine[0] == 0 and fine[-1] == 1 and (np.diff(fine) >= 0).all()
+    assert fine[0] == 0 and fine[-1] == 1 and (np.diff(fine) > 0).all()
+    np.testing.assert_allclose(fine, 1 - (1 - np.arange(1025) / 1024) ** 4.0, atol=2e-6)
+
+
+@pytest.mark.parametrize("make_space", SPACES.values())
+@pytest.mark.parametrize("name", ["euler", "flow_map", "two_model"])
+def test_no_step_of_a_fine_grid_begins_where_nothing_is_left(name, make_space):
+    """The texts are those of a coarser grid; two_model, from tau = 1, would read token 0."""
+    sampler = config_lib.build(SAMPLERS, name, {}, "sampler")
+    model = tiny.model(**tiny.needs(sampler))
+    options = {}
+    if getattr(sampler, "needs_teacher", False):
+        teacher = tiny.model()
+        options["others"] = {"teacher": teacher.net(tiny.params(teacher, seed=1))}
+    net = model.net(tiny.params(model))
+    options |= {"sampler": sampler, "grid_power": 4.0, "trajectory": True}
+    fine_BL, path = draw(net, make_space, steps=128, **options)
+    assert (path.tau_S < 1).all() and np.isfinite(path.states).all()
+    coarse_BL, _ = draw(net, make_space, steps=31, **options)
+    assert np.mean(fine_BL == coarse_BL) > 0.8
+
+
+def test_an_euler_step_from_a_clean_state_keeps_it_without_eps_too():
+    keep, add = maps.euler(jnp.ones(2), jnp.ones(2), eps=0.0)
+    np.testing.assert_array_equal([keep, add], [[1, 1], [0, 0]])
 
 
 @pytest.mark.parametrize("make_space", SPACES.values())

@@ -126,6 +126,18 @@ def test_a_complete_run_says_so_and_is_left_alone(finished, tmp_path, capsys):
     assert steps_of(workdir) == [4, 8, 12]
 
 
+def test_results_older_than_a_knob_are_left_alone(finished, tmp_path, capsys):
+    config, original = finished
+    workdir = copied(original, tmp_path)
+    stored = json.loads((workdir / "results.json").read_text())
+    del stored["settings"]["sampler"]["grid_power"]
+    (workdir / "results.json").write_text(json.dumps(stored))
+    before = (workdir / "results.json").read_bytes()
+    assert train.train(config, workdir) == 0
+    assert "was already finished at step 12 of 12" in capsys.readouterr().out
+    assert (workdir / "results.json").read_bytes() == before
+
+
 def test_signals_save_and_the_same_command_continues_exactly(
     finished, tmp_path, capsys, monkeypatch
 ):

@@ -5,6 +5,7 @@ knob carries its meaning and its range: `--help` prints the one, `validate` chec
 """
 
 import dataclasses
+import math
 from typing import Any
 
 
@@ -181,10 +182,15 @@ class Sampler:
     batch_size: int = knob(32, "samples made at one time", at_least=1)
     temperature: float = knob(0.0, "temperature of the last decode (0 = arg-max)", at_least=0)
     top_p: float = knob(1.0, "nucleus of the last decode (1 = off)", above=0, at_most=1)
-    denoiser_temperature: float = knob(1.0, "temperature of the denoiser in every step", above=0)
-    prior_scale: float = knob(1.0, "scale of the first noise", above=0)
+    denoiser_temperature: float = knob(
+        1.0, "temperature of the denoiser in every step", above=0, below=math.inf
+    )
+    prior_scale: float = knob(1.0, "scale of the first noise", above=0, below=math.inf)
     grid_power: float = knob(
-        1.0, "tau_i = 1 - (1 - i/steps)^grid_power; above 1: shorter steps at the end", above=0
+        1.0,
+        "tau_i = 1 - (1 - i/steps)^grid_power; above 1: shorter steps at the end",
+        above=0,
+        below=math.inf,
     )
     patience: int = knob(
         0, "stop a text whose tokens stay the same so many evaluations (0 = never)", at_least=0

@@ -293,13 +293,19 @@ def _check_loss(config: Config, loss: Any, name: str) -> list[str]:
     return problems + _misfits(config, loss, f"loss {name!r} trains")
 
 
-def sampler_problems(config: Config, sampler: Any, name: str) -> list[str]:
+def sampler_problems(
+    config: Config, sampler: Any, name: str, section: settings.Sampler | None = None
+) -> list[str]:
     """Why a sampler cannot run on the model of a config, one sentence each.
 
     A network of two times is a denoiser on its diagonal, so samplers of one time can use it.
+    ``section`` holds the knobs, by default those of the config.
     """
     ignored = () if sampler.needs_two_times else ("two_times",)
-    return _misfits(config, sampler, f"sampler {name!r} needs", ignored)
+    problems = _misfits(config, sampler, f"sampler {name!r} needs", ignored)
+    if hasattr(sampler, "without_effect"):
+        problems += sampler.without_effect(section or config.sampler)
+    return problems
 
 
 KINDS_OF_NETWORK = {

@@ -10,9 +10,10 @@ EPS_MAP = 1e-8  # in the denominators of the official flow-map losses
 def euler(t_now: jax.Array, t_next: jax.Array, eps: float = EPS) -> tuple[jax.Array, jax.Array]:
     """(keep, add) of x + (t' - t) * (p - x) / (1 - t + eps), the probability-flow Euler step.
 
-    Times of any shape. A state that is already clean (t = 1) is kept: t' = t there, so add is 0.
+    Times of any shape. A state that is already clean (t = 1) is kept, also with eps 0.
     """
-    add = (t_next - t_now) / (1.0 - t_now + eps)
+    clean = t_now >= 1.0
+    add = jnp.where(clean, 0.0, (t_next - t_now) / jnp.where(clean, 1.0, 1.0 - t_now + eps))
     return 1.0 - add, add
 
 
@@ -59,7 +60,9 @@ def grid(steps: int, power: float = 1.0) -> jax.Array:
     """tau_i = 1 - (1 - i / steps)^power for i = 0 .. steps, float32 (float64 in x64 mode).
 
     power 1 is the even grid of the official code; above 1 steps become shorter towards the end.
+    Times are kept one rounding error apart, because no step may begin at 1, where nothing is left.
     """
     if power == 1.0:
         return jnp.linspace(0.0, 1.0, steps + 1)
-    return 1.0 - jnp.linspace(1.0, 0.0, steps + 1) ** power
+    tau = 1.0 - jnp.linspace(1.0, 0.0, steps + 1) ** power
+    return jnp.minimum(tau, 1.0 - jnp.arange(steps, -1, -1) * jnp.finfo(tau.dtype).epsneg)

@@ -355,10 +355,6 @@ class Combination:
 
     def argmax(self) -> jax.Array:
         """Index of the largest entry, int32 (B, L)."""
-        if len(self.terms) == 1 and self.terms[0].kind == PROBABILITY:
-            # Its logits have the same order, also times the coefficient: no softmax is needed.
-            (term,) = self.terms
-            return Combination((dataclasses.replace(term, kind=LOGITS),))._map(first_largest)
         return self._map(first_largest)
 
     def cross_entropy_to(self, posterior: Posterior, hint_BL: jax.Array | None = None) -> jax.Array:

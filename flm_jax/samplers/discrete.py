@@ -12,8 +12,9 @@ diffusion looked too good for that reason.
 """
 
 import dataclasses
+import types
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,19 +48,37 @@ class TokenSampler:
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"sampler option top_p={self.top_p} must be in (0, 1]; 1 = off")
 
-    def refuse(self, decode: Decode, prior_scale: float, grid_power: float) -> None:
-        """UserError for knobs of continuous samplers that would have no effect here."""
-        if decode.temperature != 0.0 or decode.top_p != 1.0:
-            raise UserError(
-                f"temperature={decode.temperature:g} and top_p={decode.top_p:g} of the last "
+    def without_effect(self, knobs: Any) -> list[str]:
+        """A sentence for every knob of continuous samplers that is set and would do nothing here.
+
+        ``knobs`` has the names of the config's sampler section.
+        """
+        problems = []
+        if knobs.temperature != 0.0 or knobs.top_p != 1.0:
+            problems.append(
+                f"temperature={knobs.temperature:g} and top_p={knobs.top_p:g} of the last "
                 "decode have no effect on a sampler that draws every token; set "
                 "denoiser_temperature or the sampler's option top_p instead"
             )
-        for name, value in (("prior_scale", prior_scale), ("grid_power", grid_power)):
-            if value != 1.0:
-                raise UserError(
-                    f"{name}={value:g} has no effect on a sampler of tokens; leave it at 1"
+        for name in ("prior_scale", "grid_power"):
+            if getattr(knobs, name) != 1.0:
+                problems.append(
+                    f"{name}={getattr(knobs, name):g} has no effect on a sampler of tokens; "
+                    "leave it at 1"
                 )
+        return problems
+
+    def refuse(self, decode: Decode, prior_scale: float, grid_power: float) -> None:
+        """UserError for what `without_effect` finds among the arguments of `run`."""
+        knobs = types.SimpleNamespace(
+            temperature=decode.temperature,
+            top_p=decode.top_p,
+            prior_scale=prior_scale,
+            grid_power=grid_power,
+        )
+        problems = self.without_effect(knobs)
+        if problems:
+            raise UserError("\n".join(problems))
 
     def predict(self, posterior: Posterior, keys_B: jax.Array) -> jax.Array:
         """Tokens drawn from the prediction, (B, L)."""

@@ -1,9 +1,9 @@
-"""Euler steps of the probability flow on an equidistant grid in tau (the FLM sampler).
+"""Euler steps of the probability flow on a grid in tau (the FLM sampler).
 
     p = D(x, tau_i),   x <- x + (t' - t) * (p - x) / (1 - t + eps),   eps = 1e-5
 
-Time is reparametrised, so even steps in tau are uneven in t: the first of 1024 already covers
-half of t.
+Time is reparametrised, so steps even in tau, the default, are uneven in t: the first of 1024
+already covers half of t.
 """
 
 import dataclasses
