@@ -4,7 +4,7 @@ FLOPs are matrix products. An evaluation of the network costs `benchmark.cost.ev
 token, the gradient of the one that is differentiated twice that, its blocks once more where they
 are rematerialised; a forward derivative (LSD, ESD) doubles the evaluation it belongs to, on the
 share of the batch off the diagonal. A denoiser's answer that moves the state costs a product of
-V W per token. The time of a step is
+V W per token and its logits, which the loss makes again. The time of a step is
 
     max(products at share * peak, memory traffic) + exact products of the noise + exposed * links
 
@@ -59,7 +59,7 @@ def flops(work: Work) -> float:
     again = once - per_token["head"] if model.remat else 0.0
     if queries_at_once(model, work.config.data.length) not in (0, work.config.data.length):
         again += per_token["attention"] / 2  # the scores of a block of queries, once more
-    moved = 2.0 * work.vocab_size * work.joint_width * work.moves
+    moved = (per_token["head"] + 2.0 * work.vocab_size * work.joint_width) * work.moves
     return work.tokens * (once * (work.evaluations + 2 + work.derivatives) + again + moved)
 
 
