@@ -304,7 +304,10 @@ def sampler_problems(
     ignored = () if sampler.needs_two_times else ("two_times",)
     problems = _misfits(config, sampler, f"sampler {name!r} needs", ignored)
     if hasattr(sampler, "without_effect"):
-        problems += sampler.without_effect(section or config.sampler)
+        knobs = section or config.sampler
+        problems += sampler.without_effect(
+            knobs.temperature, knobs.top_p, knobs.prior_scale, knobs.grid_power
+        )
     return problems
 
 

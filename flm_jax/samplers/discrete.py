@@ -12,9 +12,8 @@ diffusion looked too good for that reason.
 """
 
 import dataclasses
-import types
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,35 +47,30 @@ class TokenSampler:
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"sampler option top_p={self.top_p} must be in (0, 1]; 1 = off")
 
-    def without_effect(self, knobs: Any) -> list[str]:
+    def without_effect(
+        self, temperature: float, top_p: float, prior_scale: float, grid_power: float
+    ) -> list[str]:
         """A sentence for every knob of continuous samplers that is set and would do nothing here.
 
-        ``knobs`` has the names of the config's sampler section.
+        ``temperature`` and ``top_p`` are those of the last decode.
         """
         problems = []
-        if knobs.temperature != 0.0 or knobs.top_p != 1.0:
+        if temperature != 0.0 or top_p != 1.0:
             problems.append(
-                f"temperature={knobs.temperature:g} and top_p={knobs.top_p:g} of the last "
-                "decode have no effect on a sampler that draws every token; set "
-                "denoiser_temperature or the sampler's option top_p instead"
+                f"temperature={temperature:g} and top_p={top_p:g} of the last decode have no "
+                "effect on a sampler that draws every token; set denoiser_temperature or the "
+                "sampler's option top_p instead"
             )
-        for name in ("prior_scale", "grid_power"):
-            if getattr(knobs, name) != 1.0:
+        for name, value in (("prior_scale", prior_scale), ("grid_power", grid_power)):
+            if value != 1.0:
                 problems.append(
-                    f"{name}={getattr(knobs, name):g} has no effect on a sampler of tokens; "
-                    "leave it at 1"
+                    f"{name}={value:g} has no effect on a sampler of tokens; leave it at 1"
                 )
         return problems
 
     def refuse(self, decode: Decode, prior_scale: float, grid_power: float) -> None:
         """UserError for what `without_effect` finds among the arguments of `run`."""
-        knobs = types.SimpleNamespace(
-            temperature=decode.temperature,
-            top_p=decode.top_p,
-            prior_scale=prior_scale,
-            grid_power=grid_power,
-        )
-        problems = self.without_effect(knobs)
+        problems = self.without_effect(decode.temperature, decode.top_p, prior_scale, grid_power)
         if problems:
             raise UserError("\n".join(problems))
 
