@@ -132,6 +132,7 @@ def get_config(stage: str = "pretrain") -> ConfigDict:
             denoiser_temperature=1.0,
             prior_scale=1.0,
             grid_power=1.0,
+            gamma=0.0,
             patience=0,
             options={},
         )

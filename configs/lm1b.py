@@ -38,5 +38,5 @@ def get_config(stage="pretrain"):
     else:
         config.sampler.steps = (1, 2, 4, 8, 32)
     if config.sampler.name == "flow_map":
-        config.sampler.options.gamma = 0.8
+        config.sampler.gamma = 0.8
     return config

@@ -40,5 +40,5 @@ def get_config(stage="pretrain"):
     else:
         config.sampler.steps = (1, 2, 4, 8, 32)
     if config.sampler.name == "flow_map":
-        config.sampler.options.gamma = 1.0
+        config.sampler.gamma = 1.0
     return config

@@ -19,7 +19,8 @@ import math
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from absl import flags, logging
@@ -33,11 +34,15 @@ from flm_jax.evals import artefact, comparison, gpt2
 from flm_jax.evals import base as evals
 from flm_jax.evals.artefact import Artefact
 from flm_jax.heldout import HeldOut
+from flm_jax.sampling import settled
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to evaluate and how; None = from the config of the model. See the flags."""
+    """What to evaluate and how; None = from the config of the model. See the flags.
+
+    ``knobs`` are sampling knobs by name (`flm_jax.sampling`).
+    """
 
     checkpoint: str
     steps: tuple[int, ...] | None = None
@@ -45,13 +50,7 @@ class Options:
     seed: int = 0
     batch_size: int | None = None
     sampler: str = ""
-    temperature: float | None = None
-    top_p: float | None = None
-    denoiser_temperature: float | None = None
-    prior_scale: float | None = None
-    grid_power: float | None = None
-    gamma: float | None = None
-    patience: int | None = None
+    knobs: Mapping[str, float] = dataclasses.field(default_factory=dict)
     weights: str | None = None
     step: int | None = None
     tokenizer: str | None = None
@@ -64,7 +63,6 @@ class Options:
     samples: str | None = None
 
 
-_KNOBS = ("temperature", "top_p", "denoiser_temperature", "prior_scale", "grid_power", "patience")
 _LOADED = ("weights", "step", "teacher", *inference.OF_OFFICIAL)
 
 
@@ -74,11 +72,12 @@ def evaluate(options: Options) -> dict:
     Raises UserError for anything wrong with the options, before sampling where it can be known.
     """
     output = _output_path(options.output)
-    asked = {name: getattr(options, name) for name in _LOADED}
+    values = dataclasses.asdict(options)
+    asked = {name: values[name] for name in _LOADED}
     model = inference.load(options.checkpoint, **asked)
     counts = model.config.sampler.steps if options.steps is None else options.steps
     counts = tuple(dict.fromkeys(counts))
-    _check_knobs(model, options, counts)
+    _sampler(model, options, counts)  # before anything is sampled
     scorer = gpt2.load(options.scorer) if options.scorer else None
     data = training_data(model)
     with _samples_folder(options.samples, output) as folder:
@@ -120,10 +119,11 @@ def draw(
         "sampler_steps": steps,
         "seed": options.seed,
         "weights_sha256": weights,
-        "sampler": _sampler_of(model, options),
+        "sampler": _origin(model, options, steps),
     }
     if path.exists():
         stored = artefact.read(path, list(origin))
+        stored.origin["sampler"] = settled(stored.origin["sampler"])
         differences = artefact.differences(stored.origin, origin)
         if len(stored.texts) != options.num_samples:
             differences.append(f"{len(stored.texts)} instead of {options.num_samples} samples")
@@ -140,8 +140,7 @@ def draw(
         options.seed,
         batch_size=options.batch_size,
         sampler=options.sampler,
-        sampler_options=_sampler_options(options),
-        **{name: getattr(options, name) for name in _KNOBS},
+        **options.knobs,
     )
     made = Artefact(origin, samples.tokens, samples.texts, samples.seconds)
     artefact.write(path, made, checkpoint=options.checkpoint, checkpoint_step=model.step)
@@ -180,42 +179,22 @@ def held_out_loss(model: inference.FlowModel, data: Data, options: Options) -> d
     }
 
 
-def _sampler_of(model: inference.FlowModel, options: Options) -> dict:
+def _sampler(
+    model: inference.FlowModel, options: Options, counts: tuple[int, ...]
+) -> config_lib.Sampler:
+    """The sampler section as it is used; UserError for values out of range."""
+    own = {"steps": counts, "num_samples": options.num_samples, "batch_size": options.batch_size}
+    return model.sampler(options.sampler, {}, {**options.knobs, **own})[1]
+
+
+def _origin(model: inference.FlowModel, options: Options, steps: int) -> dict[str, Any]:
     """Name, options and knobs of the sampler as they are used; what decides a sample."""
-    section = model.config.sampler
-    name = options.sampler or section.name
-    given = {knob: getattr(options, knob) for knob in _KNOBS}
-    knobs = {k: getattr(section, k) if value is None else value for k, value in given.items()}
-    for knob, off in (("patience", 0), ("grid_power", 1.0)):
-        if knobs[knob] == off:  # samples that were stored before it existed stay valid
-            del knobs[knob]
+    section = _sampler(model, options, (steps,))
+    origin = {"name": section.name, "options": dict(section.options), **section.changed()}
     cap = model.config.model.logit_cap  # not a weight, and can be chosen for an official file
     if cap != config_lib.Model().logit_cap:
-        knobs["logit_cap"] = cap
-    kept = dict(section.options) if name == section.name else {}
-    return {
-        "name": name,
-        "options": kept | _sampler_options(options),
-        **{knob: float(value) for knob, value in knobs.items()},
-        "length": model.config.data.length,
-    }
-
-
-def _sampler_options(options: Options) -> dict:
-    """Options of the sampler that flags give, beside those of the config."""
-    return {} if options.gamma is None else {"gamma": options.gamma}
-
-
-def _check_knobs(model: inference.FlowModel, options: Options, counts: tuple[int, ...]) -> None:
-    """UserError for values out of range, in the words of the config."""
-    rule = model.experiment.sampler(options.sampler, _sampler_options(options))
-    knobs = {name: getattr(options, name) for name in (*_KNOBS, "batch_size")}
-    given = {name: value for name, value in knobs.items() if value is not None}
-    chosen = dataclasses.replace(
-        model.config.sampler, steps=counts, num_samples=options.num_samples, **given
-    )
-    config_lib.validate_section(chosen)
-    model.check_sampler(rule, options.sampler or chosen.name, chosen)
+        origin["logit_cap"] = cap
+    return origin | {"length": model.config.data.length}
 
 
 def _output_path(output: str | None) -> pathlib.Path | None:
@@ -268,13 +247,7 @@ def define_flags() -> None:
     whole("seed", 0, "root of the noise; sample i is the same in any batch")
     whole("batch_size", None, "texts written at one time")
     text("sampler", "", "sampler by name; '' = that of the config")
-    number("temperature", None, "of the last decode; 0 = arg max")
-    number("top_p", None, "nucleus of the last decode; 1 = off")
-    number("denoiser_temperature", None, "temperature of the denoiser in every step")
-    number("prior_scale", None, "scale of the first noise")
-    number("grid_power", None, "above 1: shorter steps towards the end; 1 = even in tau")
-    number("gamma", None, "fresh noise of the sampler flow_map, 0 to 1")
-    whole("patience", None, "stop a text whose tokens stay the same so many evaluations; 0 = never")
+    config_lib.sampling_flags()
     text("weights", None, "ema (the default), raw, or ema:DECAY of an official .ckpt")
     whole("step", None, "checkpoint of a workdir; the newest by default")
     text("tokenizer", None, "of an official checkpoint: gpt2, bert-base-uncased, or a folder")
@@ -294,14 +267,14 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    names = [field.name for field in dataclasses.fields(Options)]
+    names = [field.name for field in dataclasses.fields(Options) if field.name != "knobs"]
     values = {name: flags.FLAGS[name].value for name in names}
     if not values["checkpoint"]:
         raise UserError("--checkpoint=PATH is missing; give a run's --workdir or a .ckpt file")
     if values["steps"] is not None:
         values["steps"] = coerce(values["steps"], tuple[int, ...], "--steps")
     heap.keep_small()
-    evaluate(Options(**values))
+    evaluate(Options(**values, knobs=config_lib.given_sampling()))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,20 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
+
 from flm_jax import config as config_lib
 from flm_jax.evals import EVALS
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.net import Net
+from flm_jax.flow.space import Space
 from flm_jax.losses import LOSSES
+from flm_jax.losses.base import Loss
 from flm_jax.models import dit, kernels
 from flm_jax.samplers import SAMPLERS
+from flm_jax.samplers.base import Sampler
+from flm_jax.sampling import SamplingKnobs
 
 
 def tables() -> dict[str, dict]:
@@ -45,8 +51,8 @@ class Experiment:
 
     @functools.cached_property
     def model(self) -> dit.Model:
-        jvp = getattr(LOSSES.get(self.config.loss.name), "jvp", False)
-        attention = kernels.settle(self.config.model, forward_derivatives=jvp)
+        forward = self.loss.needs.forward_derivatives
+        attention = kernels.settle(self.config.model, forward_derivatives=forward)
         settings = dataclasses.replace(self.config.model, attention=attention)
         return dit.build(settings, self.vocab_size)
 
@@ -57,18 +63,23 @@ class Experiment:
         return clock_lib.build(self.vocab_size, self.config.clock.quadrature)
 
     @functools.cached_property
-    def loss(self) -> Any:
+    def loss(self) -> Loss:
         section = self.config.loss
         return config_lib.build(LOSSES, section.name, section.options, "loss")
 
-    def sampler(self, name: str = "", options: dict | None = None) -> Any:
-        """The sampler of the config, or another one by name."""
+    def sampler(
+        self,
+        name: str = "",
+        options: dict[str, Any] | None = None,
+        knobs: SamplingKnobs | None = None,
+    ) -> Sampler:
+        """The sampler of the config, or another one by name, with knobs other than the config's."""
         section = self.config.sampler
         if not name or name == section.name:
             name, options = section.name, {**section.options, **(options or {})}
-        return config_lib.build(SAMPLERS, name, options or {}, "sampler")
+        return config_lib.build_sampler(SAMPLERS, name, options or {}, knobs or section)
 
-    def space(self, tables: dict[str, Any]) -> Any:
+    def space(self, tables: dict[str, jax.Array]) -> Space:
         """The state space over the embedding tables (V, D) of all networks that see one state."""
         width = sum(table.shape[1] for table in tables.values())
         return space_lib.choose(self.config.space, self.vocab_size, width)(tables)
@@ -79,7 +90,7 @@ class Experiment:
     @property
     def has_denoiser(self) -> bool:
         """Whether the network denoises noised text (corrections and token baselines do not)."""
-        return getattr(self.loss, "denoises", True)
+        return self.loss.denoises
 
     def denoiser(self, params: Any, temperature: float = 1.0) -> Net:
         """The network as a denoiser: a flow map asked at one time gets it twice (s = t)."""

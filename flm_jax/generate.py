@@ -38,19 +38,7 @@ NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "texts per number of steps"
 SEED = flags.DEFINE_integer("seed", 0, "root of the noise; sample i is the same in any batch")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "texts written at one time")
 SAMPLER = flags.DEFINE_string("sampler", "", "sampler by name; '' = that of the config")
-TEMPERATURE = flags.DEFINE_float("temperature", None, "of the last decode; 0 = arg max")
-TOP_P = flags.DEFINE_float("top_p", None, "nucleus of the last decode; 1 = off")
-DENOISER_TEMPERATURE = flags.DEFINE_float(
-    "denoiser_temperature", None, "temperature of the denoiser in every step"
-)
-PRIOR_SCALE = flags.DEFINE_float("prior_scale", None, "scale of the first noise")
-GRID_POWER = flags.DEFINE_float(
-    "grid_power", None, "above 1: shorter steps towards the end; 1 = even in tau"
-)
-GAMMA = flags.DEFINE_float("gamma", None, "fresh noise of the sampler flow_map, 0 to 1")
-PATIENCE = flags.DEFINE_integer(
-    "patience", None, "stop a text whose tokens stay the same so many evaluations; 0 = never"
-)
+config_lib.sampling_flags()
 WEIGHTS = flags.DEFINE_string(
     "weights", None, "ema (moving average, the default), raw, or ema:DECAY of an official .ckpt"
 )
@@ -88,13 +76,7 @@ def main(argv: list[str]) -> None:
             SEED.value,
             batch_size=BATCH_SIZE.value,
             sampler=SAMPLER.value,
-            temperature=TEMPERATURE.value,
-            top_p=TOP_P.value,
-            denoiser_temperature=DENOISER_TEMPERATURE.value,
-            prior_scale=PRIOR_SCALE.value,
-            grid_power=GRID_POWER.value,
-            patience=PATIENCE.value,
-            sampler_options={} if GAMMA.value is None else {"gamma": GAMMA.value},
+            **config_lib.given_sampling(),
         )
         mean = ""
         if samples.evaluations < steps:

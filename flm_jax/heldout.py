@@ -68,10 +68,10 @@ class HeldOut:
             else:
                 sums = self._step(params, frozen, *rows, key)
             total += np.asarray(sums, np.float64)
+        if not self.experiment.has_denoiser:
+            return {"eval/loss": float(total[0] / max(total[1], 1.0))}
         losses = total / self.tokens_NL.size
         values = {"eval/loss": float(losses.mean())}
-        if not self.experiment.has_denoiser:
-            return values
         for tau, loss in zip(self.taus, losses, strict=True):
             values[f"eval/loss_tau_{tau:g}"] = float(loss)
         if self.experiment.config.model.two_times:

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import pathlib
 import time
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,10 +19,13 @@ from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.flow import maps
+from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
+from flm_jax.flow.space import Space
 from flm_jax.losses.psd import semigroup_defect
-from flm_jax.samplers import base as samplers
 from flm_jax.samplers.adaptive import sample_until_stable
+from flm_jax.samplers.base import Sampler, Trajectory, Written, sequence_keys
+from flm_jax.sampling import Sampling, knob_fields, with_knobs
 
 WEIGHTS = ("ema", "raw")
 TOKENIZER_FOLDER = "tokenizer"
@@ -30,6 +35,9 @@ _ON_THE_DIAGONAL = (
     "this model is a flow map, which the sampler %r uses on the diagonal only (both times equal), "
     "like the model it was distilled from: take many steps, its jumps are not used"
 )
+
+
+Compiled = Callable[[dict[str, Any], jax.Array, jax.Array], Written]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Samples:
     seed: int
     seconds: float
     evaluations: float
-    trajectory: samplers.Trajectory | None = None
+    trajectory: Trajectory | None = None
 
     def rows(self) -> list[dict]:
         """One JSON-able dict per sample, as written to samples.jsonl."""
@@ -89,14 +97,15 @@ class FlowModel:
         self.step = step
         self._mesh = mesh
         self.frozen = {}
-        if getattr(experiment.loss, "is_correction", False):
+        if experiment.loss.is_correction:
             self.frozen = dict(frozen or {})
-        self._compiled: dict[tuple, Any] = {}
+        self._compiled: dict[tuple, Compiled] = {}
 
     @property
     def config(self) -> config_lib.Config:
         return self.experiment.config
 
+    @with_knobs
     def generate(
         self,
         num_samples: int = 8,
@@ -106,43 +115,30 @@ class FlowModel:
         batch_size: int | None = None,
         length: int | None = None,
         sampler: str = "",
-        sampler_options: dict | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        denoiser_temperature: float | None = None,
-        prior_scale: float | None = None,
-        grid_power: float | None = None,
-        patience: int | None = None,
+        sampler_options: dict[str, Any] | None = None,
         trajectory: bool = False,
+        **knobs: float | None,
     ) -> Samples:
         """Writes ``num_samples`` texts in ``steps`` network evaluations each.
 
         What is left out comes from the config's sampler section (``steps``: the last of its list).
         Sample i depends on seed and i only, not on ``num_samples``, ``batch_size`` or devices.
-        With ``patience`` n a text is finished when its tokens stayed the same for n evaluations.
+        ``knobs`` are the sampling knobs (`flm_jax.sampling`), by name.
 
-        Raises UserError for values out of range.
+        Raises UserError for values out of range, and for knobs that the sampler does not use.
         """
-        defaults = self.config.sampler
-        knobs = {
-            "num_samples": num_samples,
-            "steps": (defaults.steps[-1],) if steps is None else (steps,),
-            "batch_size": batch_size,
-            "temperature": temperature,
-            "top_p": top_p,
-            "denoiser_temperature": denoiser_temperature,
-            "prior_scale": prior_scale,
-            "grid_power": grid_power,
-            "patience": patience,
-        }
-        knobs = {name: value for name, value in knobs.items() if value is not None}
-        chosen = dataclasses.replace(defaults, **knobs)
-        config_lib.validate_section(chosen)
+        steps = self.config.sampler.steps[-1] if steps is None else steps
+        rule, chosen = self.sampler(
+            sampler,
+            sampler_options,
+            knobs | {"num_samples": num_samples, "steps": (steps,), "batch_size": batch_size},
+        )
         if not 0 <= seed < 2**32:
             raise UserError(f"seed={seed} must be at least 0 and below {2**32}")
         length = self.config.data.length if length is None else length
         if length < 3:
             raise UserError(f"length={length} must be at least 3: begin mark, one token, end mark")
+        sampling = chosen.sampling(steps)
 
         # Powers of two, so that few programs serve all numbers of samples; what is too many is cut
         # off, except from a trajectory, which shows a whole batch.
@@ -151,11 +147,11 @@ class FlowModel:
         if self._mesh is not None:
             devices = sharding.batch_devices(self._mesh)
             batch = -(-batch // devices) * devices
-        run = self._compile(chosen, batch, length, sampler, sampler_options, trajectory)
+        run = self._compile(rule, sampling, batch, length, trajectory)
         key = jax.random.key(seed)
         start = time.perf_counter()
         firsts = range(0, num_samples, batch)
-        with metrics.Waiting(f"sampling, {_steps(chosen)}", parts=len(firsts)) as waiting:
+        with metrics.Waiting(f"sampling, {_steps(steps)}", parts=len(firsts)) as waiting:
             parts = [
                 jax.tree.map(np.asarray, run(self._all_params(), key, jnp.int32(first)))
                 for first in waiting.each(firsts)
@@ -167,12 +163,46 @@ class FlowModel:
         return Samples(
             [self.text(row) for row in tokens],
             tokens,
-            chosen.steps[0],
+            steps,
             seed,
             seconds,
             float(evaluations.mean()),
             parts[0][2],
         )
+
+    def sampler(
+        self,
+        name: str = "",
+        options: dict[str, Any] | None = None,
+        knobs: Mapping[str, Any] = types.MappingProxyType({}),
+    ) -> tuple[Sampler, config_lib.Sampler]:
+        """The sampler of the config or another one, and the config's section as it is used.
+
+        Args:
+          name: "" takes that of the config, with its options; ``options`` are set beside them.
+          knobs: values of the section; None takes that of the config.
+
+        Raises UserError unless name, values, sampler and network fit each other.
+        """
+        section = self.config.sampler
+        name = name or section.name
+        given = {knob: value for knob, value in knobs.items() if value is not None}
+        known = {field.name for field in dataclasses.fields(section)}
+        for knob in given.keys() - known:
+            raise UserError(f"there is no sampling knob {knob!r}{config_lib.nearest(knob, known)}")
+        if name == section.name:
+            options = {**section.options, **(options or {})}
+        chosen = dataclasses.replace(section, **given)
+        config_lib.validate_section(chosen)
+        rule = self.experiment.sampler(name, options, chosen)
+        if name != section.name:  # the config's knobs were not meant for it
+            left = {
+                f.name: f.default for f in knob_fields() if f.name not in rule.uses | set(given)
+            }
+            chosen = dataclasses.replace(chosen, **left)
+        chosen = dataclasses.replace(chosen, name=name, options=options or {})
+        self._check_sampler(rule, chosen)
+        return rule, chosen
 
     def text(self, tokens_L: np.ndarray) -> str:
         """The text of one row; documents of a packed row are separated by a line break."""
@@ -189,7 +219,7 @@ class FlowModel:
         make = self.experiment.denoiser if diagonal else self.experiment.net
         return make(params, temperature)
 
-    def space(self) -> Any:
+    def space(self) -> Space:
         """The state space over the network's table (role "student")."""
         return self.experiment.space({"student": self.params["embed"]["table"]})
 
@@ -212,96 +242,85 @@ class FlowModel:
     ) -> jax.Array:
         """How far X_{u,t} after X_{s,u} is from X_{s,t}, (B, L); see `losses.psd`."""
         self._check_flow_map()
-        net = self.net(self.params, diagonal=False)
-        return semigroup_defect(
-            net, self.space(), self.experiment.clock, state, tau_s, tau_u, tau_t
-        )
+        nets = {"student": self.net(self.params, diagonal=False)}
+        at = At(nets, self.space(), self.experiment.clock)
+        return semigroup_defect(at, state, tau_s, tau_u, tau_t)
 
     def _check_flow_map(self) -> None:
         if not self.config.model.two_times or self.frozen:
             raise UserError("this model is no flow map (a network of two times); distil it first")
 
-    def _compile(self, chosen, batch, length, sampler, options, trajectory):
-        """The compiled sampler (params, key, first index) -> (tokens, evaluations, trajectory)."""
-        rule = self.experiment.sampler(sampler, options)
-        self.check_sampler(rule, sampler or chosen.name, chosen)
-        if self.config.model.two_times and not rule.needs_two_times:
-            logging.log_first_n(logging.WARNING, _ON_THE_DIAGONAL, 1, sampler or chosen.name)
-        signature = (chosen.steps, batch, length, rule, trajectory, chosen.temperature)
-        signature += (chosen.top_p, chosen.denoiser_temperature, chosen.prior_scale)
-        signature += (chosen.grid_power, chosen.patience)
+    def _compile(
+        self, rule: Sampler, sampling: Sampling, batch: int, length: int, trajectory: bool
+    ) -> Compiled:
+        """The compiled sampler (params, key, first index) -> Written."""
+        signature = rule, sampling, batch, length, trajectory
         if signature not in self._compiled:
             function = functools.partial(
                 self._sample,
                 rule=rule,
+                sampling=sampling,
                 batch=batch,
                 length=length,
-                chosen=chosen,
                 trajectory=trajectory,
             )
             out = None if self._mesh is None else sharding.replicated(self._mesh)
             jitted = jax.jit(function, out_shardings=out)
             example = (self._all_params(), jax.random.key(0), jnp.int32(0))
-            with metrics.Waiting(f"compiling the sampler for {_steps(chosen)}"):
+            with metrics.Waiting(f"compiling the sampler for {_steps(sampling.steps)}"):
                 self._compiled[signature] = jitted.lower(*example).compile()
         return self._compiled[signature]
 
-    def check_sampler(self, rule: Any, name: str, chosen: config_lib.Sampler) -> None:
+    def _check_sampler(self, rule: Sampler, chosen: config_lib.Sampler) -> None:
         """UserError unless the sampler is made for this network, and the knobs for the sampler."""
-        problems = config_lib.sampler_problems(self.config, rule, name, chosen)
-        if getattr(rule, "needs_teacher", False) != ("teacher" in self.frozen):
+        problems = config_lib.sampler_problems(self.config, rule, chosen.name, chosen)
+        if rule.needs.teacher != ("teacher" in self.frozen):
             wanted = "the sampler 'two_model'" if self.frozen else "another sampler"
             problems.append(
-                f"sampler {name!r} does not fit a model trained with the loss "
+                f"sampler {chosen.name!r} does not fit a model trained with the loss "
                 f"{self.config.loss.name!r}; use {wanted}"
             )
         if problems:
             raise UserError("\n".join(problems))
+        if self.config.model.two_times and not rule.needs.two_times:
+            logging.log_first_n(logging.WARNING, _ON_THE_DIAGONAL, 1, chosen.name)
 
     def _all_params(self) -> dict[str, Any]:
         frozen = {role: model.params for role, model in self.frozen.items()}
         return frozen | {"student": self.params}
 
-    def _sample(self, params, key, first, *, rule, batch, length, chosen, trajectory):
+    def _sample(
+        self,
+        params: dict[str, Any],
+        key: jax.Array,
+        first: jax.Array,
+        *,
+        rule: Sampler,
+        sampling: Sampling,
+        batch: int,
+        length: int,
+        trajectory: bool,
+    ) -> Written:
         index_B = first + jnp.arange(batch)
         if self._mesh is not None:
             rows = sharding.batch_sharding(self._mesh)
             index_B = jax.lax.with_sharding_constraint(index_B, rows)
-        nets = {
-            role: model.net(params[role], chosen.denoiser_temperature)
-            for role, model in self.frozen.items()
-        }
+        temperature = sampling.denoiser_temperature
+        nets = {role: model.net(params[role], temperature) for role, model in self.frozen.items()}
         nets["student"] = self.net(
-            params["student"], chosen.denoiser_temperature, diagonal=not rule.needs_two_times
+            params["student"], temperature, diagonal=not rule.needs.two_times
         )
-        arguments = (
-            nets,
-            self.experiment.space({role: net.table for role, net in nets.items()}),
-            self.experiment.clock,
-            samplers.sequence_keys(key, index_B),
-        )
-        options = {
-            "steps": chosen.steps[0],
-            "length": length,
-            "decode": samplers.Decode(chosen.temperature, chosen.top_p),
-            "prior_scale": chosen.prior_scale,
-            "grid_power": chosen.grid_power,
-        }
-        if chosen.patience and not trajectory:
-            tokens, evaluations_B = sample_until_stable(
-                rule, *arguments, patience=chosen.patience, **options
-            )
-            return tokens, evaluations_B, None
-        options["trajectory"] = trajectory
-        if hasattr(rule, "run"):  # samplers of tokens bring their own loop
-            tokens, path = rule.run(*arguments, **options, bos_id=self.tokenizer.bos_id)
-        else:
-            tokens, path = samplers.sample(rule, *arguments, **options)
-        return tokens, jnp.full(index_B.shape, chosen.steps[0]), path
+        space = self.experiment.space({role: net.table for role, net in nets.items()})
+        at = At(nets, space, self.experiment.clock)
+        keys_B = sequence_keys(key, index_B)
+        if sampling.patience and not trajectory:
+            return sample_until_stable(rule, at, keys_B, sampling, length)
+        bos_id = self.tokenizer.bos_id
+        return rule.run(at, keys_B, sampling, length, trajectory=trajectory, bos_id=bos_id)
 
 
-def _steps(chosen: config_lib.Sampler) -> str:
-    return f"{chosen.steps[0]} step{'s' * (chosen.steps[0] > 1)}"
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count > 1)}"
 
 
 def load(
@@ -373,7 +392,7 @@ def _load_workdir(
     config = read_config(folder)
     tokenizer = tokenizers.load(folder / TOKENIZER_FOLDER)
     experiment = Experiment(config, tokenizer.vocab_size)
-    is_correction = getattr(experiment.loss, "is_correction", False)
+    is_correction = experiment.loss.is_correction
     if teacher is not None and not is_correction:
         raise UserError(
             f"{folder} was trained with the loss {config.loss.name!r}, which writes without its "

@@ -221,11 +221,11 @@ def _results_of(path: pathlib.Path, step: int, config: config_lib.Config) -> dic
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    settings = stored.get("settings", {})
-    # A knob that did not exist yet had what is now its default.
-    sampler = _settings(config_lib.Config())["sampler"] | settings.get("sampler", {})
-    same = stored.get("step") == step and settings | {"sampler": sampler} == _settings(config)
-    return stored if same else None
+    try:  # a knob that did not exist yet had what is now its default
+        settings = _settings(config_lib.from_json(stored.get("settings", {})))
+    except UserError:
+        return None
+    return stored if stored.get("step") == step and settings == _settings(config) else None
 
 
 def _settings(config: config_lib.Config) -> dict:

@@ -169,7 +169,7 @@ def on_grid(
     from flm_jax.samplers import SAMPLERS
 
     steps = tuple(n for n in config.sampler.steps if n > 1)
-    if power == config.sampler.grid_power or hasattr(SAMPLERS[config.sampler.name], "run"):
+    if "grid_power" not in SAMPLERS[config.sampler.name].uses or power == config.sampler.grid_power:
         return {}
     samples = workdir / f"grid_{power:g}"
     options = evaluate.Options(

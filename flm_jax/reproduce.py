@@ -99,7 +99,7 @@ def _examine(run: Run, state: step_lib.TrainState, facts: dict, key: jax.Array) 
         )
     )
     key = jax.random.fold_in(key, int(facts["step"]) - 1)
-    others = run.frozen | ({"ema": state.ema} if "ema" in run.make_nets else {})
+    others = {**run.frozen, **state.loss, **({"ema": state.ema} if "ema" in run.make_nets else {})}
     tokens = sharding.global_rows(facts["tokens"], run.mesh)
 
     def look(mask: np.ndarray):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,8 @@ class Run:
         self._compile()
 
     def _init(self, key):
-        return step_lib.init_state(self.experiment.model.init(key), self.optimizer)
+        params = self.experiment.model.init(key)
+        return step_lib.init_state(params, self.optimizer, self.experiment.loss)
 
     def _check_mirror(self, stored: str) -> None:
         what = f"train.mirror={self.config.train.mirror} "
@@ -109,8 +111,8 @@ class Run:
         loss = self.experiment.loss
         make_nets = self.make_nets = {step_lib.STUDENT: self.experiment.net}
         make_nets.update((role, model.net) for role, model in self.sources.frozen.items())
-        if getattr(loss, "needs_ema", False):
-            make_nets["ema"] = self.experiment.net
+        own = [*self.state_shape.loss, *(["ema"] if loss.needs.ema else [])]
+        make_nets.update((role, self.experiment.net) for role in own)
         train_step = step_lib.make_train_step(
             make_nets,
             loss,
@@ -189,10 +191,7 @@ class Run:
             self.state_sharding,
         )
         with metrics.Waiting("reading the checkpoint"):
-            step, items, meta = self.checkpoints.restore(
-                {"params": abstract.params, "opt_state": abstract.opt_state, "ema": abstract.ema},
-                step,
-            )
+            step, items, meta = self.checkpoints.restore(_items(abstract), step)
         self.batches.set_state(meta["data"])
         for name, seconds in meta["timings"].items():
             setattr(self.clockwork, name, getattr(self.clockwork, name) + seconds)
@@ -202,7 +201,7 @@ class Run:
         counts = {"step": step, "skipped": meta.get("skipped", 0), "in_a_row": 0}
         everywhere = sharding.replicated(self.mesh)
         counts = {name: sharding.place(np.int32(n), everywhere) for name, n in counts.items()}
-        return step, step_lib.TrainState(**counts, **items)
+        return step, step_lib.TrainState(**counts, **{"loss": {}, **items})
 
     def start_from(self, state: step_lib.TrainState) -> step_lib.TrainState:
         """The fresh state with the parameters (the average) of config.init_from."""
@@ -212,7 +211,9 @@ class Run:
         # Copied: the training step gives its arguments away, and a teacher's must stay.
         params = jax.tree.map(jnp.copy, sharding.place(params, self.state_sharding.params))
         self.say(f"starting from the parameters of {source} at step {first.step}")
-        return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+        kept = sharding.place(self.experiment.loss.first_state(params), self.state_sharding.loss)
+        ema, kept = (jax.tree.map(jnp.copy, x) for x in (params, kept))
+        return state.replace(params=params, ema=ema, loss=kept)
 
     def say(self, text: str) -> None:
         if distributed.is_main():
@@ -234,7 +235,7 @@ class Run:
 
     def evaluate(self, state: step_lib.TrainState, step: int) -> float:
         """Held-out loss of the average, logged."""
-        values = self.held_out(state.ema, self.frozen)
+        values = self.held_out(state.ema, {**self.frozen, **state.loss})
         self.log.write(step, values)
         return values["eval/loss"]
 
@@ -268,7 +269,6 @@ class Run:
         """Saves in the background; ``give_back`` batches will be read again."""
         position = self.batches.get_state()
         position["next_row"] -= give_back * self.config.train.batch_size
-        items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
         meta = {
             "data": position,
             "skipped": int(jax.device_get(state.skipped)),
@@ -278,4 +278,10 @@ class Run:
         }
         if teacher := self.config.teacher:  # config.json has it as typed in some folder
             meta["teacher"] = str(pathlib.Path(teacher).expanduser().resolve())
-        self.checkpoints.save(step, items, meta, metric)
+        self.checkpoints.save(step, _items(state), meta, metric)
+
+
+def _items(state: step_lib.TrainState) -> dict[str, Any]:
+    """The arrays of a checkpoint; most losses keep none of their own."""
+    items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
+    return items | {"loss": state.loss} if state.loss else items

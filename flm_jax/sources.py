@@ -12,6 +12,7 @@ from flm_jax.data import Data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.inference import FlowModel, is_workdir, load
+from flm_jax.losses.base import Loss
 from flm_jax.models import transfer
 
 THE_TEACHER = "teacher"  # the value of init_from that means config.teacher
@@ -33,10 +34,10 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
     """
     config, loss = experiment.config, experiment.loss
     frozen = {}
-    if loss.needs_teacher:
+    if loss.needs.teacher:
         teacher = read(config.teacher, data)
         check(teacher, experiment, data, "teacher", config.teacher)
-        if getattr(loss, "needs_residual", False):
+        if loss.needs.residual:
             frozen["residual"], teacher = teacher, teacher.frozen.get("teacher")
             if teacher is None:
                 raise UserError(
@@ -92,13 +93,12 @@ def check(other: FlowModel, experiment: Experiment, data: Data, knob: str, sourc
         )
 
 
-def first_params(first: FlowModel, fresh: Any, loss: Any, source: str) -> Any:
+def first_params(first: FlowModel, fresh: Any, loss: Loss, source: str) -> Any:
     """The first parameters of a run: those of ``first``, fitted to the new network.
 
     Raises UserError if the networks differ in more than the second time or the loss weighting.
     """
-    correction = getattr(loss, "is_correction", False)
-    return adopt(transfer.student_from(fresh, first.params, correction), fresh, source)
+    return adopt(transfer.student_from(fresh, first.params, loss.is_correction), fresh, source)
 
 
 def adopt(params: Any, wanted: Any, source: str) -> Any:

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import optax
 
 from flm_jax import optim
+from flm_jax.flow.at import At
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
+from flm_jax.flow.space import Space
 from flm_jax.losses.base import Batch, Loss
 
 STUDENT = "student"
 MakeNet = Callable[[Any], Net]  # parameters -> network
+MakeSpace = Callable[[dict[str, jax.Array]], Space]  # embedding tables by role -> space
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -24,15 +27,29 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     opt_state: Any
     ema: Any
+    loss: dict[str, Any]  # the state of the loss, networks by role; see `losses.base.Loss`
     skipped: jax.Array  # int32 (), batches that changed nothing because they were not finite
     in_a_row: jax.Array  # int32 (), of these the newest ones without a good one between
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: Any, optimizer: optax.GradientTransformation, loss: Loss) -> TrainState:
     """The state before the first update; the average starts at the parameters."""
-    ema = jax.tree.map(jnp.array, params)
+    ema, kept = (jax.tree.map(jnp.array, x) for x in (params, loss.first_state(params)))
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # buffers of their own
-    return TrainState(step, params, optimizer.init(params), ema, skipped, in_a_row)
+    return TrainState(step, params, optimizer.init(params), ema, kept, skipped, in_a_row)
+
+
+def evaluated_at(
+    make_nets: Mapping[str, MakeNet],
+    make_space: MakeSpace,
+    clock: Clock,
+    params: Any,
+    others: Mapping[str, Any],
+) -> At:
+    """The student and the other networks, which get no gradient, with their space and the clock."""
+    nets = {STUDENT: make_nets[STUDENT](params)}
+    nets |= {role: make_nets[role](jax.lax.stop_gradient(p)) for role, p in others.items()}
+    return At(nets, make_space({role: net.table for role, net in nets.items()}), clock)
 
 
 def split_batch(tokens_BL: jax.Array, mask_BL: jax.Array, parts: int) -> Batch:
@@ -51,7 +68,7 @@ def split_batch(tokens_BL: jax.Array, mask_BL: jax.Array, parts: int) -> Batch:
 def make_gradients(
     make_nets: Mapping[str, MakeNet],
     loss: Loss,
-    make_space: Callable[[dict[str, jax.Array]], Any],
+    make_space: MakeSpace,
     clock: Clock,
     accumulation_steps: int = 1,
 ) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
@@ -61,34 +78,34 @@ def make_gradients(
     those of the loss, "loss" and "grad_norm".
     """
 
-    def objective(params, others, batch, tokens, key):
-        nets = {STUDENT: make_nets[STUDENT](params)}
-        nets |= {role: make_nets[role](jax.lax.stop_gradient(p)) for role, p in others.items()}
-        space = make_space({role: net.table for role, net in nets.items()})
-        draws = loss.draw(key, batch, space)
-        loss_BL, metrics = loss.evaluate(nets, batch, draws, space, clock)
+    def objective(params, others, batch, key):
+        at = evaluated_at(make_nets, make_space, clock, params, others)
+        loss_BL, count_BL, metrics = loss.evaluate(at, batch, loss.draw(key, batch, at.space))
+        count = jnp.sum(count_BL)
+        # One part is divided here, in the loss; several are, when all of them are counted.
+        whole = jnp.maximum(count, 1.0) if accumulation_steps == 1 else 1.0
         means = {
-            # Chosen first: what is masked out stays out even if it is not finite.
-            name: jnp.sum(jnp.where(batch.mask_BL > 0, value, 0.0) * batch.mask_BL) / tokens
+            # Chosen first: what does not count stays out even if it is not finite.
+            name: jnp.sum(jnp.where(count_BL > 0, value, 0.0) * count_BL) / whole
             for name, value in {"loss": loss_BL, **metrics}.items()
         }
-        return means["loss"], means
+        return means["loss"], (means, count)
 
     def gradients(params, others, tokens_BL, mask_BL, key):
         batches = split_batch(tokens_BL, mask_BL, accumulation_steps)
-        tokens = jnp.maximum(jnp.sum(mask_BL), 1.0)  # of the whole batch: parts may differ
         gradient = jax.grad(objective, has_aux=True)
         first = jax.tree.map(lambda x: x[0], batches)
         if accumulation_steps == 1:
-            return gradient(params, others, first, tokens, key)
+            grads, (means, _) = gradient(params, others, first, key)
+            return grads, means
 
         def add(total, batch):
-            part = gradient(params, others, batch, tokens, key)
-            return jax.tree.map(jnp.add, total, part), None
+            return jax.tree.map(jnp.add, total, gradient(params, others, batch, key)), None
 
-        shapes = jax.eval_shape(gradient, params, others, first, tokens, key)
+        shapes = jax.eval_shape(gradient, params, others, first, key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, batches)[0]
+        grads, (sums, count) = jax.lax.scan(add, zeros, batches)[0]
+        return jax.tree.map(lambda x: x / jnp.maximum(count, 1.0), (grads, sums))
 
     def with_norm(*arguments):
         grads, metrics = gradients(*arguments)
@@ -100,7 +117,7 @@ def make_gradients(
 def make_train_step(
     make_nets: Mapping[str, MakeNet],
     loss: Loss,
-    make_space: Callable[[dict[str, jax.Array]], Any],
+    make_space: MakeSpace,
     clock: Clock,
     optimizer: optax.GradientTransformation,
     *,
@@ -111,10 +128,11 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """train_step(state, frozen, tokens_BL, mask_BL, key) -> (state, metrics); jit it.
 
-    ``make_nets`` has a row for the student and for every role in ``frozen`` (a dict of parameters
-    that are arguments, not constants). With ``ema_decay`` > 0 and a row "ema", that network gets
-    the moving average. Metrics are scalars: float32 means over the tokens of the whole batch, and
-    "skipped" and "in_a_row" of the new state.
+    ``make_nets`` has a row for the student, for every role in ``frozen`` (a dict of parameters
+    that are arguments, not constants), for every role that the loss keeps in its state, and for
+    "ema" where the loss needs it: that network gets the moving average. Metrics are scalars:
+    float32 means over what counts in the whole batch, and "skipped" and "in_a_row" of the new
+    state.
 
     A batch whose loss or gradient norm is not finite leaves parameters, optimizer and average as
     they were. After ``skip_limit`` such batches in a row the state stays as it is for good, so that
@@ -126,8 +144,8 @@ def make_train_step(
 
     def train_step(state, frozen, tokens_BL, mask_BL, key):
         key = jax.random.fold_in(key, state.step)
-        others = dict(frozen)
-        if "ema" in make_nets:
+        others = {**frozen, **state.loss}
+        if loss.needs.ema:
             others["ema"] = state.ema
         grads, metrics = gradients(state.params, others, tokens_BL, mask_BL, key)
         done = state.step - state.skipped  # updates, as the optimizer counts them
@@ -144,10 +162,12 @@ def make_train_step(
         seen = jax.lax.optimization_barrier(params)
         ema = optim.ema_update(state.ema, seen, done + 1, ema_decay)
         ema = optim.choose(accept, ema, state.ema)
+        kept = loss.next_state(state.loss, done + 1, seen, ema)
+        kept = optim.choose(accept, kept, state.loss)
         skipped = state.skipped + bad
         in_a_row = jnp.where(accept, 0, state.in_a_row + bad)
         metrics |= {"skipped": skipped, "in_a_row": in_a_row}
-        changed = params, opt_state, ema
+        changed = params, opt_state, ema, kept
         return TrainState(state.step + 1, *changed, skipped, in_a_row), metrics
 
     return train_step
@@ -155,7 +175,7 @@ def make_train_step(
 
 def make_eval_step(
     make_net: MakeNet,
-    make_space: Callable[[dict[str, jax.Array]], Any],
+    make_space: MakeSpace,
     clock: Clock,
     defect: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -163,8 +183,8 @@ def make_eval_step(
 
     The cross-entropy at fixed times with noise that depends on ``key`` and the row's index only:
     the same rows, times and noise at every evaluation make a curve that means something. The second
-    sum is that of ``defect(net, space, clock, state, tau_s, tau_u, tau_t)``, a diagnostic of flow
-    maps per token, for two half jumps from pure noise to the end; 0 without it.
+    sum is that of ``defect(at, state, tau_s, tau_u, tau_t)``, a diagnostic of flow maps per token,
+    for two half jumps from pure noise to the end; 0 without it.
     """
 
     def eval_step(params, tokens_BL, mask_BL, index_B, taus_T, key):
@@ -173,17 +193,18 @@ def make_eval_step(
         batch = Batch(tokens_BL, mask_BL, index_B, tokens_BL.shape[0])
         noise = space.noise(batch.keys(key), batch.length)
 
-        def at(tau):
+        def summed(tau):
             tau_B = jnp.full(index_B.shape, tau)
             state = space.corrupt(noise, tokens_BL, clock.to_t(tau_B))
             output = net(space.view(state, STUDENT), tau_B)
             return -jnp.sum(output.posterior.log_prob(tokens_BL) * mask_BL)
 
         if defect is None:
-            return jax.lax.map(at, taus_T), jnp.zeros(())
+            return jax.lax.map(summed, taus_T), jnp.zeros(())
         tau_s, tau_u, tau_t = (jnp.full(index_B.shape, tau) for tau in (0.0, 0.5, 1.0))
-        defect_BL = defect(net, space, clock, space.scatter(noise), tau_s, tau_u, tau_t)
-        return jax.lax.map(at, taus_T), jnp.sum(defect_BL * mask_BL)
+        at = At({STUDENT: net}, space, clock)
+        defect_BL = defect(at, space.scatter(noise), tau_s, tau_u, tau_t)
+        return jax.lax.map(summed, taus_T), jnp.sum(defect_BL * mask_BL)
 
     return eval_step
 
@@ -191,25 +212,24 @@ def make_eval_step(
 def make_loss_eval_step(
     make_nets: Mapping[str, MakeNet],
     loss: Loss,
-    make_space: Callable[[dict[str, jax.Array]], Any],
+    make_space: MakeSpace,
     clock: Clock,
 ) -> Callable[..., jax.Array]:
-    """eval_step(params, frozen, tokens_BL, mask_BL, index_B, key) -> summed loss (1,); jit it.
+    """eval_step(params, others, tokens_BL, mask_BL, index_B, key) -> sums (2,); jit it.
 
-    For networks that are no denoisers: their own objective with fixed draws, as far as ``key``
-    and the row's index fix them.
+    The summed loss and the summed counts of networks that are no denoisers: their own objective
+    with fixed draws, as far as ``key`` and the row's index fix them.
     """
 
-    def eval_step(params, frozen, tokens_BL, mask_BL, index_B, key):
-        nets = {STUDENT: make_nets[STUDENT](params)}
-        nets |= {role: make_nets[role](p) for role, p in frozen.items()}
-        space = make_space({role: net.table for role, net in nets.items()})
+    def eval_step(params, others, tokens_BL, mask_BL, index_B, key):
+        at = evaluated_at(make_nets, make_space, clock, params, others)
         size = tokens_BL.shape[0]
         key = jax.random.fold_in(key, index_B[0])
         batch = Batch(tokens_BL, mask_BL, jnp.arange(size, dtype=jnp.int32), size)
-        draws = loss.draw(key, batch, space)
+        draws = loss.draw(key, batch, at.space)
         draws.pop("dropout", None)
-        loss_BL, _ = loss.evaluate(nets, batch, draws, space, clock)
-        return jnp.sum(loss_BL * mask_BL)[None]
+        loss_BL, count_BL, _ = loss.evaluate(at, batch, draws)
+        counted_BL = jnp.where(count_BL > 0, loss_BL, 0.0) * count_BL
+        return jnp.stack([jnp.sum(counted_BL), jnp.sum(count_BL)])
 
     return eval_step

@@ -6,6 +6,7 @@ import pytest
 
 from flm_jax import config as config_lib
 from flm_jax.config import Config
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 
 
@@ -14,8 +15,7 @@ class Distilling:
     """A loss that needs a teacher and a network of two times."""
 
     path: str
-    needs_teacher = True
-    needs_two_times = True
+    needs = Needs(teacher=True, two_times=True)
 
 
 def changed(**overrides) -> Config:

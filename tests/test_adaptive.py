@@ -11,7 +11,8 @@ from flm_jax.flow.net import Net
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.samplers import AncestralMasked, Euler, FlowMap, LeftToRight
 from flm_jax.samplers.adaptive import sample_until_stable
-from flm_jax.samplers.base import Decode, sample, sequence_keys
+from flm_jax.samplers.base import Sampler, sequence_keys
+from flm_jax.sampling import Sampling
 
 V, L, D, B, STEPS = tiny.V, 3, tiny.D, 8, 7
 CLOCK = tiny.clock()
@@ -56,15 +57,29 @@ def constant(net: Net) -> Net:
     return Net(lambda params, h, tau_s, tau_t, key: (jnp.ones_like(h), None), net.params)
 
 
+def whole_grid(sampler: Sampler, *given, **options) -> tuple:
+    """(tokens, trajectory) of the loop that does not stop early."""
+    written = sampler.run(*given, **options)
+    return written.tokens_BL, written.trajectory
+
+
+def until_stable(*given, **options) -> tuple:
+    """(tokens, evaluations) of the loop that stops early."""
+    return sample_until_stable(*given, **options)[:2]
+
+
 def call(run, sampler=SAMPLERS["gamma"], net=NET, index=range(B), make_space=Projected, **options):
     """One of the two loops, compiled as a whole."""
     net, keys_B = one_time(net), sequence_keys(jax.random.key(1), jnp.asarray(index))
-    options = {"steps": STEPS, "length": L} | options
+    length = options.pop("length", L)
+    start, noise = options.pop("start", None), options.pop("noise", None)
+    more = {"trajectory": options.pop("trajectory")} if "trajectory" in options else {}
+    sampling = Sampling(**({"steps": STEPS, "patience": 1} | options))
 
     @jax.jit
     def compiled(keys_B):
-        space = make_space({"student": net.table})
-        return run(sampler, {"student": net}, space, CLOCK, keys_B, **options)
+        at = tiny.at({"student": net}, make_space, CLOCK)
+        return run(sampler, at, keys_B, sampling, length, start=start, noise=noise, **more)
 
     return jax.tree.map(np.asarray, compiled(keys_B))
 
@@ -86,14 +101,14 @@ def by_hand(tokens_SBL: np.ndarray, patience: int) -> tuple[np.ndarray, np.ndarr
 @pytest.fixture(scope="module", params=SAMPLERS)
 def whole(request):
     sampler = SAMPLERS[request.param]
-    tokens_BL, path = call(sample, sampler, trajectory=True)
+    tokens_BL, path = call(whole_grid, sampler, trajectory=True)
     return sampler, tokens_BL, path
 
 
 @pytest.mark.parametrize("patience", [1, 2, STEPS])
 def test_every_sequence_stops_where_the_rule_says_with_the_tokens_it_had_there(whole, patience):
     sampler, last_BL, path = whole
-    tokens_BL, evaluations_B = call(sample_until_stable, sampler, patience=patience)
+    tokens_BL, evaluations_B = call(until_stable, sampler, patience=patience)
     wanted_BL, wanted_B = by_hand(path.tokens_SBL, patience)
     np.testing.assert_array_equal(evaluations_B, wanted_B)
     np.testing.assert_array_equal(tokens_BL, wanted_BL)
@@ -107,56 +122,56 @@ def test_every_sequence_stops_where_the_rule_says_with_the_tokens_it_had_there(w
         assert to_the_end.all()
 
 
-@pytest.mark.parametrize("decode", [Decode(), Decode(1.0, 0.9)])
+@pytest.mark.parametrize("decode", [{}, {"temperature": 1.0, "top_p": 0.9}])
 @pytest.mark.parametrize("patience, evaluations", [(1, 2), (3, 4), (9, STEPS)])
 def test_the_loop_ends_with_the_last_sequence(patience, evaluations, decode):
     calls = []
     net = counted(constant(NET), calls)
     tokens_BL, evaluations_B = call(
-        sample_until_stable, net=net, patience=patience, decode=decode, prior_scale=0.5
+        until_stable, net=net, patience=patience, prior_scale=0.5, **decode
     )
     jax.effects_barrier()
     np.testing.assert_array_equal(evaluations_B, evaluations)
     np.testing.assert_allclose(sorted(calls), np.arange(evaluations) / STEPS, rtol=1e-6)
-    wanted_BL, _ = call(sample, net=constant(NET), decode=decode)  # drawn with the same keys
+    wanted_BL, _ = call(whole_grid, net=constant(NET), **decode)  # drawn with the same keys
     np.testing.assert_array_equal(tokens_BL, wanted_BL)
 
 
 def test_a_single_step_is_that_of_the_plain_loop():
-    tokens_BL, evaluations_B = call(sample_until_stable, steps=1)
-    np.testing.assert_array_equal(tokens_BL, call(sample, steps=1)[0])
+    tokens_BL, evaluations_B = call(until_stable, steps=1)
+    np.testing.assert_array_equal(tokens_BL, call(whole_grid, steps=1)[0])
     np.testing.assert_array_equal(evaluations_B, 1)
 
 
 def test_the_grid_has_the_power_that_was_asked_for():
-    _, path = call(sample, trajectory=True, grid_power=3.0)
-    tokens_BL, evaluations_B = call(sample_until_stable, grid_power=3.0)
+    _, path = call(whole_grid, trajectory=True, grid_power=3.0)
+    tokens_BL, evaluations_B = call(until_stable, grid_power=3.0)
     wanted_BL, wanted_B = by_hand(path.tokens_SBL, 1)
     np.testing.assert_array_equal(tokens_BL, wanted_BL)
     np.testing.assert_array_equal(evaluations_B, wanted_B)
-    assert (tokens_BL != call(sample_until_stable)[0]).any()
+    assert (tokens_BL != call(until_stable)[0]).any()
 
 
 def test_given_noise_is_used_and_the_batch_does_not_matter():
     start = jax.random.normal(jax.random.key(5), (B, L, V))
     noise = jax.random.normal(jax.random.key(6), (STEPS - 1, B, L, V))
     options = dict(make_space=OneHot, start=start, noise=noise)
-    _, path = call(sample, trajectory=True, **options)
-    tokens_BL, evaluations_B = call(sample_until_stable, **options)
+    _, path = call(whole_grid, trajectory=True, **options)
+    tokens_BL, evaluations_B = call(until_stable, **options)
     wanted_BL, wanted_B = by_hand(path.tokens_SBL, 1)
     np.testing.assert_array_equal(tokens_BL, wanted_BL)
     np.testing.assert_array_equal(evaluations_B, wanted_B)
     rows = np.asarray([6, 1])
     options |= dict(start=start[rows], noise=noise[:, rows])
-    part_BL, part_B = call(sample_until_stable, index=rows, **options)
+    part_BL, part_B = call(until_stable, index=rows, **options)
     np.testing.assert_array_equal(part_BL, tokens_BL[rows])
     np.testing.assert_array_equal(part_B, evaluations_B[rows])
 
 
 def test_wrong_options_are_one_sentence():
     with pytest.raises(UserError, match="patience=0 must be at least 1 unchanged evaluation"):
-        call(sample_until_stable, patience=0)
+        call(until_stable, patience=0)
     for sampler in (AncestralMasked(), LeftToRight()):
         name = type(sampler).__name__
         with pytest.raises(UserError, match=f"{name} cannot stop early.*leave patience away"):
-            call(sample_until_stable, sampler)
+            call(until_stable, sampler)

@@ -15,7 +15,7 @@ from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Head, Posterior
 from flm_jax.flow.space import OneHot
 from flm_jax.samplers.autoregressive import LeftToRight
-from flm_jax.samplers.base import Decode, sequence_keys
+from flm_jax.samplers.base import sequence_keys
 from flm_jax.samplers.discrete import AncestralMasked, AncestralUniform
 
 V, L, D, B = tiny.V, tiny.L, tiny.D, 3
@@ -47,8 +47,8 @@ def draw(sampler, net, keys_B, **options):
 
     @jax.jit
     def call(keys_B, start):
-        space = OneHot({"student": net.table})
-        return sampler.run({"student": net}, space, CLOCK, keys_B, start=start, **options)
+        at = tiny.at({"student": net}, OneHot, CLOCK)
+        return tiny.write(sampler, at, keys_B, start=start, **options)
 
     return call(keys_B, options.pop("start", None))
 
@@ -69,7 +69,7 @@ def deviation(tokens, p) -> float:
 @pytest.mark.parametrize("steps", [1, 2, 16])
 def test_independent_tokens_come_out_with_their_law_after_any_number_of_steps(name, steps):
     sampler = SAMPLERS[name]
-    net = constant_net(sampler.needs_mask_token)
+    net = constant_net(sampler.needs.mask_token)
     tokens_BL, path = draw(sampler, net, keys(500), steps=steps, length=40)
     assert tokens_BL.dtype == jnp.int32 and path is None
     assert deviation(tokens_BL, P) < 5
@@ -155,12 +155,12 @@ def test_given_tokens_stay_given():
 def test_top_p_and_the_denoisers_temperature_narrow_every_draw(name):
     sharp = P**2 / (P**2).sum()
     sampler = SAMPLERS[name]
-    net = constant_net(sampler.needs_mask_token, temperature=0.5)
+    net = constant_net(sampler.needs.mask_token, temperature=0.5)
     tokens_BL, _ = draw(sampler, net, keys(500), steps=2, length=40)
     assert deviation(tokens_BL, sharp) < 5
     order = np.argsort(-P)
     kept = order[: np.searchsorted(np.cumsum(P[order]), 0.5) + 1]
-    net = constant_net(sampler.needs_mask_token)
+    net = constant_net(sampler.needs.mask_token)
     tokens_BL, _ = draw(type(sampler)(top_p=0.5), net, keys(100), steps=2, length=40)
     assert set(np.unique(tokens_BL)) == set(kept) and len(kept) < V / 2
 
@@ -196,8 +196,8 @@ def test_left_to_right_draws_from_the_networks_law():
 @pytest.mark.parametrize(
     "sampler, options, sentence",
     [
-        (AncestralMasked(), {"decode": Decode(0.7)}, "temperature=0.7 and top_p=1 of the last"),
-        (AncestralUniform(), {"decode": Decode(1.0, 0.5)}, "set denoiser_temperature or"),
+        (AncestralMasked(), {"temperature": 0.7}, "temperature=0.7 and top_p=1 of the last"),
+        (AncestralUniform(), {"temperature": 1.0, "top_p": 0.5}, "set denoiser_temperature or"),
         (AncestralMasked(), {"prior_scale": 0.5}, "prior_scale=0.5 has no effect on a sampler"),
         (LeftToRight(), {"bos_id": 1}, "writing 6 tokens one by one takes 5 steps, not 3"),
         (LeftToRight(), {"steps": 5}, "this tokenizer has none; set the sampler's option bos_id"),

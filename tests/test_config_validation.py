@@ -7,14 +7,18 @@ import pytest
 from config_changes import Distilling, changed, sentence
 
 from flm_jax import config as config_lib
+from flm_jax.contracts import Needs
 from flm_jax.losses import LSD, PSD, FlowMatching
 
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
     scale: float = 1.0
-    needs_teacher = False
-    needs_two_times = False
+    needs = Needs()
+    uses = frozenset()
+
+    def without_effect(self, knobs):
+        return []
 
 
 class ForSynthetic(Plain):

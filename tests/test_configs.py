@@ -68,7 +68,7 @@ def test_the_official_hyperparameters():
             assert config.train.steps == 1_000_000 and config.data.drop_remainder_every == 0
             assert model.loss_weighting == (stage == "residual")
         for stage in ("distill", "second_stage"):
-            assert stages[stage].sampler.options == {"gamma": gamma}
+            assert stages[stage].sampler.gamma == gamma
         loss = experiment.Experiment(stages["distill"], 8).loss
         assert (loss.diagonal_fraction, loss.boundary_fraction) == (0.5, 1 / 32)
         assert experiment.Experiment(stages["residual"], 8).loss.boundary_fraction == 1 / 64

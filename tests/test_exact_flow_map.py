@@ -15,6 +15,7 @@ import small_nets
 import tiny
 
 from flm_jax.flow import clock as clock_lib
+from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.losses import ESD, LSD, PSD
@@ -90,7 +91,7 @@ def excess(loss, clock, make_space):
         nets = {"student": net, "teacher": exact(clock)}
         space = make_space({role: net.table for role, net in nets.items()})
         draws = loss.draw(jax.random.key(4), batch, space) | {"dropout": None}
-        loss_BL, _ = loss.evaluate(nets, batch, draws, space, clock)
+        loss_BL, *_ = loss.evaluate(At(nets, space, clock), batch, draws)
         path = loss.path(draws, clock, batch)
         state = space.corrupt(draws["noise"], batch.tokens_BL, path.s)
         delta = net(space.view(state, "student"), path.tau_s, path.tau_t).posterior
@@ -142,7 +143,7 @@ def test_a_text_that_says_nothing_leaves_no_residual(name, make_space):
         nets = {"student": model.net(params), "teacher": tiny.model().net(params)}
         space = make_space({role: net.table for role, net in nets.items()})
         draws = loss.draw(jax.random.key(0), batch, space)
-        return loss.evaluate(nets, batch, draws, space, tiny.clock())[0]
+        return loss.evaluate(At(nets, space, tiny.clock()), batch, draws)[0]
 
     squared = "squared" in name, "squared" in name or "esd" in name
     wanted = np.where(np.arange(B)[:, None] < 4, *(0.0 if x else least for x in squared))
@@ -155,7 +156,7 @@ def small_setting(clock, path):
     nets["teacher"] = small_nets.net(small_nets.params(1, 5, 4, dtype=jnp.float32))
     space = OneHot({role: net.table for role, net in nets.items()})
     state = jax.random.normal(jax.random.key(0), (len(path.s), L, 5))
-    return Setting(nets, space, clock, state, path, (None, None))
+    return Setting(At(nets, space, clock), state, path, (None, None))
 
 
 def test_the_bounded_eulerian_residual_is_the_official_one_times_1_t_over_1_s():

@@ -15,6 +15,7 @@ from flm_jax import config as config_lib
 from flm_jax import step as step_lib
 from flm_jax.errors import UserError
 from flm_jax.flow import clock as clock_lib
+from flm_jax.flow.at import At
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.losses import ESD, LOSSES, LSD, PSD
 from flm_jax.losses.base import Batch
@@ -59,7 +60,7 @@ def all_params(dtype=jnp.float64) -> dict:
 def evaluate(loss, params, batch, draws, clock, make_space=OneHot):
     nets = {role: small_nets.net(p) for role, p in params.items()}
     space = make_space({role: net.table for role, net in nets.items()})
-    return loss.evaluate(nets, batch, draws, space, clock)
+    return loss.evaluate(At(nets, space, clock), batch, draws)
 
 
 def times_of(path):
@@ -142,7 +143,7 @@ def test_value_and_gradient_are_those_of_the_formula(name, x64):
     draws["noise"] = draws["noise"].astype(jnp.float64)
 
     def ours(params):
-        loss_BL, metrics = evaluate(loss, params, batch, draws, clock)
+        loss_BL, _, metrics = evaluate(loss, params, batch, draws, clock)
         return jnp.mean(loss_BL), (loss_BL, metrics)
 
     def formula(params):
@@ -174,7 +175,8 @@ def compiled(loss, make_space, seen_by):
         nets = {role: small_nets.net(p, seen_by=seen_by) for role, p in params.items()}
         space = make_space({role: net.table for role, net in nets.items()})
         draws = loss.draw(KEY, batch, space)
-        return *loss.evaluate(nets, batch, draws, space, clock), loss.path(draws, clock, batch)
+        loss_BL, _, metrics = loss.evaluate(At(nets, space, clock), batch, draws)
+        return loss_BL, metrics, loss.path(draws, clock, batch)
 
     return jax.jit(call)
 
@@ -241,7 +243,7 @@ def test_the_diagonal_learns_from_data_without_a_teacher(name):
     options = {"on_diagonal": "data", "diagonal_fraction": 0.5}
     options |= {"start": "self"} if name == "esd" else {}
     loss = config_lib.build(LOSSES, name, options, "loss")
-    assert not loss.needs_teacher and loss.needs_two_times
+    assert not loss.needs.teacher and loss.needs.two_times
     loss_BL, _, path = evaluated(loss, batch_of(), roles=("student",), make_space=OneHot)
     params = all_params(jnp.float32)["student"]
     batch = batch_of()
@@ -260,14 +262,15 @@ def test_the_diagonal_learns_from_data_without_a_teacher(name):
 
 def test_which_networks_an_objective_needs():
     def needed(loss):
-        return loss.needs_teacher, loss.needs_ema
+        return loss.needs.teacher, loss.needs.ema
 
     assert needed(PSD()) == needed(LSD()) == needed(ESD()) == (True, False)
     assert needed(PSD(target="ema", on_diagonal="data")) == (False, True)
     assert needed(LSD(on_diagonal="data", end="teacher")) == (True, False)
     assert needed(ESD(on_diagonal="data", start="self")) == (False, False)
     assert needed(ESD(on_diagonal="data")) == (True, False)
-    assert [loss.jvp for loss in (PSD, LSD, ESD)] == [False, True, True]
+    forward = [loss().needs.forward_derivatives for loss in (PSD, LSD, ESD)]
+    assert forward == [False, True, True]
 
 
 def test_only_lsd_has_no_boundary_samples_unless_asked_for():

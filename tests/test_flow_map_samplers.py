@@ -10,12 +10,13 @@ import small_nets
 import tiny
 
 from flm_jax import config as config_lib
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.samplers import SAMPLERS, FlowMap, TwoModel, TwoStage
-from flm_jax.samplers.base import sample, sequence_keys
+from flm_jax.samplers.base import sequence_keys
 from flm_jax.samplers.euler import Euler
 
 V, L, B = 7, 3, 4
@@ -36,10 +37,9 @@ def compiled(sampler, make_space, steps, backbone=small_nets.backbone, trajector
 
     def call(params, keys, start, noise):
         nets = {role: Net(backbone, p) for role, p in params.items()}
-        space = make_space({role: net.table for role, net in nets.items()})
-        return sample(
-            sampler, nets, space, clock, keys, steps=steps, length=L, start=start, noise=noise,
-            trajectory=trajectory,
+        return tiny.write(
+            sampler, tiny.at(nets, make_space, clock), keys, steps=steps, length=L, start=start,
+            noise=noise, trajectory=trajectory,
         )  # fmt: skip
 
     return jax.jit(call)
@@ -178,10 +178,8 @@ def test_a_sample_does_not_depend_on_its_batch(sampler):
 
     @jax.jit
     def call(keys):
-        space = Projected({role: net.table for role, net in nets.items()})
-        tokens_BL, path = sample(
-            sampler, nets, space, tiny.clock(), keys, steps=3, length=tiny.L, trajectory=True
-        )
+        at = tiny.at(nets, Projected, tiny.clock())
+        tokens_BL, path = tiny.write(sampler, at, keys, steps=3, length=tiny.L, trajectory=True)
         return tokens_BL, path.states[2]
 
     index, rows = jnp.arange(8), jnp.asarray([5, 2])
@@ -199,5 +197,5 @@ def test_wrong_options_are_one_sentence():
     for name in ("two_model", "two_stage"):
         with pytest.raises(UserError, match="eps=-1.0 must be at least 0"):
             config_lib.build(SAMPLERS, name, {"eps": -1.0}, "sampler")
-    assert FlowMap().needs_two_times and TwoModel().needs_two_times and TwoModel().needs_teacher
-    assert not Euler().needs_two_times and not hasattr(TwoStage(), "needs_teacher")
+    assert FlowMap().needs == TwoStage().needs == Needs(two_times=True)
+    assert TwoModel().needs == Needs(two_times=True, teacher=True) and Euler().needs == Needs()

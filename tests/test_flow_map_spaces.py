@@ -11,6 +11,7 @@ from flm_jax import config as config_lib
 from flm_jax import sharding
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import space as space_lib
+from flm_jax.flow.at import At
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.losses import LOSSES
 
@@ -53,7 +54,7 @@ def test_the_gradient_of_the_table_is_the_projected_dense_one(name, monkeypatch)
         def value(student, make_space, noise):
             nets, space = nets_and_space(params | {"student": student}, make_space)
             draws = loss.draw(KEY, batch, space) | {"noise": noise, "dropout": None}
-            loss_BL, _ = loss.evaluate(nets, batch, draws, space, clock)
+            loss_BL, *_ = loss.evaluate(At(nets, space, clock), batch, draws)
             return jnp.mean(loss_BL), loss_BL
 
         gradient = jax.jit(jax.grad(value, has_aux=True), static_argnums=1)
@@ -116,7 +117,7 @@ def test_no_array_over_batch_positions_and_vocabulary(name):
     def value(student, make_space):
         nets, space = nets_and_space(params | {"student": student}, make_space, chunk)
         draws = loss.draw(KEY, batch, space)
-        return jnp.mean(loss.evaluate(nets, batch, draws, space, clock)[0])
+        return jnp.mean(loss.evaluate(At(nets, space, clock), batch, draws)[0])
 
     def largest(make_space):
         traced = jax.make_jaxpr(lambda p: jax.value_and_grad(value)(p, make_space))
@@ -141,7 +142,7 @@ def test_losses_are_the_same_on_eight_devices(name):
     def call(params, batch):
         nets, space = nets_and_space(params, Projected)
         draws = loss.draw(KEY, batch, space)
-        return loss.evaluate(nets, batch, draws, space, clock)[0], draws["noise"]
+        return loss.evaluate(At(nets, space, clock), batch, draws)[0], draws["noise"]
 
     loss_BL, noise = call(params, batch)
     mesh = sharding.make_mesh((8, 1, 1))

@@ -54,7 +54,7 @@ def model(name: str):
 def others_of(name: str, trained: dict) -> dict:
     """The parameters of the networks beside the student, by role."""
     loss = LOSSES[name]()
-    roles = {"teacher": loss.needs_teacher, "residual": getattr(loss, "needs_residual", False)}
+    roles = {"teacher": loss.needs.teacher, "residual": loss.needs.residual}
     return {role: trained[role] for role, needed in roles.items() if needed}
 
 

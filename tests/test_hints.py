@@ -11,6 +11,7 @@ import tiny
 
 from flm_jax import config as config_lib
 from flm_jax.flow import fused
+from flm_jax.flow.at import At
 from flm_jax.flow.space import Projected
 from flm_jax.losses import LOSSES
 
@@ -56,14 +57,14 @@ def test_the_cotangent_is_the_hint_times_a_number(name, monkeypatch):
     def value(params):
         student = small_nets.net(params)
         nets = {"student": student if token_loss else _weighted(student)}
-        if getattr(loss, "needs_teacher", False):
+        if loss.needs.teacher:
             nets["teacher"] = small_nets.net(teacher)
-        if getattr(loss, "needs_residual", False):
+        if loss.needs.residual:
             nets["residual"] = small_nets.net(residual)
         space = Projected({role: net.table for role, net in nets.items()})
-        loss_BL, _ = loss.evaluate(nets, batch, loss.draw(jax.random.key(0), batch, space), space,
-                                   clock)  # fmt: skip
-        return jnp.sum(loss_BL * batch.mask_BL) / 7.0
+        draws = loss.draw(jax.random.key(0), batch, space)
+        loss_BL, count_BL, _ = loss.evaluate(At(nets, space, clock), batch, draws)
+        return jnp.sum(loss_BL * count_BL) / 7.0
 
     jax.block_until_ready(jax.jit(jax.grad(value))(own))
     jax.effects_barrier()

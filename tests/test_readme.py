@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 import re
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,12 @@ import tiny
 import flm_jax
 from flm_jax import config as config_lib
 from flm_jax import experiment, train
+from flm_jax.contracts import Needs
+from flm_jax.flow.at import At
 from flm_jax.flow.posterior import one_hot
 from flm_jax.flow.space import SPACES
 from flm_jax.flow.times import draw_stratified, stratified
+from flm_jax.losses.base import Loss, PerToken
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -34,7 +36,9 @@ def test_the_example_loss_runs_in_both_spaces(space_name):
     names = dict(
         dataclasses=dataclasses,
         jax=jax,
-        ClassVar=ClassVar,
+        Loss=Loss,
+        Needs=Needs,
+        PerToken=PerToken,
         draw_stratified=draw_stratified,
         stratified=stratified,
         one_hot=one_hot,
@@ -45,7 +49,7 @@ def test_the_example_loss_runs_in_both_spaces(space_name):
     net = model.net(model.init(jax.random.key(0)))
     space = SPACES[space_name]({"student": net.table})
     draws = loss.draw(jax.random.key(1), batch, space)
-    loss_BL, _ = loss.evaluate({"student": net}, batch, draws, space, tiny.clock())
+    loss_BL, *_ = loss.evaluate(At({"student": net}, space, tiny.clock()), batch, draws)
     # Logits are zero at the start, so every target costs ln V.
     np.testing.assert_allclose(loss_BL, jnp.full(batch.tokens_BL.shape, np.log(tiny.V)), rtol=1e-5)
 

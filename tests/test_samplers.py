@@ -1,7 +1,5 @@
 """The sampling loop against closed forms, in both state spaces; every row of the table runs."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,7 @@ from flm_jax.flow import maps
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.samplers import SAMPLERS
-from flm_jax.samplers.base import Decode, sample, sequence_keys
+from flm_jax.samplers.base import sequence_keys
 from flm_jax.samplers.euler import Euler
 
 V, L, D, B = tiny.V, tiny.L, tiny.D, 3
@@ -38,15 +36,14 @@ def constant_net(p=P, temperature: float = 1.0) -> Net:
 
 
 def draw(net, make_space=OneHot, clock=CLOCK, keys=KEYS, sampler=Euler(), length=L, **options):  # noqa: B008
-    """`sample`, compiled as a whole: faster here than operation by operation."""
+    """`Sampler.run`, compiled as a whole: faster here than operation by operation."""
     start = options.pop("start", None)
     nets = {"student": net} | options.pop("others", {})
 
     @jax.jit
     def call(keys, start):
-        space = make_space({role: net.table for role, net in nets.items()})
-        run = getattr(sampler, "run", functools.partial(sample, sampler))
-        return run(nets, space, clock, keys, length=length, start=start, **options)
+        at = tiny.at(nets, make_space, clock)
+        return tiny.write(sampler, at, keys, length=length, start=start, **options)
 
     return call(keys, start)
 
@@ -156,14 +153,14 @@ def test_as_many_network_evaluations_as_steps(steps):
     np.testing.assert_allclose(sorted(calls), np.arange(steps) / steps, rtol=1e-6)
 
 
-@pytest.mark.parametrize("decode", [Decode(), Decode(1.0, 0.9)])
+@pytest.mark.parametrize("decode", [{}, {"temperature": 1.0, "top_p": 0.9}])
 def test_a_sample_does_not_depend_on_its_batch(decode):
     model = tiny.model()
     net = model.net(tiny.params(model))
 
     def call(index):
         keys = sequence_keys(jax.random.key(4), index)
-        return draw(net, Projected, keys=keys, steps=3, decode=decode, trajectory=True)
+        return draw(net, Projected, keys=keys, steps=3, **decode, trajectory=True)
 
     many, path = call(jnp.arange(8))
     few, part = call(jnp.asarray([5, 2]))
@@ -174,14 +171,14 @@ def test_a_sample_does_not_depend_on_its_batch(decode):
 def test_temperature_one_draws_from_the_posterior_and_the_nucleus_cuts_it():
     net, keys = constant_net(), sequence_keys(jax.random.key(7), jnp.arange(200))
     options = dict(keys=keys, steps=1, length=100)
-    tokens, _ = draw(net, Projected, decode=Decode(1.0), **options)
+    tokens, _ = draw(net, Projected, temperature=1.0, **options)
     frequency = np.bincount(np.ravel(tokens), minlength=V) / tokens.size
     assert (np.abs(frequency - P) < 5 * np.sqrt(P * (1 - P) / tokens.size) + 1e-4).all()
     order = np.argsort(-P)
     kept = order[: np.searchsorted(np.cumsum(P[order]), 0.5) + 1]
-    cut, _ = draw(net, Projected, decode=Decode(1.0, 0.5), **options)
+    cut, _ = draw(net, Projected, temperature=1.0, top_p=0.5, **options)
     assert set(np.unique(cut)) == set(kept) and len(kept) < V / 2
-    cold, _ = draw(net, Projected, decode=Decode(1e-3), **options)
+    cold, _ = draw(net, Projected, temperature=1e-3, **options)
     assert (np.asarray(cold) == P.argmax()).all()
     assert (np.asarray(tokens[0]) != np.asarray(tokens[1])).any()
 
@@ -235,7 +232,7 @@ def test_no_step_of_a_fine_grid_begins_where_nothing_is_left(name, make_space):
     sampler = config_lib.build(SAMPLERS, name, {}, "sampler")
     model = tiny.model(**tiny.needs(sampler))
     options = {}
-    if getattr(sampler, "needs_teacher", False):
+    if sampler.needs.teacher:
         teacher = tiny.model()
         options["others"] = {"teacher": teacher.net(tiny.params(teacher, seed=1))}
     net = model.net(tiny.params(model))
@@ -270,10 +267,10 @@ def test_every_row_runs_in_both_spaces(name, make_space):
     model = tiny.model(**tiny.needs(sampler))
     net = model.net(tiny.params(model))
     options = {"steps": 3}
-    if getattr(sampler, "needs_teacher", False):
+    if sampler.needs.teacher:
         teacher = tiny.model()
         options["others"] = {"teacher": teacher.net(tiny.params(teacher, seed=1))}
-    if getattr(sampler, "needs_causal", False):  # one token a step, after the begin mark
+    if sampler.needs.causal:  # one token a step, after the begin mark
         options = {"steps": L - 1, "bos_id": 1}
     tokens_BL, path = draw(net, make_space, sampler=sampler, trajectory=True, **options)
     assert tokens_BL.shape == (B, L) and tokens_BL.dtype == jnp.int32

@@ -1,7 +1,6 @@
 """The training step: accumulation, frozen networks, the average, metrics, held-out sums."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,10 @@ import tiny
 
 from flm_jax import optim
 from flm_jax import step as step_lib
+from flm_jax.contracts import Needs
+from flm_jax.flow.at import At
 from flm_jax.flow.space import OneHot, Projected
+from flm_jax.losses.base import Loss, PerToken
 from flm_jax.losses.flow_matching import FlowMatching
 
 B, L, V = 8, tiny.L, tiny.V
@@ -34,7 +36,11 @@ def descend(accumulation: int = 1, loss=None, make_space=Projected, **changes):
         accumulation_steps=accumulation,
         schedule=lambda n: 0.5 * n,
     )
-    return jax.jit(step), step_lib.init_state(tiny.params(model), optax.sgd(1.0))
+    return jax.jit(step), first_state(tiny.params(model), optax.sgd(1.0))
+
+
+def first_state(params, optimizer, loss=FlowMatching()):  # noqa: B008
+    return step_lib.init_state(params, optimizer, loss)
 
 
 def gradient(state, new):
@@ -73,7 +79,7 @@ def test_metrics_are_means_over_masked_tokens(whole):
     net = model.net(tiny.params(model))
     space = Projected({"student": net.table})
     draws = FlowMatching().draw(jax.random.fold_in(KEY, 0), BATCH, space)
-    loss_BL, _ = FlowMatching().evaluate({"student": net}, BATCH, draws, space, CLOCK)
+    loss_BL, *_ = FlowMatching().evaluate(At({"student": net}, space, CLOCK), BATCH, draws)
     assert float(metrics["loss"]) == pytest.approx(
         float(np.average(loss_BL, weights=mask_BL)), rel=1e-5
     )
@@ -105,19 +111,21 @@ def test_micro_batches_deal_rows_in_turn():
 
 
 @dataclasses.dataclass(frozen=True)
-class Product:
+class Product(Loss):
     """mean(student's table * other's table): its gradient tells what was frozen."""
 
     other: str
-    needs_teacher: ClassVar[bool] = True
-    needs_two_times: ClassVar[bool] = False
+
+    @property
+    def needs(self):
+        return Needs(teacher=self.other == "teacher", ema=self.other == "ema")
 
     def draw(self, key, batch, space):
         return {}
 
-    def evaluate(self, nets, batch, draws, space, clock):
-        value = jnp.sum(nets["student"].table * nets[self.other].table)
-        return jnp.broadcast_to(value, batch.tokens_BL.shape), {}
+    def evaluate(self, at, batch, draws):
+        value = jnp.sum(at.student.table * at.nets[self.other].table)
+        return PerToken(jnp.broadcast_to(value, batch.tokens_BL.shape), batch.mask_BL, {})
 
 
 @pytest.mark.parametrize("role", ["teacher", "ema"])
@@ -130,7 +138,7 @@ def test_other_networks_get_no_gradient_and_are_arguments(role):
             ema_decay=0.9,
         )
     )  # fmt: skip
-    state = step_lib.init_state(params, optax.sgd(1.0)).replace(ema=others)
+    state = first_state(params, optax.sgd(1.0)).replace(ema=others)
     frozen = {"teacher": others} if role == "teacher" else {}
     for factor in (1.0, 2.0):  # the same compiled step follows its argument
         changed = jax.tree.map(lambda x, f=factor: f * x, others)
@@ -146,21 +154,20 @@ def test_other_networks_get_no_gradient_and_are_arguments(role):
 
 
 @dataclasses.dataclass(frozen=True)
-class Spoiled:
+class Spoiled(Loss):
     """The sum of the table, not finite for batches that begin with token 0 or (gradient) 1."""
 
-    needs_teacher: ClassVar[bool] = False
-    needs_two_times: ClassVar[bool] = False
+    needs = Needs()
 
     def draw(self, key, batch, space):
         return {}
 
-    def evaluate(self, nets, batch, draws, space, clock):
-        first, total = batch.tokens_BL[0, 0], jnp.sum(nets["student"].table)
+    def evaluate(self, at, batch, draws):
+        first, total = batch.tokens_BL[0, 0], jnp.sum(at.student.table)
         flat = total - jax.lax.stop_gradient(total)
         steep = jnp.sqrt(jnp.where(first == 1, flat, 1.0))  # at 0 the slope is infinite
         value = total + jnp.where(first == 0, jnp.nan, 0.0) + steep
-        return jnp.broadcast_to(value, batch.tokens_BL.shape), {}
+        return PerToken(jnp.broadcast_to(value, batch.tokens_BL.shape), batch.mask_BL, {})
 
 
 def test_a_batch_that_is_not_finite_changes_nothing_and_the_limit_is_for_good():
@@ -181,7 +188,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_the_limit_is_for_good():
     def what_learns(state):
         return state.params, state.opt_state, state.ema
 
-    start = step_lib.init_state(tiny.params(model), optimizer)
+    start = first_state(tiny.params(model), optimizer)
     good, values = after(start, 5)
     assert (int(values["skipped"]), int(values["in_a_row"])) == (0, 0)
     for first in (0, 1):
@@ -209,7 +216,7 @@ def test_a_donated_state_is_updated_in_place():
     step = step_lib.make_train_step(
         {"student": model.net}, Spoiled(), OneHot, CLOCK, optimizer, ema_decay=0.9
     )
-    state = jax.eval_shape(lambda: step_lib.init_state(model.init(KEY), optimizer))
+    state = jax.eval_shape(lambda: first_state(model.init(KEY), optimizer))
     arguments = state, {}, BATCH.tokens_BL, BATCH.mask_BL, KEY
     memory = jax.jit(step, donate_argnums=0).lower(*arguments).compile().memory_analysis()
     gradients = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
@@ -225,7 +232,7 @@ def test_the_first_update_of_a_warm_up_changes_nothing_but_the_moments():
     step = step_lib.make_train_step(
         {"student": model.net}, FlowMatching(), OneHot, CLOCK, optimizer, ema_decay=0.9
     )
-    state = step_lib.init_state(tiny.params(model), optimizer)
+    state = first_state(tiny.params(model), optimizer)
     new, _ = jax.jit(step)(state, {}, BATCH.tokens_BL, BATCH.mask_BL, KEY)
     assert_close(new.params, state.params, tolerance=0.0)
     assert_close(new.ema, state.params, tolerance=0.0)

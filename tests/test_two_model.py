@@ -10,8 +10,10 @@ from small_nets import probabilities
 
 from flm_jax import config as config_lib
 from flm_jax import step as step_lib
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import clock as clock_lib
+from flm_jax.flow.at import At
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.losses import LOSSES, Residual, SecondStage
 
@@ -87,7 +89,7 @@ def test_value_and_gradient_are_those_of_the_formula(name):
         def ours(params):
             nets = {role: small_nets.net(p) for role, p in params.items()}
             space = OneHot({role: net.table for role, net in nets.items()})
-            loss_BL, metrics = loss.evaluate(nets, batch, draws, space, clock)
+            loss_BL, _, metrics = loss.evaluate(At(nets, space, clock), batch, draws)
             return jnp.mean(loss_BL), (loss_BL, metrics["squared_error"])
 
         def formula(params):
@@ -120,7 +122,7 @@ def evaluated(loss, params, batch, make_space, noise, roles=WIDTHS):
         draws = loss.draw(KEY, batch, space) | {"dropout": None}
         if noise is not None:
             draws["noise"] = space.from_dense(noise)
-        return loss.evaluate(nets, batch, draws, space, clock)[0]
+        return loss.evaluate(At(nets, space, clock), batch, draws)[0]
 
     return np.asarray(jax.jit(call)(params))
 
@@ -179,9 +181,8 @@ def test_lengths_are_stratified_and_the_share_of_whole_ways_is_as_asked():
 
 
 def test_what_the_stages_need():
-    assert Residual().needs_teacher and not getattr(Residual(), "needs_residual", False)
-    assert SecondStage().needs_teacher and SecondStage().needs_residual
-    assert Residual().needs_two_times and SecondStage().needs_two_times
+    assert Residual().needs == Needs(teacher=True, two_times=True)
+    assert SecondStage().needs == Needs(teacher=True, residual=True, two_times=True)
     assert (Residual().boundary_fraction, SecondStage().boundary_fraction) == (1 / 64, 1 / 128)
 
 

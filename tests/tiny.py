@@ -1,5 +1,6 @@
 """A tiny network, batch and context shared by the tests of flows, losses, samplers and steps."""
 
+import dataclasses
 import functools
 import pathlib
 import random
@@ -12,8 +13,13 @@ import numpy as np
 from flm_jax import config as config_lib
 from flm_jax.config import Model
 from flm_jax.flow import clock as clock_lib
-from flm_jax.losses.base import Batch
+from flm_jax.flow.at import At
+from flm_jax.flow.net import Net
+from flm_jax.flow.space import Space
+from flm_jax.losses.base import Batch, Loss
 from flm_jax.models import dit
+from flm_jax.samplers.base import Sampler
+from flm_jax.sampling import Sampling
 
 V, B, L, D = 16, 4, 6, 8
 
@@ -23,10 +29,23 @@ def model(vocab_size: int = V, **changes) -> dit.Model:
     return dit.build(Model(**{**settings, **changes}), vocab_size)
 
 
-def needs(row: Any) -> dict[str, bool]:
+def needs(row: Loss | Sampler) -> dict[str, bool]:
     """The architecture that a loss or a sampler asks for, as changes of `model`."""
     knobs = "two_times", "causal", "mask_token"
-    return {knob: getattr(row, f"needs_{knob}", False) for knob in knobs}
+    return {name: wanted for name, wanted in dataclasses.asdict(row.needs).items() if name in knobs}
+
+
+def at(nets: dict[str, Net], make_space: type[Space], clock: clock_lib.Clock) -> At:
+    """What losses and samplers are evaluated with; ``make_space`` makes a space of the tables."""
+    return At(nets, make_space({role: net.table for role, net in nets.items()}), clock)
+
+
+def write(sampler: Sampler, at: At, keys: jax.Array, *, length: int, **options: Any) -> tuple:
+    """(tokens, trajectory) of `Sampler.run`; sampling knobs among the options make `Sampling`."""
+    names = {field.name for field in dataclasses.fields(Sampling)}
+    knobs = {name: options.pop(name) for name in names & set(options)}
+    written = sampler.run(at, keys, Sampling(**knobs), length, **options)
+    return written.tokens_BL, written.trajectory
 
 
 def params(net_model: dit.Model, seed: int = 0, scale: float = 0.4) -> dict:

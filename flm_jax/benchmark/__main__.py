@@ -184,13 +184,10 @@ def plan(mode: str, space: str) -> Any:
         config = change(config, loss=change(config.loss, name=LOSS.value, options={}))
     if space == "onehot":
         config = change(config, model=change(config.model, head_chunk=batch * length))
-    row = LOSSES.get(config.loss.name)
-    if row is not None:  # networks beside the student are made here, at random
-        two_times = getattr(row, "needs_two_times", False)
-        config = change(config, init_from="", model=change(config.model, two_times=two_times))
-        teacher = bool(config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss")
-                       .needs_teacher)  # fmt: skip
-        config = change(config, teacher="random" if teacher else "")
+    # Networks beside the student are made here, at random.
+    needs = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss").needs
+    config = change(config, init_from="", model=change(config.model, two_times=needs.two_times))
+    config = change(config, teacher="random" if needs.teacher else "")
     config_lib.validate(config, {"loss": LOSSES, "sampler": SAMPLERS})
     size = vocabulary_size(config, VOCAB.value)
     return Plan(mode, config, size, SAMPLING_STEPS.value, REPEATS.value)

@@ -16,8 +16,10 @@ from flm_jax import step as step_lib
 from flm_jax.benchmark import cost
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
+from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
-from flm_jax.samplers import base as samplers
+from flm_jax.samplers.base import LoopSampler, sequence_keys
+from flm_jax.sampling import Sampling
 
 RATE_SECONDS = 0.2  # per shape, after every repeat
 
@@ -153,7 +155,7 @@ def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
     models = frozen_models(experiment)
 
     def init(key):
-        return step_lib.init_state(experiment.model.init(key), optimizer)
+        return step_lib.init_state(experiment.model.init(key), optimizer, loss)
 
     shapes = jax.eval_shape(init, key)
     where = sharding.shardings(shapes, mesh)
@@ -209,9 +211,9 @@ def frozen_models(experiment: Experiment) -> dict[str, Experiment]:
     one_time = dataclasses.replace(config.model, two_times=False, loss_weighting=False)
     teacher = dataclasses.replace(experiment, config=dataclasses.replace(config, model=one_time))
     found = {}
-    if loss.needs_teacher:
+    if loss.needs.teacher:
         found["teacher"] = teacher
-    if getattr(loss, "needs_residual", False):
+    if loss.needs.residual:
         found["residual"] = experiment
     return found
 
@@ -222,7 +224,7 @@ def networks(
     """The student, the frozen networks and, where the loss asks it, the average; all counted."""
     makers = {step_lib.STUDENT: experiment.net}
     makers |= {role: other.net for role, other in frozen.items()}
-    if getattr(experiment.loss, "needs_ema", False):
+    if experiment.loss.needs.ema:
         makers["ema"] = experiment.net
     return {role: calls.counting(make) for role, make in makers.items()}
 
@@ -231,7 +233,7 @@ def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
     """One batch of texts from random parameters."""
     config = plan.config
     rule = experiment.sampler()
-    if hasattr(rule, "run") or getattr(rule, "needs_teacher", False):
+    if not isinstance(rule, LoopSampler) or rule.needs.teacher:
         raise UserError(
             f"the benchmark does not sample with {config.sampler.name!r}; set sampler.name=euler "
             "or flow_map"
@@ -241,19 +243,16 @@ def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
     params = jax.jit(
         experiment.model.init, out_shardings=sharding.shardings(shapes, mesh)
     )(key)  # fmt: skip
-    make = experiment.net if rule.needs_two_times else experiment.denoiser
+    make = experiment.net if rule.needs.two_times else experiment.denoiser
     rows = sharding.batch_sharding(mesh)
 
     def texts(params, key):
         net = calls.counting(make)(params)
         space = experiment.space({step_lib.STUDENT: net.table})
         index_B = jax.lax.with_sharding_constraint(jnp.arange(config.train.batch_size), rows)
-        tokens_BL, _ = samplers.sample(
-            rule, {step_lib.STUDENT: net}, space, experiment.clock,
-            samplers.sequence_keys(key, index_B),
-            steps=config.sampler.steps[0], length=config.data.length,
-        )  # fmt: skip
-        return tokens_BL
+        at = At({step_lib.STUDENT: net}, space, experiment.clock)
+        sampling = Sampling(steps=config.sampler.steps[0])
+        return rule.run(at, sequence_keys(key, index_B), sampling, config.data.length).tokens_BL
 
     compiled = jax.jit(texts).lower(params, key).compile()
     return lambda: compiled(params, key).block_until_ready(), compiled

@@ -7,9 +7,9 @@ validation.py    every clash explained before anything compiles
 command_line.py  flags, --help, and errors as one sentence with exit code 2
 """
 
-from flm_jax.config.building import build
-from flm_jax.config.command_line import config_flag, run_main
-from flm_jax.config.loading import differences, from_json, load, resolve, to_dict, to_json
+from flm_jax.config.building import build, build_sampler
+from flm_jax.config.command_line import config_flag, given_sampling, run_main, sampling_flags
+from flm_jax.config.loading import differences, from_json, load, nearest, resolve, to_dict, to_json
 from flm_jax.config.settings import (
     Clock,
     Config,
@@ -44,15 +44,19 @@ __all__ = [
     "Tokenizer",
     "Train",
     "build",
+    "build_sampler",
     "config_flag",
     "differences",
     "from_json",
     "load",
+    "given_sampling",
     "mesh_shape",
+    "nearest",
     "notices",
     "resolve",
     "run_main",
     "sampler_problems",
+    "sampling_flags",
     "to_dict",
     "to_json",
     "validate",

@@ -1,6 +1,7 @@
 """One object from a row of a table, with options checked: a loss, sampler, data set, tokenizer."""
 
 import collections.abc
+import dataclasses
 import inspect
 import typing
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from flm_jax.config.coercion import coerce
 from flm_jax.config.loading import nearest
 from flm_jax.errors import UserError
+from flm_jax.sampling import SamplingKnobs
 
 
 def build(
@@ -37,6 +39,20 @@ def build(
     if missing:
         raise UserError(f"{what} {name!r} needs options.{missing[0]}; set it in the config")
     return table[name](**checked, **supplied)
+
+
+def build_sampler(
+    table: collections.abc.Mapping[str, Any],
+    name: str,
+    options: collections.abc.Mapping[str, Any],
+    knobs: SamplingKnobs,
+) -> Any:
+    """The sampler of that name; knobs that it uses and has as fields come from ``knobs``."""
+    check_name(table, name, "sampler")
+    values = dataclasses.asdict(knobs)
+    own = {p.name for p in _parameters(table[name])} & table[name].uses
+    taken = {knob: values[knob] for knob in own if knob not in options}
+    return build(table, name, {**taken, **options}, "sampler")
 
 
 def check_name(table: collections.abc.Mapping[str, Any], name: str, what: str) -> None:

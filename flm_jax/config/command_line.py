@@ -26,6 +26,7 @@ from flm_jax.config import settings
 from flm_jax.config.loading import load, nearest
 from flm_jax.config.settings import Config
 from flm_jax.errors import UserError
+from flm_jax.sampling import knob_fields
 
 
 class ConfigFlag:
@@ -96,6 +97,19 @@ def config_flag(name: str = "config", flag_values: flags.FlagValues = flags.FLAG
         )
         _DEFINED[name] = ConfigFlag(name, flag_values)
     return _DEFINED[name]
+
+
+def sampling_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines a flag for every sampling knob; None where it is not given."""
+    for field in knob_fields():
+        define = flags.DEFINE_integer if field.type is int else flags.DEFINE_float
+        define(field.name, None, field.metadata["meaning"], flag_values=flag_values)
+
+
+def given_sampling(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, float]:
+    """The sampling knobs that were given as flags, by name."""
+    values = {field.name: flag_values[field.name].value for field in knob_fields()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def run_main(

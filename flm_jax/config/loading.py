@@ -18,6 +18,10 @@ from flm_jax.config.coercion import coerce, parse_literal
 from flm_jax.config.settings import Config
 from flm_jax.errors import UserError
 
+# Old names of knobs, in stored configs, config files and on the command line: (section, old, new,
+# the row of the section's table that had it).
+_MOVED = (("sampler", "gamma", "gamma", "flow_map"),)
+
 _CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -45,7 +49,7 @@ def resolve(config: Any) -> Config:
     """
     if isinstance(config, Config):
         return config
-    return _resolve_section(_plain(config, "the config"), Config, "")
+    return _resolve_section(_with_new_names(_plain(config, "the config")), Config, "")
 
 
 def to_dict(config: Config) -> dict:
@@ -70,7 +74,7 @@ def from_json(text: str | dict) -> Config:
             text = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"the stored config is not JSON: {error}") from None
-    return resolve(text)
+    return resolve(_without_removed(text))
 
 
 def differences(old: Config, new: Config, *, everything: bool = False) -> list[str]:
@@ -115,6 +119,29 @@ def _unknown_key(key: str, known: list[str]) -> UserError:
         where = f"section {section!r} has" if section else "there are"
         hint = f"; {where}: {', '.join(known)}"
     return UserError(f"unknown config key {key!r}{hint}")
+
+
+def _with_new_names(tree: dict) -> dict:
+    """Knobs under their old names brought to where they are now."""
+    for section, old, new, row in _MOVED:
+        part = tree.get(section)
+        options = part.get("options") if isinstance(part, dict) else None
+        if isinstance(options, dict) and old in options and part.get("name") == row:
+            part[new] = options.pop(old)
+    return tree
+
+
+def _without_removed(tree: Any) -> Any:
+    """A stored config without the keys that are no knobs any more."""
+    if not isinstance(tree, dict):
+        return tree
+    tree = copy.deepcopy(tree)
+    for key in settings.REMOVED:
+        section, _, name = key.rpartition(".")
+        part = tree.get(section) if section else tree
+        if isinstance(part, dict):
+            part.pop(name, None)
+    return tree
 
 
 def _resolve_section(tree: Any, section: type, prefix: str) -> Any:

@@ -5,20 +5,10 @@ knob carries its meaning and its range: `--help` prints the one, `validate` chec
 """
 
 import dataclasses
-import math
 from typing import Any
 
-
-def knob(default: Any, meaning: str, **limits: Any) -> Any:
-    """A dataclass field with its meaning and limits.
-
-    Limits: ``above``, ``at_least``, ``below``, ``at_most`` (numbers), ``choices`` (a tuple) and
-    ``nonempty`` (tuples). For a tuple field the limits hold for each element.
-    """
-    metadata = {"meaning": meaning, "limits": limits}
-    if isinstance(default, dict):  # a dict cannot be hashed, so it takes part in == but not in hash
-        return dataclasses.field(default_factory=default.copy, hash=False, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+from flm_jax.knobs import knob
+from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,29 +163,19 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
+class Sampler(SamplingKnobs):
     name: str = knob("euler", "sampler, a row of flm_jax.samplers.SAMPLERS")
     steps: tuple[int, ...] = knob(
         (1, 8, 32), "numbers of network evaluations to sample with", at_least=1, nonempty=True
     )
     num_samples: int = knob(64, "samples per number of steps", at_least=1)
     batch_size: int = knob(32, "samples made at one time", at_least=1)
-    temperature: float = knob(0.0, "temperature of the last decode (0 = arg-max)", at_least=0)
-    top_p: float = knob(1.0, "nucleus of the last decode (1 = off)", above=0, at_most=1)
-    denoiser_temperature: float = knob(
-        1.0, "temperature of the denoiser in every step", above=0, below=math.inf
-    )
-    prior_scale: float = knob(1.0, "scale of the first noise", above=0, below=math.inf)
-    grid_power: float = knob(
-        1.0,
-        "tau_i = 1 - (1 - i/steps)^grid_power; above 1: shorter steps at the end",
-        above=0,
-        below=math.inf,
-    )
-    patience: int = knob(
-        0, "stop a text whose tokens stay the same so many evaluations (0 = never)", at_least=0
-    )
     options: dict = knob({}, "arguments of the sampler itself")
+
+    def sampling(self, steps: int) -> Sampling:
+        """These knobs, for one number of steps."""
+        values = dataclasses.asdict(self)
+        return Sampling(steps=steps, **{f.name: values[f.name] for f in knob_fields()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +234,10 @@ CHANGEABLE = (
     "model.head_chunk",
     "model.attention",
 )
+
+
+# Knobs of earlier versions, "section.key", that the stored config of an old run may still have.
+REMOVED: tuple[str, ...] = ()
 
 
 def is_changeable(key: str) -> bool:

@@ -3,13 +3,14 @@
 import collections.abc
 import dataclasses
 import importlib.util
-import itertools
 import math
 from typing import Any
 
+from flm_jax import knobs
 from flm_jax.config import settings
 from flm_jax.config.building import build, check_name, check_options
 from flm_jax.config.settings import Config
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 
 _TABLES = {"data": "data set", "tokenizer": "tokenizer", "loss": "loss", "sampler": "sampler"}
@@ -22,7 +23,8 @@ def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
       tables: the rows that names are checked against, {"loss": LOSSES, "sampler": SAMPLERS, "data":
         DATASETS, "tokenizer": TOKENIZERS, "eval": EVALS}; a table that is absent is not checked.
     """
-    problems = [p for key, field in settings.knobs() for p in _check_limits(config, key, field)]
+    values = ((key, settings.value_at(config, key), field) for key, field in settings.knobs())
+    problems = [sentence for value in values if (sentence := knobs.problem(*value))]
     if not problems:  # relations between values mean little while the values are wrong
         problems += _check_model(config.model)
         problems += _check_attention(config.model)
@@ -36,9 +38,9 @@ def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
 
 def validate_section(section: Any) -> None:
     """Raises UserError unless every value of one section, say a `Sampler`, is within its limits."""
-    problems = []
-    for field in dataclasses.fields(section):
-        problems += _check_limits(section, field.name, field)
+    values = dataclasses.asdict(section)
+    found = (knobs.problem(f.name, values[f.name], f) for f in dataclasses.fields(section))
+    problems = [sentence for sentence in found if sentence]
     if not problems and isinstance(section, settings.Sampler):
         problems += _check_decode(section)
     if problems:
@@ -51,7 +53,7 @@ def notices(config: Config, loss: Any) -> list[str]:
     Args:
       loss: the row of the table of losses, built.
     """
-    return _no_boundary(config.train.batch_size, loss) if hasattr(loss, "counts") else []
+    return loss.notices(config.train.batch_size)
 
 
 def mesh_shape(mesh: settings.Mesh, num_devices: int) -> tuple[int, int, int]:
@@ -114,28 +116,6 @@ def validate_vocabulary(model_vocab: int, tokenizer_vocab: int, where: str) -> N
         )
 
 
-def _check_limits(config: Config, key: str, field: dataclasses.Field) -> list[str]:
-    value, limits = settings.value_at(config, key), field.metadata["limits"]
-    if limits.get("nonempty") and not value:
-        example = ",".join(map(str, field.default))
-        return [f"{key} is empty; give at least one value, for example {key}={example}"]
-    for part in value if isinstance(value, tuple) else (value,):
-        shown = f"{key}={part}" if part is value else f"{part} in {key}"
-        choices = limits.get("choices")
-        if choices and part not in choices:
-            return [f"{shown} is not known; use {' or '.join(choices)}"]
-        # Written so that NaN fails every comparison.
-        if "above" in limits and not part > limits["above"]:
-            return [f"{shown} must be greater than {limits['above']}"]
-        if "at_least" in limits and not part >= limits["at_least"]:
-            return [f"{shown} must be at least {limits['at_least']}"]
-        if "below" in limits and not part < limits["below"]:
-            return [f"{shown} must be below {limits['below']}"]
-        if "at_most" in limits and not part <= limits["at_most"]:
-            return [f"{shown} must be at most {limits['at_most']}"]
-    return []
-
-
 def _check_model(model: settings.Model) -> list[str]:
     if model.width % model.heads:
         fits = [h for h in range(1, model.width + 1) if model.width % h == 0]
@@ -187,30 +167,6 @@ def _check_training(config: Config) -> list[str]:
             f"train.checkpoints={config.train.checkpoints} there are none; set one of them to ''"
         )
     return problems
-
-
-def _no_boundary(batch: int, loss: Any) -> list[str]:
-    """Says so if the numbers of rows of each kind, rounded down, leave no boundary sample."""
-    diagonal, interior, boundary = loss.counts(batch)
-    if boundary or not interior or not loss.boundary_fraction:
-        return []
-
-    def gives_one(fraction: float, batch: int) -> bool:
-        return dataclasses.replace(loss, boundary_fraction=fraction).counts(batch)[2] > 0
-
-    off_diagonal = 1.0 - loss.diagonal_fraction
-    least = ((diagonal + 1) / batch - loss.diagonal_fraction) / off_diagonal
-    unit = 10.0 ** (math.floor(math.log10(least)) - 2)  # three digits of it, rounded up
-    digits = itertools.count(math.ceil(round(least / unit, 6)))
-    fraction = next(unit * n for n in digits if gives_one(unit * n, batch))
-    size = math.ceil(1.0 / (off_diagonal * loss.boundary_fraction))
-    size += not gives_one(loss.boundary_fraction, size)  # where rounding takes a whole number away
-    return [
-        f"loss.options.boundary_fraction={loss.boundary_fraction:g} of the {interior} rows off "
-        f"the diagonal of train.batch_size={batch} gives no boundary sample (the whole way in one "
-        f"jump); for one, set loss.options.boundary_fraction={fraction:.3g} or train.batch_size="
-        f"{size}, or the fraction to 0 if none is wanted"
-    ]
 
 
 def _check_mesh(mesh: settings.Mesh) -> list[str]:
@@ -273,9 +229,9 @@ def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> 
 
 def _check_loss(config: Config, loss: Any, name: str) -> list[str]:
     problems = []
-    if loss.needs_teacher and not config.teacher:
+    if loss.needs.teacher and not config.teacher:
         problems.append(f"loss {name!r} needs a teacher; set teacher=CHECKPOINT")
-    if config.teacher and not loss.needs_teacher:
+    if config.teacher and not loss.needs.teacher:
         problems.append(
             f"teacher={config.teacher!r} is set but loss {name!r} uses none; "
             "remove teacher or choose a distillation loss"
@@ -285,12 +241,12 @@ def _check_loss(config: Config, loss: Any, name: str) -> list[str]:
             "init_from='teacher' starts from the network that teacher names, but teacher is "
             "empty; set teacher=CHECKPOINT or init_from=''"
         )
-    if config.model.attention == "tokamax" and getattr(loss, "jvp", False):
+    if config.model.attention == "tokamax" and loss.needs.forward_derivatives:
         problems.append(
             f"loss {name!r} takes forward derivatives, which model.attention='tokamax' has not; "
             "set model.attention='auto' or 'chunked'"
         )
-    return problems + _misfits(config, loss, f"loss {name!r} trains")
+    return problems + _misfits(config, loss.needs, f"loss {name!r} trains")
 
 
 def sampler_problems(
@@ -301,31 +257,26 @@ def sampler_problems(
     A network of two times is a denoiser on its diagonal, so samplers of one time can use it.
     ``section`` holds the knobs, by default those of the config.
     """
-    ignored = () if sampler.needs_two_times else ("two_times",)
-    problems = _misfits(config, sampler, f"sampler {name!r} needs", ignored)
-    if hasattr(sampler, "without_effect"):
-        knobs = section or config.sampler
-        problems += sampler.without_effect(
-            knobs.temperature, knobs.top_p, knobs.prior_scale, knobs.grid_power
-        )
-    return problems
+    ignored = () if sampler.needs.two_times else ("two_times",)
+    problems = _misfits(config, sampler.needs, f"sampler {name!r} needs", ignored)
+    return problems + sampler.without_effect(section or config.sampler)
 
 
-KINDS_OF_NETWORK = {
+_KINDS_OF_NETWORK = {
     "two_times": ("a network of two times (a flow map)", "a network of one time"),
     "causal": ("a causal network", "a network that is not causal"),
     "mask_token": ("a network with a mask token", "a network without a mask token"),
 }
 
 
-def _misfits(config: Config, row: Any, begin: str, ignored: tuple[str, ...] = ()) -> list[str]:
+def _misfits(config: Config, needs: Needs, begin: str, ignored: tuple[str, ...] = ()) -> list[str]:
     """Where the model is of another kind than a loss or a sampler is made for."""
     problems = []
-    for knob, (with_it, without_it) in KINDS_OF_NETWORK.items():
-        wanted, found = getattr(row, f"needs_{knob}", False), getattr(config.model, knob)
-        if wanted != found and knob not in ignored:
+    wanted, found = dataclasses.asdict(needs), dataclasses.asdict(config.model)
+    for knob, (with_it, without_it) in _KINDS_OF_NETWORK.items():
+        if wanted[knob] != found[knob] and knob not in ignored:
             problems.append(
-                f"{begin} {with_it if wanted else without_it} but model.{knob}={found}; "
-                f"set model.{knob}={wanted} or choose another"
+                f"{begin} {with_it if wanted[knob] else without_it} but model.{knob}="
+                f"{found[knob]}; set model.{knob}={wanted[knob]} or choose another"
             )
     return problems

@@ -57,6 +57,10 @@ class Net:
             fused=self.fused_head,
         )
 
+    def stopped(self) -> "Net":
+        """The same network without gradients to its parameters."""
+        return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+
     def __call__(
         self,
         h_BLD: jax.Array,

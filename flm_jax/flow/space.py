@@ -19,6 +19,7 @@ objectives with stopped gradients, because a square root is defined only up to a
 Spaces are built from the tables inside the differentiated function, so that gradients reach them.
 """
 
+import abc
 import dataclasses
 import functools
 import itertools
@@ -28,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from flm_jax.contracts import Contract
 from flm_jax.flow.posterior import Combination
 
 HIGHEST = jax.lax.Precision.HIGHEST  # the default on accelerators is TF32 or bfloat16
@@ -51,30 +53,46 @@ def draw_noise(keys_B: jax.Array, length: int, width: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class OneHot:
-    """Dense states (B, L, V). ``tables`` maps the role of a network to its table (V, D)."""
+class Space(Contract, unfinished=True):
+    """Where states live. ``tables`` maps the role of a network to its embedding table (V, D).
+
+    A state is an array (B, L, noise_width); only its own space knows what it holds.
+    """
 
     tables: Mapping[str, jax.Array]
 
     @property
+    @abc.abstractmethod
     def noise_width(self) -> int:
-        return next(iter(self.tables.values())).shape[0]
+        """Numbers of raw noise per token."""
+
+    @abc.abstractmethod
+    def from_dense(self, noise_BLV: jax.Array) -> jax.Array:
+        """The raw noise of this space that stands for dense noise (B, L, V)."""
+
+    @abc.abstractmethod
+    def scatter(self, noise: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
+        """The state made of raw noise alone, times ``scale``."""
+
+    @abc.abstractmethod
+    def clean(self, tokens_BL: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """The state e_y of tokens, at t = 1."""
+
+    @abc.abstractmethod
+    def mean(self, combination: Combination) -> jax.Array:
+        """A combination of distributions over the tokens as a state."""
+
+    @abc.abstractmethod
+    def view(self, state: jax.Array, role: str) -> jax.Array:
+        """What the network in this role sees: h = x @ E, (B, L, D)."""
 
     def noise(self, keys_B: jax.Array, length: int) -> jax.Array:
         """Raw noise (B, L, noise_width), to be stored among the draws of a loss or sampler."""
         return draw_noise(keys_B, length, self.noise_width)
 
-    def from_dense(self, noise_BLV: jax.Array) -> jax.Array:
-        """The raw noise of this space that stands for dense noise (B, L, V)."""
-        return noise_BLV
-
-    def scatter(self, noise: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
-        """The state made of raw noise alone, times ``scale``."""
-        return per_token(scale) * noise
-
     def corrupt(self, noise: jax.Array, tokens_BL: jax.Array, t: jax.Array) -> jax.Array:
         """x_t = (1 - t) * noise + t * e_token; t is (B,) or (B, L)."""
-        clean = jax.nn.one_hot(tokens_BL, self.noise_width, dtype=noise.dtype)
+        clean = self.clean(tokens_BL, noise.dtype)
         return self.scatter(noise, 1.0 - t) + per_token(t) * clean
 
     def advance(
@@ -85,22 +103,40 @@ class OneHot:
         combination: Combination,
     ) -> jax.Array:
         """a * x + b * combination; a and b are scalars, (B,) or (B, L)."""
-        return per_token(a) * state + per_token(b) * combination.dense()
+        return per_token(a) * state + per_token(b) * self.mean(combination)
 
     def perturb(self, state: jax.Array, noise: jax.Array, scale: jax.Array | float) -> jax.Array:
         """x + scale * noise."""
         return state + self.scatter(noise, scale)
 
+
+@dataclasses.dataclass(frozen=True)
+class OneHot(Space):
+    """Dense states (B, L, V)."""
+
+    @property
+    def noise_width(self) -> int:
+        return next(iter(self.tables.values())).shape[0]
+
+    def from_dense(self, noise_BLV: jax.Array) -> jax.Array:
+        return noise_BLV
+
+    def scatter(self, noise: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
+        return per_token(scale) * noise
+
+    def clean(self, tokens_BL: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+        return jax.nn.one_hot(tokens_BL, self.noise_width, dtype=dtype)
+
+    def mean(self, combination: Combination) -> jax.Array:
+        return combination.dense()
+
     def view(self, state: jax.Array, role: str) -> jax.Array:
-        """What the network in this role sees: h = x @ E, (B, L, D)."""
         return jnp.matmul(state, self.tables[role].astype(state.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
-class Projected:
-    """States h = x @ T, (B, L, W). ``tables`` maps the role of a network to its table (V, D)."""
-
-    tables: Mapping[str, jax.Array]
+class Projected(Space):
+    """States h = x @ T, (B, L, W)."""
 
     @property
     def distinct_tables(self) -> tuple[jax.Array, ...]:
@@ -110,9 +146,6 @@ class Projected:
     @property
     def noise_width(self) -> int:
         return sum(table.shape[1] for table in self.distinct_tables)
-
-    def noise(self, keys_B: jax.Array, length: int) -> jax.Array:
-        return draw_noise(keys_B, length, self.noise_width)
 
     def from_dense(self, noise_BLV: jax.Array) -> jax.Array:
         """z = n @ T @ R^-T: the raw noise whose state is n @ T (exactly so as eta -> 0)."""
@@ -132,22 +165,12 @@ class Projected:
     def scatter(self, noise: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
         return per_token(scale) * project_noise(self.distinct_tables, noise)
 
-    def corrupt(self, noise: jax.Array, tokens_BL: jax.Array, t: jax.Array) -> jax.Array:
+    def clean(self, tokens_BL: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
         clean = jnp.concatenate([table[tokens_BL] for table in self.distinct_tables], axis=-1)
-        clean = clean.astype(noise.dtype)
-        return self.scatter(noise, 1.0 - t) + per_token(t) * clean
+        return clean.astype(dtype)
 
-    def advance(
-        self,
-        state: jax.Array,
-        a: jax.Array | float,
-        b: jax.Array | float,
-        combination: Combination,
-    ) -> jax.Array:
-        return per_token(a) * state + per_token(b) * combination.mean(*self.distinct_tables)
-
-    def perturb(self, state: jax.Array, noise: jax.Array, scale: jax.Array | float) -> jax.Array:
-        return state + self.scatter(noise, scale)
+    def mean(self, combination: Combination) -> jax.Array:
+        return combination.mean(*self.distinct_tables)
 
     def view(self, state: jax.Array, role: str) -> jax.Array:
         start, width = self._columns().get(role, (None, None))
@@ -168,17 +191,17 @@ class Projected:
         return columns
 
 
-def without_gradients(space: OneHot | Projected) -> OneHot | Projected:
+def without_gradients(space: Space) -> Space:
     """The same space; nothing computed in it has a gradient to the tables."""
     stopped = {id(table): jax.lax.stop_gradient(table) for table in space.tables.values()}
     tables = {role: stopped[id(table)] for role, table in space.tables.items()}
     return dataclasses.replace(space, tables=tables)
 
 
-SPACES = {"onehot": OneHot, "projected": Projected}
+SPACES: dict[str, type[Space]] = {"onehot": OneHot, "projected": Projected}
 
 
-def choose(name: str, vocab_size: int, width: int) -> type[OneHot] | type[Projected]:
+def choose(name: str, vocab_size: int, width: int) -> type[Space]:
     """The space of that name; "auto" takes `Projected` if and only if V > 2 W."""
     if name == "auto":
         name = "projected" if vocab_size > 2 * width else "onehot"

@@ -1,6 +1,7 @@
 """Objectives, one per file. To add one: a frozen dataclass, a row here, a row in its test."""
 
 from flm_jax.losses.autoregressive import Autoregressive
+from flm_jax.losses.base import Loss
 from flm_jax.losses.esd import ESD
 from flm_jax.losses.flow_matching import FlowMatching
 from flm_jax.losses.lsd import LSD
@@ -9,7 +10,7 @@ from flm_jax.losses.psd import PSD
 from flm_jax.losses.two_model import Residual, SecondStage
 from flm_jax.losses.uniform_diffusion import UniformCurriculum, UniformDiffusion
 
-LOSSES = {
+LOSSES: dict[str, type[Loss]] = {
     "flow_matching": FlowMatching,
     "psd": PSD,
     "lsd": LSD,

@@ -2,26 +2,26 @@
 
 A loss is a frozen dataclass in two pure halves:
 
-    draw(key, batch, space)                         -> draws     a dict of raw random numbers
-    evaluate(nets, batch, draws, space, clock)      -> (loss_BL, metrics)
+    draw(key, batch, space)         -> draws        a dict of raw random numbers
+    evaluate(at, batch, draws)      -> PerToken     losses, counts and metrics per token
 
 Because draws are data, recorded draws of another implementation go through the very function that
-trains. Reduction over tokens happens in `flm_jax.step`, nowhere else. ``metrics`` maps names to
-(B, L) arrays, reduced in the same way.
+trains. Reduction over tokens happens in `flm_jax.step`, nowhere else.
 """
 
+import abc
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
-from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
-from flm_jax.flow.space import OneHot, Projected
+from flm_jax.contracts import Contract, Needs
+from flm_jax.flow.at import At
+from flm_jax.flow.space import Space
 
-Space = OneHot | Projected
+Params = Any  # a tree of parameters, as flax makes it
+State = dict[str, Params]
 
 
 @functools.partial(
@@ -53,40 +53,80 @@ class Batch:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, self.index_B)
 
 
-class Loss(Protocol):
-    """An objective; a row of `flm_jax.losses.LOSSES`. Frozen: jit sees it as a constant.
+class PerToken(NamedTuple):
+    """What a loss says of a batch, (B, L) each, to be reduced over the whole batch by the step.
 
-    Optional attributes, False unless said otherwise: ``needs_ema`` (a network "ema", the average),
-    ``needs_residual`` (a network "residual"), ``needs_causal``, ``needs_mask_token`` (of the
-    model), ``jvp`` (takes derivatives of the network forward), ``is_correction`` (its network
-    starts at zero), and ``denoises`` (True: its network is a denoiser, which is what held-out
-    losses at fixed times measure).
+    ``loss_BL`` are the values; ``count_BL`` float32 says how much each counts, 0 where nothing is
+    predicted or the mask is 0. The loss of the batch is sum(loss * count) / max(1, sum(count)), and
+    so is every one of ``metrics``. What counts 0 may be anything, nan included.
     """
 
-    needs_teacher: bool
-    needs_two_times: bool
-
-    def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]: ...
-
-    def evaluate(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        draws: dict[str, jax.Array],
-        space: Space,
-        clock: Clock,
-    ) -> tuple[jax.Array, dict[str, Any]]: ...
+    loss_BL: jax.Array
+    count_BL: jax.Array
+    metrics: dict[str, jax.Array]
 
 
-def hint(batch: Batch, log_weight: jax.Array | None = None) -> jax.Array:
+class Loss(Contract, unfinished=True):
+    """An objective, a row of `flm_jax.losses.LOSSES`: a frozen dataclass, for jit a constant.
+
+    Attributes:
+      denoises: its network is a denoiser, which held-out losses at fixed times measure; others are
+        measured by their own objective.
+      is_correction: its network corrects a denoiser, starts at zero and writes with it.
+      off_diagonal_share: share of a batch with targets made by other networks (for planning).
+      projects: these targets are projected onto the simplex by entmax (for planning).
+    """
+
+    denoises: ClassVar[bool] = True
+    is_correction: ClassVar[bool] = False
+
+    @property
+    @abc.abstractmethod
+    def needs(self) -> Needs:
+        """The networks and the kind of student it is made for."""
+
+    @property
+    def off_diagonal_share(self) -> float:
+        return 1.0
+
+    @property
+    def projects(self) -> bool:
+        return False
+
+    @abc.abstractmethod
+    def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
+        """Raw random numbers for `evaluate`; "dropout", a key, is left out where there is none."""
+
+    @abc.abstractmethod
+    def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
+        """The loss of every token, differentiable in the parameters of ``at.student``."""
+
+    def notices(self, batch_size: int) -> list[str]:
+        """What it does though its options seem to say something else, one sentence each."""
+        return []
+
+    def first_state(self, params: Params) -> State:
+        """What training keeps for the loss beside the student: networks that it replaces itself.
+
+        Role -> parameters; the network of that role is in ``at.nets``, without gradient, and the
+        role may be one of `needs`. Saved in checkpoints and resumed exactly.
+        """
+        return {}
+
+    def next_state(self, state: State, step: jax.Array, params: Params, ema: Params) -> State:
+        """The state after an update; ``step`` int32 () counts updates, this one included."""
+        return state
+
+
+def hint(count_BL: jax.Array, log_weight: jax.Array | None = None) -> jax.Array:
     """What training multiplies the losses of a batch with, up to one factor, (B, L).
 
     For `Posterior.log_prob`, `Combination.cross_entropy_to` and `Combination.squared_error_to`,
     whose gradient is cheap if they know it and right in any case (`flm_jax.flow.fused`).
     """
     if log_weight is None:
-        return batch.mask_BL
-    return jax.numpy.exp(-_per_token(log_weight)) * batch.mask_BL
+        return count_BL
+    return jax.numpy.exp(-_per_token(log_weight)) * count_BL
 
 
 def weighted(loss_BL: jax.Array, log_weight: jax.Array | None) -> jax.Array:

@@ -13,11 +13,11 @@ D_s taken at (tau_s, tau_t).
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import maps
 from flm_jax.flow.posterior import Combination, Posterior
@@ -41,8 +41,6 @@ class ESD(FlowMapLoss):
     alpha: float = 0.0
     official: bool = False
 
-    jvp: ClassVar[bool] = True
-
     def __post_init__(self):
         super().__post_init__()
         one_of("start", self.start, SELF, TEACHER)
@@ -50,8 +48,13 @@ class ESD(FlowMapLoss):
             raise UserError(f"alpha={self.alpha} must be 0 (squared error) or above 1, up to 2")
 
     @property
-    def needs_teacher(self) -> bool:
-        return TEACHER in (self.on_diagonal, self.start)
+    def needs(self) -> Needs:
+        teacher = TEACHER in (self.on_diagonal, self.start)
+        return Needs(teacher=teacher, two_times=True, forward_derivatives=True)
+
+    @property
+    def projects(self) -> bool:
+        return self.alpha > 0.0
 
     def student_times(self, path: Path, batch: Batch) -> tuple[jax.Array, jax.Array]:
         if not self.official:
@@ -89,7 +92,7 @@ class ESD(FlowMapLoss):
 
 def start_derivative(here: Setting, start: Posterior) -> Posterior:
     """delta_{s,t}(x_s) of the student with its total derivative in s along the flow of D_s."""
-    net, path = here.nets["student"], here.path
+    net, path = here.at.student, here.path
     left = 1.0 - path.s + maps.EPS_MAP
     flow = here.space.advance(here.state, -1.0 / left, 1.0 / left, start.probability())
     h_BLD, h_tangent = (here.space.view(x, "student") for x in (here.state, flow))
@@ -97,6 +100,6 @@ def start_derivative(here: Setting, start: Posterior) -> Posterior:
     def features(h_BLD, tau_s):
         return net.backbone(net.params, h_BLD, tau_s, path.tau_t, here.keys[1])[0]
 
-    speed = here.clock.dtau_dt(path.s)
+    speed = here.at.clock.dtau_dt(path.s)
     value, tangent = jax.jvp(features, (h_BLD, path.tau_s), (h_tangent, speed))
     return Posterior(value, net.head, tangent)

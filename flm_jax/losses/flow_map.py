@@ -10,20 +10,23 @@ networks at other times, which is what the subclasses differ in. The kinds of a 
     boundary   tau_s = 0, tau_t = 1: the whole way in one jump
 """
 
+import abc
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+import itertools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import times
+from flm_jax.flow.at import At
 from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
-from flm_jax.flow.space import without_gradients
-from flm_jax.losses.base import Batch, Space, hint, weighted
+from flm_jax.flow.space import Space
+from flm_jax.losses.base import Batch, Loss, PerToken, hint, weighted
 
 UNIFORM_DIFF, UNIFORM_ST = "uniform_diff", "uniform_st"
 TEACHER, DATA = "teacher", "data"
@@ -46,25 +49,32 @@ class Path(NamedTuple):
 class Setting(NamedTuple):
     """What an off-diagonal target is made from, for the sequences off the diagonal."""
 
-    nets: Mapping[str, Net]  # nets, space and state are without gradients
-    space: Space
-    clock: Clock
+    at: At  # without gradients, and so is the state
     state: jax.Array  # x_s
     path: Path
     keys: tuple  # dropout keys of the target networks, or (None, None)
     hint_BL: jax.Array | None = None  # what the losses will be multiplied with, see losses/base.py
 
-    def ask(self, role: str, state: jax.Array, tau_s: jax.Array, tau_t: Any = None, key: Any = None
-            ) -> Posterior:  # fmt: skip
+    @property
+    def space(self) -> Space:
+        return self.at.space
+
+    def ask(
+        self,
+        role: str,
+        state: jax.Array,
+        tau_s: jax.Array,
+        tau_t: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> Posterior:
         """The posterior of the network in that role; a teacher has one time and no dropout."""
-        net = self.nets[role]
-        if role == "teacher":
+        if role == TEACHER:
             tau_t = key = None
-        return net(self.space.view(state, role), tau_s, tau_t, key).posterior
+        return self.at.ask(role, state, tau_s, tau_t, key)
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowMapLoss:
+class FlowMapLoss(Loss, unfinished=True):
     """Base of the flow-map objectives.
 
     Attributes:
@@ -86,14 +96,13 @@ class FlowMapLoss:
     stratified: bool = True
     target_dropout: bool = True
 
-    needs_two_times: ClassVar[bool] = True
-    needs_ema: ClassVar[bool] = False
-
     def __post_init__(self):
         one_of("on_diagonal", self.on_diagonal, TEACHER, DATA)
         one_of("off_diagonal_times", self.off_diagonal_times, UNIFORM_DIFF, UNIFORM_ST)
-        for name in ("diagonal_fraction", "boundary_fraction"):
-            value = getattr(self, name)
+        for name, value in (
+            ("diagonal_fraction", self.diagonal_fraction),
+            ("boundary_fraction", self.boundary_fraction),
+        ):
             if not 0.0 <= value <= 1.0:
                 raise UserError(f"{name}={value} must be in [0, 1]")
         if not 0.0 <= self.tau_min < self.tau_max <= 1.0:
@@ -102,8 +111,12 @@ class FlowMapLoss:
             )
 
     @property
-    def needs_teacher(self) -> bool:
-        return self.on_diagonal == TEACHER
+    def needs(self) -> Needs:
+        return Needs(teacher=self.on_diagonal == TEACHER, two_times=True)
+
+    @property
+    def off_diagonal_share(self) -> float:
+        return 1.0 - self.diagonal_fraction
 
     def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
         keys = jax.random.split(key, 6)
@@ -120,31 +133,21 @@ class FlowMapLoss:
         draws["between"] = jax.random.uniform(keys[5], (size,))
         return draws
 
-    def evaluate(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        draws: dict[str, jax.Array],
-        space: Space,
-        clock: Clock,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        path = self.path(draws, clock, batch)
-        state = space.corrupt(draws["noise"], batch.tokens_BL, path.s)
+    def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
+        path = self.path(draws, at.clock, batch)
+        state = at.space.corrupt(draws["noise"], batch.tokens_BL, path.s)
         key, *target_keys = _keys(draws.get("dropout"), 3)
         if not self.target_dropout:
             target_keys = [None] * len(target_keys)
-        output = nets["student"](
-            space.view(state, "student"), *self.student_times(path, batch), key=key
+        output = at.student(
+            at.space.view(state, "student"), *self.student_times(path, batch), key=key
         )
-        frozen = {role: stopped(net) for role, net in nets.items()}
         setting = Setting(
-            frozen,
-            without_gradients(space),
-            clock,
+            at.stopped(),
             jax.lax.stop_gradient(state),
             path,
             tuple(target_keys),
-            jax.lax.stop_gradient(hint(batch, output.log_weight)),
+            jax.lax.stop_gradient(hint(batch.mask_BL, output.log_weight)),
         )
         on, off = self.parts(batch)
         loss_on = loss_off = None
@@ -161,11 +164,11 @@ class FlowMapLoss:
             "loss_diagonal": jnp.where(diagonal_B, loss_BL, 0.0) / share_on,
             "loss_off_diagonal": jnp.where(diagonal_B, 0.0, loss_BL) / share_off,
         }
-        return weighted(loss_BL, output.log_weight), metrics
+        return PerToken(weighted(loss_BL, output.log_weight), batch.mask_BL, metrics)
 
+    @abc.abstractmethod
     def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
         """Loss per token, (B, L), of the student's posterior delta_{s,t}(x_s)."""
-        raise NotImplementedError
 
     def diagonal(self, here: Setting, posterior: Posterior, tokens_BL: jax.Array) -> jax.Array:
         """Cross-entropy per token against the teacher's posterior or the data."""
@@ -184,6 +187,29 @@ class FlowMapLoss:
     def counts(self, global_size: int) -> tuple[int, int, int]:
         """Numbers of diagonal, interior and boundary samples."""
         return times.split_counts(global_size, self.diagonal_fraction, self.boundary_fraction)
+
+    def notices(self, batch_size: int) -> list[str]:
+        """Says so if the numbers of rows of each kind, rounded down, leave no boundary sample."""
+        diagonal, interior, boundary = self.counts(batch_size)
+        if boundary or not interior or not self.boundary_fraction:
+            return []
+
+        def gives_one(fraction: float, batch: int) -> bool:
+            return dataclasses.replace(self, boundary_fraction=fraction).counts(batch)[2] > 0
+
+        off_diagonal = 1.0 - self.diagonal_fraction
+        least = ((diagonal + 1) / batch_size - self.diagonal_fraction) / off_diagonal
+        unit = 10.0 ** (math.floor(math.log10(least)) - 2)  # three digits of it, rounded up
+        digits = itertools.count(math.ceil(round(least / unit, 6)))
+        fraction = next(unit * n for n in digits if gives_one(unit * n, batch_size))
+        size = math.ceil(1.0 / (off_diagonal * self.boundary_fraction))
+        size += not gives_one(self.boundary_fraction, size)  # rounding may take a whole one away
+        return [
+            f"loss.options.boundary_fraction={self.boundary_fraction:g} of the {interior} rows off "
+            f"the diagonal of train.batch_size={batch_size} gives no boundary sample (the whole "
+            f"way in one jump); for one, set loss.options.boundary_fraction={fraction:.3g} or "
+            f"train.batch_size={size}, or the fraction to 0 if none is wanted"
+        ]
 
     def parts(self, batch: Batch) -> tuple[slice, slice]:
         """Rows that may lie on the diagonal, and rows that may lie off it.
@@ -240,11 +266,6 @@ class FlowMapLoss:
         if self.stratified:
             unit = times.stratified(unit, draws[f"{name}_permutation"])
         return unit * (self.tau_max - self.tau_min) + self.tau_min
-
-
-def stopped(net: Net) -> Net:
-    """The network without gradients to its parameters."""
-    return dataclasses.replace(net, params=jax.lax.stop_gradient(net.params))
 
 
 def one_of(name: str, value: str, *choices: str) -> None:

@@ -10,21 +10,20 @@ probability f; the official code has nothing like it.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
-from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
+from flm_jax.flow.at import At
+from flm_jax.flow.space import Space
 from flm_jax.flow.times import draw_stratified, stratified
-from flm_jax.losses.base import Batch, Space, hint, weighted
+from flm_jax.losses.base import Batch, Loss, PerToken, hint, weighted
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowMatching:
+class FlowMatching(Loss):
     """Cross-entropy of the student at a random time.
 
     Attributes:
@@ -38,9 +37,6 @@ class FlowMatching:
     stratified: bool = True
     given_fraction: float = 0.0
 
-    needs_teacher: ClassVar[bool] = False
-    needs_two_times: ClassVar[bool] = False
-
     def __post_init__(self):
         if not 0.0 <= self.tau_min < self.tau_max <= 1.0:
             raise UserError(
@@ -48,6 +44,10 @@ class FlowMatching:
             )
         if not 0.0 <= self.given_fraction < 1.0:
             raise UserError(f"given_fraction={self.given_fraction} must be in [0, 1)")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(given=self.given_fraction > 0.0)
 
     def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
         key_time, key_noise, key_given, key_dropout = jax.random.split(key, 4)
@@ -63,30 +63,16 @@ class FlowMatching:
             draws["given"] = uniform(batch.keys(key_given)) < self.given_fraction
         return draws
 
-    def evaluate(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        draws: dict[str, jax.Array],
-        space: Space,
-        clock: Clock,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        tau = self.times(draws)[batch.index_B]
-        given = draws.get("given")
-        if given is not None:
-            tau = jnp.where(given, 1.0, tau[:, None])
-        state = space.corrupt(draws["noise"], batch.tokens_BL, clock.to_t(tau))
-        output = nets["student"](space.view(state, "student"), tau, key=draws.get("dropout"))
-        hint_BL = hint(batch, output.log_weight)
-        if given is not None:
-            hint_BL = hint_BL * ~given
+    def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
+        tau, count_BL = self.times(draws)[batch.index_B], batch.mask_BL
+        if self.given_fraction:
+            tau = jnp.where(draws["given"], 1.0, tau[:, None])
+            count_BL = count_BL * ~draws["given"]
+        state = at.space.corrupt(draws["noise"], batch.tokens_BL, at.clock.to_t(tau))
+        output = at.student(at.space.view(state, "student"), tau, key=draws.get("dropout"))
+        hint_BL = hint(count_BL, output.log_weight)
         nll_BL = -output.posterior.log_prob(batch.tokens_BL, hint_BL)
-        loss_BL = weighted(nll_BL, output.log_weight)
-        if given is not None:
-            # The mean over all tokens then estimates the mean over the predicted ones.
-            predicted = ~given / (1.0 - self.given_fraction)
-            nll_BL, loss_BL = nll_BL * predicted, loss_BL * predicted
-        return loss_BL, {"nll": nll_BL}
+        return PerToken(weighted(nll_BL, output.log_weight), count_BL, {"nll": nll_BL})
 
     def times(self, draws: dict[str, jax.Array]) -> jax.Array:
         """tau of every sequence of the global batch, (N,)."""

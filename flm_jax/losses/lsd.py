@@ -11,11 +11,11 @@ says and drive one step into few texts (benchmarks/proof.md), so there are none 
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import maps
 from flm_jax.flow.posterior import Combination, Posterior
@@ -41,8 +41,6 @@ class LSD(FlowMapLoss):
     end: str = SELF
     official_alpha_1: bool = False
 
-    jvp: ClassVar[bool] = True
-
     def __post_init__(self):
         super().__post_init__()
         one_of("end", self.end, SELF, TEACHER)
@@ -50,8 +48,13 @@ class LSD(FlowMapLoss):
             raise UserError(f"alpha={self.alpha} of the entmax projection must be above 1, up to 2")
 
     @property
-    def needs_teacher(self) -> bool:
-        return TEACHER in (self.on_diagonal, self.end)
+    def needs(self) -> Needs:
+        teacher = TEACHER in (self.on_diagonal, self.end)
+        return Needs(teacher=teacher, two_times=True, forward_derivatives=True)
+
+    @property
+    def projects(self) -> bool:
+        return True
 
     def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
         if self.official_alpha_1:
@@ -62,7 +65,7 @@ class LSD(FlowMapLoss):
     def target(self, here: Setting) -> Combination:
         """D_t(X_{s,t}) - (t-s)(1-t)/(1-s) d delta/dt, before the projection."""
         path = here.path
-        moved = end_derivative(here, here.clock.dtau_dt(path.t))
+        moved = end_derivative(here, here.at.clock.dtau_dt(path.t))
         keep, add = maps.jump(path.s, path.t, maps.EPS_MAP)
         state_t = here.space.advance(here.state, keep, add, moved.probability())
         role = TEACHER if self.end == TEACHER else "student"
@@ -72,7 +75,7 @@ class LSD(FlowMapLoss):
 
 def end_derivative(here: Setting, speed_B: jax.Array) -> Posterior:
     """delta_{s,t}(x_s) of the student with its derivative along speed * d/dtau_t."""
-    net, path = here.nets["student"], here.path
+    net, path = here.at.student, here.path
     h_BLD = here.space.view(here.state, "student")
 
     def features(tau_t):

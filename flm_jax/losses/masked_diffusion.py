@@ -10,23 +10,24 @@ time 0 always. The mask is the last token of the network (`model.mask_token`), o
 tokenizer does not have. The mean over tokens is an upper bound on the negative log-likelihood.
 """
 
+import abc
 import dataclasses
-from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import discrete
-from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
+from flm_jax.flow.at import At
+from flm_jax.flow.space import Space
 from flm_jax.flow.times import draw_stratified, stratified
-from flm_jax.losses.base import Batch, Space, hint
+from flm_jax.losses.base import Batch, Loss, PerToken, hint
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenDiffusion:
+class TokenDiffusion(Loss, unfinished=True):
     """What the diffusions on tokens have in common: how times are drawn.
 
     Attributes:
@@ -37,10 +38,6 @@ class TokenDiffusion:
     t_min: float = discrete.EPS
     stratified: bool = True
 
-    needs_teacher: ClassVar[bool] = False
-    needs_two_times: ClassVar[bool] = False
-    needs_causal: ClassVar[bool] = False
-    needs_mask_token: ClassVar[bool] = False
     denoises: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -60,31 +57,23 @@ class TokenDiffusion:
             **self.draw_tokens(batch.keys(key_tokens), batch.length, space),
         }
 
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    @abc.abstractmethod
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
         """The raw numbers that decide what becomes of the tokens, from one key per sequence."""
-        raise NotImplementedError
 
-    def at(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        draws: dict[str, jax.Array],
-        t_B: jax.Array,
-        clock: Clock,
+    @abc.abstractmethod
+    def losses(
+        self, at: At, batch: Batch, draws: dict[str, jax.Array], t_B: jax.Array
     ) -> jax.Array:
         """The loss of every token at the given times, (B, L)."""
-        raise NotImplementedError
 
-    def evaluate(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        draws: dict[str, jax.Array],
-        space: Space,
-        clock: Clock,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        loss_BL = self.at(nets, batch, draws, self.times(draws)[batch.index_B], clock)
-        return loss_BL, {"nll": loss_BL}
+    def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
+        loss_BL = self.losses(at, batch, draws, self.times(draws)[batch.index_B])
+        return PerToken(loss_BL, batch.mask_BL, {"nll": loss_BL})
 
     def times(self, draws: dict[str, jax.Array]) -> jax.Array:
         """t of every sequence of the global batch, (N,)."""
@@ -98,25 +87,22 @@ class TokenDiffusion:
 class MaskedDiffusion(TokenDiffusion):
     """Weighted cross-entropy of the masked tokens at a random time."""
 
-    needs_mask_token: ClassVar[bool] = True
+    @property
+    def needs(self) -> Needs:
+        return Needs(mask_token=True)
 
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
         return {"mask": discrete.uniforms(keys_B, length)}
 
-    def at(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        draws: dict[str, jax.Array],
-        t_B: jax.Array,
-        clock: Clock,
+    def losses(
+        self, at: At, batch: Batch, draws: dict[str, jax.Array], t_B: jax.Array
     ) -> jax.Array:
-        net, alpha_B1 = nets["student"], discrete.alpha(t_B)[:, None]
+        net, alpha_B1 = at.student, discrete.alpha(t_B)[:, None]
         masked_BL = self.masked(draws, t_B)
         seen_BL = jnp.where(masked_BL, net.table.shape[0] - 1, batch.tokens_BL)
         output = net(net.table[seen_BL], jnp.zeros_like(t_B), key=draws.get("dropout"))
         refuse_weight(output.log_weight, "masked_diffusion")
-        hint_BL = jnp.where(masked_BL, hint(batch) / (1.0 - alpha_B1), 0.0)
+        hint_BL = jnp.where(masked_BL, hint(batch.mask_BL) / (1.0 - alpha_B1), 0.0)
         posterior = discrete.without_mask(output.posterior)
         nll_BL = -posterior.log_prob(batch.tokens_BL, hint_BL)
         return jnp.where(masked_BL, nll_BL * discrete.RATE / (1.0 - alpha_B1), 0.0)

@@ -7,16 +7,14 @@ target of the long jump on the left. At t = 1 lambda is 0: the target is the sec
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 
+from flm_jax.contracts import Needs
 from flm_jax.flow import maps
-from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
+from flm_jax.flow.at import At
 from flm_jax.flow.posterior import Combination, Posterior, one_hot
 from flm_jax.flow.space import per_token
-from flm_jax.losses.base import Space
 from flm_jax.losses.flow_map import DATA, FlowMapLoss, Path, Setting, one_of
 
 MIDPOINT, RANDOM = "midpoint", "random"
@@ -40,8 +38,6 @@ class PSD(FlowMapLoss):
     rescale: bool = False
     target: str = STUDENT
 
-    jvp: ClassVar[bool] = False
-
     def __post_init__(self):
         super().__post_init__()
         one_of("intermediate", self.intermediate, MIDPOINT, RANDOM)
@@ -49,8 +45,8 @@ class PSD(FlowMapLoss):
         one_of("target", self.target, STUDENT, EMA)
 
     @property
-    def needs_ema(self) -> bool:
-        return self.target == EMA
+    def needs(self) -> Needs:
+        return dataclasses.replace(super().needs, ema=self.target == EMA)
 
     def between(self, tau_s: jax.Array, tau_t: jax.Array, uniform: jax.Array) -> jax.Array:
         if self.intermediate == MIDPOINT:
@@ -78,9 +74,7 @@ class PSD(FlowMapLoss):
 
 
 def semigroup_defect(
-    net: Net,
-    space: Space,
-    clock: Clock,
+    at: At,
     state: jax.Array,
     tau_s: jax.Array,
     tau_u: jax.Array,
@@ -89,11 +83,11 @@ def semigroup_defect(
     """How far two jumps s -> u -> t end from the one jump s -> t, per token (B, L).
 
     The squared distance, over the vocabulary, of delta_{s,t}(x) from what the semigroup law makes
-    of delta_{s,u} and delta_{u,t}: 0 for an exact flow map, at most 2. ``state`` is x_s in a space
-    over the table of role "student"; times are those of the network, (B,).
+    of delta_{s,u} and delta_{u,t}: 0 for an exact flow map, at most 2. ``state`` is x_s; times are
+    those of the network "student", (B,).
     """
-    path = Path(tau_s, tau_u, tau_t, *(clock.to_t(tau) for tau in (tau_s, tau_u, tau_t)))
-    here = Setting({STUDENT: net}, space, clock, state, path, (None, None))
+    path = Path(tau_s, tau_u, tau_t, *(at.clock.to_t(tau) for tau in (tau_s, tau_u, tau_t)))
+    here = Setting(at, state, path, (None, None))
     long_jump = here.ask(STUDENT, state, tau_s, tau_t).probability()
     return semigroup(here, STUDENT).squared_error_to(long_jump)
 

@@ -14,24 +14,25 @@ one-hot space, for parity.)
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import maps, times
+from flm_jax.flow.at import At
 from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Combination, Posterior, array
-from flm_jax.flow.space import OneHot, without_gradients
-from flm_jax.losses.base import Batch, Space, hint, weighted
-from flm_jax.losses.flow_map import Path, stopped
+from flm_jax.flow.space import OneHot, Space
+from flm_jax.losses.base import Batch, Loss, PerToken, hint, weighted
+from flm_jax.losses.flow_map import Path
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoModelLoss:
+class TwoModelLoss(Loss, unfinished=True):
     """Base of the two stages: lengths and starts of the jumps.
 
     Attributes:
@@ -44,11 +45,6 @@ class TwoModelLoss:
     min_length: float = 1e-6
     eps: float = maps.EPS
 
-    needs_teacher: ClassVar[bool] = True
-    needs_two_times: ClassVar[bool] = True
-    needs_ema: ClassVar[bool] = False
-    jvp: ClassVar[bool] = False
-
     def __post_init__(self):
         if not 0.0 <= self.boundary_fraction <= 1.0:
             raise UserError(f"boundary_fraction={self.boundary_fraction} must be in [0, 1]")
@@ -56,6 +52,10 @@ class TwoModelLoss:
             raise UserError(f"min_length={self.min_length} must be above 0, below 1")
         if self.eps <= 0.0:
             raise UserError(f"loss option eps={self.eps} must be above 0; official: 1e-5")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(teacher=True, two_times=True)
 
     def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
         keys = jax.random.split(key, 5)
@@ -105,41 +105,35 @@ class Residual(TwoModelLoss):
     is_correction: ClassVar[bool] = True
     denoises: ClassVar[bool] = False
 
-    def evaluate(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        draws: dict[str, jax.Array],
-        space: Space,
-        clock: Clock,
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        path = self.path(draws, clock, batch)
-        state = space.corrupt(draws["noise"], batch.tokens_BL, path.s)
+    def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
+        path = self.path(draws, at.clock, batch)
+        state = at.space.corrupt(draws["noise"], batch.tokens_BL, path.s)
         key = draws.get("dropout")
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-        output = nets["student"](space.view(state, "student"), path.tau_s, path.tau_t, keys[0])
-        halves = self.halves(nets, space, jax.lax.stop_gradient(state), path, keys[1:])
-        target = self.target(halves, path, space, jax.lax.stop_gradient(state))
+        output = at.student(at.space.view(state, "student"), path.tau_s, path.tau_t, keys[0])
+        halves = self.halves(at.stopped(), jax.lax.stop_gradient(state), path, keys[1:])
+        target = self.target(halves, path, at.space, jax.lax.stop_gradient(state))
         # The prediction is f_s + step * g; f_s, which has no gradient, is taken to the other side.
         target = target + halves.f_s.probability(-1.0)
         step = 0.5 * (path.t - path.s) * (1.0 - path.s)
         loss_BL = target.squared_error_to(
-            output.posterior.logits(step), hint(batch, output.log_weight)
+            output.posterior.logits(step), hint(batch.mask_BL, output.log_weight)
         )
-        return weighted(loss_BL, output.log_weight), {"squared_error": loss_BL}
+        metrics = {"squared_error": loss_BL}
+        return PerToken(weighted(loss_BL, output.log_weight), batch.mask_BL, metrics)
 
-    def halves(self, nets: Mapping[str, Net], space: Space, state: jax.Array, path: Path, keys: Any
-               ) -> HalfJumps:  # fmt: skip
+    def halves(
+        self, at: At, state: jax.Array, path: Path, keys: Sequence[jax.Array | None]
+    ) -> HalfJumps:
         """f and g at the start and, after the first half jump, in the middle."""
-        f, g, space = stopped(nets["teacher"]), stopped(nets["student"]), without_gradients(space)
-        f_s = f(space.view(state, "teacher"), path.tau_s).posterior
-        g_su = g(space.view(state, "student"), path.tau_s, path.tau_u, keys[0]).posterior
+        f_s = at.ask("teacher", state, path.tau_s)
+        g_su = at.ask("student", state, path.tau_s, path.tau_u, keys[0])
         keep, add = maps.euler(path.s, path.u, self.eps)
         length = path.u - path.s
         move = f_s.probability(add) + g_su.logits(0.5 * length * length)
-        state_u = space.advance(state, keep, 1.0, move)
-        f_u = f(space.view(state_u, "teacher"), path.tau_u).posterior
-        g_ut = g(space.view(state_u, "student"), path.tau_u, path.tau_t, keys[1]).posterior
+        state_u = at.space.advance(state, keep, 1.0, move)
+        f_u = at.ask("teacher", state_u, path.tau_u)
+        g_ut = at.ask("student", state_u, path.tau_u, path.tau_t, keys[1])
         return HalfJumps(f_s, g_su, state_u, f_u, g_ut)
 
     def target(self, halves: HalfJumps, path: Path, space: Space, state: jax.Array) -> Combination:
@@ -172,27 +166,21 @@ class SecondStage(TwoModelLoss):
     boundary_fraction: float = 1 / 128
     min_length: float = 1e-5
 
-    needs_residual: ClassVar[bool] = True
+    @property
+    def needs(self) -> Needs:
+        return dataclasses.replace(super().needs, residual=True)
 
-    def evaluate(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        draws: dict[str, jax.Array],
-        space: Space,
-        clock: Clock,
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        path = self.path(draws, clock, batch)
-        state = space.corrupt(draws["noise"], batch.tokens_BL, path.s)
-        output = nets["student"](
-            space.view(state, "student"), path.tau_s, path.tau_t, draws.get("dropout")
+    def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
+        path = self.path(draws, at.clock, batch)
+        state = at.space.corrupt(draws["noise"], batch.tokens_BL, path.s)
+        output = at.student(
+            at.space.view(state, "student"), path.tau_s, path.tau_t, draws.get("dropout")
         )
-        fixed, still = jax.lax.stop_gradient(state), without_gradients(space)
-        f, g = stopped(nets["teacher"]), stopped(nets["residual"])
-        f_s = f(still.view(fixed, "teacher"), path.tau_s).posterior
-        g_st = g(still.view(fixed, "residual"), path.tau_s, path.tau_t).posterior
+        fixed, still = jax.lax.stop_gradient(state), at.stopped()
+        f_s = still.ask("teacher", fixed, path.tau_s)
+        g_st = still.ask("residual", fixed, path.tau_s, path.tau_t)
         step = path.t - path.s
         _, add = maps.euler(path.s, path.t, self.eps)  # the state's own share is the same in both
         target = f_s.probability(add) + g_st.logits(0.5 * step * step)
-        loss_BL = target.squared_error_to(output.posterior.probability(add), hint(batch))
-        return loss_BL, {"squared_error": loss_BL}
+        loss_BL = target.squared_error_to(output.posterior.probability(add), hint(batch.mask_BL))
+        return PerToken(loss_BL, batch.mask_BL, {"squared_error": loss_BL})

@@ -20,18 +20,17 @@ first, then go on with ``uniform_diffusion`` (``init_from``).
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from flm_jax.errors import UserError
 from flm_jax.flow import discrete
+from flm_jax.flow.at import At
 from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior, first_largest, over_chunks
-from flm_jax.flow.space import draw_noise, per_token
-from flm_jax.losses.base import Batch, Space
+from flm_jax.flow.space import Space, draw_noise, per_token
+from flm_jax.losses.base import Batch
 from flm_jax.losses.masked_diffusion import TokenDiffusion, refuse_weight
 
 
@@ -47,15 +46,10 @@ class UniformDiffusion(TokenDiffusion):
             "anywhere": discrete.anywhere(keys_B2[:, 1], length, vocab_size),
         }
 
-    def at(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        draws: dict[str, jax.Array],
-        t_B: jax.Array,
-        clock: Clock,
+    def losses(
+        self, at: At, batch: Batch, draws: dict[str, jax.Array], t_B: jax.Array
     ) -> jax.Array:
-        net, alpha_B = nets["student"], discrete.alpha(t_B)
+        net, alpha_B = at.student, discrete.alpha(t_B)
         seen_BL = self.seen(draws, batch.tokens_BL, t_B)
         output = net(net.table[seen_BL], -jnp.log(alpha_B), key=draws.get("dropout"))
         refuse_weight(output.log_weight, "uniform_diffusion")
@@ -95,16 +89,11 @@ class UniformCurriculum(UniformDiffusion):
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
         return {"noise": draw_noise(keys_B, length, space.tables["student"].shape[0])}
 
-    def at(
-        self,
-        nets: Mapping[str, Net],
-        batch: Batch,
-        draws: dict[str, jax.Array],
-        t_B: jax.Array,
-        clock: Clock,
+    def losses(
+        self, at: At, batch: Batch, draws: dict[str, jax.Array], t_B: jax.Array
     ) -> jax.Array:
-        net = nets["student"]
-        alpha_B, rate_B = self.schedule(t_B, clock)
+        net = at.student
+        alpha_B, rate_B = self.schedule(t_B, at.clock)
         latent_BLV = self.latent(draws["noise"], batch.tokens_BL, t_B)
         shown_BLV = jax.nn.softmax(latent_BLV, axis=-1) if self.softmax else latent_BLV
         h_BLD = jnp.matmul(shown_BLV, net.table.astype(shown_BLV.dtype))

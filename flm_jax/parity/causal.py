@@ -10,6 +10,7 @@ import numpy as np
 
 from flm_jax import config
 from flm_jax.flow import clock as clock_lib
+from flm_jax.flow.at import At
 from flm_jax.flow.space import OneHot
 from flm_jax.interop import layout
 from flm_jax.losses.autoregressive import Autoregressive
@@ -18,6 +19,7 @@ from flm_jax.parity import networks
 from flm_jax.parity.checks import Checks
 from flm_jax.parity.goldens import Case, GoldenError
 from flm_jax.samplers.autoregressive import LeftToRight
+from flm_jax.sampling import Sampling
 
 NO_CAP = 0.0  # the baselines' logits are not capped
 NEVER = -1e6  # logit of a token that is not predicted
@@ -69,10 +71,10 @@ def sample(case: Case, checks: Checks) -> None:
             @jax.jit
             def write(params, noise_SBV, steps=steps, batch=batch):
                 net = network.model.net(params)
-                space, clock = OneHot({"student": net.table}), clock_lib.identity()
+                at = At({"student": net}, OneHot({"student": net.table}), clock_lib.identity())
                 keys_B = jax.random.split(jax.random.key(0), batch)  # nothing is drawn
-                options = {"steps": steps, "length": steps + 1, "noise": noise_SBV}
-                return sampler.run({"student": net}, space, clock, keys_B, **options)[0]
+                sampling = Sampling(steps=steps)
+                return sampler.run(at, keys_B, sampling, steps + 1, noise=noise_SBV).tokens_BL
 
             checks.exact("out/tokens", write(network.params(), noise_SBV), case["out/tokens"])
 

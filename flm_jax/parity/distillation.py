@@ -45,7 +45,7 @@ AMPLIFIED64 = 1e-7
 def flow_map(case: Case, checks: Checks) -> None:
     """Loss per token and reduced, what led to it, and every gradient."""
     loss = built(case)
-    roles = ["student", *(["teacher"] if loss.needs_teacher else []), *(["ema"] * loss.needs_ema)]
+    roles = ["student", *(["teacher"] * loss.needs.teacher), *(["ema"] * loss.needs.ema)]
     family = networks.Family.read(case, {role: PREFIXES[role] for role in roles})
     rows = order(case)
     checks.exact("counts", loss.counts(len(rows)), recorded_counts(case))

@@ -17,6 +17,7 @@ import numpy as np
 
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import space as space_lib
+from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
 from flm_jax.losses.base import Batch, Loss
 from flm_jax.parity import networks, programs
@@ -125,17 +126,18 @@ def run(
     def place(own):
         every = params | {"student": own}
         nets = {role: model.net(every[role]) for role, model in models}
-        return nets, SPACES[space]({role: net.table for role, net in nets.items()}, **options)
+        tables = {role: net.table for role, net in nets.items()}
+        return At(nets, SPACES[space](tables, **options), clock)
 
     if "noise" in draws:
-        draws = draws | {"noise": place(params["student"])[1].from_dense(draws["noise"])}
+        draws = draws | {"noise": place(params["student"]).space.from_dense(draws["noise"])}
 
     def objective(own):
-        nets, state_space = place(own)
+        at = place(own)
         listener = Listener((Net, "__call__"), (SPACES[space], "corrupt"), *observer.functions)
         with listener():
-            loss_BL, _ = loss.evaluate(nets, batch, draws, state_space, clock)
-        total, count = jnp.sum(loss_BL * batch.mask_BL), jnp.sum(batch.mask_BL)
+            loss_BL, count_BL, _ = loss.evaluate(at, batch, draws)
+        total, count = jnp.sum(loss_BL * count_BL), jnp.sum(count_BL)
         return total / count, {
             "out/loss": total / count,
             "out/loss_per_token": loss_BL,

@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from flm_jax.flow.at import At
 from flm_jax.flow.clock import Clock, build
 from flm_jax.flow.space import SPACES
 from flm_jax.parity import networks, programs
 from flm_jax.parity.checks import Checks, case_record
 from flm_jax.parity.goldens import Case
 from flm_jax.samplers import Euler, FlowMap, TwoModel, TwoStage
-from flm_jax.samplers.base import Sampler, Trajectory, sample
+from flm_jax.samplers.base import Sampler, Trajectory
+from flm_jax.sampling import Sampling
 
 PREFIXES = {"student": "param/", "teacher": "teacher_param/"}
 
@@ -22,7 +24,9 @@ PREFIXES = {"student": "param/", "teacher": "teacher_param/"}
 class Noisy(FlowMap):
     """`FlowMap` with a gamma above 0 that may be traced: one program serves every gamma."""
 
-    stochastic = True
+    @property
+    def stochastic(self) -> bool:
+        return True
 
     def __post_init__(self):
         """No check: a traced number has no value yet."""
@@ -41,19 +45,16 @@ def run(
     nets = {role: model.net(params[role]) for role, model in models}
     place = SPACES[space]({role: net.table for role, net in nets.items()})
     batch, length, _ = start_BLV.shape
-    tokens_BL, path = sample(
-        make(**options),
-        nets,
-        place,
-        clock,
+    written = make(**options).run(
+        At(nets, place, clock),
         jax.random.split(jax.random.key(0), batch),  # nothing is drawn: the noise is given
-        steps=steps,
-        length=length,
+        Sampling(steps=steps),
+        length,
         start=place.from_dense(start_BLV),
         noise=None if noise is None else jax.vmap(place.from_dense)(noise),
         trajectory=True,
     )
-    return tokens_BL, path._replace(tokens_SBL=None, confidence_SBL=None)
+    return written.tokens_BL, written.trajectory._replace(tokens_SBL=None, confidence_SBL=None)
 
 
 def euler(case: Case, checks: Checks) -> None:
@@ -96,7 +97,7 @@ def compare(
 
     ``second_time(t, tau, clock)`` of the ends of the steps is what the network is told of them.
     """
-    roles = ["student", *(["teacher"] if getattr(make, "needs_teacher", False) else [])]
+    roles = ["student", *(["teacher"] if make is TwoModel else [])]
     family = networks.Family.read(case, {role: PREFIXES[role] for role in roles})
     for bits in (64, 32):
         with checks.precision(bits):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,14 @@ import optax
 
 from flm_jax import config, optim
 from flm_jax import step as step_lib
+from flm_jax.contracts import Needs
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import space as space_lib
+from flm_jax.flow.at import At
+from flm_jax.flow.space import Space
 from flm_jax.interop import layout
 from flm_jax.losses import FlowMatching
-from flm_jax.losses.base import Batch, Space
+from flm_jax.losses.base import Batch, Loss, PerToken
 from flm_jax.models import dit
 from flm_jax.parity import networks, objective
 from flm_jax.parity.checks import TIMES_RECORD, ULPS, Checks, case_record, largest
@@ -32,7 +35,7 @@ MICRO = "micro_loss/"
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorded:
+class Recorded(Loss):
     """A loss whose draws are those of one recorded update; every micro-batch has its own.
 
     ``draws``: uniform and permutation (k, n), dense noise (k, b, L, V). Recorded micro-batch j
@@ -45,8 +48,9 @@ class Recorded:
     draws: dict[str, jax.Array]
     weights: jax.Array
 
-    needs_teacher: ClassVar[bool] = False
-    needs_two_times: ClassVar[bool] = False
+    @property
+    def needs(self) -> Needs:
+        return self.loss.needs
 
     def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
         parts, rows = self.draws["noise"].shape[:2]
@@ -62,15 +66,15 @@ class Recorded:
         uniform = jnp.zeros_like(own["uniform"]).at[batch.index_B].set(own["uniform"][place])
         return {"uniform": uniform, "noise": noise}
 
-    def evaluate(self, nets, batch, draws, space, clock):
-        loss_BL, metrics = self.loss.evaluate(nets, batch, draws, space, clock)
+    def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
+        loss_BL, count_BL, metrics = self.loss.evaluate(at, batch, draws)
         parts = self.draws["noise"].shape[0]
         micro_B = batch.index_B % parts
         loss_BL = loss_BL * self.weights[micro_B][:, None]
         for micro in range(parts):
             mine = (micro_B == micro)[:, None]
             metrics[f"{MICRO}{micro}"] = parts * jnp.where(mine, loss_BL, 0.0)
-        return loss_BL, metrics
+        return PerToken(loss_BL, count_BL, metrics)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "loss", "settings", "space"))
@@ -111,7 +115,7 @@ def train(case: Case, checks: Checks) -> None:
         for space in spaces:
             with checks.precision(bits), objective.jitter(bits):
                 params = family.params()["student"]
-                state = step_lib.init_state(params, optim.optimizer(settings, CONSTANT))
+                state = step_lib.init_state(params, optim.optimizer(settings, CONSTANT), loss)
                 call = functools.partial(
                     update, model=model, loss=loss, settings=settings, space=space
                 )

@@ -7,7 +7,6 @@ without that residue; the one-hot run with it is compared with the record.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import numpy as np
 from flm_jax.flow import clock as clock_lib
 from flm_jax.losses import Residual, SecondStage
 from flm_jax.losses.base import Batch
+from flm_jax.losses.two_model import TwoModelLoss
 from flm_jax.parity import networks, objective
 from flm_jax.parity.checks import FLOAT64, Checks, largest
 from flm_jax.parity.goldens import Case, GoldenError
@@ -51,11 +51,11 @@ def options(case: Case) -> dict[str, float]:
     return {"boundary_fraction": 1.0 / float(given["algo.boundary_prob"])}
 
 
-def compare(case: Case, checks: Checks, loss: Any, roles: dict[str, str]) -> None:
+def compare(case: Case, checks: Checks, loss: TwoModelLoss, roles: dict[str, str]) -> None:
     """Loss per token and reduced, what led to it, and every gradient."""
     family = networks.Family.read(case, roles)
     observer = objective.Observer(
-        tuple((type(loss), name) for name in ("path", "halves", "target") if hasattr(loss, name)),
+        tuple((type(loss), name) for name in observed_methods(loss)),
         observed,
     )
     for bits in (64, 32):
@@ -104,6 +104,11 @@ def recorded(case: Case) -> tuple[Batch, dict[str, jax.Array]]:
     boundary = "draw/u_boundary"
     draws["boundary"] = wide(case[boundary]) if boundary in case else jnp.ones(size)
     return Batch(tokens_BL, mask_BL, jnp.arange(size, dtype=jnp.int32), size), draws
+
+
+def observed_methods(loss: TwoModelLoss) -> tuple[str, ...]:
+    """What to listen to."""
+    return ("path", "halves", "target") if isinstance(loss, Residual) else ("path",)
 
 
 def observed(listener, loss, batch, clock) -> dict[str, jax.Array]:

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     size = vocabulary_size(config, VOCAB.value)
     if config.loss.name in LOSSES:  # shapes are enough: no checkpoint need exist
         loss = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss")
-        teacher = "planned" if loss.needs_teacher else ""
+        teacher = "planned" if loss.needs.teacher else ""
         config = dataclasses.replace(config, init_from="", teacher=teacher)
     config_lib.validate(config, {"loss": LOSSES, "sampler": SAMPLERS})
     with metrics.Waiting("tracing the training step"):

@@ -86,12 +86,11 @@ def work(config: config_lib.Config, vocab_size: int) -> Work:
     # Counted without micro-batches, which would be traced once for all.
     whole = dataclasses.replace(config.optim, accumulation_steps=1)
     built = build(dataclasses.replace(config, optim=whole), vocab_size)
-    tables = 1 + len(built.frozen) + bool(getattr(loss, "needs_ema", False))
+    tables = 1 + len(built.frozen) + loss.needs.ema
     joint = config.model.width * tables
     chosen = space_lib.choose(config.space, experiment.model.vocab_size, joint)
-    jvp = getattr(loss, "jvp", False)
-    off_diagonal = 1.0 - getattr(loss, "diagonal_fraction", 0.0)
-    moving = loss.needs_two_times and not getattr(loss, "needs_residual", False)
+    forward, off_diagonal = loss.needs.forward_derivatives, loss.off_diagonal_share
+    moving = loss.needs.two_times and not loss.needs.residual
     return Work(
         config,
         experiment.model.vocab_size,
@@ -101,9 +100,9 @@ def work(config: config_lib.Config, vocab_size: int) -> Work:
         joint,
         built.evaluations(),
         off_diagonal,
-        derivatives=off_diagonal if jvp else 0.0,
+        derivatives=off_diagonal if forward else 0.0,
         moves=off_diagonal if moving else 0.0,
-        bisected=off_diagonal if jvp and getattr(loss, "alpha", 0.0) else 0.0,
+        bisected=off_diagonal if loss.projects else 0.0,
     )
 
 
@@ -126,7 +125,7 @@ def build(config: config_lib.Config, vocab_size: int) -> Program:
     )
 
     def init(key):
-        return step_lib.init_state(experiment.model.init(key), optimizer)
+        return step_lib.init_state(experiment.model.init(key), optimizer, loss)
 
     frozen = {role: jax.eval_shape(other.model.init, key) for role, other in models.items()}
     shape = config.train.batch_size, config.data.length

@@ -51,7 +51,7 @@ def config_of(shape: dict[str, Any]) -> config_lib.Config:
     chunk = shape["batch"] * shape["length"] if space == "onehot" else 0  # the official cost
     return config_lib.Config(
         space=space,
-        teacher="planned" if LOSSES[name]().needs_teacher else "",
+        teacher="planned" if LOSSES[name]().needs.teacher else "",
         data=config_lib.Data(name="shape", length=shape["length"]),
         tokenizer=config_lib.Tokenizer(name="shape"),
         model=config_lib.Model(
@@ -60,7 +60,7 @@ def config_of(shape: dict[str, Any]) -> config_lib.Config:
             head_chunk=chunk,
             remat=shape.get("remat", True),
             attention=shape.get("attention", "auto"),
-            two_times=LOSSES[name].needs_two_times,
+            two_times=LOSSES[name]().needs.two_times,
         ),
         loss=config_lib.Loss(name=name),
         optim=config_lib.Optim(accumulation_steps=shape.get("steps", 1)),

@@ -5,54 +5,47 @@ is decided on the way, per sequence. Towards the end of a flow most steps change
 fine grid with early stopping costs about what the hard sequences need.
 """
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 
 from flm_jax.errors import UserError
-from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
-from flm_jax.samplers.base import Decode, Sampler, Space, Steps
+from flm_jax.flow.at import At
+from flm_jax.samplers.base import LoopSampler, Sampler, Steps, Written
+from flm_jax.sampling import Sampling
 
 
 def sample_until_stable(
     sampler: Sampler,
-    nets: Mapping[str, Net],
-    space: Space,
-    clock: Clock,
+    at: At,
     keys_B: jax.Array,
-    *,
-    steps: int,
+    sampling: Sampling,
     length: int,
-    decode: Decode = Decode(),  # noqa: B008  (frozen)
-    prior_scale: float = 1.0,
-    grid_power: float = 1.0,
-    patience: int = 1,
+    *,
     start: jax.Array | None = None,
     noise: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Tokens int32 (B, L) and the evaluations int32 (B,) that each sequence took.
+) -> Written:
+    """Tokens int32 (B, L) and the evaluations int32 (B,) that each sequence took; no trajectory.
 
     A sequence is finished when the arg max of its prediction stayed the same, at every position,
-    over ``patience`` evaluations after the one that set it. Its tokens are read there, and what
-    happens to its state later does not matter. The loop ends when all sequences are finished, or
-    with the grid; sequences that never finish early get the very tokens of `base.sample`.
+    over ``sampling.patience`` evaluations after the one that set it. Its tokens are read there, and
+    what happens to its state later does not matter. The loop ends when all sequences are finished,
+    or with the grid; sequences that never finish early get the very tokens of `base.sample`.
 
     All sequences of a batch are evaluated until the last one is finished: the time saved is that
-    of the slowest, ``evaluations.max()``. Other arguments as for `base.sample`.
+    of the slowest, ``evaluations.max()``. Other arguments as for `Sampler.run`.
 
-    Raises UserError for ``patience`` below 1, and for samplers that do not predict a whole text in
+    Raises UserError for a patience below 1, and for samplers that do not predict a whole text in
     every step.
     """
+    patience, steps = sampling.patience, sampling.steps
     if patience < 1:
         raise UserError(f"patience={patience} must be at least 1 unchanged evaluation")
-    if hasattr(sampler, "run"):
+    if not isinstance(sampler, LoopSampler):
         raise UserError(
             f"{type(sampler).__name__} cannot stop early, because its steps do not predict whole "
             "texts; use the sampler euler or flow_map, or leave patience away"
         )
-    run = Steps(sampler, nets, space, clock, keys_B, steps, length, decode, noise, grid_power)
+    run = Steps(sampler, at, keys_B, sampling, length, noise)
     batch = keys_B.shape[0]
 
     def unfinished(carry):
@@ -66,13 +59,13 @@ def sample_until_stable(
         now_BL = run.likeliest(move)
         same_B = (i > 0) & jnp.all(now_BL == likeliest_BL, axis=1)
         unchanged_B = jnp.where(active_B, jnp.where(same_B, unchanged_B + 1, 0), unchanged_B)
-        read_BL = now_BL if decode.temperature == 0.0 else run.read(move)
+        read_BL = now_BL if sampling.temperature == 0.0 else run.read(move)
         tokens_BL = jnp.where(active_B[:, None], read_BL, tokens_BL)
         state = run.advance(state, i, move)
         return i + 1, state, now_BL, tokens_BL, unchanged_B, evaluations_B + active_B
 
     none_BL, zero_B = jnp.zeros((batch, length), jnp.int32), jnp.zeros((batch,), jnp.int32)
-    first = jnp.int32(0), run.start(start, prior_scale), none_BL, none_BL, zero_B, zero_B
+    first = jnp.int32(0), run.start(start), none_BL, none_BL, zero_B, zero_B
     _, state, _, tokens_BL, unchanged_B, evaluations_B = jax.lax.while_loop(unfinished, step, first)
     active_B = unchanged_B < patience
 
@@ -81,4 +74,4 @@ def sample_until_stable(
 
     # A loop that ended early has nobody left for the last step.
     tokens_BL = jax.lax.cond(jnp.any(active_B), finish, lambda: tokens_BL)
-    return tokens_BL, evaluations_B + active_B
+    return Written(tokens_BL, evaluations_B + active_B, None)

@@ -5,18 +5,17 @@ position, and the whole text is one scan of length - 1 network evaluations.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
-from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
+from flm_jax.flow.at import At
 from flm_jax.flow.posterior import first_largest
-from flm_jax.samplers.base import Decode, Space, Trajectory
+from flm_jax.samplers.base import Trajectory, Written
 from flm_jax.samplers.discrete import TokenSampler
+from flm_jax.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,46 +28,43 @@ class LeftToRight(TokenSampler):
 
     bos_id: int = -1
 
-    needs_causal: ClassVar[bool] = True
+    @property
+    def needs(self) -> Needs:
+        return Needs(causal=True)
 
     def run(
         self,
-        nets: Mapping[str, Net],
-        space: Space,
-        clock: Clock,
+        at: At,
         keys_B: jax.Array,
-        *,
-        steps: int,
+        sampling: Sampling,
         length: int,
-        decode: Decode = Decode(),  # noqa: B008  (frozen)
-        prior_scale: float = 1.0,
-        grid_power: float = 1.0,
+        *,
         start: jax.Array | None = None,
         noise: jax.Array | None = None,
         trajectory: bool = False,
         bos_id: int | None = None,
-    ) -> tuple[jax.Array, Trajectory | None]:
-        """Tokens int32 (B, L), the first one the begin mark; see `samplers.base.sample`.
+    ) -> Written:
+        """Tokens int32 (B, L), the first one the begin mark; see `samplers.base.Sampler.run`.
 
         In the trajectory, positions that are not written yet hold the begin mark with confidence
         0; written ones keep the probability with which they were drawn.
 
         Args:
-          steps: network evaluations, one per token after the first: length - 1.
+          sampling: its steps are network evaluations, one per token after the first: length - 1.
           start: given first tokens (B,).
           noise: given Gumbel noise (L - 1, B, V).
-          bos_id: the tokenizer's begin mark.
 
         Raises UserError for another number of steps, without a begin mark, and for knobs that only
         samplers of vectors have.
         """
-        self.refuse(decode, prior_scale, grid_power)
+        self.refuse(sampling)
+        steps = sampling.steps
         if steps != length - 1:
             raise UserError(
                 f"writing {length} tokens one by one takes {length - 1} steps, not {steps}; "
                 f"set steps={length - 1}"
             )
-        net = nets["student"]
+        net = at.student
         first_B = self.first(keys_B.shape[0], bos_id) if start is None else start
 
         def step(carry, i):
@@ -87,7 +83,8 @@ class LeftToRight(TokenSampler):
         cache = net.empty_cache(keys_B.shape[0], steps)
         _, (written_SB, p_SB) = jax.lax.scan(step, (first_B, cache), jnp.arange(steps))
         tokens_BL = jnp.concatenate([first_B[None], written_SB]).T
-        return tokens_BL, self.path(tokens_BL, p_SB) if trajectory else None
+        path = self.path(tokens_BL, p_SB) if trajectory else None
+        return Written(tokens_BL, jnp.full(keys_B.shape, steps), path)
 
     def first(self, batch: int, bos_id: int | None) -> jax.Array:
         """The begin mark, int32 (B,)."""

@@ -2,27 +2,26 @@
 
 A sampler is a frozen dataclass with one rule,
 
-    propose(nets, space, clock, state, tau_s, tau_t) -> Move(posterior, keep, add, noise)
+    propose(at, carry, tau_s, tau_t) -> Move(posterior, keep, add, noise)
 
 and the loop applies ``x <- keep * x + add * p + noise * xi``. The last step applies no move: its
 posterior *is* the result, and tokens are read from it. Only a move with a ``correction`` is applied
 to the end: the result is then the last state, ``keep * x + add * p + correction``.
 """
 
+import abc
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax.contracts import Contract, Needs
 from flm_jax.flow import maps
-from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
+from flm_jax.flow.at import At
 from flm_jax.flow.posterior import Combination, Posterior
-from flm_jax.flow.space import OneHot, Projected
-
-Space = OneHot | Projected
+from flm_jax.sampling import Sampling, SamplingKnobs
 
 
 class Move(NamedTuple):
@@ -41,34 +40,16 @@ class Move(NamedTuple):
         return prediction if self.correction is None else prediction + self.correction
 
 
-class Sampler(Protocol):
-    """An update rule; a row of `flm_jax.samplers.SAMPLERS`."""
+class Carry(NamedTuple):
+    """What a sampler of the common loop carries from step to step.
 
-    stochastic: bool  # whether a step draws noise; a class or an instance attribute
-    needs_two_times: ClassVar[bool]
+    ``estimate`` (the last prediction, for self-conditioning) and ``given`` (tokens that are not
+    written but given) are None: nothing here makes them yet.
+    """
 
-    def propose(
-        self,
-        nets: Mapping[str, Net],
-        space: Space,
-        clock: Clock,
-        state: jax.Array,
-        tau_s: jax.Array,
-        tau_t: jax.Array,
-    ) -> Move: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Decode:
-    """How tokens are read from the last posterior: arg max (temperature 0) or a draw."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-    def __call__(self, posterior: Posterior, keys_B: jax.Array) -> jax.Array:
-        if self.temperature == 0.0:
-            return posterior.argmax()
-        return posterior.sample(keys_B, self.temperature, self.top_p)
+    state: jax.Array
+    estimate: jax.Array | None = None
+    given: jax.Array | None = None
 
 
 class Trajectory(NamedTuple):
@@ -96,6 +77,98 @@ def loop(step: Callable, state: Any, steps: int) -> tuple[Any, Any]:
     return jax.lax.scan(step, state, jnp.arange(steps))
 
 
+class Written(NamedTuple):
+    """Tokens int32 (B, L), the network evaluations int32 (B,) that each sequence took, the way."""
+
+    tokens_BL: jax.Array
+    evaluations_B: jax.Array
+    trajectory: Trajectory | None
+
+
+class Sampler(Contract, unfinished=True):
+    """How samples are written: a frozen dataclass, a row of `flm_jax.samplers.SAMPLERS`.
+
+    Attributes:
+      uses: the sampling knobs (fields of `SamplingKnobs`) that it looks at. One that is also a
+        field of the dataclass is given to its constructor.
+    """
+
+    uses: ClassVar[frozenset[str]]
+
+    @property
+    @abc.abstractmethod
+    def needs(self) -> Needs:
+        """The networks and the kind of student it is made for."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a step draws noise."""
+        return False
+
+    @property
+    def kind(self) -> str:
+        """What sentences call it."""
+        return f"the sampler {type(self).__name__}"
+
+    @abc.abstractmethod
+    def run(
+        self,
+        at: At,
+        keys_B: jax.Array,
+        sampling: Sampling,
+        length: int,
+        *,
+        start: jax.Array | None = None,
+        noise: jax.Array | None = None,
+        trajectory: bool = False,
+        bos_id: int | None = None,
+    ) -> Written:
+        """Writes one sequence of ``length`` tokens for every key (`sequence_keys`).
+
+        Args:
+          sampling: knobs that `without_effect` has no objection to.
+          start: a given raw noise (B, L, space.noise_width) instead of a drawn one.
+          noise: given raw noise of the steps, (steps - 1, B, L, space.noise_width).
+          trajectory: whether to return what happened on the way.
+          bos_id: the tokenizer's begin mark, for samplers that start from it.
+        """
+
+    def without_effect(self, knobs: SamplingKnobs) -> list[str]:
+        """A sentence for every knob that is set and would do nothing here."""
+        defaults = dataclasses.asdict(SamplingKnobs())
+        return [
+            f"{name}={value:g} has no effect on {self.kind}; leave it at {defaults[name]:g}"
+            for name, value in knobs.changed().items()
+            if name not in self.uses
+        ]
+
+
+class LoopSampler(Sampler, unfinished=True):
+    """A sampler of vectors: one rule, `propose`; the loop around it is common."""
+
+    uses: ClassVar[frozenset[str]] = frozenset(
+        {"temperature", "top_p", "denoiser_temperature", "prior_scale", "grid_power", "patience"}
+    )
+
+    @abc.abstractmethod
+    def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
+        """The step from tau_s to tau_t, (B,) each."""
+
+    def run(
+        self,
+        at: At,
+        keys_B: jax.Array,
+        sampling: Sampling,
+        length: int,
+        *,
+        start: jax.Array | None = None,
+        noise: jax.Array | None = None,
+        trajectory: bool = False,
+        bos_id: int | None = None,
+    ) -> Written:
+        return sample(Steps(self, at, keys_B, sampling, length, noise), start, trajectory)
+
+
 @dataclasses.dataclass(frozen=True)
 class Steps:
     """The steps of one run: what the network says at step i, where that leads, which tokens it is.
@@ -104,51 +177,48 @@ class Steps:
     steps, (steps - 1, B, L, space.noise_width), instead of drawn noise.
     """
 
-    sampler: Sampler
-    nets: Mapping[str, Net]
-    space: Space
-    clock: Clock
+    sampler: LoopSampler
+    at: At
     keys_B: jax.Array
-    steps: int
+    sampling: Sampling
     length: int
-    decode: Decode = Decode()
     noise: jax.Array | None = None
-    grid_power: float = 1.0
 
     @property
     def grid(self) -> jax.Array:
         """tau of every step and of the end, (steps + 1,)."""
-        return maps.grid(self.steps, self.grid_power)
+        return maps.grid(self.sampling.steps, self.sampling.grid_power)
 
-    def start(self, raw: jax.Array | None, prior_scale: float) -> jax.Array:
+    def start(self, raw: jax.Array | None) -> Carry:
         """The first state, of given raw noise (B, L, space.noise_width) or of drawn noise."""
         if raw is None:
-            raw = self.space.noise(self._keys(0), self.length)
-        return self.space.scatter(raw, prior_scale)
+            raw = self.at.space.noise(self._keys(0), self.length)
+        return Carry(self.at.space.scatter(raw, self.sampling.prior_scale))
 
-    def move(self, state: jax.Array, i: jax.Array | int) -> Move:
+    def move(self, carry: Carry, i: jax.Array | int) -> Move:
         """What the rule proposes at step i."""
         batch = self.keys_B.shape[0]
         tau_s, tau_t = (jnp.full((batch,), self.grid[j]) for j in (i, i + 1))
-        return self.sampler.propose(self.nets, self.space, self.clock, state, tau_s, tau_t)
+        return self.sampler.propose(self.at, carry, tau_s, tau_t)
 
-    def advance(self, state: jax.Array, i: jax.Array | int, move: Move) -> jax.Array:
-        """The state after a step that is not the last one."""
-        state = self.space.advance(state, move.keep, 1.0, move.prediction)
-        if not self.sampler.stochastic:
-            return state
-        if self.noise is not None:
-            raw = self.noise[i]
-        else:
-            keys_B = jax.vmap(jax.random.fold_in, (0, None))(self._keys(1), i)
-            raw = self.space.noise(keys_B, self.length)
-        return self.space.perturb(state, raw, move.noise)
+    def advance(self, carry: Carry, i: jax.Array | int, move: Move) -> Carry:
+        """What is carried on after a step that is not the last one."""
+        space = self.at.space
+        state = space.advance(carry.state, move.keep, 1.0, move.prediction)
+        if self.sampler.stochastic:
+            if self.noise is not None:
+                raw = self.noise[i]
+            else:
+                keys_B = jax.vmap(jax.random.fold_in, (0, None))(self._keys(1), i)
+                raw = space.noise(keys_B, self.length)
+            state = space.perturb(state, raw, move.noise)
+        return carry._replace(state=state)
 
     def read(self, move: Move) -> jax.Array:
         """The tokens, int32 (B, L), if this is the last step."""
-        if move.correction is not None:
+        if move.correction is not None or self.sampling.temperature == 0.0:
             return self.likeliest(move)
-        return self.decode(move.posterior, self._keys(2))
+        return move.posterior.sample(self._keys(2), self.sampling.temperature, self.sampling.top_p)
 
     def likeliest(self, move: Move) -> jax.Array:
         """The arg max of a step's prediction, int32 (B, L)."""
@@ -156,60 +226,45 @@ class Steps:
             return move.prediction.argmax()
         return move.posterior.argmax()
 
+    def evaluated(self) -> jax.Array:
+        """Evaluations of every sequence after all steps, int32 (B,)."""
+        return jnp.full(self.keys_B.shape, self.sampling.steps)
+
     def _keys(self, purpose: int) -> jax.Array:
         """Keys of the start (0), the steps (1) and the decoding (2)."""
         return jax.vmap(jax.random.fold_in, (0, None))(self.keys_B, purpose)
 
 
-def sample(
-    sampler: Sampler,
-    nets: Mapping[str, Net],
-    space: Space,
-    clock: Clock,
-    keys_B: jax.Array,
-    *,
-    steps: int,
-    length: int,
-    decode: Decode = Decode(),  # noqa: B008  (frozen)
-    prior_scale: float = 1.0,
-    grid_power: float = 1.0,
-    start: jax.Array | None = None,
-    noise: jax.Array | None = None,
-    trajectory: bool = False,
-) -> tuple[jax.Array, Trajectory | None]:
-    """Tokens int32 (B, L) after ``steps`` network evaluations, and the trajectory if asked for.
+def sample(run: Steps, start: jax.Array | None = None, trajectory: bool = False) -> Written:
+    """The common loop: all steps, and what happened on the way if asked for.
 
-    Args:
-      keys_B: one key per sequence (`sequence_keys`).
-      prior_scale: factor on the first noise.
-      grid_power: of `flow.maps.grid`; above 1 steps become shorter towards the end.
-      start: a given raw noise (B, L, space.noise_width) instead of a drawn one.
-      noise: given raw noise of the steps, (steps - 1, B, L, space.noise_width).
+    ``start`` is a given raw noise (B, L, space.noise_width) instead of a drawn one.
     """
-    run = Steps(sampler, nets, space, clock, keys_B, steps, length, decode, noise, grid_power)
+    space, last_step = run.at.space, run.sampling.steps - 1
 
-    def observe(state, move):
+    def observe(carry, move):
         if not trajectory:
             return None
         tokens_BL = run.likeliest(move)
-        return state, tokens_BL, jnp.exp(move.posterior.log_prob(tokens_BL))
+        return carry.state, tokens_BL, jnp.exp(move.posterior.log_prob(tokens_BL))
 
-    def step(state, i):
-        move = run.move(state, i)
-        return run.advance(state, i, move), observe(state, move)
+    def step(carry, i):
+        move = run.move(carry, i)
+        return run.advance(carry, i, move), observe(carry, move)
 
-    state, seen = loop(step, run.start(start, prior_scale), steps - 1)
-    last = run.move(state, steps - 1)
+    carry, seen = loop(step, run.start(start), last_step)
+    last = run.move(carry, last_step)
     tokens_BL = run.read(last)
     if not trajectory:
-        return tokens_BL, None
+        return Written(tokens_BL, run.evaluated(), None)
     states, tokens_SBL, confidence_SBL = jax.tree.map(
-        lambda many, one: jnp.concatenate([many, one[None]]), seen, observe(state, last)
+        lambda many, one: jnp.concatenate([many, one[None]]), seen, observe(carry, last)
     )
     if last.correction is None:
-        final = space.advance(state, 0.0, 1.0, last.posterior.probability())
+        final = space.advance(carry.state, 0.0, 1.0, last.posterior.probability())
     else:
-        final = space.advance(state, last.keep, 1.0, last.prediction)
+        final = space.advance(carry.state, last.keep, 1.0, last.prediction)
     states = jnp.concatenate([states, final[None]])
     tau_S = run.grid[:-1]
-    return tokens_BL, Trajectory(tau_S, clock.to_t(tau_S), states, tokens_SBL, confidence_SBL)
+    path = Trajectory(tau_S, run.at.clock.to_t(tau_S), states, tokens_SBL, confidence_SBL)
+    return Written(tokens_BL, run.evaluated(), path)

@@ -1,8 +1,8 @@
 """Ancestral sampling of diffusions on tokens: the baselines MDLM (masked) and Duo (uniform).
 
 The state is tokens int32 (B, L), not a point in a vector space, so these samplers bring their own
-loop, `run`, with the arguments of `samplers.base.sample`. ``steps`` network evaluations divide
-t = 1 ... 0 evenly; the last one goes to t = 0, where no noise is left.
+loop, `run`. ``steps`` network evaluations divide t = 1 ... 0 evenly; the last one goes to t = 0,
+where no noise is left.
 
 Every step is drawn from the exact distribution q(x_s | x_t, p), but never as one race between all
 tokens: first where a token comes from (it stays, it is predicted, it jumps), by one uniform, and
@@ -11,23 +11,25 @@ more the smaller the steps, which acts like a lower temperature: published perpl
 diffusion looked too good for that reason.
 """
 
+import abc
 import dataclasses
-from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import discrete
-from flm_jax.flow.clock import Clock
+from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior, nucleus, over_chunks
-from flm_jax.samplers.base import Decode, Space, Trajectory
+from flm_jax.samplers.base import Sampler, Trajectory, Written
+from flm_jax.sampling import Sampling, SamplingKnobs
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenSampler:
+class TokenSampler(Sampler, unfinished=True):
     """What samplers on tokens have in common. Every token is drawn, none is an arg max.
 
     The temperature of every draw is that of the denoiser (``sampler.denoiser_temperature``).
@@ -38,40 +40,38 @@ class TokenSampler:
 
     top_p: float = 1.0
 
-    stochastic: ClassVar[bool] = True
-    needs_two_times: ClassVar[bool] = False
-    needs_causal: ClassVar[bool] = False
-    needs_mask_token: ClassVar[bool] = False
+    uses: ClassVar[frozenset[str]] = frozenset({"denoiser_temperature"})
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    @property
+    def kind(self) -> str:
+        return "a sampler of tokens"
 
     def __post_init__(self):
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"sampler option top_p={self.top_p} must be in (0, 1]; 1 = off")
 
-    def without_effect(
-        self, temperature: float, top_p: float, prior_scale: float, grid_power: float
-    ) -> list[str]:
-        """A sentence for every knob of continuous samplers that is set and would do nothing here.
+    def without_effect(self, knobs: SamplingKnobs) -> list[str]:
+        if knobs.temperature == 0.0 and knobs.top_p == 1.0:
+            return super().without_effect(knobs)
+        problem = (
+            f"temperature={knobs.temperature:g} and top_p={knobs.top_p:g} of the last decode have "
+            "no effect on a sampler that draws every token; set denoiser_temperature or the "
+            "sampler's option top_p instead"
+        )
+        others = dataclasses.replace(knobs, temperature=0.0, top_p=1.0)
+        return [problem, *super().without_effect(others)]
 
-        ``temperature`` and ``top_p`` are those of the last decode.
-        """
-        problems = []
-        if temperature != 0.0 or top_p != 1.0:
-            problems.append(
-                f"temperature={temperature:g} and top_p={top_p:g} of the last decode have no "
-                "effect on a sampler that draws every token; set denoiser_temperature or the "
-                "sampler's option top_p instead"
-            )
-        for name, value in (("prior_scale", prior_scale), ("grid_power", grid_power)):
-            if value != 1.0:
-                problems.append(
-                    f"{name}={value:g} has no effect on a sampler of tokens; leave it at 1"
-                )
-        return problems
-
-    def refuse(self, decode: Decode, prior_scale: float, grid_power: float) -> None:
-        """UserError for what `without_effect` finds among the arguments of `run`."""
-        problems = self.without_effect(decode.temperature, decode.top_p, prior_scale, grid_power)
-        if problems:
+    def refuse(self, sampling: Sampling) -> None:
+        """UserError for what `without_effect` finds."""
+        if problems := self.without_effect(sampling):
             raise UserError("\n".join(problems))
 
     def predict(self, posterior: Posterior, keys_B: jax.Array) -> jax.Array:
@@ -80,17 +80,18 @@ class TokenSampler:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ancestral(TokenSampler):
+class Ancestral(TokenSampler, unfinished=True):
     """The loop from t = 1 to t = 0; a subclass says where it starts and how it steps."""
 
+    @abc.abstractmethod
     def start(self, net: Net, keys_B: jax.Array, length: int) -> jax.Array:
         """The tokens at t = 1, (B, L)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def posterior(self, net: Net, tokens_BL: jax.Array, alpha_t: jax.Array) -> Posterior:
         """The prediction of the clean tokens; ``alpha_t`` is a scalar."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(
         self,
         posterior: Posterior,
@@ -100,7 +101,6 @@ class Ancestral(TokenSampler):
         keys_B: jax.Array,
     ) -> jax.Array:
         """The tokens at the earlier time s, drawn given those at t and the prediction."""
-        raise NotImplementedError
 
     def observe(self, posterior: Posterior, tokens_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The most probable clean tokens and their probabilities, (B, L) each."""
@@ -109,32 +109,26 @@ class Ancestral(TokenSampler):
 
     def run(
         self,
-        nets: Mapping[str, Net],
-        space: Space,
-        clock: Clock,
+        at: At,
         keys_B: jax.Array,
-        *,
-        steps: int,
+        sampling: Sampling,
         length: int,
-        decode: Decode = Decode(),  # noqa: B008  (frozen)
-        prior_scale: float = 1.0,
-        grid_power: float = 1.0,
+        *,
         start: jax.Array | None = None,
+        noise: jax.Array | None = None,
         trajectory: bool = False,
         bos_id: int | None = None,
-    ) -> tuple[jax.Array, Trajectory | None]:
-        """Tokens int32 (B, L) after ``steps`` network evaluations; see `samplers.base.sample`.
+    ) -> Written:
+        """Tokens int32 (B, L) of all steps; see `samplers.base.Sampler.run`.
 
         The trajectory's ``states`` are tokens (S + 1, B, L), its times run from 0 (noise) to 1.
-
-        Args:
-          start: given tokens (B, L) at t = 1.
-          bos_id: not used; all positions are diffused.
+        ``start`` are given tokens (B, L) at t = 1; there is no other noise to be given, and all
+        positions are diffused, a begin mark included.
 
         Raises UserError for knobs that only samplers of vectors have.
         """
-        self.refuse(decode, prior_scale, grid_power)
-        net = nets["student"]
+        self.refuse(sampling)
+        net, steps = at.student, sampling.steps
         keys_start, keys_steps = (
             jax.vmap(jax.random.fold_in, (0, None))(keys_B, i) for i in range(2)
         )
@@ -153,16 +147,19 @@ class Ancestral(TokenSampler):
 
         tokens_BL, seen = jax.lax.scan(step, start, jnp.arange(steps))
         if not trajectory:
-            return tokens_BL, None
+            return Written(tokens_BL, jnp.full(keys_B.shape, steps), None)
         states = jnp.concatenate([seen[0], tokens_BL[None]])
-        return tokens_BL, Trajectory(progress[:-1], progress[:-1], states, *seen[1:])
+        path = Trajectory(progress[:-1], progress[:-1], states, *seen[1:])
+        return Written(tokens_BL, jnp.full(keys_B.shape, steps), path)
 
 
 @dataclasses.dataclass(frozen=True)
 class AncestralMasked(Ancestral):
     """From all masks: a masked token shows itself with probability (a_s - a_t) / (1 - a_t)."""
 
-    needs_mask_token: ClassVar[bool] = True
+    @property
+    def needs(self) -> Needs:
+        return Needs(mask_token=True)
 
     def start(self, net: Net, keys_B: jax.Array, length: int) -> jax.Array:
         return jnp.full((keys_B.shape[0], length), net.table.shape[0] - 1, jnp.int32)

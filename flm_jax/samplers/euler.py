@@ -7,40 +7,31 @@ already covers half of t.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
 
 import jax
 
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import maps
-from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
-from flm_jax.samplers.base import Move, Space
+from flm_jax.flow.at import At
+from flm_jax.samplers.base import Carry, LoopSampler, Move
 
 
 @dataclasses.dataclass(frozen=True)
-class Euler:
+class Euler(LoopSampler):
     """The Euler rule. ``eps`` keeps the velocity finite at t = 1."""
 
     eps: float = maps.EPS
 
-    stochastic: ClassVar[bool] = False
-    needs_two_times: ClassVar[bool] = False
+    @property
+    def needs(self) -> Needs:
+        return Needs()
 
     def __post_init__(self):
         if self.eps < 0:
             raise UserError(f"sampler option eps={self.eps} must be at least 0; official: 1e-5")
 
-    def propose(
-        self,
-        nets: Mapping[str, Net],
-        space: Space,
-        clock: Clock,
-        state: jax.Array,
-        tau_s: jax.Array,
-        tau_t: jax.Array,
-    ) -> Move:
-        posterior = nets["student"](space.view(state, "student"), tau_s).posterior
-        keep, add = maps.euler(clock.to_t(tau_s), clock.to_t(tau_t), self.eps)
+    def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
+        posterior = at.ask("student", carry.state, tau_s)
+        keep, add = maps.euler(at.clock.to_t(tau_s), at.clock.to_t(tau_t), self.eps)
         return Move(posterior, keep, add)

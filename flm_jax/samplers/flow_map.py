@@ -7,25 +7,28 @@ noise in every step (multistep consistency sampling). One step is the same for a
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
 
+from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import maps
-from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
-from flm_jax.samplers.base import Move, Space
+from flm_jax.flow.at import At
+from flm_jax.samplers.base import Carry, LoopSampler, Move
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowMap:
+class FlowMap(LoopSampler):
     """The jump rule. ``gamma`` in [0, 1] is the share of fresh noise."""
 
     gamma: float = 0.0
 
-    needs_two_times: ClassVar[bool] = True
+    uses: ClassVar[frozenset[str]] = LoopSampler.uses | {"gamma"}
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(two_times=True)
 
     def __post_init__(self):
         if not 0.0 <= self.gamma <= 1.0:
@@ -38,16 +41,10 @@ class FlowMap:
     def stochastic(self) -> bool:
         return self.gamma > 0.0
 
-    def propose(
-        self,
-        nets: Mapping[str, Net],
-        space: Space,
-        clock: Clock,
-        state: jax.Array,
-        tau_s: jax.Array,
-        tau_t: jax.Array,
-    ) -> Move:
-        t_aim, keep, add, noise = maps.gamma_noise(clock.to_t(tau_s), clock.to_t(tau_t), self.gamma)
-        aim = clock.to_tau(t_aim)
-        posterior = nets["student"](space.view(state, "student"), tau_s, aim).posterior
+    def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
+        t_aim, keep, add, noise = maps.gamma_noise(
+            at.clock.to_t(tau_s), at.clock.to_t(tau_t), self.gamma
+        )
+        aim = at.clock.to_tau(t_aim)
+        posterior = at.ask("student", carry.state, tau_s, aim)
         return Move(posterior, keep, add, noise)

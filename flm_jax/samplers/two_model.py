@@ -8,15 +8,13 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
 
 import jax
 
+from flm_jax.contracts import Needs
 from flm_jax.flow import maps
-from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
-from flm_jax.samplers.base import Move, Space
+from flm_jax.flow.at import At
+from flm_jax.samplers.base import Carry, Move
 from flm_jax.samplers.euler import Euler
 
 
@@ -24,21 +22,14 @@ from flm_jax.samplers.euler import Euler
 class TwoModel(Euler):
     """The rule of a denoiser ("teacher") with a correction ("student")."""
 
-    needs_two_times: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = True
+    @property
+    def needs(self) -> Needs:
+        return Needs(two_times=True, teacher=True)
 
-    def propose(
-        self,
-        nets: Mapping[str, Net],
-        space: Space,
-        clock: Clock,
-        state: jax.Array,
-        tau_s: jax.Array,
-        tau_t: jax.Array,
-    ) -> Move:
-        t, t_next = clock.to_t(tau_s), clock.to_t(tau_t)
-        denoiser = nets["teacher"](space.view(state, "teacher"), tau_s).posterior
-        correction = nets["student"](space.view(state, "student"), tau_s, tau_t).posterior
+    def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
+        t, t_next = at.clock.to_t(tau_s), at.clock.to_t(tau_t)
+        denoiser = at.ask("teacher", carry.state, tau_s)
+        correction = at.ask("student", carry.state, tau_s, tau_t)
         keep, add = maps.euler(t, t_next, self.eps)
         step = t_next - t
         return Move(denoiser, keep, add, correction=correction.logits(0.5 * step * step))
@@ -48,17 +39,11 @@ class TwoModel(Euler):
 class TwoStage(Euler):
     """Euler steps of a network that is told where the step ends."""
 
-    needs_two_times: ClassVar[bool] = True
+    @property
+    def needs(self) -> Needs:
+        return Needs(two_times=True)
 
-    def propose(
-        self,
-        nets: Mapping[str, Net],
-        space: Space,
-        clock: Clock,
-        state: jax.Array,
-        tau_s: jax.Array,
-        tau_t: jax.Array,
-    ) -> Move:
-        posterior = nets["student"](space.view(state, "student"), tau_s, tau_t).posterior
-        keep, add = maps.euler(clock.to_t(tau_s), clock.to_t(tau_t), self.eps)
+    def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
+        posterior = at.ask("student", carry.state, tau_s, tau_t)
+        keep, add = maps.euler(at.clock.to_t(tau_s), at.clock.to_t(tau_t), self.eps)
         return Move(posterior, keep, add)

@@ -1,0 +1,92 @@
+"""How samples are drawn: every sampling knob, once.
+
+From the fields here follow the config keys ``sampler.NAME``, the flags ``--NAME`` of the commands
+that sample, the keywords of `FlowModel.generate`, the checks of all of them, the origin that stored
+samples carry, and the key under which compiled samplers are kept. A new knob is one field.
+"""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from flm_jax.knobs import knob
+
+# What a sampler option was called before it became a knob.
+_WERE_OPTIONS = ("gamma",)
+
+F = TypeVar("F", bound=Callable)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingKnobs:
+    """The knobs that a sampler may look at; `samplers.base.Sampler.uses` says which ones it does.
+
+    A knob at its default has no effect on any sampler, so that samples from before it existed stay
+    what they are.
+    """
+
+    temperature: float = knob(0.0, "temperature of the last decode (0 = arg-max)", at_least=0)
+    top_p: float = knob(1.0, "nucleus of the last decode (1 = off)", above=0, at_most=1)
+    denoiser_temperature: float = knob(
+        1.0, "temperature of the denoiser in every step", above=0, below=math.inf
+    )
+    prior_scale: float = knob(1.0, "scale of the first noise", above=0, below=math.inf)
+    grid_power: float = knob(
+        1.0,
+        "tau_i = 1 - (1 - i/steps)^grid_power; above 1: shorter steps at the end",
+        above=0,
+        below=math.inf,
+    )
+    gamma: float = knob(
+        0.0,
+        "share of fresh noise in every jump of a flow map (official: LM1B 0.8, OpenWebText 1)",
+        at_least=0,
+        at_most=1,
+    )
+    patience: int = knob(
+        0, "stop a text whose tokens stay the same so many evaluations (0 = never)", at_least=0
+    )
+
+    def changed(self) -> dict[str, float]:
+        """The knobs that are not at their defaults."""
+        values = dataclasses.asdict(self)
+        return {f.name: values[f.name] for f in knob_fields() if values[f.name] != f.default}
+
+
+def knob_fields() -> tuple[dataclasses.Field, ...]:
+    """The sampling knobs in order of definition."""
+    return dataclasses.fields(SamplingKnobs)
+
+
+def settled(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored description of a sampler as it is written today: {"name", "options", knobs ...}.
+
+    Knobs at their defaults are left out, and options that have become knobs are knobs.
+    """
+    options = dict(stored.get("options", {}))
+    were = {name: options.pop(name) for name in _WERE_OPTIONS if name in options}
+    found = {**stored, "options": options, **were}
+    defaults = {field.name: field.default for field in knob_fields()}
+    return {k: v for k, v in found.items() if k not in defaults or v != defaults[k]}
+
+
+def with_knobs(function: F) -> F:
+    """Decorator: ``**knobs`` of a function shown as the keywords that they are, for `help`."""
+    signature = inspect.signature(function)
+    kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    own = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=f.type)
+        for f in knob_fields()
+    ]
+    shown = signature.replace(parameters=[*kept, *own])
+    function.__signature__ = shown  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(SamplingKnobs):
+    """The knobs of one draw, with its number of network evaluations. Hashable."""
+
+    steps: int = knob(1, "network evaluations", at_least=1)
