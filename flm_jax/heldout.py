@@ -58,7 +58,7 @@ class HeldOut:
     def __call__(self, params: Any, frozen: Mapping[str, Any]) -> dict[str, float]:
         """Nats per token by name: "eval/loss", and at every time "eval/loss_tau_TAU"."""
         key, taus = jax.random.key(SEED), jnp.asarray(self.taus, jnp.float32)
-        total, defect = 0.0, 0.0
+        total, defect = np.zeros(()), 0.0
         starts = range(0, len(self.tokens_NL), self.size)
         for first in metrics.bar(starts, desc="evaluating", unit="batch", delay=2, leave=False):
             rows = self._rows(first)
@@ -67,7 +67,7 @@ class HeldOut:
                 defect += float(defects)
             else:
                 sums = self._step(params, frozen, *rows, key)
-            total += np.asarray(sums, np.float64)
+            total = total + np.asarray(sums, np.float64)
         if not self.experiment.has_denoiser:
             return {"eval/loss": float(total[0] / max(total[1], 1.0))}
         losses = total / self.tokens_NL.size

@@ -20,7 +20,8 @@ def problem(name: str, value: Any, field: dataclasses.Field) -> str | None:
     """Why a value is outside the limits of its knob, one sentence; None if it is not."""
     limits = field.metadata["limits"]
     if limits.get("nonempty") and not value:
-        example = ",".join(map(str, field.default))
+        default: Any = field.default
+        example = ",".join(map(str, default))
         return f"{name} is empty; give at least one value, for example {name}={example}"
     for part in value if isinstance(value, tuple) else (value,):
         shown = f"{name}={part}" if part is value else f"{part} in {name}"

@@ -150,7 +150,7 @@ def make_train_step(
         grads, metrics = gradients(state.params, others, tokens_BL, mask_BL, key)
         done = state.step - state.skipped  # updates, as the optimizer counts them
         if schedule is not None:
-            metrics["learning_rate"] = schedule(done)
+            metrics["learning_rate"] = jnp.asarray(schedule(done))
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         stopped = state.in_a_row >= skip_limit
         accept, bad = good & ~stopped, (~good & ~stopped).astype(jnp.int32)

@@ -17,7 +17,7 @@ import jax
 
 from flm_jax import optim
 from flm_jax.evals import gpt2
-from flm_jax.flow import clock, maps, posterior, space
+from flm_jax.flow import clock, head, maps, space
 from flm_jax.losses import FlowMatching
 from flm_jax.models import attention, dit
 from flm_jax.parity import goldens, runner
@@ -60,7 +60,8 @@ def result(pick: int | None = None) -> Callable[[Callable], Callable]:
             found = right(*given, **options)
             if pick is None:
                 return jax.tree.map(lambda x: x * ERROR, found)
-            return type(found)([*found[:pick], found[pick] * ERROR, *found[pick + 1 :]])
+            changed = [*found[:pick], found[pick] * ERROR, *found[pick + 1 :]]
+            return type(found)(*changed) if hasattr(found, "_fields") else tuple(changed)
 
         return wrong
 
@@ -123,10 +124,10 @@ PLANTS = {
     ),
     "rotary_sine": Plant("rotary embedding: sine", dit, "rotate", sine, NETWORKS),
     "loss": Plant("loss: its value", FlowMatching, "evaluate", result(0), LOSSES[:2]),
-    "loss_cap": Plant("loss: logits after the cap", posterior.Head, "capped", result(), LOSSES),
+    "loss_cap": Plant("loss: logits after the cap", head.Head, "capped", result(), LOSSES),
     "loss_gradient": Plant(
         "loss: gradient of the output layer only",
-        posterior.Head,
+        head.Head,
         "outer_product",
         result(),
         LOSSES,

@@ -11,8 +11,9 @@ from flm_jax import config as config_lib
 from flm_jax import experiment
 from flm_jax.errors import UserError
 from flm_jax.flow import discrete
+from flm_jax.flow.head import Head
 from flm_jax.flow.net import Net
-from flm_jax.flow.posterior import Head, Posterior
+from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import OneHot
 from flm_jax.samplers.autoregressive import LeftToRight
 from flm_jax.samplers.base import sequence_keys

@@ -13,8 +13,9 @@ from flm_jax.errors import UserError
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import discrete
 from flm_jax.flow.at import At
+from flm_jax.flow.head import Head
 from flm_jax.flow.net import Net
-from flm_jax.flow.posterior import Head, Posterior
+from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import OneHot
 from flm_jax.losses.autoregressive import Autoregressive
 from flm_jax.losses.base import Batch

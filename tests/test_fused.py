@@ -7,6 +7,7 @@ import pytest
 
 from flm_jax.flow import fused
 from flm_jax.flow import posterior as post
+from flm_jax.flow.head import Head
 
 D, V = 3, 11
 ONES, MASK, WEIGHTS = "ones", "mask", "weights"
@@ -18,7 +19,7 @@ def draw(seed, *shape, dtype=jnp.float64):
 
 
 def head_of(kernel, bias, cap=5.0, chunk=4, **options):
-    return post.Head(kernel, bias, cap=cap, chunk=chunk, **options)
+    return Head(kernel, bias, cap=cap, chunk=chunk, **options)
 
 
 def target_of(kind, tokens, others, head):
@@ -203,7 +204,7 @@ def head_temporaries(vocab, tokens, width=16, chunk_bytes=2**20):
     """XLA's account of what a cross-entropy and its gradients need beside arguments and results."""
 
     def loss(features, kernel, bias, tokens_BL):
-        head = post.Head(kernel, bias, chunk=chunk_bytes // (4 * vocab))
+        head = Head(kernel, bias, chunk=chunk_bytes // (4 * vocab))
         return -jnp.mean(post.Posterior(features, head).log_prob(tokens_BL))
 
     def like(*shape, dtype=jnp.float32):
@@ -238,7 +239,7 @@ def test_what_counts_as_a_multiple_of_the_hint():
 
 def test_bfloat16_products_keep_float32_sums():
     """600 tokens push one way: a sum in bfloat16 would stop growing at 256."""
-    head = post.Head(jnp.zeros((1, 2)), jnp.zeros((2,)), chunk=1, dtype=jnp.bfloat16)
+    head = Head(jnp.zeros((1, 2)), jnp.zeros((2,)), chunk=1, dtype=jnp.bfloat16)
     tokens = jnp.zeros((1, 600), jnp.int32)
 
     def loss(kernel):

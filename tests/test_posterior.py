@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from flm_jax.flow import posterior as post
+from flm_jax.flow.head import Head
 
 B, L, D, V = 3, 5, 4, 7
 
 
 def build(chunk: int, seed: int = 0, **options) -> post.Posterior:
     keys = jax.random.split(jax.random.key(seed), 4)
-    head = post.Head(
+    head = Head(
         3 * jax.random.normal(keys[0], (D, V)),
         jax.random.normal(keys[1], (V,)),
         chunk=chunk,
@@ -51,7 +52,7 @@ def test_single_posterior(chunk, options):
 @pytest.mark.parametrize("scale", [10.0, 1e4])
 def test_capped_logits_at_their_bounds_need_no_shift(cap, scale):
     raw = scale * np.linspace(-3.0, 3.0, V)[None, None] * np.array([[[1.0]], [[-1.0]], [[0.2]]])
-    head = post.Head(jnp.eye(V), jnp.zeros(V), cap=cap)
+    head = Head(jnp.eye(V), jnp.zeros(V), cap=cap)
     features = np.broadcast_to(raw, (3, V, V)).astype(np.float32)
     logits = cap * np.tanh(features.astype(np.float64) / cap)
     log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
@@ -76,11 +77,11 @@ def test_gradient_of_log_prob_does_not_depend_on_chunks(chunk):
     p = build(chunk)
 
     def lazy(features, kernel, bias):
-        head = post.Head(kernel, bias, chunk=chunk)
+        head = Head(kernel, bias, chunk=chunk)
         return jnp.sum(weight * post.Posterior(features, head).log_prob(tokens))
 
     def dense(features, kernel, bias):
-        head = post.Head(kernel, bias)
+        head = Head(kernel, bias)
         log_p = jax.nn.log_softmax(dense_logits(post.Posterior(features, head)))
         return jnp.sum(weight * jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0])
 
@@ -210,7 +211,7 @@ def test_nucleus_keeps_the_smallest_sufficient_set():
 
 def test_samples_follow_the_distribution_and_their_own_key(chunk):
     bias = jnp.log(jnp.asarray([0.2, 0.5, 0.3]))
-    head = post.Head(jnp.zeros((D, 3)), bias, cap=0.0, chunk=chunk * 50)
+    head = Head(jnp.zeros((D, 3)), bias, cap=0.0, chunk=chunk * 50)
     n = 400
     keys = jax.random.split(jax.random.key(0), n)
     tokens = post.Posterior(jnp.zeros((n, L, D)), head).sample(keys)
@@ -225,7 +226,7 @@ def test_samples_follow_the_distribution_and_their_own_key(chunk):
 def test_no_array_of_vocabulary_size_per_token():
     """The compiled gradient holds at most chunk x V logits, not B x L x V."""
     big_v, length, chunk = 512, 64, 8
-    head = post.Head(jnp.ones((D, big_v)), jnp.zeros((big_v,)), chunk=chunk)
+    head = Head(jnp.ones((D, big_v)), jnp.zeros((big_v,)), chunk=chunk)
     features = jnp.ones((2, length, D))
     tokens = jnp.zeros((2, length), jnp.int32)
 

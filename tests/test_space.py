@@ -7,6 +7,7 @@ import pytest
 
 from flm_jax.flow import posterior as post
 from flm_jax.flow import space as space_lib
+from flm_jax.flow.head import Head
 from flm_jax.flow.space import OneHot, Projected
 
 V, B, L, D = 12, 3, 5, 4
@@ -46,7 +47,7 @@ def test_both_spaces_agree_state_by_state(t):
         }
         noise = jax.random.normal(jax.random.key(3), (B, L, V), jnp.float64)
         more = jax.random.normal(jax.random.key(4), (B, L, V), jnp.float64)
-        head = post.Head(table(5).T.astype(jnp.float64), jnp.zeros(V, jnp.float64), chunk=4)
+        head = Head(table(5).T.astype(jnp.float64), jnp.zeros(V, jnp.float64), chunk=4)
         features = jax.random.normal(jax.random.key(6), (B, L, D), jnp.float64)
         p = post.Posterior(features, head).probability()
         views = []
@@ -200,7 +201,7 @@ def test_no_copy_of_the_tables_for_the_state():
     def state(student, teacher, kernel_DV):
         space = Projected({"student": student, "teacher": teacher})
         state = space.corrupt(space.noise(keys(2), 3), TOKENS[:2, :3], jnp.full((2,), 0.3))
-        head = post.Head(kernel_DV, jnp.zeros(rows), chunk=1)
+        head = Head(kernel_DV, jnp.zeros(rows), chunk=1)
         p = post.Posterior(space.view(state, "student"), head)
         return space.advance(state, 0.5, 0.5, p.probability())
 

@@ -65,7 +65,7 @@ def _coerce_scalar(value: Any, annotation: type, key: str) -> Any:
         if isinstance(value, str) and value.lower() in words:
             return words[value.lower()]
     else:
-        number = value
+        number: Any = value
         if isinstance(value, str):
             try:
                 number = float(value) if annotation is float else _parse_int(value)

@@ -125,8 +125,10 @@ def _with_new_names(tree: dict) -> dict:
     """Knobs under their old names brought to where they are now."""
     for section, old, new, row in _MOVED:
         part = tree.get(section)
-        options = part.get("options") if isinstance(part, dict) else None
-        if isinstance(options, dict) and old in options and part.get("name") == row:
+        if not isinstance(part, dict) or part.get("name") != row:
+            continue
+        options = part.get("options")
+        if isinstance(options, dict) and old in options:
             part[new] = options.pop(old)
     return tree
 

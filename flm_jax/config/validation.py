@@ -70,16 +70,19 @@ def mesh_shape(mesh: settings.Mesh, num_devices: int) -> tuple[int, int, int]:
                 f"the mesh ({text}) needs {fixed} devices but there are {num_devices}; "
                 "set mesh.data=-1 to use what is there"
             )
-        return sizes
+        return mesh.data, mesh.fsdp, mesh.tensor
     if num_devices % fixed:
         raise UserError(
             f"the mesh ({text}) needs a multiple of {fixed} devices but there are {num_devices}; "
             "lower mesh.fsdp or mesh.tensor to a divisor"
         )
-    return tuple(num_devices // fixed if size == -1 else size for size in sizes)
+    data, fsdp, tensor = (num_devices // fixed if size == -1 else size for size in sizes)
+    return data, fsdp, tensor
 
 
-def validate_devices(config: Config, num_devices: int, num_processes: int = 1) -> tuple:
+def validate_devices(
+    config: Config, num_devices: int, num_processes: int = 1
+) -> tuple[int, int, int]:
     """Checks batch and mesh against the devices there are; returns the mesh shape.
 
     Raises UserError that states both values and the nearest batch sizes that work.

@@ -20,19 +20,21 @@ First derivatives in reverse mode only: `jax.jvp` refuses, and a second derivati
 factor between cotangent and hint for a constant. ``Head.fused=False`` has them all.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from flm_jax.flow.chunks import Chunks, over_chunks
+from flm_jax.flow.head import Head
+from flm_jax.flow.objectives import Objective
 
 ULPS = 16.0  # how far from a multiple of the hint a cotangent counts as one
 
 
 @jax.custom_vjp
-def loss(objective: Any, features_BLD: jax.Array, head: Any, hint_BL: jax.Array) -> jax.Array:
+def loss(
+    objective: Objective, features_BLD: jax.Array, head: Head, hint_BL: jax.Array
+) -> jax.Array:
     """The loss of every token's logits, float32 or wider (B, L).
 
     ``hint_BL`` is what the losses are expected to be multiplied by, up to one factor. It changes no
@@ -42,7 +44,7 @@ def loss(objective: Any, features_BLD: jax.Array, head: Any, hint_BL: jax.Array)
     return by_autodiff(objective, features_BLD, head)
 
 
-def by_autodiff(objective: Any, features_BLD: jax.Array, head: Any) -> jax.Array:
+def by_autodiff(objective: Objective, features_BLD: jax.Array, head: Head) -> jax.Array:
     """The same with ordinary gradients, every chunk computed again in the backward pass."""
     return over_chunks(
         lambda features, arrays: objective.value_and_slope(arrays, head.raw(features), head)[0],
@@ -53,9 +55,9 @@ def by_autodiff(objective: Any, features_BLD: jax.Array, head: Any) -> jax.Array
 
 
 def sweep(
-    objective: Any,
+    objective: Objective,
     features_BLD: jax.Array,
-    head: Any,
+    head: Head,
     weight_BL: jax.Array,
     *,
     of_features: bool = True,

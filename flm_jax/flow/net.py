@@ -1,13 +1,18 @@
 """A network as losses and samplers see it: h and times in, a posterior over tokens out."""
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from flm_jax.flow.posterior import Head, Posterior
+from flm_jax.flow.head import Head
+from flm_jax.flow.posterior import Posterior
+
+Params = Any  # a tree of arrays in dicts, as flax makes it
 
 
 class Output(NamedTuple):
@@ -24,6 +29,9 @@ class Output(NamedTuple):
 Backbone = Callable[..., tuple[jax.Array, jax.Array | None]]
 
 
+Cache = tuple[jax.Array, jax.Array]  # keys and values of earlier positions
+
+
 @dataclasses.dataclass(frozen=True)
 class Net:
     """A backbone with its parameters and the options of its vocabulary head.
@@ -32,10 +40,10 @@ class Net:
     """
 
     backbone: Backbone
-    params: Any
+    params: Params
     logit_cap: float = 30.0
     head_chunk: int = 1024
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     temperature: float = 1.0
     fused_head: bool = True
 
@@ -75,3 +83,18 @@ class Net:
         """
         features_BLD, log_weight = self.backbone(self.params, h_BLD, tau_s, tau_t, key)
         return Output(Posterior(features_BLD, self.head), log_weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalNet(Net, abc.ABC):
+    """A causal network, which can also go on from where it was, one position at a time."""
+
+    @abc.abstractmethod
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """The cache of no position yet, for ``length`` of them."""
+
+    @abc.abstractmethod
+    def advance(
+        self, h_B1D: jax.Array, position: jax.Array, cache: Cache
+    ) -> tuple[Posterior, Cache]:
+        """The posterior at one position, whose predecessors are in the cache, and the new cache."""

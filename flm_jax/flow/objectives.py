@@ -1,22 +1,46 @@
 """What the vocabulary head is trained towards: losses of a chunk of logits, with their derivatives.
 
-An objective offers
-
-    tokenwise()                             its arrays, every leaf with a (B, L) grid
-    value_and_slope(arrays, raw, head)      of a chunk of them: the losses (b, l) and
-                                            their derivatives in the raw logits (b, l, V)
-
 `flow/fused.py` sums the slopes up as soon as they exist, so that no logits are kept.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax.flow.head import Head
+
+Arrays = Any  # a tree of arrays, every leaf with a (B, L) grid, or a chunk (b, l) of it
+
 SAFE_BOUND = 35.0  # exp(2 * 35) times any vocabulary is a float32, and so is exp(-35)
+
+
+class Objective(Protocol):
+    """A loss of the logits; a pytree, whose gradients are those of its arrays."""
+
+    def tokenwise(self) -> Arrays:
+        """Its arrays, to be cut into chunks."""
+        ...
+
+    def value_and_slope(
+        self, arrays: Arrays, raw: jax.Array, head: Head
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of a chunk: the losses (b, l), their derivatives in the raw logits (b, l, V)."""
+        ...
+
+
+class Target(Protocol):
+    """What an objective aims at, one V-vector per position; a `Combination`."""
+
+    def tokenwise(self) -> Arrays:
+        """Its arrays, to be cut into chunks."""
+        ...
+
+    def chunk(self, arrays: Arrays) -> jax.Array:
+        """The target of a chunk, (b, l, V)."""
+        ...
 
 
 def softmax_parts(logits: jax.Array, bound: float) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -40,13 +64,13 @@ class TokenCrossEntropy:
 
     tokens_BL: jax.Array
 
-    def tokenwise(self) -> jax.Array:
+    def tokenwise(self) -> Arrays:
         return self.tokens_BL
 
     def value_and_slope(
-        self, tokens: jax.Array, raw: jax.Array, head: Any
+        self, arrays: Arrays, raw: jax.Array, head: Head
     ) -> tuple[jax.Array, jax.Array]:
-        logits = head.capped(raw)
+        tokens, logits = arrays, head.capped(raw)
         top, weight, total = softmax_parts(logits, head.bound)
         vocabulary = jnp.arange(logits.shape[-1], dtype=tokens.dtype)[None, None, :]
         hit = vocabulary == tokens[..., None]
@@ -67,13 +91,13 @@ class TokenCrossEntropy:
 class CrossEntropy:
     """-sum_V target * log p; the target (a `Combination`) need not sum to 1."""
 
-    target: Any
+    target: Target
 
-    def tokenwise(self) -> tuple:
+    def tokenwise(self) -> Arrays:
         return self.target.tokenwise()
 
     def value_and_slope(
-        self, arrays: tuple, raw: jax.Array, head: Any
+        self, arrays: Arrays, raw: jax.Array, head: Head
     ) -> tuple[jax.Array, jax.Array]:
         target, logits = self.target.chunk(arrays), head.capped(raw)
         top, weight, total = softmax_parts(logits, head.bound)
@@ -91,15 +115,15 @@ class CrossEntropy:
 class SquaredError:
     """sum_V (coefficient * p - target)**2, or of the raw logits (no cap) in the place of p."""
 
-    target: Any
+    target: Target
     coefficient_BL: jax.Array
     of_logits: bool = False
 
-    def tokenwise(self) -> tuple:
+    def tokenwise(self) -> Arrays:
         return self.coefficient_BL, self.target.tokenwise()
 
     def value_and_slope(
-        self, arrays: tuple, raw: jax.Array, head: Any
+        self, arrays: Arrays, raw: jax.Array, head: Head
     ) -> tuple[jax.Array, jax.Array]:
         coefficient, target = arrays[0][..., None], self.target.chunk(arrays[1])
         if self.of_logits:

@@ -12,114 +12,24 @@ Log-probabilities, cross-entropies and squared errors make their gradient in the
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from flm_jax.flow import fused
 from flm_jax.flow.chunks import over_chunks
-from flm_jax.flow.objectives import CrossEntropy, SquaredError, TokenCrossEntropy, softmax_parts
+from flm_jax.flow.head import Head, on_last_axis
+from flm_jax.flow.objectives import (
+    CrossEntropy,
+    Objective,
+    SquaredError,
+    TokenCrossEntropy,
+    softmax_parts,
+)
 
 PROBABILITY, TANGENT, LOGITS, TOKENS = "probability", "tangent", "logits", "tokens"
 DENSE = "dense"
-
-
-def matmul_dtype(configured: Any, *operands: Any) -> Any:
-    """The type a matrix product reads: as configured, but float64 operands stay float64."""
-    if jnp.dtype(configured) == jnp.float32:
-        return jnp.result_type(jnp.float32, *operands)
-    return jnp.dtype(configured)
-
-
-def on_last_axis(vector: jax.Array, ndim: int) -> jax.Array:
-    """A vector as an array of rank ``ndim`` that varies along the last axis (no rank promotion)."""
-    return vector.reshape((1,) * (ndim - 1) + (-1,))
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["kernel_DV", "bias_V"],
-    meta_fields=["cap", "temperature", "chunk", "dtype", "fused"],
-)
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """The output layer: logits = cap * tanh((f @ kernel + bias) / cap) / temperature.
-
-    ``cap`` 0 means no soft cap. ``chunk`` is the number of tokens (B times positions) whose
-    logits may exist at once. ``dtype`` is the type the matrix product reads; it accumulates in at
-    least float32. ``fused`` False leaves gradients of losses to ordinary differentiation: slower,
-    for comparison.
-    """
-
-    kernel_DV: jax.Array
-    bias_V: jax.Array
-    cap: float = 30.0
-    temperature: float = 1.0
-    chunk: int = 1024
-    dtype: Any = jnp.float32
-    fused: bool = True
-
-    @property
-    def vocab_size(self) -> int:
-        return self.kernel_DV.shape[1]
-
-    @property
-    def bound(self) -> float:
-        """What no capped logit exceeds; infinite without a cap."""
-        return self.cap / self.temperature if self.cap else math.inf
-
-    def raw(self, features: jax.Array) -> jax.Array:
-        """Uncapped logits (..., V), at least float32, of features (..., D)."""
-        return self.product(features) + on_last_axis(self.bias_V, features.ndim)
-
-    def product(self, features: jax.Array) -> jax.Array:
-        """features (..., D) @ kernel, accumulated in at least float32."""
-        dtype = matmul_dtype(self.dtype, features.dtype)
-        return jnp.matmul(
-            features.astype(dtype),
-            self.kernel_DV.astype(dtype),
-            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
-        )
-
-    def transposed_product(self, slope: jax.Array) -> jax.Array:
-        """slope (..., V) @ kernel', accumulated in at least float32: (..., D)."""
-        dtype = matmul_dtype(self.dtype, slope.dtype)
-        return jnp.einsum(
-            "...v,dv->...d",
-            slope.astype(dtype),
-            self.kernel_DV.astype(dtype),
-            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
-        )
-
-    def outer_product(self, features: jax.Array, slope: jax.Array) -> jax.Array:
-        """Sum over tokens of features (B, L, D) x slope (B, L, V): (D, V), at least float32."""
-        dtype = matmul_dtype(self.dtype, slope.dtype)
-        return jnp.einsum(
-            "bld,blv->dv",
-            features.astype(dtype),
-            slope.astype(dtype),
-            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
-        )
-
-    def capped(self, raw: jax.Array) -> jax.Array:
-        logits = self.cap * jnp.tanh(raw / self.cap) if self.cap else raw
-        return logits / self.temperature if self.temperature != 1.0 else logits
-
-    def slope(self, raw: jax.Array) -> jax.Array | float:
-        """d capped logit / d raw one, entry by entry."""
-        slope = 1.0 - jnp.tanh(raw / self.cap) ** 2 if self.cap else 1.0
-        return slope / self.temperature
-
-    def logits_tangent(self, raw: jax.Array, features_tangent: jax.Array) -> jax.Array:
-        """Directional derivative of `capped` logits for a tangent of the features."""
-        return self.product(features_tangent) * self.slope(raw)
-
-    def replace(self, kernel_DV: jax.Array, bias_V: jax.Array) -> "Head":
-        """A head with these arrays, all else equal."""
-        return dataclasses.replace(self, kernel_DV=kernel_DV, bias_V=bias_V)
 
 
 @functools.partial(
@@ -146,7 +56,7 @@ class Posterior:
         """
         return -self.loss(TokenCrossEntropy(tokens_BL), hint_BL)
 
-    def loss(self, objective: Any, hint_BL: jax.Array | None) -> jax.Array:
+    def loss(self, objective: Objective, hint_BL: jax.Array | None) -> jax.Array:
         """Any of `flow/objectives.py`, (B, L)."""
         features = self.features_BLD
         if not self.head.fused:
@@ -279,7 +189,7 @@ class Term:
         if self.kind == TOKENS:
             return coefficient_BL[..., None] * side_by_side(t[features] for t in tables)
         wide = jnp.promote_types(features.dtype, jnp.float32)
-        tables = [table.astype(wide) for table in tables]
+        tables = tuple(table.astype(wide) for table in tables)
         if self.kind == LOGITS:  # linear: the product of both tables is no larger than one
             both_DW = products(head.kernel_DV.astype(wide), tables)
             bias_W = products(head.bias_V.astype(wide), tables)
@@ -347,7 +257,7 @@ class Combination:
         """self @ [T1 T2 ...], (B, L, W) of tables (V, Wi)."""
         if self.projection is not None:
             return self._map(lambda c: products(c, [table.astype(c.dtype) for table in tables]))
-        return sum(term.mean(*tables) for term in self.terms)
+        return total(term.mean(*tables) for term in self.terms)
 
     def dense(self) -> jax.Array:
         """The combination as an array (B, L, V): for tests and small vocabularies."""
@@ -387,7 +297,7 @@ class Combination:
     def chunk(self, arrays: tuple) -> jax.Array:
         """The dense combination (b, l, V) of a chunk of `tokenwise`."""
         terms = zip(self.terms, arrays, strict=True)
-        dense = sum(term.chunk(*tokenwise) for term, tokenwise in terms)
+        dense = total(term.chunk(*tokenwise) for term, tokenwise in terms)
         return dense if self.projection is None else entmax(dense, self.projection)
 
     def _map(self, f: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -407,6 +317,11 @@ def first_largest(values: jax.Array) -> jax.Array:
     from_the_end = on_last_axis(jnp.arange(size - 1, -1, -1, dtype=jnp.float32), values.ndim)
     last = jnp.max(jnp.where(values == largest, from_the_end, 0.0), axis=-1)
     return size - 1 - last.astype(jnp.int32)
+
+
+def total(arrays: Iterable[jax.Array]) -> jax.Array:
+    """The sum of at least one array."""
+    return functools.reduce(jnp.add, arrays)
 
 
 def side_by_side(arrays: Iterable[jax.Array]) -> jax.Array:

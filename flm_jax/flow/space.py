@@ -30,14 +30,14 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from flm_jax.contracts import Contract
-from flm_jax.flow.posterior import Combination
+from flm_jax.flow.posterior import Combination, total
 
 HIGHEST = jax.lax.Precision.HIGHEST  # the default on accelerators is TF32 or bfloat16
 JITTER = 1e-5  # eta relative to the mean diagonal of the Gram matrix
 JITTER_TRIES = 6
 
 
-def per_token(x: jax.Array) -> jax.Array:
+def per_token(x: jax.Array | float) -> jax.Array:
     """A coefficient, (), (B,) or (B, L), ready to multiply (B, L, anything)."""
     x = jnp.asarray(x)
     return x.reshape(x.shape + (1,) * (3 - x.ndim)) if x.ndim else x
@@ -173,10 +173,10 @@ class Projected(Space):
         return combination.mean(*self.distinct_tables)
 
     def view(self, state: jax.Array, role: str) -> jax.Array:
-        start, width = self._columns().get(role, (None, None))
-        if start is None:  # the same array under another role
-            role = next(r for r in self._columns() if self.tables[r] is self.tables[role])
-            start, width = self._columns()[role]
+        columns = self._columns()
+        if role not in columns:  # the same array under another role
+            role = next(other for other in columns if self.tables[other] is self.tables[role])
+        start, width = columns[role]
         return state[..., start : start + width]
 
     def _columns(self) -> dict[str, tuple[int, int]]:
@@ -291,7 +291,7 @@ def _project_backward(residuals, g_BLW):
         d_table = None
         if learned.flags[i]:  # one of two, when a student learns from a teacher
             columns = slice(ends[i] - table.shape[1], ends[i])
-            d_table = sum(
+            d_table = total(
                 jnp.matmul(wide(other), mixing[:, columns], precision=HIGHEST)
                 for other, mixing in zip(tables, rows, strict=True)
             ).astype(table.dtype)

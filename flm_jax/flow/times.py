@@ -59,5 +59,9 @@ def official_split(
     diagonal = int(global_size * diagonal_fraction)
     share = diagonal_fraction + (1.0 - diagonal_fraction) / boundary_prob
     boundary = int(global_size * share) - diagonal
-    counts = diagonal, boundary, global_size - diagonal - boundary
-    return tuple(n // processes + (process < n % processes) for n in counts)
+
+    def share_of(count: int) -> int:
+        return count // processes + (process < count % processes)
+
+    rest = global_size - diagonal - boundary
+    return share_of(diagonal), share_of(boundary), share_of(rest)

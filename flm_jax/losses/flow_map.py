@@ -276,10 +276,11 @@ def one_of(name: str, value: str, *choices: str) -> None:
 
 def _rows(setting: Setting, which: slice, kind_B: jax.Array) -> Setting:
     """Some rows, of which only those of their kind count."""
+    hint_BL = setting.hint_BL
     return setting._replace(
         state=setting.state[which],
         path=setting.path.rows(which),
-        hint_BL=(setting.hint_BL * kind_B[:, None])[which],
+        hint_BL=None if hint_BL is None else (hint_BL * kind_B[:, None])[which],
     )
 
 

@@ -27,8 +27,9 @@ import jax.numpy as jnp
 
 from flm_jax.errors import UserError
 from flm_jax.flow import chunks
-from flm_jax.flow.net import Net
-from flm_jax.flow.posterior import Posterior, matmul_dtype
+from flm_jax.flow.head import matmul_dtype
+from flm_jax.flow.net import Cache, CausalNet, Net
+from flm_jax.flow.posterior import Posterior
 from flm_jax.models.attention import attend, rotary_tables, rotate
 from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modulate, uniform
 
@@ -76,7 +77,7 @@ class Block(nn.Module):
         q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.heads, -1), 2, 0)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         visible, causal, backend = None, self.causal, self.attention
-        if cache is not None:  # one query, which has few scores and its own mask
+        if cache is not None and position is not None:  # one query, which has few scores and its own mask
             causal, backend = False, "einsum"
             k, v = cache = tuple(
                 jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
@@ -143,22 +144,24 @@ class DiT(nn.Module):
 
         With a ``cache`` of a causal network (`empty_cache`), h is the one ``position`` (B, 1, D).
         """
-        conditioning = None if self.causal else self.condition(tau_s, tau_t)
+        conditioning = None
+        if tau_s is not None and not self.causal:
+            conditioning = self.condition(tau_s, tau_t)
         h_BLD = h_BLD.astype(jnp.promote_types(h_BLD.dtype, jnp.float32))
         length = h_BLD.shape[1] if cache is None else cache[0].shape[2]
         rotary = rotary_tables(length, h_BLD.shape[2] // self.heads, h_BLD.dtype)
-        if cache is not None:
+        if position is not None:
             rotary = tuple(jax.lax.dynamic_slice_in_dim(table, position, 1) for table in rotary)
         if self.learned_positions:
-            h_BLD = h_BLD + self.place(h_BLD.shape[1:], position)[None]
+            h_BLD = h_BLD + self.place(h_BLD.shape[1], h_BLD.shape[2], position)[None]
         h_BLD, cache = self.blocks(deterministic)(h_BLD, conditioning, rotary, position, cache)
         features_BLD = Final(self.dtype, name="final")(h_BLD, conditioning)
         log_weight = None
-        if self.loss_weighting:
+        if self.loss_weighting and tau_s is not None:
             log_weight = LossWeight(self.cond_dim, name="loss_weight")(tau_s)
         return features_BLD, log_weight, cache
 
-    def place(self, shape: tuple[int, int], position: jax.Array | None) -> jax.Array:
+    def place(self, length: int, width: int, position: jax.Array | None) -> jax.Array:
         """Learned vectors (L, D) of the positions; of one ``position`` (1, D) if there is a cache.
 
         Rotary embeddings only tell how far tokens are from each other. In pure noise, from which
@@ -166,7 +169,6 @@ class DiT(nn.Module):
         position is which. That is harmless in running text and fatal where texts have a form.
         Zero at first: a student starts as its teacher, with or without them.
         """
-        length, width = shape
         table = self.param("positions", nn.initializers.zeros, (self.learned_positions, width))
         if position is not None:
             return jax.lax.dynamic_slice_in_dim(table, position, 1)
@@ -195,7 +197,7 @@ class DiT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=self.depth,
             unroll=min(self.scan_unroll, self.depth),
         )(
@@ -212,22 +214,20 @@ class DiT(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalNet(Net):
-    """A causal network, which can also go on from where it was, one position at a time."""
+class CachedNet(CausalNet):
+    """A causal transformer; its cache holds arrays (depth, B, L, H, K)."""
 
-    model: "Model | None" = None
+    model: "Model" = dataclasses.field(kw_only=True)
 
-    def empty_cache(self, batch: int, length: int) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of no position yet, (depth, B, L, H, K) each."""
+    def empty_cache(self, batch: int, length: int) -> Cache:
         module, table = self.model.module, self.table
         shape = module.depth, batch, length, module.heads, table.shape[1] // module.heads
         dtype = matmul_dtype(module.dtype, table.dtype)
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
     def advance(
-        self, h_B1D: jax.Array, position: jax.Array, cache: tuple
-    ) -> tuple[Posterior, tuple]:
-        """The posterior at one position, whose predecessors are in the cache, and the new cache."""
+        self, h_B1D: jax.Array, position: jax.Array, cache: Cache
+    ) -> tuple[Posterior, Cache]:
         features_B1D, _, cache = self.model.apply(
             self.params, h_B1D, None, position=position, cache=cache
         )
@@ -294,7 +294,7 @@ class Model:
         A causal one is a `CausalNet`.
         """
         causal = self.module.causal
-        make = functools.partial(CausalNet, model=self) if causal else Net
+        make = functools.partial(CachedNet, model=self) if causal else Net
         return make(
             self.backbone,
             params,
@@ -312,8 +312,9 @@ def build(settings: Any, vocab_size: int) -> Model:
 
     Raises UserError for a causal network that is to see times.
     """
-    for knob in ("two_times", "loss_weighting"):
-        if settings.causal and getattr(settings, knob):
+    unseen = {"two_times": settings.two_times, "loss_weighting": settings.loss_weighting}
+    for knob, is_set in unseen.items():
+        if settings.causal and is_set:
             raise UserError(f"a causal network sees no time; set model.{knob}=False")
     module = DiT(
         depth=settings.depth,

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flm_jax.flow.posterior import matmul_dtype, on_last_axis
+from flm_jax.flow.head import matmul_dtype, on_last_axis
 
 FREQUENCIES = 128  # of the time embedding: that many cosines, then that many sines
 MAX_PERIOD = 10_000.0
@@ -60,7 +60,7 @@ class Norm(nn.Module):
         return centred * jax.lax.rsqrt(variance + self.eps) * on_last_axis(scale, x.ndim)
 
 
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+def modulate(x: jax.Array, shift: jax.Array | float, scale: jax.Array | float) -> jax.Array:
     """Adaptive layer norm: x * (1 + scale) + shift, in the type of ``x``."""
     return x * (1.0 + scale) + shift
 

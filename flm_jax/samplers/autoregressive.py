@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow.at import At
+from flm_jax.flow.net import CausalNet
 from flm_jax.flow.posterior import first_largest
 from flm_jax.samplers.base import Trajectory, Written
 from flm_jax.samplers.discrete import TokenSampler
@@ -58,13 +59,14 @@ class LeftToRight(TokenSampler):
         samplers of vectors have.
         """
         self.refuse(sampling)
-        steps = sampling.steps
+        net, steps = at.student, sampling.steps
+        if not isinstance(net, CausalNet):
+            raise TypeError("an autoregressive sampler needs a causal network")
         if steps != length - 1:
             raise UserError(
                 f"writing {length} tokens one by one takes {length - 1} steps, not {steps}; "
                 f"set steps={length - 1}"
             )
-        net = at.student
         first_B = self.first(keys_B.shape[0], bos_id) if start is None else start
 
         def step(carry, i):
@@ -77,13 +79,15 @@ class LeftToRight(TokenSampler):
                 head = posterior.head
                 logits_B1V = head.capped(head.raw(posterior.features_BLD))
                 next_B1 = first_largest(logits_B1V + noise[i][:, None])
-            p_B = jnp.exp(posterior.log_prob(next_B1))[:, 0] if trajectory else None
-            return (next_B1[:, 0], cache), (next_B1[:, 0], p_B)
+            seen = ()
+            if trajectory:
+                seen = (jnp.exp(posterior.log_prob(next_B1))[:, 0],)
+            return (next_B1[:, 0], cache), (next_B1[:, 0], *seen)
 
         cache = net.empty_cache(keys_B.shape[0], steps)
-        _, (written_SB, p_SB) = jax.lax.scan(step, (first_B, cache), jnp.arange(steps))
+        _, (written_SB, *seen) = jax.lax.scan(step, (first_B, cache), jnp.arange(steps))
         tokens_BL = jnp.concatenate([first_B[None], written_SB]).T
-        path = self.path(tokens_BL, p_SB) if trajectory else None
+        path = self.path(tokens_BL, *seen) if trajectory else None
         return Written(tokens_BL, jnp.full(keys_B.shape, steps), path)
 
     def first(self, batch: int, bos_id: int | None) -> jax.Array:

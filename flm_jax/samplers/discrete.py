@@ -142,10 +142,10 @@ class Ancestral(TokenSampler, unfinished=True):
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys_steps, i)
             after_BL = self.step(posterior, tokens_BL, alphas[i], alphas[i + 1], keys)
             if not trajectory:
-                return after_BL, None
+                return after_BL, ()
             return after_BL, (tokens_BL, *self.observe(posterior, tokens_BL))
 
-        tokens_BL, seen = jax.lax.scan(step, start, jnp.arange(steps))
+        tokens_BL, (*seen,) = jax.lax.scan(step, start, jnp.arange(steps))
         if not trajectory:
             return Written(tokens_BL, jnp.full(keys_B.shape, steps), None)
         states = jnp.concatenate([seen[0], tokens_BL[None]])
