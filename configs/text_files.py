@@ -1,4 +1,4 @@
-"""Your own text: .txt, .jsonl, .txt.gz, .jsonl.gz; a file, a folder, a glob, or several.
+"""Your own text: .txt or JSON lines, plain or .gz; a file, a folder, a glob, or several.
 
 Command:   python -m flm_jax.main --config=configs/text_files.py --workdir=runs/mine \
                --config.data.options.path=corpus.txt
@@ -24,7 +24,7 @@ def get_config(stage="pretrain"):
         valid_path="",  # "" = one twentieth of the documents of path
         test_path="",  # likewise, but no test split where valid_path is given
         document="line",  # of .txt files: line, paragraph, file, or a separator
-        json_key="text",  # where a line of .jsonl has its text
+        json_key="text",  # where a line of JSON has its text
     )
     return config
 

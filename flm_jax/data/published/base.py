@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from flm_jax import errors, metrics
-from flm_jax.data import base
+from flm_jax.data import base, paths
 from flm_jax.data.published import streams
 from flm_jax.tokenizers.downloads import Download, fetch
 
@@ -159,7 +159,7 @@ def below(place: pathlib.Path, *endings: str) -> list[pathlib.Path]:
     """Files with one of the endings in a folder at any depth, by name; or `place` if it is one."""
     if place.is_file():
         return [place] if place.name.endswith(endings) else []
-    return sorted(p for p in place.rglob("*") if p.name.endswith(endings) and p.is_file())
+    return [path for path in paths.visible(place) if path.name.endswith(endings)]
 
 
 def first_of(place: pathlib.Path, *names: str) -> pathlib.Path | None:
