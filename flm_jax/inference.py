@@ -355,6 +355,9 @@ def is_workdir(path: pathlib.Path) -> bool:
         )
     if not path.is_dir() or (path / "model.safetensors").is_file():
         return False
+    from flm_jax.interop import hub_layout
+
+    hub_layout.refuse_other_weights(path)
     if not (path / "config.json").is_file():
         raise UserError(
             f"{path} holds no config.json and no model.safetensors; give the --workdir of a "

@@ -246,7 +246,7 @@ def _read_params(folder: pathlib.Path, config: Config) -> dict[str, Any]:
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path} is missing or no readable safetensors file ({error}); put the "
-                f"{_WEIGHTS} of a GPT-2 there"
+                f"{_WEIGHTS} of a GPT-2 there (a pytorch_model.bin is not read)"
             ) from None
 
 
