@@ -32,11 +32,9 @@ def get_config(stage="pretrain"):
     config.tokenizer.options.update(folder="", download=True)
     config.model.dtype = "bfloat16"
     config.train.update(batch_size=512, steps=1_000_000)
-    common.teach(config, "runs/lm1b")
-    if stage == "pretrain":
-        config.sampler.steps = (8, 32, 128)
-    else:
-        config.sampler.steps = (1, 2, 4, 8, 32)
+    scratch = common.from_scratch(config)
+    config.sampler.steps = (8, 32, 128) if scratch else (1, 2, 4, 8, 32)
     if config.sampler.name == "flow_map":
         config.sampler.options.gamma = 0.8
+    common.finish(config, "runs/lm1b")
     return config

@@ -34,11 +34,9 @@ def get_config(stage="pretrain"):
     # Official distillation and correction: batches of 128; the second stage: 512 again.
     batch = 128 if stage in ("distill", "residual") else 512
     config.train.update(batch_size=batch, steps=1_000_000)
-    common.teach(config, "runs/owt")
-    if stage == "pretrain":
-        config.sampler.steps = (8, 32, 128)
-    else:
-        config.sampler.steps = (1, 2, 4, 8, 32)
+    scratch = common.from_scratch(config)
+    config.sampler.steps = (8, 32, 128) if scratch else (1, 2, 4, 8, 32)
     if config.sampler.name == "flow_map":
         config.sampler.options.gamma = 1.0
+    common.finish(config, "runs/owt")
     return config

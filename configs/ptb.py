@@ -22,5 +22,5 @@ def get_config(stage="pretrain"):
     config.model.update(common.PRESETS["tiny"])
     config.optim.update(warmup_steps=500, ema_decay=0.999)
     config.train.update(batch_size=128, steps=20_000, eval_every=500, sample_every=2_000)
-    common.teach(config, "runs/ptb")
+    common.finish(config, "runs/ptb")
     return config

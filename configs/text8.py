@@ -29,5 +29,5 @@ def get_config(stage="pretrain"):
     if "small" in words:
         common.small(config)
         workdir += "_small"
-    common.teach(config, workdir)
+    common.finish(config, workdir)
     return config

@@ -30,8 +30,8 @@ def get_config(stage="pretrain"):
 
 
 def small(data_set, stage):
-    """A small model on a data set of a few megabytes, in pieces of words or in characters."""
-    stage, words = common.split_stage(stage, "characters")
+    """A model on a data set of a few megabytes, in pieces of words or in characters."""
+    stage, words = common.split_stage(stage, "characters", "small")
     config = common.get_config(stage)
     config.data.name = data_set
     if "characters" in words:
@@ -52,4 +52,7 @@ def small(data_set, stage):
         save_every=1_000,
         eval_rows=256,
     )
+    if "small" in words:
+        common.small(config)
+    common.finish(config)
     return config

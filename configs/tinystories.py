@@ -28,5 +28,5 @@ def get_config(stage="pretrain"):
         config.data.length = 64
         config.tokenizer = common.pieces(1024)
         workdir += "_small"
-    common.teach(config, workdir)
+    common.finish(config, workdir)
     return config

@@ -30,5 +30,5 @@ def get_config(stage="pretrain"):
         config.data.update(name="wikitext2", length=64)
         config.tokenizer = common.pieces(2048)
         workdir += "_small"
-    common.teach(config, workdir)
+    common.finish(config, workdir)
     return config
