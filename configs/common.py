@@ -197,15 +197,20 @@ def from_scratch(config: ConfigDict) -> bool:
     return config.stage == "pretrain" or config.stage in BASELINES
 
 
+def teach(config: ConfigDict, workdir: str) -> None:
+    """Names the teacher by the convention of these configs: the workdir of the stage before."""
+    if not from_scratch(config):
+        config.teacher = workdir + ("_residual" if config.stage == "second_stage" else "")
+
+
 def finish(config: ConfigDict, workdir: str = "") -> None:
     """What follows from the rest of a config, to be called at its end.
 
-    Names the teacher by the convention of these configs, the workdir of the stage before (""
-    leaves it to --config.teacher), and the steps of the autoregressive baseline: one for every
-    token after the first.
+    Names the teacher (without a workdir --config.teacher does), and the steps of the autoregressive
+    baseline: one for every token after the first.
     """
-    if workdir and not from_scratch(config):
-        config.teacher = workdir + ("_residual" if config.stage == "second_stage" else "")
+    if workdir:
+        teach(config, workdir)
     if config.stage == "ar":
         config.sampler.steps = (config.data.length - 1,)
 

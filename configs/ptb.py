@@ -8,7 +8,8 @@ Time:      not measured yet
 Published: there are no flow language models of PTB to compare with
 
 Its licence forbids passing it on, so it is not downloaded. <unk> is read as "?", N as 1, as in the
-official code. The stages residual and second_stage make the flow map in two steps; see common.py.
+official code. The stages residual and second_stage make the flow map in two steps, mdlm, duo and ar
+are baselines; see common.py.
 """
 
 from configs import common
