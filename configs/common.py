@@ -224,7 +224,7 @@ def split_stage(stage: str, *words: str) -> tuple[str, set[str]]:
     parts = [part.strip() for part in stage.split(",") if part.strip()]
     given = {part for part in parts if part in words}
     stages = [part for part in parts if part not in words]
-    if len(stages) > 1:
+    if len(stages) > 1 or stages and stages[0] not in STAGES:
         raise UserError(
             f"this config has no stage {stage!r}; write one of {', '.join(STAGES)}"
             + (f", and after a comma {', '.join(words)}" if words else "")

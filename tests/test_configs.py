@@ -139,6 +139,8 @@ def test_words_of_a_stage():
     assert common.split_stage("", "small") == ("pretrain", set())
     with pytest.raises(UserError, match="no stage 'a,b'"):
         common.split_stage("a,b")
+    with pytest.raises(UserError, match="no stage 'smal'; .* and after a comma small"):
+        common.split_stage("smal", "small")
 
 
 def tiny_changes(folder):
