@@ -16,7 +16,7 @@ trained model (give it the same words), which writes in one step; so do the stag
 the same teacher) and then second_stage (its teacher is the residual run). The stages mdlm (masked
 diffusion), duo (uniform diffusion) and ar (autoregressive) are baselines. Other useful values:
 --config.data.length, --config.tokenizer.options.vocab_size, --config.train.steps,
---config.train.max_minutes.
+--config.train.max_minutes, and for code or verse --config.data.options.keep_indentation=True.
 """
 
 from configs import common

@@ -99,6 +99,7 @@ def zipped():
         ("a.pdf", b"%PDF-1.7\nhello\n", "is not text but a PDF; save it as text"),
         ("a.parquet", b"PAR1\x15\x04", "is not text but a Parquet file; use data.name=hugg"),
         ("a.txt", TEXT.encode("utf-16"), "is not UTF-8 but UTF-16"),
+        ("a.txt", TEXT.encode("utf-32"), "is not UTF-8 but UTF-32"),
         ("a.txt", TEXT.replace("\n", "\r"), "ends its lines by carriage returns alone"),
         ("a.jsonl", AS_LINES.replace("\n", "\r"), "ends its lines by carriage returns alone"),
     ],
@@ -121,7 +122,7 @@ LINES = ['{"text": null}', '{"id": 3}', '{"text": 7}', '{"text": ["a"]}', "[1, 2
 @pytest.mark.parametrize("line", LINES)
 def test_lines_without_text_are_bad_text(tmp_path, caplog, line):
     path = put(tmp_path / "a.jsonl", RAW[0] + "\n" + line + "\n" + RAW[1] + "\n\n" + line)
-    with pytest.raises(errors.UserError, match="line 2 .*options.bad_text=skip to leave"):
+    with pytest.raises(errors.UserError, match="line 2 .*; options.bad_text=skip leaves"):
         read(path)
     for policy in ("skip", "replace"):  # there is nothing to repair
         caplog.clear()

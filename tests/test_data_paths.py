@@ -105,6 +105,14 @@ def test_names_without_files_say_what_was_there(tmp_path):
             text_files.TextFiles(str(path))
 
 
+@pytest.mark.parametrize("path", [" , ", [""], ["a.txt", " "], " "])
+def test_an_empty_entry_is_not_the_current_folder(tmp_path, monkeypatch, path):
+    put(tmp_path, "a.txt")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.UserError, match="names no file, or has an empty entry"):
+        text_files.TextFiles(path)
+
+
 def test_a_folder_that_cannot_be_read_is_told(tmp_path, caplog, monkeypatch):
     put(tmp_path, "a.txt", "locked/b.txt")
     scan = os.scandir

@@ -248,7 +248,7 @@ class Reader:
                 )
         if self._bad_text == "stop":
             raise errors.UserError(
-                f"{path} line {line} {problem}, or options.bad_text=skip to leave such lines out"
+                f"{path} line {line} {problem}; options.bad_text=skip leaves such lines out"
             )
         return None
 

@@ -17,7 +17,12 @@ _NO_TEXT = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a document of an office program; save it as text",
     b"\x93NUMPY": "a numpy array; write its text to a file",
 }
-_NO_UTF8 = (b"\xff\xfe", b"\xfe\xff")
+_NO_UTF8 = {  # the longer marks first
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 _BOM = rb"\A(?:\xef\xbb\xbf)?\s*"
 _MEMBER = rb'\{\s*"(?:[^"\\\n]|\\.)*"\s*:'
 _OBJECT = re.compile(_BOM + _MEMBER)
@@ -43,8 +48,9 @@ def complaint(head: bytes, kind: str, guessed: bool, document: str) -> str:
             return f"is not text but {what}"
     if head[257:262] == b"ustar":
         return "is not text but a tar archive; unpack it"
-    if head.startswith(_NO_UTF8):
-        return "is not UTF-8 but UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"
+    for mark, code in _NO_UTF8.items():
+        if head.startswith(mark):
+            return f"is not UTF-8 but {code}; save it as UTF-8 (iconv -f {code} -t UTF-8)"
     if b"\n" not in head and b"\r" in head.strip() and (kind == "jsonl" or "\r" not in document):
         return (
             "ends its lines by carriage returns alone, so that all of it would be one line; "

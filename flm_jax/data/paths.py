@@ -34,6 +34,10 @@ def find(given: str | Sequence[str]) -> tuple[pathlib.Path, ...]:
     """
     entries = [given] if isinstance(given, (str, pathlib.PurePath)) else list(given)
     entries = [str(entry) for entry in entries]
+    if not entries or not all(entry.strip(", ") for entry in entries):
+        raise errors.UserError(
+            f"the path {given!r} names no file, or has an empty entry; correct it in data.options"
+        )
     if len(entries) == 1 and "," in entries[0] and not _means_one(entries[0]):
         entries = [entry.strip() for entry in entries[0].split(",") if entry.strip()]
         hint = f" ({len(entries)} entries, for commas separate them: {given})"
