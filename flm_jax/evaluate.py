@@ -101,9 +101,12 @@ def evaluate(options: Options) -> dict:
         "scorer": options.scorer,
         **results,
     }
-    print(_report(results))
+    try:  # saved before it is shown, and shown if it cannot be saved
+        if output is not None:
+            files.write_atomically(output, json.dumps(results, indent=1, allow_nan=False))
+    finally:
+        print(_report(results))
     if output is not None:
-        files.write_atomically(output, json.dumps(results, indent=1, allow_nan=False))
         print(f"wrote {output}")
     return results
 
@@ -132,7 +135,7 @@ def draw(
                 f"{path} holds other samples ({differences[0]}); remove it, or choose another "
                 "--samples folder"
             )
-        print(f"the samples of {steps} steps are those of {path}")
+        print(f"the samples of {steps} steps are those of {path}", file=sys.stderr)
         return stored
     samples = model.generate(
         options.num_samples,

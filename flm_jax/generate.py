@@ -11,11 +11,15 @@ given as --tokenizer=FOLDER.
 
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from flm_jax import config as config_lib
 from flm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from flm_jax.inference import Samples
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "workdir of a training run, or official .ckpt, .safetensors or folder"
@@ -80,9 +84,9 @@ def main(argv: list[str]) -> None:
         logit_cap=LOGIT_CAP.value,
         teacher=TEACHER.value,
     )
-    rows = []
-    for steps in counts or model.config.sampler.steps:
-        samples = model.generate(
+
+    def draw(steps: int) -> "Samples":
+        return model.generate(
             NUM_SAMPLES.value,
             steps,
             SEED.value,
@@ -96,17 +100,33 @@ def main(argv: list[str]) -> None:
             patience=PATIENCE.value,
             sampler_options={} if GAMMA.value is None else {"gamma": GAMMA.value},
         )
-        mean = ""
-        if samples.evaluations < steps:
-            mean = f", {samples.evaluations:.1f} evaluations on average"
-        print(f"--- {steps} step{'s' * (steps > 1)}{mean}, {samples.seconds:.2f} s")
-        for text in samples.texts:
-            print(" | ".join(text.splitlines()))
-        rows += samples.rows()
-    if output is not None:
+
+    drawn = (draw(steps) for steps in counts or model.config.sampler.steps)
+    if output is None:
+        for samples in drawn:
+            show(samples)
+        return
+    done = []
+    try:  # saved before it is shown, and shown if it cannot be saved
+        for samples in drawn:
+            done.append(samples)
+        rows = [row for samples in done for row in samples.rows()]
         lines = (json.dumps(row, ensure_ascii=False) for row in rows)
         files.write_atomically(output, "\n".join(lines) + "\n")
-        print(f"wrote {len(rows)} samples to {output}")
+    finally:
+        for samples in done:
+            show(samples)
+    print(f"wrote {len(rows)} samples to {output}")
+
+
+def show(samples: "Samples") -> None:
+    """Prints texts, one a line, at once: a reader that has gone ends the command here."""
+    mean = ""
+    if samples.evaluations < samples.steps:
+        mean = f", {samples.evaluations:.1f} evaluations on average"
+    plural = "s" * (samples.steps > 1)
+    print(f"--- {samples.steps} step{plural}{mean}, {samples.seconds:.2f} s")
+    print("\n".join(" | ".join(text.splitlines()) for text in samples.texts), flush=True)
 
 
 def parse_steps(text: str) -> tuple[int, ...]:

@@ -58,4 +58,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    config_lib.run_main(main)
+    config_lib.run_main(main, needs_reader=False)

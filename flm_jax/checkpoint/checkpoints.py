@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -34,9 +35,12 @@ class Checkpoints:
 
     Reading touches nothing, so that others may look into the folder of a run. The first `save`
     removes what a killed save left behind and sets steps found damaged aside.
+
+    Raises UserError for a name that is not UTF-8, in which nothing could be saved.
     """
 
     def __init__(self, folder: str | os.PathLike, keep_latest: int = 2, keep_best: int = 1):
+        _check_name(str(folder))
         self.bucket = Bucket(str(folder)) if "://" in str(folder) else None
         self._place = self.bucket or Folder(folder)
         self._keep_latest = keep_latest
@@ -304,6 +308,19 @@ class Checkpoints:
             f"the checkpoint of step {step} could not be written to {self.folder} "
             f"({_first_line(error)}); {kept}; free space there, or check that it is writable"
         )
+
+
+def _check_name(folder: str) -> None:
+    """The libraries that write arrays take names as UTF-8; Python may have read others."""
+    try:
+        folder.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(folder).decode("utf-8", "replace")
+        raise UserError(
+            f"checkpoints cannot be kept in {shown}, whose name Python reads as "
+            f"{sys.getfilesystemencoding()} and not as UTF-8; set PYTHONUTF8=1, or choose a name "
+            "of ASCII letters"
+        ) from None
 
 
 def _warn_loudly(error: UserError) -> None:

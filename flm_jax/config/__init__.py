@@ -8,7 +8,7 @@ command_line.py  flags, --help, and errors as one sentence with exit code 2
 """
 
 from flm_jax.config.building import build
-from flm_jax.config.command_line import config_flag, run_main
+from flm_jax.config.command_line import config_flag, exit_with, run_main
 from flm_jax.config.loading import differences, from_json, load, resolve, to_dict, to_json
 from flm_jax.config.settings import (
     Clock,
@@ -46,6 +46,7 @@ __all__ = [
     "build",
     "config_flag",
     "differences",
+    "exit_with",
     "from_json",
     "load",
     "mesh_shape",

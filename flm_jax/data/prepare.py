@@ -90,4 +90,4 @@ def _cores() -> int:
 
 
 if __name__ == "__main__":
-    config.run_main(main)
+    config.run_main(main, needs_reader=False)

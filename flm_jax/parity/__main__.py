@@ -26,7 +26,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a tenth of the time, no result
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more of them would only wait, at full speed
 
-from flm_jax import metrics  # noqa: E402
+from flm_jax import config, files, metrics  # noqa: E402
 from flm_jax.errors import UserError  # noqa: E402
 from flm_jax.parity import goldens, runner  # noqa: E402
 from flm_jax.parity.checks import HEADER, Row  # noqa: E402
@@ -74,9 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     seconds = time.perf_counter() - start
-    print("\n" + summary(rows, seconds))
-    if options.json:
-        write(options.json, options.directory, rows, seconds)
+    try:  # saved before it is shown, and shown if it cannot be saved
+        if options.json:
+            write(options.json, options.directory, rows, seconds)
+    finally:
+        print("\n" + summary(rows, seconds))
     return 0 if all(row.ok for row in rows) else 1
 
 
@@ -130,9 +132,8 @@ def write(name: str, directory: str, rows: list[Row], seconds: float) -> None:
         "seconds": round(seconds, 1),
         "rows": [row.plain() for row in rows],
     }
-    path = pathlib.Path(name).expanduser()
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    files.write_atomically(pathlib.Path(name).expanduser(), json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    config.exit_with(main, needs_reader=False)
