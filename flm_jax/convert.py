@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -103,7 +104,8 @@ def _import(source: pathlib.Path, destination: pathlib.Path, choices: Choices) -
     print(
         f"wrote {destination}: {dit.count_parameters(items['ema']):,} parameters, "
         f"ema = {found.weights}, tokenizer {tokenizer.name}, length {length}\n"
-        f"write texts:  python -m flm_jax.generate --checkpoint={destination} --steps=32"
+        "write texts:  python -m flm_jax.generate "
+        f"--checkpoint={shlex.quote(str(destination))} --steps=32"
     )
     return destination
 

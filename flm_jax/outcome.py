@@ -197,7 +197,7 @@ def _last_words(run: Any, done: dict, step: int, heading: str, page: pathlib.Pat
         lines += [f"  {' | '.join(text.splitlines())}" for text in group["texts"][:3]]
     if done["rows"]:
         lines += ["", evals.format_table(done)]
-    workdir = run.workdir
+    workdir = shlex.quote(str(run.workdir))  # rm -r of run[1] would remove run1
     lines += [
         "",
         f"report:        {page}",
@@ -208,6 +208,7 @@ def _last_words(run: Any, done: dict, step: int, heading: str, page: pathlib.Pat
         if run.config.train.max_minutes:
             longer += f" --config.train.max_minutes={math.ceil(2 * run.config.train.max_minutes)}"
         config_file = next((w for w in sys.argv if w.startswith("--config=")), "--config=...")
+        config_file = shlex.quote(config_file)
         lines.append(
             f"train longer:  {_python()} -m flm_jax.main {config_file} --workdir={workdir} {longer}"
         )

@@ -6,6 +6,7 @@ randomness derives from seed and step. What the loop works on is in `flm_jax.run
 """
 
 import pathlib
+import shlex
 import signal
 import time
 
@@ -184,7 +185,8 @@ class Loop:
         arrays = distributed.gathered(tokens), distributed.gathered(run.mask())
         if not distributed.is_main():
             return ""
-        command = f"python -m flm_jax.reproduce {incidents.path_of(run.workdir, step)}"
+        path = shlex.quote(str(incidents.path_of(run.workdir, step)))
+        command = f"python -m flm_jax.reproduce {path}"
         facts = {
             "loss": values["loss"],
             "grad_norm": values["grad_norm"],

@@ -118,10 +118,12 @@ def test_evaluation_depends_on_the_parameters_only(finished):
 
 def test_a_complete_run_says_so_and_is_left_alone(finished, tmp_path, capsys):
     config, original = finished
-    workdir = copied(original, tmp_path)
+    workdir = copied(original, tmp_path / "a [1]")
     before = {p: p.read_bytes() for p in workdir.glob("*.json*")}
     assert train.train(config, workdir) == 0
-    assert "was already finished at step 12 of 12" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "was already finished at step 12 of 12" in out
+    assert f"rm -r '{workdir}'" in out and f"--checkpoint='{workdir}'" in out
     assert {p: p.read_bytes() for p in workdir.glob("*.json*")} == before
     assert steps_of(workdir) == [4, 8, 12]
 

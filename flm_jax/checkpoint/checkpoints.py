@@ -43,6 +43,7 @@ class Checkpoints:
         self._keep_best = keep_best
         self._manager = None
         self._saving: int | None = None
+        self._promised: dict[str, dict[str, tuple]] = {}  # what the step being saved must hold
         self._unsaved: UserError | None = None  # why the last save did not even begin
         self._damaged: set[int] = set()
 
@@ -108,6 +109,7 @@ class Checkpoints:
             if step not in self._damaged and step in self.steps():
                 return False
             self._saving = step
+            self._promised = {name: arrays.leaves(tree) for name, tree in items.items()}
             self._set_damaged_aside()
             if self._manager is None:
                 self._manager = self._open_manager()
@@ -268,11 +270,13 @@ class Checkpoints:
             best_fn=_metric,
             best_mode="min",
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            **self._place.options(lambda: self._saving),
+            **self._place.options(
+                lambda: self._saving, lambda folder: arrays.read_back(folder, self._promised)
+            ),
         )
         if jax.process_index() == 0:
             self._place.before_saving()
-        return ocp.CheckpointManager(self.folder, options=options)
+        return ocp.CheckpointManager(arrays.literal(self.folder), options=options)
 
     def _set_damaged_aside(self) -> None:
         """Renames steps that `restore` found damaged, so that they count for no keep policy."""
