@@ -151,6 +151,7 @@ def _export(source: pathlib.Path, destination: pathlib.Path, choices: Choices) -
 @contextlib.contextmanager
 def _appearing(destination: pathlib.Path) -> Iterator[pathlib.Path]:
     """An empty folder that becomes ``destination`` when the block ends well, else vanishes."""
+    destination = pathlib.Path(os.path.realpath(destination))  # what a link points to
     try:
         destination.absolute().parent.mkdir(parents=True, exist_ok=True)
         name = f".{destination.name}-"
