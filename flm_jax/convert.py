@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from absl import flags, logging
 
 from flm_jax import config as config_lib
-from flm_jax import inference, metrics
+from flm_jax import files, inference, metrics
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.interop import hub_layout, official, settings
@@ -61,8 +61,9 @@ def convert(source: str, destination: str, choices: Choices = Choices()) -> path
     there already (an empty folder may be).
     """
     come, go = pathlib.Path(source).expanduser(), pathlib.Path(destination).expanduser()
-    if go.exists() and not (go.is_dir() and not any(go.iterdir())):
+    if os.path.exists(go) and not (go.is_dir() and not any(go.iterdir())):
         raise UserError(f"{go} exists already; choose another destination or remove it first")
+    files.check_writable(go / "config.json" if os.path.isdir(go) else go)
     asked = dataclasses.asdict(choices)
     if inference.is_workdir(come):
         given = [name for name in inference.OF_OFFICIAL if asked[name] is not None]
@@ -122,7 +123,8 @@ def _export(source: pathlib.Path, destination: pathlib.Path, choices: Choices) -
                 f"(its readers take {theirs}); only models with the official value can be exported"
             )
     with Checkpoints(inference.checkpoints_of(config, source)) as checkpoints:
-        _, meta = checkpoints.restore_meta(model.step)
+        # Not of model.step: a training may have deleted that, and all steps say the same of this.
+        _, meta = checkpoints.restore_meta(choices.step)
     given = meta.get("official") or {}
     carried = {
         **given,

@@ -54,7 +54,7 @@ def check_writable(path: pathlib.Path) -> None:
                 raise PermissionError(None, "Permission denied")
             return
         _, probe = _places(path)
-        folder = next(parent for parent in probe.parents if parent.exists())
+        folder = next(parent for parent in probe.parents if os.path.exists(parent))
         probe = folder / probe.name
         probe.touch()
         probe.unlink()

@@ -30,7 +30,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     if distributed.process_id() != 0:
         yield
         return
-    made = not workdir.exists()
+    made = not os.path.exists(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / LOCK, "a")

@@ -156,21 +156,31 @@ class Checkpoints:
             wanted (none: the first device). Only these items are read and verified.
           step: restore this step or fail.
 
-        A damaged step is skipped with a warning that says why. Raises UserError if no step is
-        good, or if shapes, dtypes or names differ from what is asked for.
+        A damaged step is skipped with a warning that says why; one that a training deletes while it
+        is read gives way to those that have come since. Raises UserError if no step is good, or if
+        shapes, dtypes or names differ from what is asked for.
         """
-        reasons = []
-        for candidate in self._candidates(step):
+        reasons: dict[int, str] = {}
+        while True:
+            known = self._candidates(step)
+            candidate = next((n for n in known if n not in reasons), None)
+            if candidate is None:
+                raise NoGoodStep(self._no_good_step(reasons))
             try:
                 items, meta = self._restore_step(candidate, abstract_items)
-            except manifest.Damaged as error:
-                reasons.append(f"step {candidate}: {error}")
+                return candidate, items, meta
+            except Exception as error:
+                reasons[candidate] = str(error)
+                now = self.steps()
+                # Steps are deleted file by file, after a newer one is committed.
+                if candidate not in now or step is None and max(now) > known[0]:
+                    logging.info("checkpoint %s was deleted while it was read", candidate)
+                    continue
+                if not isinstance(error, manifest.Damaged):
+                    raise
                 self._damaged.add(candidate)
                 if step is None:
                     logging.warning("checkpoint %s is damaged, skipped: %s", candidate, error)
-                continue
-            return candidate, items, meta
-        raise NoGoodStep(self._no_good_step(reasons))
 
     def restore_meta(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
         """Returns (step, meta) like `restore`, reading no arrays."""
@@ -200,9 +210,10 @@ class Checkpoints:
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {have}")
         return [step]
 
-    def _no_good_step(self, reasons: list[str]) -> str:
+    def _no_good_step(self, reasons: dict[int, str]) -> str:
+        listed = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
         return (
-            f"no checkpoint in {self.folder} can be restored ({'; '.join(reasons)}); "
+            f"no checkpoint in {self.folder} can be restored ({listed}); "
             "restore a backup, or start over in another folder"
         )
 

@@ -26,7 +26,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a tenth of the time, no result
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more of them would only wait, at full speed
 
-from flm_jax import metrics  # noqa: E402
+from flm_jax import files, metrics  # noqa: E402
 from flm_jax.errors import UserError  # noqa: E402
 from flm_jax.parity import goldens, runner  # noqa: E402
 from flm_jax.parity.checks import HEADER, Row  # noqa: E402
@@ -83,8 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
 def destination(name: str) -> None:
     """UserError if the results cannot be written there: better now than after the run."""
     path = pathlib.Path(name).expanduser()
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(path.absolute().parent):
         raise UserError(f"--json={name} cannot be written; give a file in a folder that exists")
+    files.check_writable(path)
 
 
 def show(row: Row, bar) -> None:
@@ -131,7 +132,7 @@ def write(name: str, directory: str, rows: list[Row], seconds: float) -> None:
         "rows": [row.plain() for row in rows],
     }
     path = pathlib.Path(name).expanduser()
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    files.write_atomically(path, json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":
