@@ -365,6 +365,13 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def process_id() -> int:
+    """Which process this is; unlike jax.process_index it touches no device."""
+    from jax._src import distributed
+
+    return distributed.global_state.process_id
+
+
 def meet(name: str, seconds: float = _DAY) -> None:
     """Returns when every process has called it with this name; each name once per process."""
     if jax.process_count() > 1:

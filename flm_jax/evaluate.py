@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import sys
 import tempfile
@@ -225,10 +226,11 @@ def _output_path(output: str | None) -> pathlib.Path | None:
     if output is None:
         return None
     path = pathlib.Path(output).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # not pathlib's, which raises an error for a name that is too long
         raise UserError(f"--output={output} is a folder; give the name of a file")
-    if not path.absolute().parent.is_dir():
+    if not os.path.isdir(path.absolute().parent):
         raise UserError(f"--output={output}: there is no folder {path.parent}; make it first")
+    files.check_writable(path)
     return path
 
 
@@ -241,8 +243,9 @@ def _samples_folder(given: str | None, output: pathlib.Path | None) -> Iterator[
         return
     beside = output and output.with_name(f"{output.stem}_samples")
     folder = pathlib.Path(given).expanduser() if given else beside
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--samples={folder} is a file; give the name of a folder")
+    files.check_writable(folder / _file_name(1))
     yield folder
 
 

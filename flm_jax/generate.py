@@ -10,6 +10,7 @@ given as --tokenizer=FOLDER.
 """
 
 import json
+import os
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -68,12 +69,15 @@ def main(argv: list[str]) -> None:
         raise UserError("--checkpoint=PATH is missing; give a run's --workdir or a .ckpt file")
     counts = None if STEPS.value is None else parse_steps(STEPS.value)
     output = pathlib.Path(OUTPUT.value).expanduser() if OUTPUT.value else None
-    if output is not None and not output.absolute().parent.is_dir():
+    # Not pathlib's is_dir, which raises an error for a name that is too long.
+    if output is not None and not os.path.isdir(output.absolute().parent):
         raise UserError(f"--output={output}: there is no folder {output.parent}; make it first")
-    if output is not None and output.is_dir():
+    if output is not None and os.path.isdir(output):
         raise UserError(f"--output={output} is a folder; give the name of a file")
     from flm_jax import files, heap, inference
 
+    if output is not None:
+        files.check_writable(output)
     heap.keep_small()
     model = inference.load(
         CHECKPOINT.value,

@@ -3,8 +3,6 @@
 Only process 0 writes; all processes sample together. ``run`` is the `flm_jax.run.Run` that calls.
 """
 
-import contextlib
-import fcntl
 import json
 import math
 import os
@@ -21,7 +19,6 @@ import numpy as np
 
 from flm_jax import config as config_lib
 from flm_jax import files, report
-from flm_jax.errors import UserError
 from flm_jax.evals import EVALS, YARDSTICKS, truth
 from flm_jax.evals import base as evals
 from flm_jax.inference import FlowModel, Samples
@@ -32,26 +29,6 @@ STRIP_SEQUENCES = 3
 STRIP_STEPS = 16  # at most this many frames in the denoising strip
 LIBRARIES = ("flm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SAMPLE_SEED = 0
-
-
-@contextlib.contextmanager
-def locked(workdir: pathlib.Path):
-    """Holds a workdir for this job; UserError if another one on this machine has it.
-
-    Of several processes only the main one may hold it.
-    """
-    if jax.process_index() != 0:
-        yield
-        return
-    with open(workdir / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {workdir}; wait for it, or choose another "
-                "--workdir"
-            ) from None
-        yield
 
 
 def write_run(run: Any, step: int, stopped: str) -> None:
@@ -197,7 +174,7 @@ def _last_words(run: Any, done: dict, step: int, heading: str, page: pathlib.Pat
         lines += [f"  {' | '.join(text.splitlines())}" for text in group["texts"][:3]]
     if done["rows"]:
         lines += ["", evals.format_table(done)]
-    workdir = run.workdir
+    workdir = shlex.quote(str(run.workdir))  # rm -r of run[1] would remove run1
     lines += [
         "",
         f"report:        {page}",
@@ -208,6 +185,7 @@ def _last_words(run: Any, done: dict, step: int, heading: str, page: pathlib.Pat
         if run.config.train.max_minutes:
             longer += f" --config.train.max_minutes={math.ceil(2 * run.config.train.max_minutes)}"
         config_file = next((w for w in sys.argv if w.startswith("--config=")), "--config=...")
+        config_file = shlex.quote(config_file)
         lines.append(
             f"train longer:  {_python()} -m flm_jax.main {config_file} --workdir={workdir} {longer}"
         )

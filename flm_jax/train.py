@@ -6,6 +6,7 @@ randomness derives from seed and step. What the loop works on is in `flm_jax.run
 """
 
 import pathlib
+import shlex
 import signal
 import time
 
@@ -33,17 +34,18 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
 
     Raises UserError for what the user can mend, a non-finite loss included.
     """
-    workdir_lib.check(config, workdir)  # before devices are touched
-    if not distributed.is_main():
-        metrics.silence()
-    heap.keep_small()
-    with workdir_lib.compiled_programs(config.train.compilation_cache, workdir):
+    with workdir_lib.locked(workdir):
+        workdir_lib.check(config, workdir)  # before devices are touched
+        if not distributed.is_main():
+            metrics.silence()
+        heap.keep_small()
         return go(Run(config, workdir))
 
 
 def go(run: Run) -> int:
-    """Runs a session to its end; returns the exit code of `train`."""
-    with run.mirror, run.checkpoints, run.log, outcome.locked(run.workdir):
+    """Runs a session to its end; returns the exit code of `train`. The workdir is locked."""
+    compiled = workdir_lib.compiled_programs(run.config.train.compilation_cache, run.workdir)
+    with compiled, run.mirror, run.checkpoints, run.log:
         step, state = run.restore_or_init()
         if distributed.is_main():
             run.data.tokenizer.save(run.workdir / TOKENIZER_FOLDER)
@@ -184,7 +186,8 @@ class Loop:
         arrays = distributed.gathered(tokens), distributed.gathered(run.mask())
         if not distributed.is_main():
             return ""
-        command = f"python -m flm_jax.reproduce {incidents.path_of(run.workdir, step)}"
+        path = shlex.quote(str(incidents.path_of(run.workdir, step)))
+        command = f"python -m flm_jax.reproduce {path}"
         facts = {
             "loss": values["loss"],
             "grad_norm": values["grad_norm"],

@@ -102,6 +102,8 @@ def main(argv: list[str]) -> None:
     """Command line."""
     if len(argv) > 2:
         raise errors.UserError(f"unexpected word {argv[2]!r}; flags start with --")
+    if HTML.value:
+        files.check_writable(pathlib.Path(HTML.value).expanduser())
     if argv[1:] and CONFIG.present:
         raise errors.UserError(f"give either the folder {argv[1]} or --config, not both")
     if argv[1:]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from absl import logging
 
+from flm_jax import files
 from flm_jax.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
@@ -58,15 +59,9 @@ class MetricsLog:
     def truncate_after(self, step: int) -> None:
         """Drop every row with a later step, atomically: call it after restoring a checkpoint."""
         self._file.close()
-        temporary = self.path.with_name(FILE_NAME + ".tmp")
-        with open(self.path, "rb") as old, open(temporary, "wb") as new:
-            for line in old:
-                row = _parse(line)
-                if row is not None and row["step"] <= step:
-                    new.write(line)
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(temporary, self.path)
+        with open(self.path, "rb") as old:
+            kept = [line for line in old if (row := _parse(line)) and row["step"] <= step]
+        files.write_atomically(self.path, b"".join(kept))
         self._file = open(self.path, "ab")
         self._close_events()
         self._purge_step = int(step) + 1  # TensorBoard hides what an older event file has later

@@ -85,8 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
 def destination(name: str) -> None:
     """UserError if the results cannot be written there: better now than after the run."""
     path = pathlib.Path(name).expanduser()
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(path.absolute().parent):
         raise UserError(f"--json={name} cannot be written; give a file in a folder that exists")
+    files.check_writable(path)
 
 
 def show(row: Row, bar) -> None:
