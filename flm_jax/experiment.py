@@ -7,6 +7,8 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax.numpy as jnp
+
 from flm_jax import config as config_lib
 from flm_jax.evals import EVALS
 from flm_jax.flow import clock as clock_lib
@@ -54,7 +56,7 @@ class Experiment:
     def clock(self) -> clock_lib.Clock:
         if self.config.clock.name == "identity":
             return clock_lib.identity()
-        return clock_lib.build(self.vocab_size, self.config.clock.quadrature)
+        return clock_lib.build(self.vocab_size, self.config.clock.quadrature, jnp.float32)
 
     @functools.cached_property
     def loss(self) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import distributed, files, metrics, optim, sharding
+from flm_jax import distributed, files, metrics, numerics, optim, sharding
 from flm_jax import step as step_lib
 from flm_jax import workdir as workdir_lib
 from flm_jax.checkpoint import Checkpoints, Mirror, NoGoodStep
@@ -90,7 +90,7 @@ class Run:
         )
         self.log = metrics.MetricsLog(workdir) if distributed.is_main() else NoLog()
         self.agreement = distributed.Agreement(self.mesh)
-        self.key = jax.random.key(config.seed)
+        self.key = numerics.key(config.seed)
         self.state_shape = jax.eval_shape(self._init, self.key)
         self.state_sharding = sharding.shardings(self.state_shape, self.mesh)
         self._model: FlowModel | None = None

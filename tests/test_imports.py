@@ -15,7 +15,7 @@ FILES = sorted([*ROOT.glob("flm_jax/**/*.py"), *ROOT.glob("configs/**/*.py")])
 OPEN = ("errors", "files")
 LAYER_0 = {
     "flow", "tokenizers", "optim", "sharding", "checkpoint", "metrics", "config", "signals",
-    "watchdog", "distributed", "heap"
+    "watchdog", "distributed", "heap", "numerics"
 }  # fmt: skip
 LAYER_1 = {"losses", "samplers", "models", "data"}
 LAYER_2 = {"step", "evals", "interop"}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax import config as config_lib
-from flm_jax import heap, optim, sharding
+from flm_jax import heap, numerics, optim, sharding
 from flm_jax import step as step_lib
 from flm_jax.benchmark import cost
 from flm_jax.errors import UserError
@@ -69,8 +69,10 @@ class Prepared:
     compiled: Any
 
 
+@numerics.pinned()
 def prepare(plan: Plan) -> Prepared:
     """What the plan measures, compiled, with random parameters and tokens."""
+    numerics.check_devices()
     heap.keep_small()  # as training does
     shape = config_lib.validate_devices(plan.config, jax.device_count(), jax.process_count())
     mesh = sharding.make_mesh(shape)
@@ -82,6 +84,7 @@ def prepare(plan: Plan) -> Prepared:
     return Prepared(experiment, calls, run, compiled)
 
 
+@numerics.pinned()
 def measure(plan: Plan) -> dict[str, Any]:
     """Numbers of one space, all JSON: see docs/performance.md for their meaning."""
     config = plan.config
@@ -149,7 +152,7 @@ def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
     """One training step from random parameters and tokens, teachers at random, too."""
     config, loss = plan.config, experiment.loss
     optimizer = optim.optimizer(config.optim, config.train.steps)
-    key = jax.random.key(config.seed)
+    key = numerics.key(config.seed)
     models = frozen_models(experiment)
 
     def init(key):
@@ -236,7 +239,7 @@ def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
             f"the benchmark does not sample with {config.sampler.name!r}; set sampler.name=euler "
             "or flow_map"
         )
-    key = jax.random.key(config.seed)
+    key = numerics.key(config.seed)
     shapes = jax.eval_shape(experiment.model.init, key)
     params = jax.jit(
         experiment.model.init, out_shardings=sharding.shardings(shapes, mesh)

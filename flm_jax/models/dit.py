@@ -167,7 +167,8 @@ class DiT(nn.Module):
         Zero at first: a student starts as its teacher, with or without them.
         """
         length, width = shape
-        table = self.param("positions", nn.initializers.zeros, (self.learned_positions, width))
+        shape = self.learned_positions, width
+        table = self.param("positions", nn.initializers.zeros, shape, jnp.float32)
         if position is not None:
             return jax.lax.dynamic_slice_in_dim(table, position, 1)
         if length > self.learned_positions:
@@ -253,8 +254,8 @@ class Model:
         about tau. Small training budgets need not learn that first.
         """
         key_backbone, key_table = jax.random.split(key)
-        h_BLD = jnp.zeros((1, 2, self.width))
-        tau = jnp.zeros((1,))
+        h_BLD = jnp.zeros((1, 2, self.width), jnp.float32)
+        tau = jnp.zeros((1,), jnp.float32)
         tau_t = tau if self.module.two_times else None
         params = dict(self.module.init(key_backbone, h_BLD, tau, tau_t)["params"])
         bound = 1.0 / math.sqrt(self.width)
@@ -262,7 +263,7 @@ class Model:
         params["embed"] = {"table": table}
         params["head"] = {
             "kernel": table.T if self.head_init == "table" else jnp.zeros_like(table.T),
-            "bias": jnp.zeros((self.vocab_size,)),
+            "bias": jnp.zeros((self.vocab_size,), jnp.float32),
         }
         return params
 
