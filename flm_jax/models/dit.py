@@ -144,7 +144,10 @@ class DiT(nn.Module):
         With a ``cache`` of a causal network (`empty_cache`), h is the one ``position`` (B, 1, D).
         """
         conditioning = None if self.causal else self.condition(tau_s, tau_t)
-        h_BLD = h_BLD.astype(jnp.promote_types(h_BLD.dtype, jnp.float32))
+        wide = jnp.promote_types(h_BLD.dtype, jnp.float32)
+        if conditioning is not None:  # the stream has one type from the first block to the last
+            wide = jnp.promote_types(wide, conditioning.dtype)
+        h_BLD = h_BLD.astype(wide)
         length = h_BLD.shape[1] if cache is None else cache[0].shape[2]
         rotary = rotary_tables(length, h_BLD.shape[2] // self.heads, h_BLD.dtype)
         if cache is not None:
