@@ -70,6 +70,7 @@ class Run:
         self.experiment = Experiment(
             config, self.data.tokenizer.vocab_size, sharding.batch_devices(self.mesh)
         )
+        self.experiment.sampler()  # refused before training if it does not fit the vocabulary
         self.sources = load_sources(self.experiment, self.data)
         workdir_lib.claim(config, workdir)
         if isinstance(self.mirror, Mirror):

@@ -95,7 +95,9 @@ def test_a_user_in_x64_mode_moves_states_by_hand(finished):
         rbg = jax.random.split(jax.random.key(0, impl="rbg"), 2)
         assert posterior.sample(rbg).shape == (2, 6)
         for x in (tau, tau.astype(jnp.float64)):
-            assert bool(jnp.isfinite(net(space.view(state, "student"), x).posterior.entropy()).all())
+            assert bool(
+                jnp.isfinite(net(space.view(state, "student"), x).posterior.entropy()).all()
+            )
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'nonsense'"),

@@ -58,9 +58,10 @@ def loss(case: Case, checks: Checks) -> None:
 
 
 def sample(case: Case, checks: Checks) -> None:
-    """Tokens written one by one with recorded Gumbel noise, by way of the cache."""
+    """Tokens written one by one with recorded Gumbel noise, by way of the cache; no mask."""
     network = Causal(case)
-    sampler = LeftToRight(bos_id=case.option("bos_token_id"))
+    never = (case.option("mask_index"),) if "mask_index" in case.config else ()
+    sampler = LeftToRight(bos_id=case.option("bos_token_id"), never=never)
     for bits in (64, 32):
         with checks.precision(bits):
             noise_SBV = jnp.moveaxis(networks.wide(case["in/gumbel"]), 1, 0)
