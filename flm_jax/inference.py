@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import metrics, numerics, sharding
+from flm_jax import folders, metrics, numerics, sharding
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
@@ -331,7 +331,7 @@ def load(
 
     Raises UserError if there is no such model, it is damaged, or something must be asked for.
     """
-    source = pathlib.Path(path).expanduser()
+    source = folders.expanded(path)
     asked = dict(zip(OF_OFFICIAL, (tokenizer, length, heads, logit_cap), strict=True))
     if is_workdir(source):
         given = [name for name, value in asked.items() if value is not None]
@@ -401,7 +401,7 @@ def _load_teacher(
 
     An official checkpoint holds no tokenizer; it taught with that of the correction.
     """
-    paths = [pathlib.Path(place).expanduser() for place in places]
+    paths = [folders.expanded(place) for place in places]
     path = next((path for path in paths if path.exists()), None)
     remedy = "say where it is now: teacher=DIR of flm_jax.load, --teacher=DIR of generate, evaluate"
     if path is None:

@@ -12,11 +12,10 @@ under Slurm, on a TPU slice, with JAX_COORDINATOR_ADDRESS) the processes find ea
 must then be on storage that all of them share.
 """
 
-import pathlib
-
 from absl import flags
 
 from flm_jax import config as config_lib
+from flm_jax import folders
 from flm_jax.errors import UserError
 
 CONFIG = config_lib.config_flag()
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> int:
     with distributed.session(cluster, config.train.watchdog_seconds, JOIN_SECONDS.value):
         from flm_jax import train
 
-        return train.train(config, pathlib.Path(WORKDIR.value).expanduser())
+        return train.train(config, folders.expanded(WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from flm_jax import config as config_lib
-from flm_jax import numerics
+from flm_jax import folders, numerics
 from flm_jax.data import Data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
@@ -68,7 +68,7 @@ def read(source: str, data: Data) -> FlowModel:
 
     It holds none: only the size of its vocabulary says whether they fit.
     """
-    if is_workdir(pathlib.Path(source).expanduser()):
+    if is_workdir(folders.expanded(source)):
         return load(source)
     with tempfile.TemporaryDirectory() as folder:
         data.tokenizer.save(pathlib.Path(folder))

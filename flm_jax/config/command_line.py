@@ -26,6 +26,7 @@ from flm_jax.config import settings
 from flm_jax.config.loading import load, nearest
 from flm_jax.config.settings import Config
 from flm_jax.errors import UserError
+from flm_jax.folders import no_home
 
 
 class ConfigFlag:
@@ -135,6 +136,11 @@ def _run(main: collections.abc.Callable[[list[str]], Any], argv: list[str]) -> i
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # how `pathlib` says that ~ is nowhere
+            raise
+        print(f"error: {no_home()}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
