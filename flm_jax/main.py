@@ -15,7 +15,7 @@ must then be on storage that all of them share.
 from absl import flags
 
 from flm_jax import config as config_lib
-from flm_jax import folders
+from flm_jax import folders, windows
 from flm_jax.errors import UserError
 
 CONFIG = config_lib.config_flag()
@@ -34,6 +34,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run: checkpoints,
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    windows.refuse("training")
     config = CONFIG.value
     if not WORKDIR.value:
         raise UserError("--workdir=DIR is missing; try --workdir=runs/quickstart")

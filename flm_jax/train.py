@@ -14,7 +14,17 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import distributed, heap, incidents, metrics, numerics, outcome, sharding, signals
+from flm_jax import (
+    distributed,
+    heap,
+    incidents,
+    metrics,
+    numerics,
+    outcome,
+    sharding,
+    signals,
+    windows,
+)
 from flm_jax import workdir as workdir_lib
 from flm_jax.checkpoint import Mirror
 from flm_jax.errors import UserError
@@ -34,6 +44,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
 
     Raises UserError for what the user can mend, a non-finite loss included.
     """
+    windows.refuse("training")
     workdir_lib.check(config, workdir)  # before devices are touched
     numerics.check_devices()
     if not distributed.is_main():

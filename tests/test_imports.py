@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("flm_jax/**/*.py"), *ROOT.glob("configs/**/*.py")])
 
 # A room is a module or package directly below flm_jax. These are open to all:
-OPEN = ("errors", "files", "folders")
+OPEN = ("errors", "files", "folders", "windows")
 LAYER_0 = {
     "flow", "tokenizers", "optim", "sharding", "checkpoint", "metrics", "config", "signals",
     "watchdog", "distributed", "heap", "numerics"

@@ -1,7 +1,6 @@
 """One space measured in this process: the very train step and sampling loop that users run."""
 
 import dataclasses
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax import config as config_lib
-from flm_jax import heap, numerics, optim, sharding
+from flm_jax import heap, numerics, optim, sharding, windows
 from flm_jax import step as step_lib
 from flm_jax.benchmark import cost
 from flm_jax.errors import UserError
@@ -72,6 +71,7 @@ class Prepared:
 @numerics.pinned()
 def prepare(plan: Plan) -> Prepared:
     """What the plan measures, compiled, with random parameters and tokens."""
+    windows.refuse("the benchmark")
     numerics.check_devices()
     heap.keep_small()  # as training does
     shape = config_lib.validate_devices(plan.config, jax.device_count(), jax.process_count())
@@ -267,4 +267,6 @@ def _peak_memory() -> int:
     counts = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.devices()]
     if all(counts):
         return max(counts)
+    import resource
+
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
