@@ -46,10 +46,10 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
     """
     windows.refuse("training")
     workdir_lib.check(config, workdir)  # before devices are touched
+    heap.keep_small()
     numerics.check_devices()
     if not distributed.is_main():
         metrics.silence()
-    heap.keep_small()
     with workdir_lib.compiled_programs(config.train.compilation_cache, workdir):
         return go(Run(config, workdir))
 

@@ -72,8 +72,8 @@ class Prepared:
 def prepare(plan: Plan) -> Prepared:
     """What the plan measures, compiled, with random parameters and tokens."""
     windows.refuse("the benchmark")
-    numerics.check_devices()
     heap.keep_small()  # as training does
+    numerics.check_devices()
     shape = config_lib.validate_devices(plan.config, jax.device_count(), jax.process_count())
     mesh = sharding.make_mesh(shape)
     experiment = Experiment(plan.config, plan.vocab_size, sharding.batch_devices(mesh))
