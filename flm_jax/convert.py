@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from absl import flags, logging
 
 from flm_jax import config as config_lib
-from flm_jax import files, inference, metrics
+from flm_jax import files, inference, metrics, numerics
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.interop import hub_layout, official, settings
@@ -54,6 +54,7 @@ class Choices:
     logit_cap: float | None = None
 
 
+@numerics.pinned()
 def convert(source: str, destination: str, choices: Choices = Choices()) -> pathlib.Path:  # noqa: B008  (frozen)
     """Writes ``destination`` from ``source``; returns its path.
 

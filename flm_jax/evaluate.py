@@ -26,7 +26,7 @@ import jax
 from absl import flags, logging
 
 from flm_jax import config as config_lib
-from flm_jax import files, heap, inference
+from flm_jax import files, heap, inference, numerics
 from flm_jax.config.coercion import coerce
 from flm_jax.data import Data, load_data
 from flm_jax.errors import UserError
@@ -69,6 +69,7 @@ _KNOBS = ("temperature", "top_p", "denoiser_temperature", "prior_scale", "grid_p
 _LOADED = ("weights", "step", "teacher", *inference.OF_OFFICIAL)
 
 
+@numerics.pinned()
 def evaluate(options: Options) -> dict:
     """Samples, measures, prints the table, writes ``options.output``; returns what it holds.
 

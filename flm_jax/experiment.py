@@ -7,6 +7,8 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax.numpy as jnp
+
 from flm_jax import config as config_lib
 from flm_jax.evals import EVALS
 from flm_jax.flow import clock as clock_lib
@@ -15,6 +17,7 @@ from flm_jax.flow.net import Net
 from flm_jax.losses import LOSSES
 from flm_jax.models import dit, kernels
 from flm_jax.samplers import SAMPLERS
+from flm_jax.samplers.discrete import TokenSampler
 
 
 def tables() -> dict[str, dict]:
@@ -54,7 +57,7 @@ class Experiment:
     def clock(self) -> clock_lib.Clock:
         if self.config.clock.name == "identity":
             return clock_lib.identity()
-        return clock_lib.build(self.vocab_size, self.config.clock.quadrature)
+        return clock_lib.build(self.vocab_size, self.config.clock.quadrature, jnp.float32)
 
     @functools.cached_property
     def loss(self) -> Any:
@@ -62,11 +65,17 @@ class Experiment:
         return config_lib.build(LOSSES, section.name, section.options, "loss")
 
     def sampler(self, name: str = "", options: dict | None = None) -> Any:
-        """The sampler of the config, or another one by name."""
+        """The sampler of the config, or another one by name.
+
+        Raises UserError for options that it does not have, or that do not fit the vocabulary.
+        """
         section = self.config.sampler
         if not name or name == section.name:
             name, options = section.name, {**section.options, **(options or {})}
-        return config_lib.build(SAMPLERS, name, options or {}, "sampler")
+        sampler = config_lib.build(SAMPLERS, name, options or {}, "sampler")
+        if isinstance(sampler, TokenSampler):
+            sampler.check_vocabulary(self.model.vocab_size)
+        return sampler
 
     def space(self, tables: dict[str, Any]) -> Any:
         """The state space over the embedding tables (V, D) of all networks that see one state."""

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import metrics, sharding
+from flm_jax import folders, metrics, numerics, sharding
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
@@ -97,6 +97,7 @@ class FlowModel:
     def config(self) -> config_lib.Config:
         return self.experiment.config
 
+    @numerics.pinned()
     def generate(
         self,
         num_samples: int = 8,
@@ -152,7 +153,7 @@ class FlowModel:
             devices = sharding.batch_devices(self._mesh)
             batch = -(-batch // devices) * devices
         run = self._compile(chosen, batch, length, sampler, sampler_options, trajectory)
-        key = jax.random.key(seed)
+        key = numerics.key(seed)
         start = time.perf_counter()
         firsts = range(0, num_samples, batch)
         with metrics.Waiting(f"sampling, {_steps(chosen)}", parts=len(firsts)) as waiting:
@@ -241,7 +242,7 @@ class FlowModel:
             )
             out = None if self._mesh is None else sharding.replicated(self._mesh)
             jitted = jax.jit(function, out_shardings=out)
-            example = (self._all_params(), jax.random.key(0), jnp.int32(0))
+            example = (self._all_params(), numerics.key(0), jnp.int32(0))
             with metrics.Waiting(f"compiling the sampler for {_steps(chosen)}"):
                 self._compiled[signature] = jitted.lower(*example).compile()
         return self._compiled[signature]
@@ -304,6 +305,7 @@ def _steps(chosen: config_lib.Sampler) -> str:
     return f"{chosen.steps[0]} step{'s' * (chosen.steps[0] > 1)}"
 
 
+@numerics.pinned()
 def load(
     path: str | pathlib.Path,
     weights: str | None = None,
@@ -329,7 +331,7 @@ def load(
 
     Raises UserError if there is no such model, it is damaged, or something must be asked for.
     """
-    source = pathlib.Path(path).expanduser()
+    source = folders.expanded(path)
     asked = dict(zip(OF_OFFICIAL, (tokenizer, length, heads, logit_cap), strict=True))
     if is_workdir(source):
         given = [name for name, value in asked.items() if value is not None]
@@ -337,12 +339,14 @@ def load(
             raise UserError(
                 f"{path} is a workdir, which knows its {given[0]}; leave {given[0]} away"
             )
+        numerics.check_devices()
         return _load_workdir(source, weights or "ema", step, teacher)
     for name, value in (("step", step), ("teacher", teacher)):
         if value is not None:
             raise UserError(
                 f"{path} is no workdir, so {name}={value} cannot be chosen; leave it away"
             )
+    numerics.check_devices()
     return _load_official(source, weights, **asked)
 
 
@@ -383,7 +387,7 @@ def _load_workdir(
             "teacher; leave teacher away"
         )
     item = "params" if weights == "raw" else "ema"
-    abstract = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    abstract = jax.eval_shape(experiment.model.init, numerics.key(0))
     with Checkpoints(checkpoints_of(config, folder)) as checkpoints:
         found, items, meta = checkpoints.restore({item: abstract}, step)
     frozen = {}
@@ -400,7 +404,7 @@ def _load_teacher(
 
     An official checkpoint holds no tokenizer; it taught with that of the correction.
     """
-    paths = [pathlib.Path(place).expanduser() for place in places]
+    paths = [folders.expanded(place) for place in places]
     path = next((path for path in paths if path.exists()), None)
     remedy = "say where it is now: teacher=DIR of flm_jax.load, --teacher=DIR of generate, evaluate"
     if path is None:

@@ -15,7 +15,17 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import distributed, heap, incidents, metrics, outcome, sharding, signals
+from flm_jax import (
+    distributed,
+    heap,
+    incidents,
+    metrics,
+    numerics,
+    outcome,
+    sharding,
+    signals,
+    windows,
+)
 from flm_jax import workdir as workdir_lib
 from flm_jax.checkpoint import Mirror
 from flm_jax.errors import UserError
@@ -26,6 +36,7 @@ from flm_jax.step import TrainState
 _TIME_IS_UP = 1  # what a process may want at a step; larger: the number of a signal
 
 
+@numerics.pinned()
 def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
     """Trains, or resumes, to ``config.train.steps`` and writes samples, results and the report.
 
@@ -34,11 +45,13 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
 
     Raises UserError for what the user can mend, a non-finite loss included.
     """
+    windows.refuse("training")
     with workdir_lib.locked(workdir):
         workdir_lib.check(config, workdir)  # before devices are touched
+        heap.keep_small()
+        numerics.check_devices()
         if not distributed.is_main():
             metrics.silence()
-        heap.keep_small()
         return go(Run(config, workdir))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 
 from flm_jax import config as config_lib
-from flm_jax import distributed, files, locks
+from flm_jax import distributed, files, folders, locks
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.inference import CHECKPOINTS_FOLDER, checkpoints_of, read_config
@@ -137,7 +137,7 @@ def compiled_programs(choice: str, workdir: pathlib.Path) -> Iterator[None]:
         return
     from jax.experimental.compilation_cache import compilation_cache
 
-    folder = workdir / COMPILED_FOLDER if choice == "workdir" else pathlib.Path(choice).expanduser()
+    folder = workdir / COMPILED_FOLDER if choice == "workdir" else folders.expanded(choice)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     compilation_cache.reset_cache()
     try:

@@ -12,10 +12,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("flm_jax/**/*.py"), *ROOT.glob("configs/**/*.py")])
 
 # A room is a module or package directly below flm_jax. These are open to all:
-OPEN = ("errors", "files", "locks")
+OPEN = ("errors", "files", "folders", "locks", "windows")
 LAYER_0 = {
     "flow", "tokenizers", "optim", "sharding", "checkpoint", "metrics", "config", "signals",
-    "watchdog", "distributed", "heap"
+    "watchdog", "distributed", "heap", "numerics"
 }  # fmt: skip
 LAYER_1 = {"losses", "samplers", "models", "data"}
 LAYER_2 = {"step", "evals", "interop"}

@@ -25,6 +25,7 @@ from flm_jax.config import settings, standard_streams
 from flm_jax.config.loading import load, nearest
 from flm_jax.config.settings import Config
 from flm_jax.errors import UserError
+from flm_jax.folders import no_home
 
 
 class ConfigFlag:
@@ -143,6 +144,11 @@ def _code_of(command: collections.abc.Callable[[], int | None]) -> int | str:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # how `pathlib` says that ~ is nowhere
+            raise
+        print(f"error: {no_home()}", file=sys.stderr)
+        return 2
 
 
 def _say(error: UserError) -> int:

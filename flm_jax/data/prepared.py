@@ -35,7 +35,7 @@ class Prepared:
         folders = [path] if isinstance(path, (str, pathlib.PurePath)) else list(path)
         found: dict[str, Rows] = {}
         for folder in folders:
-            for rows in prepared_below(pathlib.Path(folder).expanduser()):
+            for rows in prepared_below(folders.expanded(folder)):
                 other = found.setdefault(rows.manifest["split"], rows)
                 if other.path != rows.path:
                     raise errors.UserError(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flm_jax.flow.posterior import Head, Posterior
 
@@ -56,6 +57,11 @@ class Net:
             dtype=self.dtype,
             fused=self.fused_head,
         )
+
+    def with_outputs(self, tokens_V: np.ndarray) -> "Net":
+        """The same network, whose posteriors are over these tokens (ids) only, in this order."""
+        head = {name: array[..., tokens_V] for name, array in self.params["head"].items()}
+        return dataclasses.replace(self, params=self.params | {"head": head})
 
     def __call__(
         self,

@@ -144,7 +144,10 @@ class DiT(nn.Module):
         With a ``cache`` of a causal network (`empty_cache`), h is the one ``position`` (B, 1, D).
         """
         conditioning = None if self.causal else self.condition(tau_s, tau_t)
-        h_BLD = h_BLD.astype(jnp.promote_types(h_BLD.dtype, jnp.float32))
+        wide = jnp.promote_types(h_BLD.dtype, jnp.float32)
+        if conditioning is not None:  # the stream has one type from the first block to the last
+            wide = jnp.promote_types(wide, conditioning.dtype)
+        h_BLD = h_BLD.astype(wide)
         length = h_BLD.shape[1] if cache is None else cache[0].shape[2]
         rotary = rotary_tables(length, h_BLD.shape[2] // self.heads, h_BLD.dtype)
         if cache is not None:
@@ -167,7 +170,8 @@ class DiT(nn.Module):
         Zero at first: a student starts as its teacher, with or without them.
         """
         length, width = shape
-        table = self.param("positions", nn.initializers.zeros, (self.learned_positions, width))
+        shape = self.learned_positions, width
+        table = self.param("positions", nn.initializers.zeros, shape, jnp.float32)
         if position is not None:
             return jax.lax.dynamic_slice_in_dim(table, position, 1)
         if length > self.learned_positions:
@@ -253,8 +257,8 @@ class Model:
         about tau. Small training budgets need not learn that first.
         """
         key_backbone, key_table = jax.random.split(key)
-        h_BLD = jnp.zeros((1, 2, self.width))
-        tau = jnp.zeros((1,))
+        h_BLD = jnp.zeros((1, 2, self.width), jnp.float32)
+        tau = jnp.zeros((1,), jnp.float32)
         tau_t = tau if self.module.two_times else None
         params = dict(self.module.init(key_backbone, h_BLD, tau, tau_t)["params"])
         bound = 1.0 / math.sqrt(self.width)
@@ -262,7 +266,7 @@ class Model:
         params["embed"] = {"table": table}
         params["head"] = {
             "kernel": table.T if self.head_init == "table" else jnp.zeros_like(table.T),
-            "bias": jnp.zeros((self.vocab_size,)),
+            "bias": jnp.zeros((self.vocab_size,), jnp.float32),
         }
         return params
 

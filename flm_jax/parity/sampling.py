@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flm_jax import numerics
 from flm_jax.flow.clock import Clock, build
 from flm_jax.flow.space import SPACES
 from flm_jax.parity import networks, programs
@@ -46,7 +47,7 @@ def run(
         nets,
         place,
         clock,
-        jax.random.split(jax.random.key(0), batch),  # nothing is drawn: the noise is given
+        jax.random.split(numerics.key(0), batch),  # nothing is drawn: the noise is given
         steps=steps,
         length=length,
         start=place.from_dense(start_BLV),

@@ -47,6 +47,9 @@ class TokenSampler:
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"sampler option top_p={self.top_p} must be in (0, 1]; 1 = off")
 
+    def check_vocabulary(self, size: int) -> None:
+        """UserError for options that do not fit a vocabulary of ``size`` tokens."""
+
     def without_effect(
         self, temperature: float, top_p: float, prior_scale: float, grid_power: float
     ) -> list[str]:

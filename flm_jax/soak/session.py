@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from flm_jax import config as config_lib
-from flm_jax import train
+from flm_jax import numerics, train
 from flm_jax import workdir as workdir_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
@@ -145,6 +145,7 @@ class RecordedBatches:
         self._batches.close()
 
 
+@numerics.pinned()
 def main(workdir: pathlib.Path, record: pathlib.Path, steps: int, seed: int) -> int:
     jax.config.update("jax_compilation_cache_dir", str(record.parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

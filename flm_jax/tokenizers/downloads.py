@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from flm_jax import locks
+from flm_jax import folders, locks
 from flm_jax.errors import UserError
 
 _CHUNK = 1 << 18
@@ -72,7 +72,7 @@ def fetch(
         published one, another process is downloading it, the disk is too small, or the folder
         cannot be written.
     """
-    path = pathlib.Path(folder).expanduser() / download.file
+    path = folders.expanded(folder) / download.file
     if path.is_file():
         return path
     part = path.with_name(path.name + ".part")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
 
-from flm_jax import errors, files
+from flm_jax import errors, files, folders
 from flm_jax.tokenizers import base
 
 _FILE = "sentencepiece.model"
@@ -148,14 +148,14 @@ class SentencePieceRecipe:
           UserError: bad option, unreadable model, or a vocabulary size that the text cannot give.
         """
         if self.model_path:
-            return _read(pathlib.Path(self.model_path).expanduser())
+            return _read(folders.expanded(self.model_path))
         self._check()
         options = dataclasses.asdict(self)
         del options["model_path"]
         if not cache_dir:
             return SentencePiece(_train(documents, options))
         key = base.sha256("1", _text_fingerprint(documents), repr(sorted(options.items())))
-        path = pathlib.Path(cache_dir).expanduser() / "sentencepiece" / f"{key[:32]}.model"
+        path = folders.expanded(cache_dir) / "sentencepiece" / f"{key[:32]}.model"
         try:
             return SentencePiece(path.read_bytes())
         except (OSError, errors.UserError):  # not there, or damaged: make it again
