@@ -21,10 +21,11 @@ import numpy as np
 
 from flm_jax import config as config_lib
 from flm_jax import files, report
+from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.evals import EVALS, YARDSTICKS, truth
 from flm_jax.evals import base as evals
-from flm_jax.inference import FlowModel, Samples
+from flm_jax.inference import FlowModel, Samples, checkpoints_of
 from flm_jax.models import dit
 
 SHOWN_TEXTS = 12  # texts per number of steps kept in results.json
@@ -52,6 +53,32 @@ def locked(workdir: pathlib.Path):
                 "--workdir"
             ) from None
         yield
+
+
+@contextlib.contextmanager
+def end_recorded(config: config_lib.Config, workdir: pathlib.Path):
+    """run.json does not go on saying "running" when the body has ended with an exception.
+
+    It is left alone if another process holds the workdir: then something is running there.
+    """
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        with contextlib.suppress(Exception), locked(workdir):  # the exception matters more
+            newest = Checkpoints(checkpoints_of(config, workdir)).newest_known()
+            record_end(workdir, "interrupted" if interrupted else "failed", newest or 0)
+        raise
+
+
+def record_end(workdir: pathlib.Path, stopped: str, step: int | None = None) -> None:
+    """Corrects a run.json that says "running"; the caller holds the workdir."""
+    if jax.process_index() != 0 or not (workdir / "run.json").is_file():
+        return
+    facts = json.loads((workdir / "run.json").read_text())
+    if facts["stopped"] == "running":
+        facts |= {"stopped": stopped} | ({} if step is None else {"step": step})
+        files.write_atomically(workdir / "run.json", json.dumps(facts, indent=2))
 
 
 def write_run(run: Any, step: int, stopped: str) -> None:
@@ -92,6 +119,7 @@ def finish(run: Any, state: Any, step: int, why: str) -> None:
     path = run.workdir / "results.json"
     done = _results_of(path, step, run.config)
     if done is None:
+        write_run(run, step, why)  # training is over, whatever becomes of the samples
         start = time.perf_counter()
         done = results(run, run.model(state, step), step)
         run.clockwork.sample_s += time.perf_counter() - start

@@ -104,8 +104,9 @@ def run_main(
 ) -> None:
     """Parses flags, runs ``main(argv)`` and exits with its code.
 
-    A UserError is printed as "error: ..." on stderr, exit code 2, no traceback. Ctrl-C exits with
-    130. --help prints the module's docstring, its flags and (with --config) every config key.
+    A UserError is printed as "error: ..." on stderr, exit code 2 (`errors.TryAgain`: 75), no
+    traceback. Ctrl-C exits with 130. --help prints the module's docstring, its flags and (with
+    --config) every config key.
     """
     sys.exit(_run(main, list(sys.argv if argv is None else argv)))
 
@@ -131,7 +132,7 @@ def _run(main: collections.abc.Callable[[list[str]], Any], argv: list[str]) -> i
         print(
             "\n".join([f"error: {first}", *(f"       {line}" for line in others)]), file=sys.stderr
         )
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -6,6 +6,7 @@ and ``"-inf"``; `read` turns them back into floats. Only the process that owns t
 may open a `MetricsLog`.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -72,7 +73,8 @@ class MetricsLog:
         self._purge_step = int(step) + 1  # TensorBoard hides what an older event file has later
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is left is a line whose failure was raised
+            self._file.close()
         self._close_events()
 
     def __enter__(self):
