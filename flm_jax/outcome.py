@@ -198,6 +198,8 @@ def _some(rows: np.ndarray, count: int) -> np.ndarray:
 def _strip(run: Any, model: FlowModel) -> dict:
     """A few sequences, evaluation by evaluation, every token with its probability."""
     steps = max([n for n in run.config.sampler.steps if n <= STRIP_STEPS], default=STRIP_STEPS)
+    if getattr(run.experiment.sampler(), "one_by_one", False):
+        steps = run.config.data.length - 1  # no other number will do; not every step is shown
     path = model.generate(STRIP_SEQUENCES, steps, SAMPLE_SEED, trajectory=True).trajectory
     piece = run.data.tokenizer.piece
     frames = [
@@ -213,7 +215,7 @@ def _strip(run: Any, model: FlowModel) -> dict:
                 )
             ],
         }
-        for i in range(steps)
+        for i in sorted(set(np.linspace(0, steps - 1, min(steps, STRIP_STEPS), dtype=int).tolist()))
     ]
     return {"steps": steps, "frames": frames}
 

@@ -30,6 +30,7 @@ class LeftToRight(TokenSampler):
     bos_id: int = -1
 
     needs_causal: ClassVar[bool] = True
+    one_by_one: ClassVar[bool] = True
 
     def run(
         self,
