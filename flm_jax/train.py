@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import distributed, heap, incidents, metrics, outcome, sharding, signals
+from flm_jax import distributed, estimate, heap, incidents, metrics, outcome, sharding, signals
 from flm_jax import workdir as workdir_lib
 from flm_jax.checkpoint import Mirror
 from flm_jax.errors import TryAgain, UserError
@@ -57,6 +57,8 @@ def go(run: Run) -> int:
             for notice in config_lib.notices(run.config, run.experiment.loss):
                 if distributed.is_main():
                     logging.warning("%s", notice)
+            if distributed.is_main() and (long := estimate.warning(run, step)):
+                logging.warning("%s", long)
         with signals.StopRequest() as stop:
             step, state, why = Loop(run, step, stop)(state)
         if stop.signal is not None:
@@ -161,11 +163,12 @@ class Loop:
             kept = self.keep_batch(step, values, tokens)
             if distributed.is_main():
                 logging.warning("%s at step %d: batch skipped%s", not_finite(values), step, kept)
-            self.progress.update(step)
+            self.progress.update(step, seconds_left=self.seconds_left())
         else:
             self.look_for_spike(step, values["grad_norm"])
             self.window.add(values)
-            self.progress.update(step, values["loss"], self.window.tokens_per_second())
+            speed = self.window.tokens_per_second()
+            self.progress.update(step, values["loss"], speed, self.seconds_left())
         if step % self.knobs.log_every == 0 or step == self.knobs.steps:
             speed = self.window.tokens_per_second()
             extra = {} if speed is None else {"tokens_per_second": speed}
@@ -173,6 +176,11 @@ class Loop:
                 extra["skipped_steps"] = skipped
             self.run.log.write(step, self.window.means() | extra)
             self.window.restart()
+
+    def seconds_left(self) -> float | None:
+        """Until train.max_minutes ends the run; None without a limit."""
+        minutes = self.knobs.max_minutes
+        return 60 * minutes - self.run.clockwork.train_s if minutes else None
 
     def check(self, step: int, values: dict, tokens: jax.Array) -> tuple[dict, int, int]:
         """(metrics, bad batches in a row, skipped in all) on the host; NotFinite if too many."""
