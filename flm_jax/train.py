@@ -259,7 +259,8 @@ class Loop:
         is good is the newest checkpoint. So it is with several processes, which save together or
         not at all, and the others know nothing of this one's trouble.
 
-        A restart is asked for (TryAgain) if this session got further than the one before.
+        A restart is asked for (TryAgain) if this session got further than the one before, so that
+        what happens again at once comes to an end.
         """
         run = self.run
         if distributed.is_network(error):  # the end of another process, which is told elsewhere
@@ -282,14 +283,17 @@ class Loop:
         if isinstance(run.mirror, Mirror):
             run.mirror.try_sync("the same command tries again")
         newest = run.checkpoints.newest_known()
-        got_on = newest is not None and newest > self.first
+        alone = jax.process_count() == 1
+        got_on = ((newest or 0) if alone else self.step) > self.first
         saved = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
         sentence = (
             f"training stopped at step {self.step}: {what}; {saved}; the same command goes on"
         )
+        of_the_machine = isinstance(error.__cause__ or error, incidents.OF_THE_MACHINE)
         if isinstance(error, UserError):
-            return (TryAgain if isinstance(error, TryAgain) else UserError)(sentence)
-        if not got_on and not isinstance(error, incidents.OF_THE_MACHINE):
+            again = isinstance(error, TryAgain) or (got_on and of_the_machine)
+            return (TryAgain if again else UserError)(sentence)
+        if not got_on and not of_the_machine:
             return None  # a mistake in the code that a restart would meet again
         sentence += incidents.keep_traceback(run.workdir, self.step, error)
         return (TryAgain if got_on else UserError)(sentence)

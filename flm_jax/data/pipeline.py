@@ -54,13 +54,14 @@ class Batches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """The next batch; raises TryAgain where workers could not read it."""
+        """The next batch; raises TryAgain if a worker died, UserError if one could not read."""
         try:
             return {"tokens": next(self._iterator)[0]}
         except Exception as error:
             if not self._num_workers:
                 raise
-            raise errors.TryAgain(
+            died = isinstance(error, RuntimeError)  # as grain says it
+            raise (errors.TryAgain if died else errors.UserError)(
                 f"the data.num_workers={self._num_workers} processes that read data failed "
                 f"({errors.first_line(error)}), perhaps for lack of memory or of room in /dev/shm; "
                 "data.num_workers=0 reads without them"
