@@ -76,6 +76,8 @@ def path_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
 
 def describe(error: Exception) -> str:
     """An exception in a line, with the remedy where there is one."""
+    if isinstance(error, UserError):
+        return str(error)
     line = first_line(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in line:
         line += ": out of memory; model.remat=True and a smaller model.head_chunk need less"

@@ -262,13 +262,16 @@ class Loop:
         A restart is asked for (TryAgain) if this session got further than the one before, so that
         what happens again at once comes to an end.
         """
-        run = self.run
-        if distributed.is_network(error):  # the end of another process, which is told elsewhere
+        run, alone = self.run, jax.process_count() == 1
+        if not alone and distributed.is_network(error):  # another process, which is told elsewhere
             return None
-        what = str(error) if isinstance(error, UserError) else incidents.describe(error)
+        what = incidents.describe(error)
         try:
             run.checkpoints.wait()
-            if jax.process_count() == 1:
+        except UserError as failure:  # of an earlier step; this one is tried nevertheless
+            what += f"; {failure}"
+        try:
+            if alone:
                 if pending is not None:
                     self.check(*pending)
                 if not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
@@ -278,12 +281,11 @@ class Loop:
         except NotFinite as worse:
             return self.give_up(state, *worse.args)
         except Exception as failure:  # the same trouble again: a full disk, a broken device
-            if type(failure) is not type(error):
-                what += f"; {incidents.describe(failure)}"
+            if (also := incidents.describe(failure)) not in what:
+                what += f"; {also}"
         if isinstance(run.mirror, Mirror):
             run.mirror.try_sync("the same command tries again")
         newest = run.checkpoints.newest_known()
-        alone = jax.process_count() == 1
         got_on = ((newest or 0) if alone else self.step) > self.first
         saved = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
         sentence = (

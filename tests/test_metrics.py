@@ -139,3 +139,18 @@ def test_a_workdir_that_is_a_file_gets_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/metrics.jsonl.*--workdir"):
         metrics.MetricsLog(tmp_path / "file")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a disk that is full")
+def test_a_full_disk_is_an_error_once_and_hides_no_other(tmp_path):
+    """The log and TensorBoard's file keep what they could not write and try again when closed."""
+    with pytest.raises(KeyError), metrics.MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": 2.0})
+        log._file.close()
+        log._file = open("/dev/full", "ab")
+        log._events.close()
+        log._events = open("/dev/full", "ab")
+        log._events.write(b"rows of TensorBoard")
+        with pytest.raises(OSError, match="No space left"):
+            log.write(2, {"loss": 1.0})
+        raise KeyError("what happened before")

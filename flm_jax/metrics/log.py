@@ -73,9 +73,11 @@ class MetricsLog:
         self._purge_step = int(step) + 1  # TensorBoard hides what an older event file has later
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what is left is a line whose failure was raised
+        """Never fails: a line that could not be written was an error when it was to be written."""
+        with contextlib.suppress(OSError):
             self._file.close()
-        self._close_events()
+        with contextlib.suppress(OSError):
+            self._close_events()
 
     def __enter__(self):
         return self
