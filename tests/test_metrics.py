@@ -110,9 +110,9 @@ def test_tensorboard_files_appear_and_hide_dropped_steps(tmp_path):
     purged = []
     original = tensorboardX.SummaryWriter
 
-    def spy(logdir, purge_step=None):
+    def spy(logdir, purge_step, **options):
         purged.append(purge_step)
-        return original(logdir, purge_step=purge_step)
+        return original(logdir, purge_step=purge_step, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensorboardX, "SummaryWriter", spy)
@@ -154,3 +154,20 @@ def test_a_full_disk_is_an_error_once_and_hides_no_other(tmp_path):
         with pytest.raises(OSError, match="No space left"):
             log.write(2, {"loss": 1.0})
         raise KeyError("what happened before")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_of_tensorboard_that_ended_holds_nobody_up(tmp_path, monkeypatch, caplog):
+    def full(data):
+        raise OSError("No space left on device")
+
+    with metrics.MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": 2.0})
+        worker = log._events.file_writer.event_writer._worker
+        monkeypatch.setattr(worker._record_writer, "write_event", full)
+        log.write(2, {f"value {i}": 1.0 for i in range(50)})
+        worker.join(20)
+        for step in range(3, 40):
+            log.write(step, {"loss": 1.0})
+    assert caplog.text.count("no more TensorBoard files") == 1
+    assert [row["step"] for row in metrics.read(tmp_path)] == list(range(1, 40))

@@ -86,6 +86,17 @@ class MetricsLog:
         self.close()
 
     def _event_writer(self):
+        if (
+            self._events is not None
+            and not self._events.file_writer.event_writer._worker.is_alive()
+        ):
+            # Its thread ended at a full disk, say; rows for it would wait in its queue for ever.
+            logging.warning(
+                "no more TensorBoard files: they could not be written; %s goes on", FILE_NAME
+            )
+            with contextlib.suppress(OSError):
+                self._close_events()
+            self._tensorboard, self._events = False, None
         if self._tensorboard and self._events is None:
             try:
                 import tensorboardX
@@ -98,7 +109,9 @@ class MetricsLog:
                 )
                 return None
             self._events = tensorboardX.SummaryWriter(
-                str(self.path.parent / TENSORBOARD_FOLDER), purge_step=self._purge_step
+                str(self.path.parent / TENSORBOARD_FOLDER),
+                purge_step=self._purge_step,
+                max_queue=1000,  # more than a line has: it must not wait for a thread that ended
             )
         return self._events
 
