@@ -225,7 +225,7 @@ class FlowModel:
     def _compile(self, chosen, batch, length, sampler, options, trajectory):
         """The compiled sampler (params, key, first index) -> (tokens, evaluations, trajectory)."""
         rule = self.experiment.sampler(sampler, options)
-        self.check_sampler(rule, sampler or chosen.name, chosen)
+        self.check_sampler(rule, sampler or chosen.name, chosen, length)
         if self.config.model.two_times and not rule.needs_two_times:
             logging.log_first_n(logging.WARNING, _ON_THE_DIAGONAL, 1, sampler or chosen.name)
         signature = (chosen.steps, batch, length, rule, trajectory, chosen.temperature)
@@ -247,9 +247,11 @@ class FlowModel:
                 self._compiled[signature] = jitted.lower(*example).compile()
         return self._compiled[signature]
 
-    def check_sampler(self, rule: Any, name: str, chosen: config_lib.Sampler) -> None:
+    def check_sampler(
+        self, rule: Any, name: str, chosen: config_lib.Sampler, length: int | None = None
+    ) -> None:
         """UserError unless the sampler is made for this network, and the knobs for the sampler."""
-        problems = config_lib.sampler_problems(self.config, rule, name, chosen)
+        problems = config_lib.sampler_problems(self.config, rule, name, chosen, length)
         if getattr(rule, "needs_teacher", False) != ("teacher" in self.frozen):
             wanted = "the sampler 'two_model'" if self.frozen else "another sampler"
             problems.append(

@@ -4,8 +4,8 @@
     python -m flm_jax.main --config=configs/quickstart.py --workdir=runs/q2 \
         --config.optim.learning_rate=1e-3 --config.train.steps=500
 
-Ctrl-C or SIGTERM saves a checkpoint and ends; the same command continues. Results, samples and
-report.html are in the workdir.
+Ctrl-C, SIGTERM, a closed terminal (SIGHUP) or SIGUSR1 saves a checkpoint and ends; the same command
+continues. Results, samples and report.html are in the workdir.
 
 On several machines the same command runs on each; see launch/README.md. With --distributed (or
 under Slurm, on a TPU slice, with JAX_COORDINATOR_ADDRESS) the processes find each other. --workdir

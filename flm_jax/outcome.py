@@ -3,6 +3,7 @@
 Only process 0 writes; all processes sample together. ``run`` is the `flm_jax.run.Run` that calls.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,10 +19,11 @@ import jax
 import numpy as np
 
 from flm_jax import config as config_lib
-from flm_jax import files, report
+from flm_jax import distributed, files, report
+from flm_jax.checkpoint import Checkpoints
 from flm_jax.evals import EVALS, YARDSTICKS, truth
 from flm_jax.evals import base as evals
-from flm_jax.inference import FlowModel, Samples
+from flm_jax.inference import FlowModel, Samples, checkpoints_of
 from flm_jax.models import dit
 
 SHOWN_TEXTS = 12  # texts per number of steps kept in results.json
@@ -29,6 +31,32 @@ STRIP_SEQUENCES = 3
 STRIP_STEPS = 16  # at most this many frames in the denoising strip
 LIBRARIES = ("flm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SAMPLE_SEED = 0
+
+
+@contextlib.contextmanager
+def end_recorded(config: config_lib.Config, workdir: pathlib.Path):
+    """run.json does not go on saying "running" when the body has ended with an exception.
+
+    The caller holds the workdir.
+    """
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        with contextlib.suppress(Exception):  # the exception matters more
+            newest = Checkpoints(checkpoints_of(config, workdir)).newest_known()
+            record_end(workdir, "interrupted" if interrupted else "failed", newest or 0)
+        raise
+
+
+def record_end(workdir: pathlib.Path, stopped: str, step: int | None = None) -> None:
+    """Corrects a run.json that says "running"; the caller holds the workdir."""
+    if distributed.process_id() != 0 or not (workdir / "run.json").is_file():
+        return
+    facts = json.loads((workdir / "run.json").read_text())
+    if facts["stopped"] == "running":
+        facts |= {"stopped": stopped} | ({} if step is None else {"step": step})
+        files.write_atomically(workdir / "run.json", json.dumps(facts, indent=2))
 
 
 def write_run(run: Any, step: int, stopped: str) -> None:
@@ -69,6 +97,7 @@ def finish(run: Any, state: Any, step: int, why: str) -> None:
     path = run.workdir / "results.json"
     done = _results_of(path, step, run.config)
     if done is None:
+        write_run(run, step, why)  # training is over, whatever becomes of the samples
         start = time.perf_counter()
         done = results(run, run.model(state, step), step)
         run.clockwork.sample_s += time.perf_counter() - start
@@ -147,6 +176,8 @@ def _some(rows: np.ndarray, count: int) -> np.ndarray:
 def _strip(run: Any, model: FlowModel) -> dict:
     """A few sequences, evaluation by evaluation, every token with its probability."""
     steps = max([n for n in run.config.sampler.steps if n <= STRIP_STEPS], default=STRIP_STEPS)
+    if getattr(run.experiment.sampler(), "one_by_one", False):
+        steps = run.config.data.length - 1  # no other number will do; not every step is shown
     path = model.generate(STRIP_SEQUENCES, steps, SAMPLE_SEED, trajectory=True).trajectory
     piece = run.data.tokenizer.piece
     frames = [
@@ -162,7 +193,7 @@ def _strip(run: Any, model: FlowModel) -> dict:
                 )
             ],
         }
-        for i in range(steps)
+        for i in sorted(set(np.linspace(0, steps - 1, min(steps, STRIP_STEPS), dtype=int).tolist()))
     ]
     return {"steps": steps, "frames": frames}
 

@@ -26,7 +26,7 @@ BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 # What the tools of layer 3 have in common:
 SHARED_3 = {"experiment", "heldout", "inference", "sources"}
 # What training consists of:
-TRAINING = {"run", "workdir", "incidents"}
+TRAINING = {"run", "workdir", "incidents", "estimate"}
 MAY_IMPORT = {
     **{room: set() for room in OPEN},
     **{room: set() for room in LAYER_0},
@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "incidents": BELOW_3,
     "workdir": BELOW_3 | SHARED_3,
     "run": BELOW_3 | SHARED_3 | {"workdir"},
+    "estimate": BELOW_3 | SHARED_3 | {"run", "benchmark", "plan"},
     "train": BELOW_3 | SHARED_3 | TRAINING | {"outcome"},
     "reproduce": BELOW_3 | SHARED_3 | TRAINING,
     "soak": BELOW_3 | SHARED_3 | TRAINING | {"train"},

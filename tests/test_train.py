@@ -147,7 +147,7 @@ def test_signals_save_and_the_same_command_continues_exactly(
     config, reference = finished
     workdir = tmp_path / "run"
     evaluate = train.Run.evaluate
-    for number, name, at in [(signal.SIGINT, "SIGINT", 4), (signal.SIGTERM, "SIGTERM", 8)]:
+    for number, name, at in [(signal.SIGHUP, "SIGHUP", 4), (signal.SIGTERM, "SIGTERM", 8)]:
 
         def evaluate_and_signal(self, state, step, number=number, at=at):
             if step == at:

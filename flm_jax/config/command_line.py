@@ -114,9 +114,9 @@ def run_main(
 def exit_with(command: collections.abc.Callable[[], int | None], needs_reader: bool = True) -> None:
     """Runs a command to its end and exits with the code that it returns; None is 0.
 
-    A UserError is printed as "error: ..." on stderr, exit code 2, no traceback. Ctrl-C exits with
-    130. Text that standard output cannot say becomes "?". What standard error does not take is
-    dropped.
+    A UserError is printed as "error: ..." on stderr, exit code 2 (`errors.TryAgain`: 75), no
+    traceback. Ctrl-C exits with 130. Text that standard output cannot say becomes "?". What
+    standard error does not take is dropped.
 
     Args:
       needs_reader: end with 141, as others do, when the reader of standard output has gone, and
@@ -154,7 +154,7 @@ def _code_of(command: collections.abc.Callable[[], int | None]) -> int | str:
 def _say(error: UserError) -> int:
     first, *others = str(error).splitlines() or [""]
     print("\n".join([f"error: {first}", *(f"       {line}" for line in others)]), file=sys.stderr)
-    return 2
+    return error.exit_code
 
 
 def _run(main: collections.abc.Callable[[list[str]], Any], argv: list[str]) -> int | None:

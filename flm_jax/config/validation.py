@@ -227,6 +227,9 @@ def _check_mesh(mesh: settings.Mesh) -> list[str]:
 
 
 def _check_decode(sampler: settings.Sampler) -> list[str]:
+    twice = {steps for steps in sampler.steps if sampler.steps.count(steps) > 1}
+    if twice:
+        return [f"{min(twice)} is more than once in sampler.steps; name every number once"]
     if sampler.top_p < 1.0 and sampler.temperature == 0.0:
         return [
             f"top_p={sampler.top_p:g} has no effect on the arg max (temperature=0); "
@@ -294,17 +297,34 @@ def _check_loss(config: Config, loss: Any, name: str) -> list[str]:
 
 
 def sampler_problems(
-    config: Config, sampler: Any, name: str, section: settings.Sampler | None = None
+    config: Config,
+    sampler: Any,
+    name: str,
+    section: settings.Sampler | None = None,
+    length: int | None = None,
 ) -> list[str]:
     """Why a sampler cannot run on the model of a config, one sentence each.
 
     A network of two times is a denoiser on its diagonal, so samplers of one time can use it.
-    ``section`` holds the knobs, by default those of the config.
+    ``section`` holds the knobs, ``length`` is that of the texts, by default those of the config.
     """
+    knobs = section or config.sampler
+    length = length or config.data.length
     ignored = () if sampler.needs_two_times else ("two_times",)
     problems = _misfits(config, sampler, f"sampler {name!r} needs", ignored)
+    if getattr(sampler, "one_by_one", False):
+        wrong = ", ".join(str(steps) for steps in knobs.steps if steps != length - 1)
+        if wrong:
+            problems.append(
+                f"sampler {name!r} writes {length} tokens one by one, which takes {length - 1} "
+                f"steps, not {wrong}; set sampler.steps={length - 1}"
+            )
     if hasattr(sampler, "without_effect"):
-        knobs = section or config.sampler
+        if knobs.patience:
+            problems.append(
+                f"sampler {name!r} cannot stop early (patience={knobs.patience}), because its "
+                "steps do not predict whole texts; set sampler.patience=0"
+            )
         problems += sampler.without_effect(
             knobs.temperature, knobs.top_p, knobs.prior_scale, knobs.grid_power
         )

@@ -34,6 +34,7 @@ class LeftToRight(TokenSampler):
     never: tuple[int, ...] = ()
 
     needs_causal: ClassVar[bool] = True
+    one_by_one: ClassVar[bool] = True
 
     def check_vocabulary(self, size: int) -> None:
         """UserError for ids that are none of a vocabulary, and if no token is left to draw."""

@@ -42,6 +42,7 @@ class TokenSampler:
     needs_two_times: ClassVar[bool] = False
     needs_causal: ClassVar[bool] = False
     needs_mask_token: ClassVar[bool] = False
+    one_by_one: ClassVar[bool] = False  # a step writes one token: length - 1 steps, no other number
 
     def __post_init__(self):
         if not 0.0 < self.top_p <= 1.0:
