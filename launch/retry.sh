@@ -4,8 +4,9 @@
 #   launch/retry.sh [--times=20] [--pause=10] [--code-file=FILE] COMMAND...
 #
 # A checkpoint is resumed by the same command, so restarting is all there is to do. SIGTERM, SIGINT,
-# SIGHUP and SIGUSR1 end the command, which saves first; then nothing is restarted. An error (1), a mistake
-# of the user (2) and a finished run (0) end the loop too. FILE gets the exit code when all is over.
+# SIGHUP and SIGUSR1 end the command, which saves first; then nothing is restarted. An error (1), a
+# mistake of the user (2) and a finished run (0) end the loop too. FILE gets the exit code when all
+# is over.
 set -euo pipefail
 
 times=20
