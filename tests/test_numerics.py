@@ -46,7 +46,13 @@ def test_a_model_loads_and_writes_the_same_texts(name, finished, reference):
     np.testing.assert_array_equal(samples.tokens, reference.tokens)
 
 
-@pytest.mark.parametrize("names", [["disable_jit"], [n for n in SETTINGS if n != "disable_jit"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["disable_jit"], marks=pytest.mark.slow),
+        [name for name in SETTINGS if name != "disable_jit"],
+    ],
+)
 def test_training_is_the_same_bit_for_bit(names, finished, tmp_path):
     config, workdir = finished
     knobs = dataclasses.replace(config.train, steps=4, eval_every=4)
