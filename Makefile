@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make quickstart   install, train a small model on names, sample, write runs/quickstart/report.html"
-	@echo "make test         install, then the tests, each short: under ten minutes on two cores"
+	@echo "make test         install, then the tests, each short: under six minutes on two cores"
 	@echo "make test-slow    the long ones: kills, meshes, the recorded set, more variants"
 	@echo "make lint         ruff check and format check        make format   apply both"
 

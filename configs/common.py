@@ -15,6 +15,8 @@ Every value can be overridden on the command line, for example --config.optim.le
 The meaning of each knob: `python -m flm_jax.main --help`, or flm_jax/config/settings.py.
 """
 
+import functools
+
 from ml_collections import ConfigDict
 
 from flm_jax.errors import UserError
@@ -28,7 +30,13 @@ PRESETS = {
 }
 
 
-STAGES = ("pretrain", "distill", "residual", "second_stage")
+# loss, sampler
+BASELINES = {
+    "mdlm": ("masked_diffusion", "ancestral_masked"),
+    "duo": ("uniform_diffusion", "ancestral_uniform"),
+    "ar": ("autoregressive", "autoregressive"),
+}
+STAGES = ("pretrain", "distill", "residual", "second_stage", *BASELINES)
 
 
 def get_config(stage: str = "pretrain") -> ConfigDict:
@@ -160,7 +168,21 @@ def second_stage(config: ConfigDict) -> None:
     _of_two_times(config, "second_stage", "second_stage", "flow_map")
 
 
-_AFTER_PRETRAINING = {"distill": distill, "residual": residual, "second_stage": second_stage}
+def baseline(config: ConfigDict, name: str) -> None:
+    """... one of a baseline: another objective, and the sampler and network that go with it."""
+    config.stage = name
+    config.loss.name, config.sampler.name = BASELINES[name]
+    config.model.mask_token = name == "mdlm"
+    config.model.causal = name == "ar"
+    config.sampler.steps = (8, 32, 128)
+
+
+_AFTER_PRETRAINING = {
+    "distill": distill,
+    "residual": residual,
+    "second_stage": second_stage,
+    **{name: functools.partial(baseline, name=name) for name in BASELINES},
+}
 
 
 def _of_two_times(config: ConfigDict, stage: str, loss: str, sampler: str) -> None:
@@ -171,10 +193,27 @@ def _of_two_times(config: ConfigDict, stage: str, loss: str, sampler: str) -> No
     config.sampler.update(name=sampler, steps=(1, 2, 4, 8))
 
 
+def from_scratch(config: ConfigDict) -> bool:
+    """Whether the stage starts from random parameters and needs no teacher."""
+    return config.stage == "pretrain" or config.stage in BASELINES
+
+
 def teach(config: ConfigDict, workdir: str) -> None:
     """Names the teacher by the convention of these configs: the workdir of the stage before."""
-    if config.stage != "pretrain":
+    if not from_scratch(config):
         config.teacher = workdir + ("_residual" if config.stage == "second_stage" else "")
+
+
+def finish(config: ConfigDict, workdir: str = "") -> None:
+    """What follows from the rest of a config, to be called at its end.
+
+    Names the teacher (without a workdir --config.teacher does), and the steps of the autoregressive
+    baseline: one for every token after the first.
+    """
+    if workdir:
+        teach(config, workdir)
+    if config.stage == "ar":
+        config.sampler.steps = (config.data.length - 1,)
 
 
 def split_stage(stage: str, *words: str) -> tuple[str, set[str]]:
@@ -186,7 +225,7 @@ def split_stage(stage: str, *words: str) -> tuple[str, set[str]]:
     parts = [part.strip() for part in stage.split(",") if part.strip()]
     given = {part for part in parts if part in words}
     stages = [part for part in parts if part not in words]
-    if len(stages) > 1:
+    if len(stages) > 1 or stages and stages[0] not in STAGES:
         raise UserError(
             f"this config has no stage {stage!r}; write one of {', '.join(STAGES)}"
             + (f", and after a comma {', '.join(words)}" if words else "")
@@ -203,7 +242,7 @@ def small(config: ConfigDict) -> None:
     """Shrinks model and training to half an hour on two CPU cores."""
     config.model.update(width=128, depth=4, heads=4, dropout=0.0, dtype="float32")
     config.model.head_init = "table"
-    rate = 4e-3 if config.stage == "pretrain" else 1e-3
+    rate = 4e-3 if from_scratch(config) else 1e-3
     config.optim.update(learning_rate=rate, warmup_steps=100, ema_decay=0.999)
     config.train.update(
         batch_size=32,

@@ -14,6 +14,7 @@ Published: generative perplexity under GPT-2 large, and entropy of the samples i
 
 The two-stage method of the first version: --config=configs/lm1b.py:residual with
 --workdir=runs/lm1b_residual, then :second_stage (published one-step value, read off a figure: 104).
+Baselines on the same data and network: :mdlm, :duo and :ar.
 
 The validation text is the official test split, as in the official code. That code also drops the
 remainder of every 1000 documents; --config.data.drop_remainder_every=1000 does it here. The
@@ -32,11 +33,9 @@ def get_config(stage="pretrain"):
     config.tokenizer.options.update(folder="", download=True)
     config.model.dtype = "bfloat16"
     config.train.update(batch_size=512, steps=1_000_000)
-    common.teach(config, "runs/lm1b")
-    if stage == "pretrain":
-        config.sampler.steps = (8, 32, 128)
-    else:
-        config.sampler.steps = (1, 2, 4, 8, 32)
+    scratch = common.from_scratch(config)
+    config.sampler.steps = (8, 32, 128) if scratch else (1, 2, 4, 8, 32)
     if config.sampler.name == "flow_map":
         config.sampler.gamma = 0.8
+    common.finish(config, "runs/lm1b")
     return config

@@ -13,7 +13,8 @@ Published: generative perplexity under GPT-2 large, and entropy of the samples i
            45.09 (5.25). Data: about 20.
 
 The two-stage method of the first version: --config=configs/owt.py:residual with
---workdir=runs/owt_residual, then :second_stage.
+--workdir=runs/owt_residual, then :second_stage. Baselines on the same data and network: :mdlm, :duo
+and :ar.
 
 The files are found in the hub's cache, in $FLM_JAX_DATA/openwebtext or at
 --config.data.options.path: Parquet, Arrow, or the original archives. The last 100,000 documents are
@@ -34,11 +35,9 @@ def get_config(stage="pretrain"):
     # Official distillation and correction: batches of 128; the second stage: 512 again.
     batch = 128 if stage in ("distill", "residual") else 512
     config.train.update(batch_size=batch, steps=1_000_000)
-    common.teach(config, "runs/owt")
-    if stage == "pretrain":
-        config.sampler.steps = (8, 32, 128)
-    else:
-        config.sampler.steps = (1, 2, 4, 8, 32)
+    scratch = common.from_scratch(config)
+    config.sampler.steps = (8, 32, 128) if scratch else (1, 2, 4, 8, 32)
     if config.sampler.name == "flow_map":
         config.sampler.gamma = 1.0
+    common.finish(config, "runs/owt")
     return config

@@ -8,7 +8,8 @@ Time:      not measured yet
 Published: there are no flow language models of PTB to compare with
 
 Its licence forbids passing it on, so it is not downloaded. <unk> is read as "?", N as 1, as in the
-official code. The stages residual and second_stage make the flow map in two steps; see common.py.
+official code. The stages residual and second_stage make the flow map in two steps, mdlm, duo and ar
+are baselines; see common.py.
 """
 
 from configs import common
@@ -22,5 +23,5 @@ def get_config(stage="pretrain"):
     config.model.update(common.PRESETS["tiny"])
     config.optim.update(warmup_steps=500, ema_decay=0.999)
     config.train.update(batch_size=128, steps=20_000, eval_every=500, sample_every=2_000)
-    common.teach(config, "runs/ptb")
+    common.finish(config, "runs/ptb")
     return config

@@ -36,15 +36,15 @@ def get_config(stage="pretrain"):
         eval_rows=128,
         eval_taus=(0.05, 0.25, 0.5, 0.75, 0.95),
     )
-    # A slightly cold denoiser: the entropy within a sample is then that of the data.
-    config.sampler.update(num_samples=192, batch_size=64, denoiser_temperature=0.75)
+    config.sampler.update(num_samples=192, batch_size=64)
     if stage == "pretrain":
-        config.sampler.steps = (1, 8, 32, 128)
-    else:
-        common.teach(config, "runs/quickstart")
+        # A slightly cold denoiser: the entropy within a sample is then that of the data.
+        config.sampler.update(steps=(1, 8, 32, 128), denoiser_temperature=0.75)
+    elif not common.from_scratch(config):
         if stage == "distill":
             config.loss.options.boundary_fraction = 1 / 16  # a row of 16; lsd: 0
         config.optim.learning_rate = 1e-3
         config.train.update(steps=800, max_minutes=2.0)
-        config.sampler.update(steps=(1, 2, 4, 8), denoiser_temperature=1.0)
+        config.sampler.steps = (1, 2, 4, 8)
+    common.finish(config, "runs/quickstart")
     return config

@@ -10,7 +10,8 @@ Published: there are no flow language models of text8 to compare with
 
 A row is one piece of 256 characters between BOS and EOS, nothing is padded. The split is the usual
 one, 90 million characters of training text and 5 million each of validation and test. The stages
-residual and second_stage make the flow map in two steps; see common.py.
+residual and second_stage make the flow map in two steps, mdlm, duo and ar are baselines; see
+common.py.
 """
 
 from configs import common
@@ -29,5 +30,5 @@ def get_config(stage="pretrain"):
     if "small" in words:
         common.small(config)
         workdir += "_small"
-    common.teach(config, workdir)
+    common.finish(config, workdir)
     return config

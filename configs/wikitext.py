@@ -9,7 +9,8 @@ Time:      not measured yet; small: 30 minutes (limit: train.max_minutes); its f
 Published: there are no flow language models of WikiText to compare with
 
 A document is an article; options.document=line makes it a line, as the official code has it. The
-stages residual and second_stage make the flow map in two steps; see common.py.
+stages residual and second_stage make the flow map in two steps, mdlm, duo and ar are baselines; see
+common.py.
 """
 
 from configs import common
@@ -30,5 +31,5 @@ def get_config(stage="pretrain"):
         config.data.update(name="wikitext2", length=64)
         config.tokenizer = common.pieces(2048)
         workdir += "_small"
-    common.teach(config, workdir)
+    common.finish(config, workdir)
     return config

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 from absl import flags, logging
 
 from flm_jax import config as config_lib
-from flm_jax import inference, metrics
+from flm_jax import files, inference, metrics, numerics
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.interop import hub_layout, official, settings
@@ -53,6 +54,7 @@ class Choices:
     logit_cap: float | None = None
 
 
+@numerics.pinned()
 def convert(source: str, destination: str, choices: Choices = Choices()) -> pathlib.Path:  # noqa: B008  (frozen)
     """Writes ``destination`` from ``source``; returns its path.
 
@@ -60,8 +62,9 @@ def convert(source: str, destination: str, choices: Choices = Choices()) -> path
     there already (an empty folder may be).
     """
     come, go = pathlib.Path(source).expanduser(), pathlib.Path(destination).expanduser()
-    if go.exists() and not (go.is_dir() and not any(go.iterdir())):
+    if os.path.exists(go) and not (go.is_dir() and not any(go.iterdir())):
         raise UserError(f"{go} exists already; choose another destination or remove it first")
+    files.check_writable(go / "config.json" if os.path.isdir(go) else go)
     asked = dataclasses.asdict(choices)
     if inference.is_workdir(come):
         given = [name for name in inference.OF_OFFICIAL if asked[name] is not None]
@@ -103,7 +106,8 @@ def _import(source: pathlib.Path, destination: pathlib.Path, choices: Choices) -
     print(
         f"wrote {destination}: {dit.count_parameters(items['ema']):,} parameters, "
         f"ema = {found.weights}, tokenizer {tokenizer.name}, length {length}\n"
-        f"write texts:  python -m flm_jax.generate --checkpoint={destination} --steps=32"
+        "write texts:  python -m flm_jax.generate "
+        f"--checkpoint={shlex.quote(str(destination))} --steps=32"
     )
     return destination
 
@@ -120,7 +124,8 @@ def _export(source: pathlib.Path, destination: pathlib.Path, choices: Choices) -
                 f"(its readers take {theirs}); only models with the official value can be exported"
             )
     with Checkpoints(inference.checkpoints_of(config, source)) as checkpoints:
-        _, meta = checkpoints.restore_meta(model.step)
+        # Not of model.step: a training may have deleted that, and all steps say the same of this.
+        _, meta = checkpoints.restore_meta(choices.step)
     given = meta.get("official") or {}
     carried = {
         **given,
@@ -149,6 +154,7 @@ def _export(source: pathlib.Path, destination: pathlib.Path, choices: Choices) -
 @contextlib.contextmanager
 def _appearing(destination: pathlib.Path) -> Iterator[pathlib.Path]:
     """An empty folder that becomes ``destination`` when the block ends well, else vanishes."""
+    destination = pathlib.Path(os.path.realpath(destination))  # what a link points to
     try:
         destination.absolute().parent.mkdir(parents=True, exist_ok=True)
         name = f".{destination.name}-"

@@ -22,7 +22,7 @@ import sys
 import threading
 import traceback
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 import jax
@@ -186,9 +186,9 @@ def session(
 
     Must be entered before anything touches a device. If the others cannot be reached within
     ``join_seconds``, this process ends with `watchdog.EXIT_CODE`, so that the job is restarted. An
-    exception in the body ends this process at once with exit code 2 (UserError), `EXIT_CODE` (a
-    broken network) or 1, after telling the others, who end with the same code. If another process
-    dies, this one ends within ``watchdog_seconds`` with `EXIT_CODE`.
+    exception in the body ends this process at once with exit code 2 (UserError), `EXIT_CODE`
+    (TryAgain, a broken network) or 1, after telling the others, who end with the same code. If
+    another process dies, this one ends within ``watchdog_seconds`` with `EXIT_CODE`.
     """
     global _watchdog
     if cluster is None:
@@ -201,7 +201,7 @@ def session(
             _coordinator_host(),
         )  # fmt: skip
     except RuntimeError as error:
-        if not _is_network(error):
+        if not is_network(error):
             raise
         _cannot_join(cluster, _first_line(error))  # another process has gone since
     try:
@@ -316,15 +316,16 @@ def _first_line(error: BaseException) -> str:
 def exit_code(error: BaseException) -> int:
     """With which code a process of a job ends because of an exception."""
     if isinstance(error, UserError):
-        return 2
+        return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    return EXIT_CODE if _is_network(error) else 1
+    return EXIT_CODE if is_network(error) else 1
 
 
-def _is_network(error: BaseException) -> bool:
+def is_network(error: BaseException) -> bool:
+    """Whether this is how the runtime says that another process cannot be reached."""
     return isinstance(error, RuntimeError | ValueError) and bool(_NETWORK.search(str(error)))
 
 
@@ -333,6 +334,8 @@ def _fail(error: BaseException, watchdog: Watchdog) -> NoReturn:
     who = f"process {jax.process_index()} of {jax.process_count()}"
     code = exit_code(error)
     if isinstance(error, UserError):
+        if code == EXIT_CODE:  # perhaps the death of a peer, which has its own sentence
+            watchdog.wait_for_verdict()
         text = str(error)
     elif isinstance(error, KeyboardInterrupt):
         text = "interrupted"
@@ -365,10 +368,23 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def process_id() -> int:
+    """Which process this is; unlike jax.process_index it touches no device."""
+    from jax._src import distributed
+
+    return distributed.global_state.process_id
+
+
 def meet(name: str, seconds: float = _DAY) -> None:
     """Returns when every process has called it with this name; each name once per process."""
     if jax.process_count() > 1:
         _client().wait_at_barrier(f"flm_jax {name}", timeout_in_ms=int(1000 * seconds))
+
+
+def before_end(function: Callable[[], None]) -> None:
+    """Has the function called where another process's failure ends this one without unwinding."""
+    if _watchdog is not None:
+        _watchdog.before_end = function
 
 
 def preempted(step: int) -> bool:

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import sys
 import tempfile
@@ -26,7 +27,7 @@ import jax
 from absl import flags, logging
 
 from flm_jax import config as config_lib
-from flm_jax import files, heap, inference
+from flm_jax import files, heap, inference, numerics
 from flm_jax.config.coercion import coerce
 from flm_jax.data import Data, load_data
 from flm_jax.errors import UserError
@@ -66,6 +67,7 @@ class Options:
 _LOADED = ("weights", "step", "teacher", *inference.OF_OFFICIAL)
 
 
+@numerics.pinned()
 def evaluate(options: Options) -> dict:
     """Samples, measures, prints the table, writes ``options.output``; returns what it holds.
 
@@ -100,9 +102,12 @@ def evaluate(options: Options) -> dict:
         "scorer": options.scorer,
         **results,
     }
-    print(_report(results))
+    try:  # saved before it is shown, and shown if it cannot be saved
+        if output is not None:
+            files.write_atomically(output, json.dumps(results, indent=1, allow_nan=False))
+    finally:
+        print(_report(results))
     if output is not None:
-        files.write_atomically(output, json.dumps(results, indent=1, allow_nan=False))
         print(f"wrote {output}")
     return results
 
@@ -132,7 +137,7 @@ def draw(
                 f"{path} holds other samples ({differences[0]}); remove it, or choose another "
                 "--samples folder"
             )
-        print(f"the samples of {steps} steps are those of {path}")
+        print(f"the samples of {steps} steps are those of {path}", file=sys.stderr)
         return stored
     samples = model.generate(
         options.num_samples,
@@ -201,10 +206,11 @@ def _output_path(output: str | None) -> pathlib.Path | None:
     if output is None:
         return None
     path = pathlib.Path(output).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # not pathlib's, which raises an error for a name that is too long
         raise UserError(f"--output={output} is a folder; give the name of a file")
-    if not path.absolute().parent.is_dir():
+    if not os.path.isdir(path.absolute().parent):
         raise UserError(f"--output={output}: there is no folder {path.parent}; make it first")
+    files.check_writable(path)
     return path
 
 
@@ -217,8 +223,9 @@ def _samples_folder(given: str | None, output: pathlib.Path | None) -> Iterator[
         return
     beside = output and output.with_name(f"{output.stem}_samples")
     folder = pathlib.Path(given).expanduser() if given else beside
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--samples={folder} is a file; give the name of a folder")
+    files.check_writable(folder / _file_name(1))
     yield folder
 
 

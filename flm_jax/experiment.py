@@ -8,6 +8,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from flm_jax import config as config_lib
 from flm_jax.evals import EVALS
@@ -60,7 +61,7 @@ class Experiment:
     def clock(self) -> clock_lib.Clock:
         if self.config.clock.name == "identity":
             return clock_lib.identity()
-        return clock_lib.build(self.vocab_size, self.config.clock.quadrature)
+        return clock_lib.build(self.vocab_size, self.config.clock.quadrature, jnp.float32)
 
     @functools.cached_property
     def loss(self) -> Loss:
@@ -73,11 +74,16 @@ class Experiment:
         options: dict[str, Any] | None = None,
         knobs: SamplingKnobs | None = None,
     ) -> Sampler:
-        """The sampler of the config, or another one by name, with knobs other than the config's."""
+        """The sampler of the config, or another one by name, with knobs other than the config's.
+
+        Raises UserError for options that it does not have, or that do not fit the vocabulary.
+        """
         section = self.config.sampler
         if not name or name == section.name:
             name, options = section.name, {**section.options, **(options or {})}
-        return config_lib.build_sampler(SAMPLERS, name, options or {}, knobs or section)
+        sampler = config_lib.build_sampler(SAMPLERS, name, options or {}, knobs or section)
+        sampler.check_vocabulary(self.model.vocab_size)
+        return sampler
 
     def space(self, tables: dict[str, jax.Array]) -> Space:
         """The state space over the embedding tables (V, D) of all networks that see one state."""

@@ -3,29 +3,85 @@
 import contextlib
 import os
 import pathlib
+import re
+import stat
 
 from flm_jax.errors import UserError
+
+# What these mean is open already, perhaps as a file in which there is something: they are added to.
+_DESCRIPTORS = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
 
 def write_atomically(path: pathlib.Path, content: bytes | str) -> None:
     """Writes a file so that a kill leaves either the old or the new content, never half of it.
 
-    The folder is made if missing. Text becomes UTF-8, with "?" for lone surrogates.
+    The folder is made if missing. Text becomes UTF-8, with "?" for lone surrogates. A link stays
+    one, and what it points to is replaced. What is no regular file (a device, a pipe, a descriptor
+    like /dev/stdout) cannot be replaced: the content is written into it.
 
     Raises UserError if the file cannot be written; then the old one is as it was.
     """
     data = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write one file
+    with _sentence(path):
+        if _is_written_into(path):
+            with open(path, "ab") as file:
+                file.write(data)
+            return
+        target, temporary = _places(path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Raises UserError if `write_atomically` cannot write there as things are; changes nothing.
+
+    To be asked before hours of work. A disk that will be full by then is not foreseen.
+    """
+    with _sentence(path):
+        if _is_written_into(path):
+            if not stat.S_ISFIFO(os.stat(path).st_mode):
+                open(path, "ab").close()  # a folder or a socket says so now
+            elif not os.access(path, os.W_OK):  # to open it would wait for a reader and end him
+                raise PermissionError(None, "Permission denied")
+            return
+        _, probe = _places(path)
+        folder = next(parent for parent in probe.parents if os.path.exists(parent))
+        probe = folder / probe.name
+        probe.touch()
+        probe.unlink()
+
+
+def _is_written_into(path: pathlib.Path) -> bool:
+    """Whether what is there is no regular file; a folder is one, so that opening it says so."""
+    if _DESCRIPTORS.fullmatch(str(path.absolute())):
+        return True
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _places(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """(where the content goes, the file beside it that becomes it)."""
+    target = pathlib.Path(os.path.realpath(path))
+    # Two processes may write one file.
+    return target, target.with_name(f"{target.name}.{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def _sentence(path: pathlib.Path):
+    try:
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; free space or choose a folder that "
             "you can write to"

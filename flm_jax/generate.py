@@ -10,12 +10,17 @@ given as --tokenizer=FOLDER.
 """
 
 import json
+import os
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from flm_jax import config as config_lib
 from flm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from flm_jax.inference import Samples
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "workdir of a training run, or official .ckpt, .safetensors or folder"
@@ -52,12 +57,15 @@ def main(argv: list[str]) -> None:
         raise UserError("--checkpoint=PATH is missing; give a run's --workdir or a .ckpt file")
     counts = None if STEPS.value is None else parse_steps(STEPS.value)
     output = pathlib.Path(OUTPUT.value).expanduser() if OUTPUT.value else None
-    if output is not None and not output.absolute().parent.is_dir():
+    # Not pathlib's is_dir, which raises an error for a name that is too long.
+    if output is not None and not os.path.isdir(output.absolute().parent):
         raise UserError(f"--output={output}: there is no folder {output.parent}; make it first")
-    if output is not None and output.is_dir():
+    if output is not None and os.path.isdir(output):
         raise UserError(f"--output={output} is a folder; give the name of a file")
     from flm_jax import files, heap, inference
 
+    if output is not None:
+        files.check_writable(output)
     heap.keep_small()
     model = inference.load(
         CHECKPOINT.value,
@@ -68,9 +76,9 @@ def main(argv: list[str]) -> None:
         logit_cap=LOGIT_CAP.value,
         teacher=TEACHER.value,
     )
-    rows = []
-    for steps in counts or model.config.sampler.steps:
-        samples = model.generate(
+
+    def draw(steps: int) -> "Samples":
+        return model.generate(
             NUM_SAMPLES.value,
             steps,
             SEED.value,
@@ -78,17 +86,33 @@ def main(argv: list[str]) -> None:
             sampler=SAMPLER.value,
             **config_lib.given_sampling(),
         )
-        mean = ""
-        if samples.evaluations < steps:
-            mean = f", {samples.evaluations:.1f} evaluations on average"
-        print(f"--- {steps} step{'s' * (steps > 1)}{mean}, {samples.seconds:.2f} s")
-        for text in samples.texts:
-            print(" | ".join(text.splitlines()))
-        rows += samples.rows()
-    if output is not None:
+
+    drawn = (draw(steps) for steps in counts or model.config.sampler.steps)
+    if output is None:
+        for samples in drawn:
+            show(samples)
+        return
+    done = []
+    try:  # saved before it is shown, and shown if it cannot be saved
+        for samples in drawn:
+            done.append(samples)
+        rows = [row for samples in done for row in samples.rows()]
         lines = (json.dumps(row, ensure_ascii=False) for row in rows)
         files.write_atomically(output, "\n".join(lines) + "\n")
-        print(f"wrote {len(rows)} samples to {output}")
+    finally:
+        for samples in done:
+            show(samples)
+    print(f"wrote {len(rows)} samples to {output}")
+
+
+def show(samples: "Samples") -> None:
+    """Prints texts, one a line, at once: a reader that has gone ends the command here."""
+    mean = ""
+    if samples.evaluations < samples.steps:
+        mean = f", {samples.evaluations:.1f} evaluations on average"
+    plural = "s" * (samples.steps > 1)
+    print(f"--- {samples.steps} step{plural}{mean}, {samples.seconds:.2f} s")
+    print("\n".join(" | ".join(text.splitlines()) for text in samples.texts), flush=True)
 
 
 def parse_steps(text: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flm_jax import metrics, sharding
+from flm_jax import metrics, numerics, sharding
 from flm_jax import step as step_lib
 from flm_jax.data import Rows, fixed_batch
 from flm_jax.experiment import Experiment
@@ -57,7 +57,7 @@ class HeldOut:
 
     def __call__(self, params: Any, frozen: Mapping[str, Any]) -> dict[str, float]:
         """Nats per token by name: "eval/loss", and at every time "eval/loss_tau_TAU"."""
-        key, taus = jax.random.key(SEED), jnp.asarray(self.taus, jnp.float32)
+        key, taus = numerics.key(SEED), jnp.asarray(self.taus, jnp.float32)
         total, defect = np.zeros(()), 0.0
         starts = range(0, len(self.tokens_NL), self.size)
         for first in metrics.bar(starts, desc="evaluating", unit="batch", delay=2, leave=False):

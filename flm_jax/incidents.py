@@ -1,19 +1,26 @@
-"""What a training step must not do: numbers that are not finite, gradient norms that leap."""
+"""What should not happen in training: numbers not finite, norms that leap, exceptions."""
 
 import bisect
 import collections
+import errno
 import io
 import pathlib
+import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from flm_jax import files
+from flm_jax.errors import UserError, first_line
 
 FOLDER = "nonfinite"
 MOST_FILES = 20  # a run that skips on and on must not fill the disk
 LEAST_NORMS = 20
+# Exceptions that say something of the machine, not of the code.
+OF_THE_MACHINE = (OSError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 class Spikes:
@@ -65,3 +72,30 @@ def keep_batch(
 
 def path_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
     return workdir / FOLDER / f"step_{step:08d}.npz"
+
+
+def describe(error: Exception) -> str:
+    """An exception in a line, with the remedy where there is one."""
+    if isinstance(error, UserError):
+        return str(error)
+    line = first_line(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in line:
+        line += ": out of memory; model.remat=True and a smaller model.head_chunk need less"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        line += "; free space there"
+    return line
+
+
+def keep_traceback(workdir: pathlib.Path, step: int, error: Exception) -> str:
+    """Writes where an exception came from to a file; returns what to say about it.
+
+    A disk that is full does not take it: then it goes to stderr.
+    """
+    process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = workdir / "tracebacks" / f"step_{step:08d}{process}.txt"
+    try:
+        files.write_atomically(path, "".join(traceback.format_exception(error)))
+    except UserError:
+        traceback.print_exception(error, file=sys.stderr)
+        return ""
+    return f"; where it came from: {path}"

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import metrics, sharding
+from flm_jax import folders, metrics, numerics, sharding
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
@@ -106,6 +106,7 @@ class FlowModel:
         return self.experiment.config
 
     @with_knobs
+    @numerics.pinned()
     def generate(
         self,
         num_samples: int = 8,
@@ -132,6 +133,7 @@ class FlowModel:
             sampler,
             sampler_options,
             knobs | {"num_samples": num_samples, "steps": (steps,), "batch_size": batch_size},
+            length,
         )
         if not 0 <= seed < 2**32:
             raise UserError(f"seed={seed} must be at least 0 and below {2**32}")
@@ -148,7 +150,7 @@ class FlowModel:
             devices = sharding.batch_devices(self._mesh)
             batch = -(-batch // devices) * devices
         run = self._compile(rule, sampling, batch, length, trajectory)
-        key = jax.random.key(seed)
+        key = numerics.key(seed)
         start = time.perf_counter()
         firsts = range(0, num_samples, batch)
         with metrics.Waiting(f"sampling, {_steps(steps)}", parts=len(firsts)) as waiting:
@@ -175,12 +177,14 @@ class FlowModel:
         name: str = "",
         options: dict[str, Any] | None = None,
         knobs: Mapping[str, Any] = types.MappingProxyType({}),
+        length: int | None = None,
     ) -> tuple[Sampler, config_lib.Sampler]:
         """The sampler of the config or another one, and the config's section as it is used.
 
         Args:
           name: "" takes that of the config, with its options; ``options`` are set beside them.
           knobs: values of the section; None takes that of the config.
+          length: tokens of a sample; None takes that of the config.
 
         Raises UserError unless name, values, sampler and network fit each other.
         """
@@ -201,7 +205,7 @@ class FlowModel:
             }
             chosen = dataclasses.replace(chosen, **left)
         chosen = dataclasses.replace(chosen, name=name, options=options or {})
-        self._check_sampler(rule, chosen)
+        self._check_sampler(rule, chosen, length)
         return rule, chosen
 
     def text(self, tokens_L: np.ndarray) -> str:
@@ -266,14 +270,14 @@ class FlowModel:
             )
             out = None if self._mesh is None else sharding.replicated(self._mesh)
             jitted = jax.jit(function, out_shardings=out)
-            example = (self._all_params(), jax.random.key(0), jnp.int32(0))
+            example = (self._all_params(), numerics.key(0), jnp.int32(0))
             with metrics.Waiting(f"compiling the sampler for {_steps(sampling.steps)}"):
                 self._compiled[signature] = jitted.lower(*example).compile()
         return self._compiled[signature]
 
-    def _check_sampler(self, rule: Sampler, chosen: config_lib.Sampler) -> None:
+    def _check_sampler(self, rule: Sampler, chosen: config_lib.Sampler, length: int | None) -> None:
         """UserError unless the sampler is made for this network, and the knobs for the sampler."""
-        problems = config_lib.sampler_problems(self.config, rule, chosen.name, chosen)
+        problems = config_lib.sampler_problems(self.config, rule, chosen.name, chosen, length)
         if rule.needs.teacher != ("teacher" in self.frozen):
             wanted = "the sampler 'two_model'" if self.frozen else "another sampler"
             problems.append(
@@ -323,6 +327,7 @@ def _steps(count: int) -> str:
     return f"{count} step{'s' * (count > 1)}"
 
 
+@numerics.pinned()
 def load(
     path: str | pathlib.Path,
     weights: str | None = None,
@@ -348,7 +353,7 @@ def load(
 
     Raises UserError if there is no such model, it is damaged, or something must be asked for.
     """
-    source = pathlib.Path(path).expanduser()
+    source = folders.expanded(path)
     asked = dict(zip(OF_OFFICIAL, (tokenizer, length, heads, logit_cap), strict=True))
     if is_workdir(source):
         given = [name for name, value in asked.items() if value is not None]
@@ -356,12 +361,14 @@ def load(
             raise UserError(
                 f"{path} is a workdir, which knows its {given[0]}; leave {given[0]} away"
             )
+        numerics.check_devices()
         return _load_workdir(source, weights or "ema", step, teacher)
     for name, value in (("step", step), ("teacher", teacher)):
         if value is not None:
             raise UserError(
                 f"{path} is no workdir, so {name}={value} cannot be chosen; leave it away"
             )
+    numerics.check_devices()
     return _load_official(source, weights, **asked)
 
 
@@ -374,6 +381,9 @@ def is_workdir(path: pathlib.Path) -> bool:
         )
     if not path.is_dir() or (path / "model.safetensors").is_file():
         return False
+    from flm_jax.interop import hub_layout
+
+    hub_layout.refuse_other_weights(path)
     if not (path / "config.json").is_file():
         raise UserError(
             f"{path} holds no config.json and no model.safetensors; give the --workdir of a "
@@ -399,7 +409,7 @@ def _load_workdir(
             "teacher; leave teacher away"
         )
     item = "params" if weights == "raw" else "ema"
-    abstract = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    abstract = jax.eval_shape(experiment.model.init, numerics.key(0))
     with Checkpoints(checkpoints_of(config, folder)) as checkpoints:
         found, items, meta = checkpoints.restore({item: abstract}, step)
     frozen = {}
@@ -416,7 +426,7 @@ def _load_teacher(
 
     An official checkpoint holds no tokenizer; it taught with that of the correction.
     """
-    paths = [pathlib.Path(place).expanduser() for place in places]
+    paths = [folders.expanded(place) for place in places]
     path = next((path for path in paths if path.exists()), None)
     remedy = "say where it is now: teacher=DIR of flm_jax.load, --teacher=DIR of generate, evaluate"
     if path is None:

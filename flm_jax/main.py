@@ -4,19 +4,18 @@
     python -m flm_jax.main --config=configs/quickstart.py --workdir=runs/q2 \
         --config.optim.learning_rate=1e-3 --config.train.steps=500
 
-Ctrl-C or SIGTERM saves a checkpoint and ends; the same command continues. Results, samples and
-report.html are in the workdir.
+Ctrl-C, SIGTERM, a closed terminal (SIGHUP) or SIGUSR1 saves a checkpoint and ends; the same command
+continues. Results, samples and report.html are in the workdir.
 
 On several machines the same command runs on each; see launch/README.md. With --distributed (or
 under Slurm, on a TPU slice, with JAX_COORDINATOR_ADDRESS) the processes find each other. --workdir
 must then be on storage that all of them share.
 """
 
-import pathlib
-
 from absl import flags
 
 from flm_jax import config as config_lib
+from flm_jax import folders, windows
 from flm_jax.errors import UserError
 
 CONFIG = config_lib.config_flag()
@@ -35,6 +34,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run: checkpoints,
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    windows.refuse("training")
     config = CONFIG.value
     if not WORKDIR.value:
         raise UserError("--workdir=DIR is missing; try --workdir=runs/quickstart")
@@ -54,8 +54,8 @@ def main(argv: list[str]) -> int:
     with distributed.session(cluster, config.train.watchdog_seconds, JOIN_SECONDS.value):
         from flm_jax import train
 
-        return train.train(config, pathlib.Path(WORKDIR.value).expanduser())
+        return train.train(config, folders.expanded(WORKDIR.value))
 
 
 if __name__ == "__main__":
-    config_lib.run_main(main)
+    config_lib.run_main(main, needs_reader=False)

@@ -1,10 +1,9 @@
 """What a run leaves for people: run.json, results.json, samples, the report, the last words.
 
-Only process 0 writes; all processes sample together. ``run`` is the `flm_jax.run.Run` that calls.
+Only process 0 writes; all processes sample together.
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -14,18 +13,21 @@ import shlex
 import sys
 import time
 from importlib import metadata
-from typing import Any
 
 import jax
 import numpy as np
 
 from flm_jax import config as config_lib
-from flm_jax import files, report
+from flm_jax import distributed, files, report
+from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.evals import EVALS, YARDSTICKS, truth
 from flm_jax.evals import base as evals
-from flm_jax.inference import FlowModel, Samples
+from flm_jax.experiment import Experiment
+from flm_jax.inference import FlowModel, Samples, checkpoints_of
 from flm_jax.models import dit
+from flm_jax.run import Run
+from flm_jax.step import TrainState
 
 SHOWN_TEXTS = 12  # texts per number of steps kept in results.json
 STRIP_SEQUENCES = 3
@@ -35,26 +37,32 @@ SAMPLE_SEED = 0
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path):
-    """Holds a workdir for this job; UserError if another one on this machine has it.
+def end_recorded(config: config_lib.Config, workdir: pathlib.Path):
+    """run.json does not go on saying "running" when the body has ended with an exception.
 
-    Of several processes only the main one may hold it.
+    The caller holds the workdir.
     """
-    if jax.process_index() != 0:
+    try:
         yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        with contextlib.suppress(Exception):  # the exception matters more
+            newest = Checkpoints(checkpoints_of(config, workdir)).newest_known()
+            record_end(workdir, "interrupted" if interrupted else "failed", newest or 0)
+        raise
+
+
+def record_end(workdir: pathlib.Path, stopped: str, step: int | None = None) -> None:
+    """Corrects a run.json that says "running"; the caller holds the workdir."""
+    if distributed.process_id() != 0 or not (workdir / "run.json").is_file():
         return
-    with open(workdir / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {workdir}; wait for it, or choose another "
-                "--workdir"
-            ) from None
-        yield
+    facts = json.loads((workdir / "run.json").read_text())
+    if facts["stopped"] == "running":
+        facts |= {"stopped": stopped} | ({} if step is None else {"step": step})
+        files.write_atomically(workdir / "run.json", json.dumps(facts, indent=2))
 
 
-def write_run(run: Any, step: int, stopped: str) -> None:
+def write_run(run: Run, step: int, stopped: str) -> None:
     """run.json: what ran, where, with which versions, for how long."""
     if jax.process_index() != 0:
         return
@@ -87,11 +95,12 @@ def write_run(run: Any, step: int, stopped: str) -> None:
     files.write_atomically(run.workdir / "run.json", json.dumps(facts, indent=2))
 
 
-def finish(run: Any, state: Any, step: int, why: str) -> None:
+def finish(run: Run, state: TrainState, step: int, why: str) -> None:
     """Samples at every number of steps, the table, the report, and what to do next."""
     path = run.workdir / "results.json"
     done = _results_of(path, step, run.config)
     if done is None:
+        write_run(run, step, why)  # training is over, whatever becomes of the samples
         start = time.perf_counter()
         done = results(run, run.model(state, step), step)
         run.clockwork.sample_s += time.perf_counter() - start
@@ -109,7 +118,7 @@ def finish(run: Any, state: Any, step: int, why: str) -> None:
     print(_last_words(run, done, step, heading, page))
 
 
-def results(run: Any, model: FlowModel, step: int) -> dict:
+def results(run: Run, model: FlowModel, step: int) -> dict:
     """results.json: samples, the table of the evaluators, the denoising strip."""
     knobs = run.config.sampler
     samples = [model.generate(knobs.num_samples, steps, SAMPLE_SEED) for steps in knobs.steps]
@@ -130,7 +139,7 @@ def results(run: Any, model: FlowModel, step: int) -> dict:
     }
 
 
-def _table(run: Any, samples: list[Samples]) -> dict:
+def _table(run: Run, samples: list[Samples]) -> dict:
     """The evaluators on the samples, on yardsticks fitted on the training rows, on held-out data.
 
     All on the same number of tokens, because entropies of few tokens come out too low.
@@ -155,7 +164,7 @@ def _table(run: Any, samples: list[Samples]) -> dict:
     return evals.table(evaluators, named)
 
 
-def label_of(experiment: Any) -> str:
+def label_of(experiment: Experiment) -> str:
     """What tables call a model: FLM, a flow map FMLM, or the name of its loss."""
     if experiment.has_denoiser:
         return "FMLM" if experiment.config.model.two_times else "FLM"
@@ -167,10 +176,13 @@ def _some(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.resize(order, count)]
 
 
-def _strip(run: Any, model: FlowModel) -> dict:
+def _strip(run: Run, model: FlowModel) -> dict:
     """A few sequences, evaluation by evaluation, every token with its probability."""
     steps = max([n for n in run.config.sampler.steps if n <= STRIP_STEPS], default=STRIP_STEPS)
+    # Where no other number will do there may be many steps; not every one is shown.
+    steps = run.experiment.sampler().steps_for(run.config.data.length) or steps
     path = model.generate(STRIP_SEQUENCES, steps, SAMPLE_SEED, trajectory=True).trajectory
+    assert path is not None
     piece = run.data.tokenizer.piece
     frames = [
         {
@@ -185,19 +197,19 @@ def _strip(run: Any, model: FlowModel) -> dict:
                 )
             ],
         }
-        for i in range(steps)
+        for i in sorted(set(np.linspace(0, steps - 1, min(steps, STRIP_STEPS), dtype=int).tolist()))
     ]
     return {"steps": steps, "frames": frames}
 
 
-def _last_words(run: Any, done: dict, step: int, heading: str, page: pathlib.Path) -> str:
+def _last_words(run: Run, done: dict, step: int, heading: str, page: pathlib.Path) -> str:
     lines = ["", f"The run {heading} at step {step} of {run.config.train.steps}.", ""]
     for group in done["samples"]:
         lines.append(f"--- {group['steps']} step{'s' * (group['steps'] > 1)}")
         lines += [f"  {' | '.join(text.splitlines())}" for text in group["texts"][:3]]
     if done["rows"]:
         lines += ["", evals.format_table(done)]
-    workdir = run.workdir
+    workdir = shlex.quote(str(run.workdir))  # rm -r of run[1] would remove run1
     lines += [
         "",
         f"report:        {page}",
@@ -208,6 +220,7 @@ def _last_words(run: Any, done: dict, step: int, heading: str, page: pathlib.Pat
         if run.config.train.max_minutes:
             longer += f" --config.train.max_minutes={math.ceil(2 * run.config.train.max_minutes)}"
         config_file = next((w for w in sys.argv if w.startswith("--config=")), "--config=...")
+        config_file = shlex.quote(config_file)
         lines.append(
             f"train longer:  {_python()} -m flm_jax.main {config_file} --workdir={workdir} {longer}"
         )
@@ -248,7 +261,7 @@ def _command() -> str:
     return shlex.join(sys.argv)
 
 
-def _tables(run: Any) -> dict:
+def _tables(run: Run) -> dict:
     tables = {role: params["embed"]["table"] for role, params in run.frozen.items()}
     return tables | {"student": run.state_shape.params["embed"]["table"]}
 

@@ -24,6 +24,7 @@ import numpy as np
 from absl import flags
 
 from flm_jax import config as config_lib
+from flm_jax import files
 from flm_jax.errors import UserError
 
 COLUMN = "valid"  # of `evals.truth`, plotted
@@ -85,10 +86,13 @@ def main(argv: list[str]) -> int:
                 runs.append((language, rows))
     every = gather(runs)
     text, found = report(every), every[COLUMN]
-    (folder / "proof.md").write_text(text, encoding="utf-8")
-    for language in given.languages:
-        (folder / f"{language}.svg").write_text(plot(found, language), encoding="utf-8")
-    print(f"\n{text}\ntable and plots: {folder}/proof.md, {folder}/*.svg")
+    try:  # saved before it is shown, and shown if it cannot be saved
+        files.write_atomically(folder / "proof.md", text)
+        for language in given.languages:
+            files.write_atomically(folder / f"{language}.svg", plot(found, language))
+    finally:
+        print(f"\n{text}")
+    print(f"table and plots: {folder}/proof.md, {folder}/*.svg")
     return 0
 
 
@@ -317,4 +321,4 @@ def plot(found: dict[tuple[str, str], list[float]], language: str) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    config_lib.run_main(main)
+    config_lib.run_main(main, needs_reader=False)

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from flm_jax import config as config_lib
-from flm_jax import metrics, sharding
+from flm_jax import metrics, numerics, sharding
 from flm_jax import step as step_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     return 0 if result["reproduced"] else 1
 
 
+@numerics.pinned()
 def reproduce(path: pathlib.Path, workdir: pathlib.Path) -> dict:
     """The step again: its loss and norm, the parameters and rows where numbers go wrong."""
     facts = _read(path)
@@ -53,6 +54,7 @@ def reproduce(path: pathlib.Path, workdir: pathlib.Path) -> dict:
     place = checkpoints_of(config, workdir)
     quiet = dataclasses.replace(config.train, checkpoints="", mirror="", spike_factor=0.0)
     config = dataclasses.replace(config, train=quiet)
+    numerics.check_devices()
     with tempfile.TemporaryDirectory(prefix="flm_jax_reproduce_") as scratch:
         run = Run(config, pathlib.Path(scratch))
         run.checkpoints = Checkpoints(place)

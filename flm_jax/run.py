@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax import distributed, files, metrics, optim, sharding
+from flm_jax import distributed, files, metrics, numerics, optim, sharding
 from flm_jax import step as step_lib
 from flm_jax import workdir as workdir_lib
 from flm_jax.checkpoint import Checkpoints, Mirror, NoGoodStep
@@ -71,6 +71,7 @@ class Run:
         self.experiment = Experiment(
             config, self.data.tokenizer.vocab_size, sharding.batch_devices(self.mesh)
         )
+        self.experiment.sampler()  # refused before training if it does not fit the vocabulary
         self.sources = load_sources(self.experiment, self.data)
         workdir_lib.claim(config, workdir)
         if isinstance(self.mirror, Mirror):
@@ -91,7 +92,7 @@ class Run:
         )
         self.log = metrics.MetricsLog(workdir) if distributed.is_main() else NoLog()
         self.agreement = distributed.Agreement(self.mesh)
-        self.key = jax.random.key(config.seed)
+        self.key = numerics.key(config.seed)
         self.state_shape = jax.eval_shape(self._init, self.key)
         self.state_sharding = sharding.shardings(self.state_shape, self.mesh)
         self._model: FlowModel | None = None
@@ -205,8 +206,8 @@ class Run:
 
     def start_from(self, state: step_lib.TrainState) -> step_lib.TrainState:
         """The fresh state with the parameters (the average) of config.init_from."""
-        first = self.sources.first
-        source = self.config.init_from
+        first, source = self.sources.first, self.config.init_from
+        assert first is not None  # loaded because init_from names it
         params = first_params(first, state.params, self.experiment.loss, source)
         # Copied: the training step gives its arguments away, and a teacher's must stay.
         params = jax.tree.map(jnp.copy, sharding.place(params, self.state_sharding.params))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from flm_jax import config as config_lib
+from flm_jax import folders, numerics
 from flm_jax.data import Data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
@@ -58,7 +59,7 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
         first = read(config.init_from, data)
         check(first, experiment, data, "init_from", config.init_from)
     if first is not None:  # from shapes alone: nothing is computed, nothing written yet
-        fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
+        fresh = jax.eval_shape(experiment.model.init, numerics.key(0))
         jax.eval_shape(lambda fresh: first_params(first, fresh, loss, config.init_from), fresh)
     return Sources(frozen, first)
 
@@ -68,7 +69,7 @@ def read(source: str, data: Data) -> FlowModel:
 
     It holds none: only the size of its vocabulary says whether they fit.
     """
-    if is_workdir(pathlib.Path(source).expanduser()):
+    if is_workdir(folders.expanded(source)):
         return load(source)
     with tempfile.TemporaryDirectory() as folder:
         data.tokenizer.save(pathlib.Path(folder))

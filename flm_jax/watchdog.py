@@ -14,9 +14,12 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
-EXIT_CODE = 75  # "temporary failure, try again": restarting the job is right
+from flm_jax.errors import TryAgain
+
+EXIT_CODE = TryAgain.exit_code  # restarting the job is right
 _KEY = "flm_jax watchdog"
 _BYE, _FAILED = "bye", "failed"
 
@@ -33,6 +36,7 @@ class Watchdog:
 
     def __init__(self, process: int, processes: int, seconds: float, store: Any, host: str):
         self._process, self._processes, self._seconds = process, processes, seconds
+        self.before_end: Callable[[], None] | None = None  # called before this process is ended
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._peers: dict[int, socket.socket] = {}
@@ -144,6 +148,9 @@ class Watchdog:
         if self._process == 0:
             self._send_all(f"{_FAILED} {code} {sentence}")
             time.sleep(0.2)  # the text should be there before the end of the connection
+        if self.before_end is not None:
+            with contextlib.suppress(Exception):  # nothing may keep this process
+                self.before_end()
         os._exit(code)
 
     def _send_all(self, line: str) -> None:

@@ -2,18 +2,59 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterator
 
 import jax
 
 from flm_jax import config as config_lib
-from flm_jax import distributed, files
+from flm_jax import distributed, files, folders, locks
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.inference import CHECKPOINTS_FOLDER, checkpoints_of, read_config
 
 COMPILED_FOLDER = "compiled"
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds a workdir for this job: inside it anything may be written there, outside nothing.
+
+    Of several processes the first holds it for all. A folder that is made for the lock goes again
+    if nothing else has come into it, so that a mistake leaves nothing behind.
+
+    Raises UserError if another job has it, which then notices nothing, or if it cannot be made.
+    """
+    if distributed.process_id() != 0:
+        yield
+        return
+    made = not os.path.exists(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / LOCK, "a")
+    except OSError as error:
+        raise _unwritable(workdir, error) from error
+    with file:
+        if not locks.take(file, f"let no other command train in {workdir}"):
+            raise UserError(
+                f"another process is training in {workdir}; wait for it, or choose another "
+                "--workdir"
+            )
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if made and os.listdir(workdir) == [LOCK]:
+                    (workdir / LOCK).unlink()
+                    workdir.rmdir()
+
+
+def _unwritable(workdir: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
+    )
 
 
 def check(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -82,9 +123,7 @@ def _write_config(config: config_lib.Config, workdir: pathlib.Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_atomically(workdir / "config.json", config_lib.to_json(config))
     except OSError as error:
-        raise UserError(
-            f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
-        ) from error
+        raise _unwritable(workdir, error) from error
 
 
 @contextlib.contextmanager
@@ -93,12 +132,12 @@ def compiled_programs(choice: str, workdir: pathlib.Path) -> Iterator[None]:
 
     A folder that JAX was told of before, by JAX_COMPILATION_CACHE_DIR or in Python, stays.
     """
-    if choice == "off" or jax.config.jax_compilation_cache_dir:
+    if choice == "off" or jax.config.values["jax_compilation_cache_dir"]:
         yield
         return
     from jax.experimental.compilation_cache import compilation_cache
 
-    folder = workdir / COMPILED_FOLDER if choice == "workdir" else pathlib.Path(choice).expanduser()
+    folder = workdir / COMPILED_FOLDER if choice == "workdir" else folders.expanded(choice)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     compilation_cache.reset_cache()
     try:

@@ -36,7 +36,7 @@ fi
 port=${PORT:-8476}
 children=()
 if [[ -z $dry ]]; then
-  trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
+  trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT HUP USR1
 fi
 for ((index = 0; index < processes; index++)); do
   show_or_run "$python" -m flm_jax.main --coordinator="127.0.0.1:$port" \

@@ -3,9 +3,10 @@
 #
 #   launch/retry.sh [--times=20] [--pause=10] [--code-file=FILE] COMMAND...
 #
-# A checkpoint is resumed by the same command, so restarting is all there is to do. SIGTERM and
-# SIGINT go to the command, which saves and ends; then nothing is restarted. An error (1), a mistake
-# of the user (2) and a finished run (0) end the loop too. FILE gets the exit code when all is over.
+# A checkpoint is resumed by the same command, so restarting is all there is to do. SIGTERM, SIGINT,
+# SIGHUP and SIGUSR1 end the command, which saves first; then nothing is restarted. An error (1), a
+# mistake of the user (2) and a finished run (0) end the loop too. FILE gets the exit code when all
+# is over.
 set -euo pipefail
 
 times=20
@@ -28,7 +29,7 @@ trap note EXIT
 stopped=
 child=
 forward() { stopped=yes; if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi; }
-trap forward TERM INT
+trap forward TERM INT HUP USR1 # under nohup HUP stays ignored
 
 for ((attempt = 1; attempt <= times; attempt++)); do
   "$@" &
@@ -41,7 +42,7 @@ for ((attempt = 1; attempt <= times; attempt++)); do
     wait "$child" || code=$?
   done
   case $code in
-    75 | 134 | 135 | 137 | 139 | 143) ;;
+    75 | 134 | 135 | 137 | 138 | 139 | 143) ;;
     *) exit "$code" ;;
   esac
   [[ -z $stopped ]] || exit "$code"

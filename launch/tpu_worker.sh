@@ -93,7 +93,7 @@ status() {
   if [[ $ended != 0 && -e $state/stopped ]]; then return 4; fi
   case $ended in
     0) return 3 ;;
-    75 | 134 | 135 | 137 | 139 | 143) return 5 ;;
+    75 | 134 | 135 | 137 | 138 | 139 | 143) return 5 ;;
     *) return 4 ;;
   esac
 }

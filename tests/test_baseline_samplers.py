@@ -194,6 +194,62 @@ def test_left_to_right_draws_from_the_networks_law():
     np.testing.assert_array_equal(again[0], tokens_BL[7])
 
 
+def test_what_is_never_drawn_is_as_if_its_logit_were_minus_infinity():
+    """The official rule, position by position with the whole network, on given noise."""
+    never, net = [0, 7, V - 1], real_net(LeftToRight())
+    noise_SBV = 3.0 * np.random.default_rng(1).gumbel(size=(L - 1, B, V)).astype(np.float32)
+    options = {"steps": L - 1, "length": L, "bos_id": 0, "noise": jnp.asarray(noise_SBV)}
+    free_BL, _ = draw(LeftToRight(), net, keys(), **options)
+    sampler = LeftToRight(never=tuple(never))
+    tokens_BL, path = draw(sampler, net, keys(), trajectory=True, **options)
+    assert np.isin(free_BL[:, 1:], never).any()  # else nothing is tested
+    wanted = np.zeros((B, L), np.int32)
+    for i in range(L - 1):
+        posterior = net(net.table[wanted], None).posterior
+        logits = np.array(posterior.head.capped(posterior.logits().dense())[:, i])
+        logits[:, never] = -1e6
+        wanted[:, i + 1] = np.argmax(logits + noise_SBV[i], axis=-1)
+        p = np.asarray(jax.nn.softmax(logits))[np.arange(B), wanted[:, i + 1]]
+        np.testing.assert_allclose(path.confidence_SBL[i, :, i + 1], p, rtol=1e-4)
+    np.testing.assert_array_equal(tokens_BL, wanted)
+
+
+@pytest.mark.parametrize(("top_p", "temperature"), [(1.0, 0.5), (0.6, 1.0), (1e-6, 1.0)])
+def test_what_is_left_keeps_its_law_at_any_temperature_and_nucleus(top_p, temperature):
+    model = tiny.model(causal=True, logit_cap=0.0)
+    head = {"kernel": jnp.zeros((D, V)), "bias": jnp.log(jnp.asarray(P))}
+    net = model.net(tiny.params(model) | {"head": head}, temperature)
+    never = np.argsort(-P)[:2].tolist()  # what would be written most
+    sampler = LeftToRight(top_p=top_p, never=tuple(never))
+    tokens_BL, _ = draw(sampler, net, keys(300), steps=9, length=10, bos_id=0)
+    law = P ** (1.0 / temperature)
+    law[never] = 0.0
+    law /= law.sum()
+    order = np.argsort(-law)
+    law[order[np.sum(np.cumsum(law[order]) < top_p) + 1 :]] = 0.0
+    assert not np.isin(tokens_BL[:, 1:], never).any()
+    assert deviation(tokens_BL[:, 1:], law / law.sum()) < 5
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"never": (3, V)}, f"never=3,{V}: {V} is no token of this model; give ids from 0 to"),
+        ({"never": -1}, "never=-1: -1 is no token of this model"),
+        ({"never": tuple(range(V))}, f"never names all {V} tokens"),
+        ({"never": "mask"}, "option 'never' of sampler 'autoregressive'.* must be an integer"),
+        ({"never": 1.5}, "must be an integer"),
+        ({"bos_id": V}, f"bos_id={V} is no token of this model"),
+        ({"bos_id": -2}, "bos_id=-2 is no token of this model"),
+    ],
+)
+def test_ids_that_are_no_tokens_are_refused(options, sentence):
+    config = config_lib.resolve({"model": {"causal": True}, "sampler": {"name": "autoregressive"}})
+    with pytest.raises(UserError, match=sentence):
+        experiment.Experiment(config, V).sampler("", options)
+    assert experiment.Experiment(config, V).sampler("", {"never": "3, 4"}).never == (3, 4)
+
+
 @pytest.mark.parametrize(
     "sampler, options, sentence",
     [

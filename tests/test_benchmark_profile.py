@@ -100,6 +100,7 @@ def test_most_of_a_real_program_is_its_large_product(tmp_path):
     assert "| products of the head |" in text and "2000x300" in text.replace("300x2000", "2000x300")
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_for_both_spaces(tmp_path):
     done = command("profile", *TINY, f"--output={tmp_path / 'p'}", "--json")
     assert done.returncode == 0, done.stderr

@@ -61,6 +61,12 @@ def servers():
         yield get
 
 
+# The long tests take one of the two stores in `make test`.
+LONG = pytest.mark.parametrize(
+    "server", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+)
+
+
 @pytest.fixture(params=KINDS)
 def server(servers, request):
     server = servers(request.param)
@@ -332,6 +338,7 @@ OF_TWO = """
 """
 
 
+@LONG
 @pytest.mark.timeout(120)
 def test_two_processes_write_one_step_and_the_first_its_manifest(server, url):
     port = str(free_port())
@@ -379,6 +386,7 @@ def test_a_copy_is_a_checkpoint_in_either_direction(server, url, example, tmp_pa
         Checkpoints(f"{url}/mirror").restore({"params": abstract(make_params())})
 
 
+@LONG
 def test_training_writes_there_and_a_new_machine_goes_on(
     server, url, tmp_path, capsys, monkeypatch
 ):

@@ -402,3 +402,10 @@ def test_the_manifest_lists_every_file_of_the_items(two_steps):
     there = {p.relative_to(folder).as_posix() for p in folder.glob("*/**/*") if p.is_file()}
     late = {name for name in there - listed if not name.endswith("commit_success.txt")}
     assert not late and any(name.startswith("params/ocdbt.process_0/d/") for name in listed)
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_trained(tmp_path):
+    """What Python makes of a name under LC_ALL=C, or of one from an old disk."""
+    with pytest.raises(UserError, match="cannot be kept in .*not as UTF-8; set PYTHONUTF8=1"):
+        Checkpoints(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    Checkpoints(tmp_path / "жили")

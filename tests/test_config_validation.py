@@ -146,7 +146,7 @@ def test_a_boundary_fraction_that_gives_no_sample_is_said_with_what_gives_one(di
 
     for batch in (1, 2, 7, 8, 12, 32, 40, 48, 100, 512):
         loss = PSD(diagonal_fraction=diagonal, boundary_fraction=boundary)
-        said = config_lib.notices(make(train__batch_size=batch), loss)
+        said = loss.notices(batch)
         if count(batch, boundary):
             assert not said
             continue
@@ -161,6 +161,6 @@ def test_a_boundary_fraction_that_gives_no_sample_is_said_with_what_gives_one(di
 
 def test_losses_without_boundary_samples_say_nothing_about_them():
     for loss in (PSD(boundary_fraction=0.0), LSD(diagonal_fraction=1.0), FlowMatching()):
-        assert not config_lib.notices(make(train__batch_size=8), loss)
-    (said,) = config_lib.notices(make(train__batch_size=32), PSD())
+        assert not loss.notices(8)
+    (said,) = PSD().notices(32)
     assert "boundary_fraction=0.0625 or train.batch_size=64, or the fraction to 0" in said

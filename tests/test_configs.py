@@ -21,7 +21,11 @@ LOSSES = {
     "distill": "psd",
     "residual": "residual",
     "second_stage": "second_stage",
+    "mdlm": "masked_diffusion",
+    "duo": "uniform_diffusion",
+    "ar": "autoregressive",
 }
+FROM_SCRATCH = ("pretrain", *common.BASELINES)
 
 
 def load(name, stage="", **changes):
@@ -32,11 +36,38 @@ def load(name, stage="", **changes):
 @pytest.mark.parametrize("stage", common.STAGES)
 @pytest.mark.parametrize("name", STAGED)
 def test_every_config_has_every_stage(name, stage):
-    config = load(name, stage, teacher="" if stage == "pretrain" else "somewhere")
+    scratch = stage in FROM_SCRATCH
+    config = load(name, stage) if scratch else load(name, stage, teacher="somewhere")
     config_lib.validate(config, experiment.tables())
     assert (config.stage, config.loss.name) == (stage, LOSSES[stage])
-    assert config.model.two_times == (stage != "pretrain")
-    assert config.init_from == ("" if stage == "pretrain" else "teacher")
+    assert config.model.two_times == (not scratch)
+    assert config.init_from == ("" if scratch else "teacher")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *((name, "") for name in STAGED),
+        *((name, ",small") for name in (*WITH_SMALL, "python_prose", "text_files")),
+        ("text_files", ",characters"),
+    ],
+)
+def test_a_baseline_is_one_word(name, words):
+    """Its network, sampler and steps fit, and all else is that of the denoiser beside it."""
+    denoiser = config_lib.to_dict(load(name, "pretrain" + words))
+    for stage in common.BASELINES:
+        config = load(name, stage + words)
+        config_lib.validate(config, experiment.tables())
+        assert (config.loss.name, config.sampler.name) == common.BASELINES[stage]
+        if stage == "ar":  # one evaluation for every token after the first
+            assert config.sampler.steps == (config.data.length - 1,)
+        tree = config_lib.to_dict(config)
+        for section in ("data", "tokenizer", "optim", "train"):
+            assert tree[section] == denoiser[section]
+        assert tree["model"] == denoiser["model"] | {
+            "mask_token": stage == "mdlm",
+            "causal": stage == "ar",
+        }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -67,6 +98,7 @@ def test_the_official_hyperparameters():
             assert config.train.batch_size == (128 if small else 512)
             assert config.train.steps == 1_000_000 and config.data.drop_remainder_every == 0
             assert model.loss_weighting == (stage == "residual")
+            assert bool(config.teacher) == (stage not in FROM_SCRATCH)
         for stage in ("distill", "second_stage"):
             assert stages[stage].sampler.gamma == gamma
         loss = experiment.Experiment(stages["distill"], 8).loss
@@ -107,19 +139,27 @@ def test_words_of_a_stage():
     assert common.split_stage("", "small") == ("pretrain", set())
     with pytest.raises(UserError, match="no stage 'a,b'"):
         common.split_stage("a,b")
+    with pytest.raises(UserError, match="no stage 'smal'; .* and after a comma small"):
+        common.split_stage("smal", "small")
+
+
+def tiny_changes(folder):
+    """What makes a stage of text_files.py an experiment of seconds."""
+    same = tiny.run_config(folder)
+    plain = config_lib.to_dict(same)
+    keys = ("data", "tokenizer", "model", "optim", "train")
+    changes = {f"{s}.{k}": v for s in keys for k, v in plain[s].items()}
+    of_stages = ("two_times", "loss_weighting", "mask_token", "causal")
+    for key in (*(f"model.{knob}" for knob in of_stages), "data.packing"):
+        changes.pop(key)
+    changes |= {"train.steps": 2, "sampler.num_samples": 4, "sampler.batch_size": 8}
+    return changes | {"train.eval_every": 0, "train.sample_every": 0, "evals": ()}
 
 
 @pytest.mark.slow
 def test_the_two_stages_of_a_config_for_real(tmp_path):
     """text_files.py: pretrain, residual, second_stage, each from the run before."""
-    same = tiny.run_config(tmp_path)
-    plain = config_lib.to_dict(same)
-    keys = ("data", "tokenizer", "model", "optim", "train")
-    changes = {f"{s}.{k}": v for s in keys for k, v in plain[s].items()}
-    for key in ("model.two_times", "model.loss_weighting", "data.packing"):
-        changes.pop(key)
-    changes |= {"train.steps": 2, "sampler.steps": (1,), "sampler.num_samples": 4}
-    changes |= {"train.eval_every": 0, "train.sample_every": 0, "evals": ()}
+    changes = tiny_changes(tmp_path) | {"sampler.steps": (1,)}
     teacher = ""
     for stage in ("pretrain", "residual", "second_stage"):
         config = config_lib.load(f"configs/text_files.py:{stage}", {**changes, "teacher": teacher})
@@ -127,3 +167,15 @@ def test_the_two_stages_of_a_config_for_real(tmp_path):
         teacher = str(tmp_path / stage)
         assert train.train(config, pathlib.Path(teacher)) == 0
         assert Checkpoints(tmp_path / stage / "checkpoints").steps() == [2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", common.BASELINES)
+def test_a_baseline_of_a_config_for_real(tmp_path, stage):
+    changes = tiny_changes(tmp_path)
+    steps = (changes["data.length"] - 1,) if stage == "ar" else (2,)
+    config = config_lib.load(f"configs/text_files.py:{stage}", changes | {"sampler.steps": steps})
+    config_lib.validate(config, experiment.tables())
+    assert train.train(config, tmp_path / stage) == 0
+    assert Checkpoints(tmp_path / stage / "checkpoints").steps() == [2]
+    assert (tmp_path / stage / "report.html").is_file()

@@ -174,9 +174,10 @@ def test_bad_arguments_get_a_sentence(tokenizer, tmp_path):
 
 
 def test_cache_folder_prefers_argument_then_environment(monkeypatch):
-    monkeypatch.setenv(base.CACHE_VARIABLE, "/env")
+    monkeypatch.setenv("FLM_JAX_CACHE", "/env")
     assert str(base.cache_folder("/given")) == "/given" and str(base.cache_folder()) == "/env"
-    monkeypatch.delenv(base.CACHE_VARIABLE)
+    monkeypatch.delenv("FLM_JAX_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert base.cache_folder().parts[-2:] == (".cache", "flm_jax")
     assert "~" not in str(base.cache_folder("~/x"))
 

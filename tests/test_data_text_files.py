@@ -147,7 +147,7 @@ def test_fingerprints_follow_content_and_options(tmp_path, monkeypatch):
         ("a.txt.gz", b"", r"a\.txt\.gz is empty; remove it"),
         ("a.txt", b" \n\n", r"no documents in .*a\.txt; give files with text"),
         ("a.txt", b"good\nbad \xe9\n", r"a\.txt is not UTF-8: line 2 has the byte 0xe9"),
-        ("a.txt", "text".encode("utf-16"), r"a\.txt is not UTF-8: line 1 has the byte 0xff"),
+        ("a.txt", "text".encode("utf-16"), r"a\.txt is not UTF-8 but UTF-16; save it as UTF-8"),
         ("a.jsonl", as_jsonl(LINES[:2]) + "{oops\n", r"a\.jsonl line 3 is not JSON \(Expecting"),
         ("a.jsonl", "[1]\n", r"a\.jsonl line 1 is JSON but not an object"),
         (
@@ -271,7 +271,7 @@ def test_bad_text_in_json(tmp_path, record):
 @pytest.mark.parametrize("document", ["line", "paragraph", "file", "<|end|>"])
 def test_a_line_of_100_megabytes_is_refused_in_little_memory(tmp_path, name, document):
     with (gzip.open if name.endswith("gz") else open)(tmp_path / name, "wb") as file:
-        file.write(b'{"text": "ok"}\n\n<|end|>' if "jsonl" not in name else b'{"text": "ok"}\n')
+        file.write(b"ok\n\n<|end|>" if "jsonl" not in name else b'{"text": "ok"}\n')
         for _ in range(100):
             file.write(b"a" * 10**6)
     corpus = text_files.TextFiles(str(tmp_path / name), document=document)

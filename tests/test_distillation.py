@@ -83,7 +83,7 @@ def test_texts_that_stay_the_same_stop_early(finished):
     [
         pytest.param("psd", {"target": "ema", "on_diagonal": "data"}, marks=pytest.mark.slow),
         pytest.param("lsd", {"end": "teacher"}, marks=pytest.mark.slow),
-        ("esd", {}),
+        pytest.param("esd", {}, marks=pytest.mark.slow),
     ],
 )
 def test_every_flow_map_objective_trains(finished, tmp_path, loss, options):
@@ -94,6 +94,7 @@ def test_every_flow_map_objective_trains(finished, tmp_path, loss, options):
     assert model.generate(num_samples=2, steps=2).tokens.shape == (2, 12)
 
 
+@pytest.mark.slow
 def test_an_official_checkpoint_teaches_a_run_with_a_tokenizer_of_its_own(finished, tmp_path):
     """The checkpoint names no tokenizer; the run's serves both, unless the vocabularies differ."""
     teacher = flm_jax.load(finished[1])
@@ -108,6 +109,7 @@ def test_an_official_checkpoint_teaches_a_run_with_a_tokenizer_of_its_own(finish
         run(distil(finished, "psd", teacher=str(other)), tmp_path / "x")
 
 
+@pytest.mark.slow
 def test_a_correction_finds_its_teacher_from_any_folder(finished, tmp_path, monkeypatch):
     there, workdir = tmp_path / "there", tmp_path / "g"
     shutil.copytree(finished[1], there / "q")

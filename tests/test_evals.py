@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -260,3 +262,25 @@ def test_the_table_is_plain_json_and_prints_aligned():
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
     assert lines[0].split("  ")[-1].endswith("distinct blocks") and "100.0 %" in lines[1]
     assert "–" in lines[2] and lines[1].startswith("FLM, 8 steps")
+
+
+@pytest.mark.parametrize("width", [1, 40, 60, 80, 100, 500])
+def test_the_table_fits_a_terminal_and_nothing_is_cut(width, monkeypatch):
+    values = {column.key: 0.125 for column in text_statistics.COLUMNS}
+    rows = [{"name": f"FLM, {n} steps", "kind": "model", "values": values} for n in (8, 128)]
+    results = {"columns": [vars(column) for column in text_statistics.COLUMNS], "rows": rows}
+    text = base.format_table(results, width)
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    needed = len("FLM, 128 steps") + 2 + max(len(c.title) for c in text_statistics.COLUMNS)
+    assert max(len(line) for block in blocks for line in block) <= max(width, needed)
+    for block in blocks:
+        assert [line[:14].strip() for line in block] == ["", "FLM, 8 steps", "FLM, 128 steps"]
+    titles = [title for block in blocks for title in re.split("  +", block[0].strip())]
+    assert titles == [column.title for column in text_statistics.COLUMNS]
+    cells = [cell for block in blocks for cell in re.split("  +", block[2])[1:]]
+    assert cells == [base.format_value(0.125, vars(c)) for c in text_statistics.COLUMNS]
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert len(base.format_table(results).splitlines()) == 3  # to a file: side by side
+    monkeypatch.setattr("sys.stdout", Mock(isatty=lambda: True))
+    assert base.format_table(results) == text

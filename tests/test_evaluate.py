@@ -1,11 +1,13 @@
 """Evaluation: files of samples first, metrics from the files, a sentence for every wrong input."""
 
+import io
 import json
 import math
 import os
 import pathlib
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -70,6 +72,24 @@ def fixture_run(tmp_path_factory):
 
 def options(run, **changes):
     return Options(**{"checkpoint": str(run), "num_samples": 5, **changes})
+
+
+def test_results_are_saved_before_they_are_shown(run, tmp_path, monkeypatch, capsys):
+    class Unreadable(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    output = tmp_path / "r.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Unreadable())
+        with pytest.raises(BrokenPipeError):
+            evaluate(options(run, steps=(1,), output=str(output)))
+        assert json.loads(output.read_text())["step"] == 70
+    capsys.readouterr()
+    monkeypatch.setattr(tool.files, "write_atomically", Mock(side_effect=UserError("full")))
+    with pytest.raises(UserError, match="full"):
+        evaluate(options(run, steps=(1,), output=str(output)))
+    assert "held-out data" in capsys.readouterr().out
 
 
 def test_results_hold_what_the_files_hold(run, tmp_path, capsys):

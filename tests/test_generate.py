@@ -1,6 +1,8 @@
 """Texts from a finished run: the command line, `flm_jax.load`, and what each knob does."""
 
+import io
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from runs import finished as finished  # a fixture
 import flm_jax
 from flm_jax import config as config_lib
 from flm_jax import generate
+from flm_jax.config.standard_streams import NobodyReads
 from flm_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -52,6 +55,47 @@ def test_the_command_writes_texts_and_a_file(finished, model, tmp_path, capsys):
     assert call(*arguments, f"--output={output}") == 0
     assert output.read_bytes() == before
     assert rows == [row for steps in (1, 3) for row in model.generate(3, steps, seed=5).rows()]
+
+
+class Unreadable(io.StringIO):
+    """Standard output whose reader has gone."""
+
+    def write(self, text):
+        raise NobodyReads
+
+
+def test_samples_are_saved_before_they_are_shown(finished, tmp_path, monkeypatch):
+    output = tmp_path / "samples.jsonl"
+    arguments = [f"--checkpoint={finished[1]}", "--steps=1,3", "--num_samples=2"]
+    monkeypatch.setattr(sys, "stdout", Unreadable())
+    assert call(*arguments, f"--output={output}") == 141
+    assert len(output.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("fails", ["disk", "Ctrl-C"])
+def test_samples_that_cannot_be_saved_are_shown(finished, tmp_path, monkeypatch, capsys, fails):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def interrupted(self, count, steps, *_, **__):
+        if steps == 3:
+            raise KeyboardInterrupt
+        return draw(self, count, steps)
+
+    draw = flm_jax.FlowModel.generate
+    if fails == "disk":
+        monkeypatch.setattr(os, "replace", full)
+    else:
+        monkeypatch.setattr(flm_jax.FlowModel, "generate", interrupted)
+    output = tmp_path / "samples.jsonl"
+    output.write_text("older")
+    arguments = [f"--checkpoint={finished[1]}", "--steps=1,3", "--num_samples=2"]
+    assert call(*arguments, f"--output={output}") == (2 if fails == "disk" else 130)
+    out, err = capsys.readouterr()
+    assert "--- 1 step," in out and ("--- 3 steps," in out) == (fails == "disk")
+    assert len(out.splitlines()) == (6 if fails == "disk" else 3) and "wrote" not in out
+    assert ("cannot write" if fails == "disk" else "interrupted") in err
+    assert output.read_text() == "older"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 from safetensors.numpy import load_file
 from states import HEADS, ONE_TIME, SIZES, assert_same, random_state
 
+import flm_jax
+from flm_jax import inference
 from flm_jax.errors import UserError
 from flm_jax.interop import hub_layout, layout, official
 
@@ -47,6 +49,29 @@ def test_parameter_counts_of_the_published_models(vocab_size, two_times, weighti
     ]
     assert len(shapes) == tensors
     assert sum(int(np.prod(shape)) for shape in shapes) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("pytorch_model.bin", "a pickle of PyTorch, which is not read here"),
+        ("pytorch_model.bin.index.json", "the index of pickles"),
+        ("model.safetensors.index.json", "the index of weights in several pieces"),
+        ("flax_model.msgpack", "for Flax"),
+        ("tf_model.h5", "for TensorFlow"),
+    ],
+)
+def test_weights_of_other_kinds_are_named_with_the_remedy(tmp_path, name, what):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / name).write_bytes(b"PK\3\4 or other bytes")
+    sentence = f"{name} is .*{what}.* take a version of the model with model.safetensors"
+    for read in (flm_jax.load, official.read, inference.is_workdir):
+        with pytest.raises(UserError, match=sentence):
+            read(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    assert not inference.is_workdir(tmp_path)  # beside the right file others do not matter
+    with pytest.raises(UserError, match="no readable safetensors"):
+        official.read(tmp_path)
 
 
 @pytest.mark.parametrize("sizes", [SIZES, ONE_TIME])

@@ -12,10 +12,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("flm_jax/**/*.py"), *ROOT.glob("configs/**/*.py")])
 
 # A room is a module or package directly below flm_jax. These are open to all:
-OPEN = ("errors", "files", "contracts", "knobs", "sampling")
+OPEN = (
+    "contracts", "errors", "files", "folders", "knobs", "locks", "sampling", "windows"
+)  # fmt: skip
 LAYER_0 = {
     "flow", "tokenizers", "optim", "sharding", "checkpoint", "metrics", "config", "signals",
-    "watchdog", "distributed", "heap"
+    "watchdog", "distributed", "heap", "numerics"
 }  # fmt: skip
 LAYER_1 = {"losses", "samplers", "models", "data"}
 LAYER_2 = {"step", "evals", "interop"}
@@ -26,7 +28,7 @@ BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 # What the tools of layer 3 have in common:
 SHARED_3 = {"experiment", "heldout", "inference", "sources"}
 # What training consists of:
-TRAINING = {"run", "workdir", "incidents"}
+TRAINING = {"run", "workdir", "incidents", "estimate"}
 MAY_IMPORT = {
     **{room: set() for room in OPEN},
     **{room: set() for room in LAYER_0},
@@ -40,12 +42,13 @@ MAY_IMPORT = {
     "inference": BELOW_3 | {"experiment"},
     "heldout": BELOW_3 | {"experiment"},
     "sources": BELOW_3 | {"experiment", "inference"},
-    "outcome": BELOW_3 | SHARED_3 | {"report"},
+    "outcome": BELOW_3 | SHARED_3 | TRAINING | {"report"},
     "proof": BELOW_3 | SHARED_3 | {"train", "evaluate", "configs"},
     **{room: BELOW_3 | SHARED_3 | {"outcome"} for room in LAYER_3},
     "incidents": BELOW_3,
     "workdir": BELOW_3 | SHARED_3,
     "run": BELOW_3 | SHARED_3 | {"workdir"},
+    "estimate": BELOW_3 | SHARED_3 | {"run", "benchmark", "plan"},
     "train": BELOW_3 | SHARED_3 | TRAINING | {"outcome"},
     "reproduce": BELOW_3 | SHARED_3 | TRAINING,
     "soak": BELOW_3 | SHARED_3 | TRAINING | {"train"},

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -356,7 +357,16 @@ def test_xpk(stand_ins):
 
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"),
-    [(0, 0, False), (1, 0, False), (2, 0, False), (75, 0, True), (143, 3, True), (75, 100, False)],
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (2, 0, False),
+        (75, 0, True),
+        (143, 3, True),
+        (138, 0, True),
+        (129, 0, False),
+        (75, 100, False),
+    ],
 )
 def test_slurm_goes_back_into_the_queue(code, restarts, requeued, stand_ins):
     stand_ins(srun=[code])
@@ -368,6 +378,24 @@ def test_slurm_goes_back_into_the_queue(code, restarts, requeued, stand_ins):
     assert calls[0][0] == "srun" and calls[0][-2:] == RUN and "--distributed" in calls[0]
     assert (["scontrol", "requeue", "7"] in calls) == requeued
     assert result.returncode == (0 if requeued else code)
+
+
+def test_sigusr1_to_the_script_of_a_slurm_job_reaches_the_program(tmp_path, stand_ins):
+    """--signal=B:USR1@120; the job goes back into the queue."""
+    binaries, ready = tmp_path / "srun_that_saves", tmp_path / "ready"
+    binaries.mkdir()
+    save = SAVES.format(ready).replace("143", "138").replace("TERM", "USR1")
+    (binaries / "srun").write_text(f"#!/usr/bin/env bash\n{save}\n")
+    (binaries / "srun").chmod(0o755)
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "slurm.sbatch"), *RUN],
+        env={**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "SLURM_JOB_ID": "7",
+             "SLURM_SUBMIT_DIR": "."},
+    )  # fmt: skip
+    wait_for(ready)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(20) == 0
+    assert ready.read_text() == "saved\n" and ["scontrol", "requeue", "7"] in stand_ins()
 
 
 def test_slurm_hands_in_one_job_for_a_workdir(stand_ins):
@@ -457,7 +485,7 @@ def exit_codes() -> dict[int, bool]:
 
 def test_launchers_restart_what_the_table_says(stand_ins, tmp_path):
     table = exit_codes()
-    assert len(table) == 10 and table[watchdog.EXIT_CODE] and not table[2]
+    assert len(table) == 12 and table[watchdog.EXIT_CODE] and not table[2]
     state = tmp_path / "flm_jax_run"
     state.mkdir()
     (state / "run.log").touch()

@@ -97,10 +97,10 @@ def test_a_failed_truncation_leaves_the_log_as_it_was(tmp_path, monkeypatch):
     log.write(2, {"loss": 1.0})
 
     def fail(*_):
-        raise OSError("power cut")
+        raise OSError(5, "power cut")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="power cut"):
+    with pytest.raises(UserError, match="power cut"):
         log.truncate_after(1)
     assert [row["step"] for row in metrics.read(tmp_path)] == [1, 2]
 
@@ -110,9 +110,9 @@ def test_tensorboard_files_appear_and_hide_dropped_steps(tmp_path):
     purged = []
     original = tensorboardX.SummaryWriter
 
-    def spy(logdir, purge_step=None):
+    def spy(logdir, purge_step, **options):
         purged.append(purge_step)
-        return original(logdir, purge_step=purge_step)
+        return original(logdir, purge_step=purge_step, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensorboardX, "SummaryWriter", spy)
@@ -139,3 +139,35 @@ def test_a_workdir_that_is_a_file_gets_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/metrics.jsonl.*--workdir"):
         metrics.MetricsLog(tmp_path / "file")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a disk that is full")
+def test_a_full_disk_is_an_error_once_and_hides_no_other(tmp_path):
+    """The log and TensorBoard's file keep what they could not write and try again when closed."""
+    with pytest.raises(KeyError), metrics.MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": 2.0})
+        log._file.close()
+        log._file = open("/dev/full", "ab")
+        log._events.close()
+        log._events = open("/dev/full", "ab")
+        log._events.write(b"rows of TensorBoard")
+        with pytest.raises(OSError, match="No space left"):
+            log.write(2, {"loss": 1.0})
+        raise KeyError("what happened before")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_of_tensorboard_that_ended_holds_nobody_up(tmp_path, monkeypatch, caplog):
+    def full(data):
+        raise OSError("No space left on device")
+
+    with metrics.MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": 2.0})
+        worker = log._events.file_writer.event_writer._worker
+        monkeypatch.setattr(worker._record_writer, "write_event", full)
+        log.write(2, {f"value {i}": 1.0 for i in range(50)})
+        worker.join(20)
+        for step in range(3, 40):
+            log.write(step, {"loss": 1.0})
+    assert caplog.text.count("no more TensorBoard files") == 1
+    assert [row["step"] for row in metrics.read(tmp_path)] == list(range(1, 40))

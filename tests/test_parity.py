@@ -4,6 +4,7 @@ tests/parity_subset.json holds excerpts of the recorded numbers, so that somethi
 a clone without the developers' folder; the cases with whole networks need that folder.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -275,3 +276,14 @@ def test_bfloat16_stays_near_float32_on_a_recorded_network(shared):
     _, _, loss, relative, _, cosine, _ = precision.loss_row(cases["flm/flm_main"]).split("|")
     assert 0.0 < float(relative) < 1e-2
     assert 0.99 < float(cosine.split()[-1]) < 1.0
+
+
+def test_the_mask_of_an_autoregressive_case_is_never_drawn(shared):
+    """What never won the draw may be the mask; what was written may not."""
+    (case,) = (c for c in goldens.read(shared / "golden") if c.name == "baselines/ar_sample")
+    written = set(case["out/tokens"].ravel().tolist())
+    other = max(set(range(case.option("vocab_size"))) - written)
+    for mask, fine in ((other, True), (int(case["out/tokens"][0, 2]), False)):
+        entry = case.entry | {"config": case.config | {"mask_index": mask}}
+        rows = runner.whole_case(dataclasses.replace(case, entry=entry))
+        assert rows and all(row.ok == fine for row in rows)

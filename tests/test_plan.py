@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -278,3 +279,36 @@ def test_wrong_words_get_a_sentence(words, sentence):
     done = command(*words)
     assert done.returncode == 2 and sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def hours_of(page: str, heading: str) -> dict[str, dict[str, tuple[str, str]]]:
+    """Run -> chips -> (hours, chip-hours) of the table of a page."""
+    lines = (ROOT / page).read_text().partition(heading)[2].splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    if page.startswith("docs"):
+        run = ""
+        for cells in table[2:]:
+            run = cells[0].partition(" (")[0] or run
+            found.setdefault(run, {})[cells[1].partition(" ")[0]] = cells[5], cells[6]
+        return found
+    names = {"configs/lm1b.py": "LM1B", "configs/owt.py": "OWT"}
+    for cells in table[2:]:
+        config, _, stage = cells[0].strip("`").partition(":")
+        for place, cell in zip(table[0][2:], cells[2:], strict=True):
+            hours, chip_hours = re.fullmatch(r"(\d+) h \((\d+)\)", cell).groups()
+            run = f"{names[config]}, {stage or 'pretrain'}"
+            found.setdefault(run, {})[place.partition(" ")[0]] = hours, chip_hours
+    return found
+
+
+def test_the_pages_state_one_time_for_one_run_with_one_assumption():
+    launch = hours_of("launch/README.md", "## Time and cost of LM1B and OWT")
+    planning = hours_of("docs/planning.md", "## What LM1B and OpenWebText would take")
+    assert launch.keys() == planning.keys() and len(launch) == 4
+    for run in launch:
+        for place in ("v5p-64", "h100x8"):
+            assert launch[run][place] == planning[run][place], (run, place)
+    for page in ("launch/README.md", "docs/planning.md"):
+        text = " ".join((ROOT / page).read_text().split())
+        assert re.search(r"\*\*if (matrix )?products reach 40 % of the", text), page

@@ -67,6 +67,29 @@ def test_progress_in_a_log_file_is_a_few_whole_lines(monkeypatch):
     assert "1000/1000" in text and "loss=2.000" in text and "12,346" in text
 
 
+def test_the_time_left_is_that_to_the_end_that_comes_first(monkeypatch):
+    """The last step, or train.max_minutes."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with metrics.Progress(1000) as progress:
+        bar = progress._bar
+        bar.start_t -= 50
+
+        def left(step, seconds_left=None):
+            progress.update(step, seconds_left=seconds_left)
+            bar._ema_dn = bar._ema_dt = lambda: 0  # the mean rate: a step in 0.5 s
+            return str(bar)[str(bar).index("<") : -1].strip()
+
+        assert left(100) == "<07:30"
+        assert left(100, seconds_left=3600.0) == "<07:30"
+        assert left(100, seconds_left=119.6) == "<01:59 to train.max_minutes"
+        assert left(100, seconds_left=-3.0) == "<00:00 to train.max_minutes"
+    with metrics.Progress(10) as progress:
+        assert "<?" in str(progress._bar)
+        progress.update(0, seconds_left=60.0)
+        assert "<01:00 to train.max_minutes" in str(progress._bar)
+
+
 def test_bar_iterates(capsys):
     assert list(metrics.bar(range(3), desc="three", delay=2)) == [0, 1, 2]
     assert "three" not in capsys.readouterr().err

@@ -230,7 +230,7 @@ def test_jsonl(tmp_path):
     with pytest.raises(UserError, match="no text under 'text'; set options.json_key"):
         PUBLISHED["jsonl"](str(path)).source("train")
     (tmp_path / "b.txt").write_text("text")
-    with pytest.raises(UserError, match=r"b.txt is no .jsonl or .jsonl.gz file"):
+    with pytest.raises(UserError, match=r"b.txt is none of .jsonl, .json, .ndjson"):
         PUBLISHED["jsonl"](str(tmp_path / "b.txt"))
     with pytest.raises(UserError, match="'jsonl' needs options.path"):
         PUBLISHED["jsonl"]()

@@ -231,9 +231,9 @@ def test_only_losses_that_are_not_finite(tmp_path):
 
 def test_long_runs_stay_small_and_fast(tmp_path):
     workdir = write_run(tmp_path / "run", steps=100_000)
-    start = time.perf_counter()
+    start = time.process_time()
     path = report.write(workdir)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert path.stat().st_size < 600_000
     drawn = re.findall(r' d="M([^"]*)"', path.read_text())
     assert 500 < max(line.count("L") for line in drawn) < 2000
@@ -245,6 +245,125 @@ def test_the_best_model_row_is_bold_and_ties_are_not(tmp_path):
     table = source[source.index("<tbody>") : source.index("</tbody>")]
     assert re.findall(r"<b>([^<]*)</b>", table) == ["75.0\u00a0%"]
     assert "−12.5" in table and "+" not in table.split("−12.5")[0].split("<tr")[-1]
+
+
+def change(path, **values):
+    """Replace keys of a JSON file; nested dicts are merged."""
+    content = json.loads(path.read_text())
+    for key, value in values.items():
+        content[key] = content.get(key, {}) | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(content))
+
+
+def write_rows(workdir, *rows):
+    """Results of rows (name, kind, known words, entropy in a sample)."""
+    made = [
+        {"name": name, "kind": kind, "values": {"words_known": words, "sample_entropy": entropy}}
+        for name, kind, words, entropy in rows
+    ]
+    change(write_run(workdir) / "results.json", rows=made)
+    source = report.write(workdir).read_text().replace("\u00a0", " ")
+    tiles = source[source.index('class="tiles"') : source.index("<nav>")]
+    table = source[source.index("<tbody>") : source.index("</tbody>")]
+    return tiles, re.findall(r"<b>([^<]*)</b>", table), Page(source).shown
+
+
+def test_a_collapsed_model_is_not_praised_for_its_known_words(tmp_path):
+    """The numbers of the quickstart: one step of the denoiser repeats the most common pieces."""
+    tiles, bold, shown = write_rows(
+        tmp_path,
+        ("FLM, 1 step", "model", 0.819, 1.47),
+        ("FLM, 8 steps", "model", 0.725, 2.72),
+        ("FLM, 128 steps", "model", 0.738, 2.64),
+        ("markov sampler", "yardstick", 0.964, 3.10),
+        ("held-out data", "data", 0.947, 2.76),
+    )
+    assert "<b>73.8 %</b>" in tiles and "81.9" not in tiles and "<b>2.64</b>" in tiles
+    assert "FLM, 128 steps; held-out data: 94.7 %; markov sampler: 96.4 %" in tiles
+    assert bold == ["2.72", "73.8 %"]  # row by row
+    assert shown.count("model, repeats itself") == 1
+    assert "of those with at least 75 % of its entropy in a sample" in shown
+
+
+def test_the_default_number_of_steps_is_the_headline_even_where_it_is_poor(tmp_path):
+    tiles, bold, _ = write_rows(
+        tmp_path,
+        ("FMLM, 8 steps", "model", 0.7, 2.7),
+        ("FMLM, 1 step", "model", 0.9, 1.0),
+        ("held-out data", "data", 0.947, 2.76),
+    )
+    assert "<b>90.0 %</b>" in tiles and "FMLM, 1 step, which repeats itself; held-out" in tiles
+    assert bold == ["70.0 %", "2.70"]
+
+
+def test_the_best_is_what_is_nearest_to_real_text(tmp_path):
+    rows = ("FLM, 1 step", "model", 0.99, 3.4), ("FLM, 8 steps", "model", 0.93, 2.5)
+    data = ("held-out data", "data", 0.947, 2.76)
+    assert write_rows(tmp_path, *rows, data)[1] == ["93.0 %", "2.50"]
+    tiles, bold, shown = write_rows(tmp_path, *rows)  # nothing to compare with: as a column says
+    assert bold == ["99.0 %"] and "A bold number is the best of the model's rows." in shown
+    assert "<b>93.0 %</b>" in tiles and "repeats itself" not in shown
+    assert write_rows(tmp_path, data)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "two_times", "by_level", "title", "axes"),
+    [
+        ("flow_matching", False, True, "Flow language model", 1),
+        ("psd", True, True, "Flow map language model (psd)", 2),
+        ("residual", True, False, "Flow map language model (residual)", 1),
+        ("masked_diffusion", False, False, "Language model (masked_diffusion)", 1),
+    ],
+)
+def test_different_quantities_share_no_axis(tmp_path, loss, two_times, by_level, title, axes):
+    workdir = write_run(tmp_path)
+    change(workdir / "config.json", loss={"name": loss}, model={"two_times": two_times})
+    if not by_level:
+        log = workdir / "metrics.jsonl"
+        log.write_text(re.sub(r', "eval/loss_tau_[^}]*', "", log.read_text()))
+    page = page_of(workdir)
+    assert f"{title} trained on" in page.shown and "could not be drawn" not in page.shown
+    assert ("held-out-log" in page.ids) == (axes == 2)
+    assert ("Losstrainingheld-out" in page.shown) == (axes == 1)  # one chart with two lines
+    assert ("Guessing uniformly costs 6.93" in page.shown) == by_level
+    assert ("an axis of its own" in page.shown) == (axes == 2)
+    assert (f"The objective of {loss}" in page.shown) == (not by_level)
+
+
+def test_learned_weights_are_not_part_of_the_training_curve(tmp_path):
+    workdir = write_run(tmp_path, text="nll", loss=9.0)  # nll is 2 at each step
+    change(workdir / "config.json", model={"loss_weighting": True})
+    source = report.write(workdir).read_text()
+    assert 'aria-label="training from 2 to 2; held-out' in source
+    change(workdir / "config.json", model={"loss_weighting": False})
+    assert 'aria-label="training from 9 to 9; held-out' in report.write(workdir).read_text()
+
+
+@pytest.mark.parametrize(
+    ("stopped", "shown", "good"),
+    [
+        ("complete", "complete", True),
+        ("time limit", "complete: time budget used", True),
+        ("failed", "failed", False),
+        ("signal", "signal", False),
+    ],
+)
+def test_a_run_that_ended_well_has_no_warning(tmp_path, stopped, shown, good):
+    workdir = write_run(tmp_path, without=("samples",))
+    change(workdir / "run.json", stopped=stopped)
+    source = report.write(workdir).read_text()
+    assert f'<span class="badge {"good" if good else "open"}">{shown}</span>' in source
+    assert ('<ul class="missing">' in source) == (not good)
+    assert "samples is missing or empty; it is written" in Page(source).shown
+
+
+def test_the_held_out_tile_is_the_model_that_was_saved(tmp_path):
+    workdir = write_run(tmp_path)
+    with open(workdir / "metrics.jsonl", "a") as file:
+        file.write('{"step": 320, "eval/loss": 1.5}\n{"step": 340, "eval/loss": 1.75}\n')
+        file.write('{"step": 360, "eval/loss": "nan"}\n')
+    shown = page_of(workdir).shown
+    assert "1.750nats per token, at step 340; lowest: 1.500 at step 320" in shown
 
 
 def test_user_mistakes_are_sentences_with_exit_code_2(tmp_path, capsys):
@@ -321,6 +440,13 @@ def test_ticks_are_round_few_and_inside(low, high):
     assert all(low - 1e-6 * step <= value <= high + 1e-6 * step for value in values)
     mantissa = float(f"{step:.3e}".split("e")[0])
     assert mantissa in (1, 2, 5)
+
+
+def test_ticks_of_a_narrow_range_are_told_apart():
+    assert charts.tick_labels([4.07, 4.072, 4.074]) == ["4.070", "4.072", "4.074"]
+    assert charts.tick_labels([-2.0005, -2.0, -1.9995]) == ["−2.0005", "−2.0000", "−1.9995"]
+    assert charts.tick_labels([1_000_200, 1_000_400]) == ["1000200", "1000400"]
+    assert charts.tick_labels([0, 5000, 10_000]) == ["0", "5k", "10k"]
 
 
 def test_log_ticks():

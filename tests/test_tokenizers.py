@@ -58,7 +58,7 @@ def test_every_id_decodes_alone_and_specials_vanish(tokenizer):
         "[BOS]",
         "[EOS]",
     ]
-    assert "[UNK]" in [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
+    assert "[UNK]" in [tokenizer.piece(i).strip() for i in range(tokenizer.vocab_size)]
 
 
 def test_unknown_characters_and_lone_surrogates_never_raise(tokenizer):
@@ -103,6 +103,34 @@ def test_newlines_survive_sentencepiece():
         lambda: [text, *NAMES],
     )
     assert made.decode(made.encode(text)) == text
+
+
+MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_the_librarys_mark_of_a_space_comes_back_as_itself(model_type, tmp_path, caplog):
+    texts = [f"bars {MARK}\N{LOWER HALF BLOCK}", f"{MARK}a {MARK} b{MARK}{MARK}  c", MARK]
+    options = {"vocab_size": 99, "character_coverage": 1.0, "model_type": model_type}
+    made = tokenizers.build(
+        {"name": "sentencepiece", "options": options}, lambda: [*NAMES, *texts * 20]
+    )
+    made.save(tmp_path / "saved")
+    for tokenizer in (made, pickle.loads(pickle.dumps(made)), tokenizers.load(tmp_path / "saved")):
+        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+            assert tokenizer.decode(ids) == text and tokenizer.encode(text) == ids
+        shown = [tokenizer.piece(i) for i in tokenizer.encode(f"a{MARK}")]
+        assert shown[-1].endswith(MARK) and " " not in shown[-1]
+    assert not caplog.text
+
+
+def test_models_that_do_not_know_the_mark_read_it_as_before_and_say_so(caplog):
+    made = tokenizers.build(SECTIONS[1], documents)
+    text = f"small{MARK}letter"
+    assert made.encode(text) == made._processor.encode(text) == made.encode("small letter")
+    assert made.decode(made.encode_batch([text])[0]) == "small letter"
+    assert caplog.text.count("U+2581") == 1
+    assert "reads as a space; take tokenizer byte_bpe or characters to keep it" in caplog.text
 
 
 def test_long_documents_are_cut_for_training_without_losing_text(monkeypatch):

@@ -16,6 +16,7 @@ from runs import finished as finished  # a fixture
 
 from flm_jax import config as config_lib
 from flm_jax import metrics, train
+from flm_jax import run as run_lib
 from flm_jax import workdir as workdir_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
@@ -118,10 +119,12 @@ def test_evaluation_depends_on_the_parameters_only(finished):
 
 def test_a_complete_run_says_so_and_is_left_alone(finished, tmp_path, capsys):
     config, original = finished
-    workdir = copied(original, tmp_path)
+    workdir = copied(original, tmp_path / "a [1]")
     before = {p: p.read_bytes() for p in workdir.glob("*.json*")}
     assert train.train(config, workdir) == 0
-    assert "was already finished at step 12 of 12" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "was already finished at step 12 of 12" in out
+    assert f"rm -r '{workdir}'" in out and f"--checkpoint='{workdir}'" in out
     assert {p: p.read_bytes() for p in workdir.glob("*.json*")} == before
     assert steps_of(workdir) == [4, 8, 12]
 
@@ -144,7 +147,7 @@ def test_signals_save_and_the_same_command_continues_exactly(
     config, reference = finished
     workdir = tmp_path / "run"
     evaluate = train.Run.evaluate
-    for number, name, at in [(signal.SIGINT, "SIGINT", 4), (signal.SIGTERM, "SIGTERM", 8)]:
+    for number, name, at in [(signal.SIGHUP, "SIGHUP", 4), (signal.SIGTERM, "SIGTERM", 8)]:
 
         def evaluate_and_signal(self, state, step, number=number, at=at):
             if step == at:
@@ -244,8 +247,70 @@ def test_a_mistake_at_the_start_does_not_occupy_the_workdir(finished, tmp_path):
     wrong = change(config, "data", options={"path": str(tmp_path / "nowhere.txt")})
     with pytest.raises(UserError, match="nowhere.txt"):
         train.train(wrong, tmp_path / "run")
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
     workdir_lib.check(config, tmp_path / "run")
+
+
+def everything_in(folder: pathlib.Path) -> dict[pathlib.Path, tuple[bytes, int]]:
+    """Content and time of change of all files below a folder, lock and empty folders included."""
+    return {
+        path: (path.read_bytes() if path.is_file() else b"", path.stat().st_mtime_ns)
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+@pytest.mark.parametrize("there", ["a finished run", "a run without a checkpoint"])
+def test_a_second_command_changes_nothing_in_the_workdir(finished, tmp_path, there):
+    """Neither config.json, which the first run is loaded with, nor its log, whose end may be torn,
+    nor its mirror, tokenizer or programs.
+    """
+    config, original = finished
+    workdir = copied(original, tmp_path)
+    if there != "a finished run":
+        shutil.rmtree(workdir / "checkpoints")
+    with open(workdir / "metrics.jsonl", "a") as log, workdir_lib.locked(workdir):
+        log.write('{"step": 12, "lo')  # it is being written
+        log.flush()
+        before = everything_in(tmp_path)
+        for changed in (
+            change(config, "clock", name="identity"),
+            dataclasses.replace(config, seed=5),
+            change(config, "train", steps=99, mirror=str(tmp_path / "mirror")),
+        ):
+            with pytest.raises(UserError, match="another process is training in .*wait for it"):
+                train.train(changed, workdir)
+        assert everything_in(tmp_path) == before
+
+
+def test_only_process_0_holds_the_workdir(tmp_path, monkeypatch):
+    with workdir_lib.locked(tmp_path / "run"):
+        monkeypatch.setattr(workdir_lib.distributed, "process_id", lambda: 1)
+        with workdir_lib.locked(tmp_path / "run"), workdir_lib.locked(tmp_path / "elsewhere"):
+            pass
+    assert not (tmp_path / "run").exists() and not (tmp_path / "elsewhere").exists()
+
+
+@pytest.fixture
+def kept_in_the_workdir():
+    """Compiled programs go where a user's go, not to the cache of the tests."""
+    cache = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def test_a_refused_teacher_leaves_nothing(finished, tmp_path, monkeypatch, kept_in_the_workdir):
+    """Not even an empty folder for programs, though something was compiled to read it."""
+    config, _ = finished
+
+    def refused(*_):
+        jax.jit(lambda x: x * 3.25 - 1)(np.float32(1))
+        raise UserError("the teacher does not fit")
+
+    monkeypatch.setattr(run_lib, "load_sources", refused)
+    with pytest.raises(UserError, match="does not fit"):
+        train.train(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_starts_over_cleanly(finished, tmp_path):

@@ -1,7 +1,6 @@
 """One space measured in this process: the very train step and sampling loop that users run."""
 
 import dataclasses
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax import config as config_lib
-from flm_jax import heap, optim, sharding
+from flm_jax import heap, numerics, optim, sharding, windows
 from flm_jax import step as step_lib
 from flm_jax.benchmark import cost
 from flm_jax.errors import UserError
@@ -71,9 +70,12 @@ class Prepared:
     compiled: Any
 
 
+@numerics.pinned()
 def prepare(plan: Plan) -> Prepared:
     """What the plan measures, compiled, with random parameters and tokens."""
+    windows.refuse("the benchmark")
     heap.keep_small()  # as training does
+    numerics.check_devices()
     shape = config_lib.validate_devices(plan.config, jax.device_count(), jax.process_count())
     mesh = sharding.make_mesh(shape)
     experiment = Experiment(plan.config, plan.vocab_size, sharding.batch_devices(mesh))
@@ -84,6 +86,7 @@ def prepare(plan: Plan) -> Prepared:
     return Prepared(experiment, calls, run, compiled)
 
 
+@numerics.pinned()
 def measure(plan: Plan) -> dict[str, Any]:
     """Numbers of one space, all JSON: see docs/performance.md for their meaning."""
     config = plan.config
@@ -151,7 +154,7 @@ def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
     """One training step from random parameters and tokens, teachers at random, too."""
     config, loss = plan.config, experiment.loss
     optimizer = optim.optimizer(config.optim, config.train.steps)
-    key = jax.random.key(config.seed)
+    key = numerics.key(config.seed)
     models = frozen_models(experiment)
 
     def init(key):
@@ -238,7 +241,7 @@ def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
             f"the benchmark does not sample with {config.sampler.name!r}; set sampler.name=euler "
             "or flow_map"
         )
-    key = jax.random.key(config.seed)
+    key = numerics.key(config.seed)
     shapes = jax.eval_shape(experiment.model.init, key)
     params = jax.jit(
         experiment.model.init, out_shardings=sharding.shardings(shapes, mesh)
@@ -263,4 +266,6 @@ def _peak_memory() -> int:
     counts = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.devices()]
     if all(counts):
         return max(counts)
+    import resource
+
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -88,6 +88,7 @@ def check(folder: pathlib.Path, name: str) -> None:
         raise UserError(
             f"cannot write to --output={folder}: {error.strerror}; choose another folder"
         ) from error
+    files.check_writable(folder / f"{name}.json")
 
 
 def write(folder: pathlib.Path, name: str, rows: list[dict], plot: bool) -> None:

@@ -1,18 +1,22 @@
 """One item of a step: what it holds, whether that fits, and reading it onto any mesh."""
 
+import functools
+import glob
+import logging
 import os
 import pathlib
 from typing import Any
 
 import jax
-from absl import logging
+from absl import logging as absl_logging
 
+from flm_jax.checkpoint.manifest import Damaged
 from flm_jax.errors import UserError
 
 
 def compare(folder: pathlib.Path, tree: Any, stored: dict[str, tuple]) -> None:
     """Raises UserError unless names, shapes and dtypes of a tree are those that are stored."""
-    wanted = _leaves(tree)
+    wanted = leaves(tree)
     start = f"checkpoint {folder} does not fit this config:"
     for name, (shape, dtype) in wanted.items():
         if name not in stored:
@@ -26,19 +30,34 @@ def compare(folder: pathlib.Path, tree: Any, stored: dict[str, tuple]) -> None:
         raise UserError(f"{start} its array {extra[0]} {stored[extra[0]][0]} is unknown here")
 
 
-def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+def leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     """Path "a.b.0" to (shape, dtype name); the same for a tuple, list, dataclass or dict."""
-    leaves = {}
+    found = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         # A field of a NamedTuple or dataclass becomes a dict key in the file, a tuple a list.
         keys = [getattr(k, "name", getattr(k, "idx", getattr(k, "key", k))) for k in path]
-        leaves[".".join(map(str, keys))] = (tuple(leaf.shape), str(leaf.dtype))
-    return leaves
+        found[".".join(map(str, keys))] = (tuple(leaf.shape), str(leaf.dtype))
+    return found
 
 
-def stored_arrays(folder: pathlib.Path) -> dict[str, tuple]:
+def stored_arrays(folder: os.PathLike) -> dict[str, tuple]:
+    """What an item holds, as `leaves` says it; each array is opened, none is read."""
     ocp = import_orbax()
-    return _leaves(ocp.StandardCheckpointHandler().metadata(_path(folder)).tree)
+    return leaves(ocp.StandardCheckpointHandler().metadata(literal(folder)).tree)
+
+
+def read_back(folder: os.PathLike, promised: dict[str, dict[str, tuple]]) -> None:
+    """Raises Damaged unless the items of a step, just written, hold what ``promised`` says.
+
+    orbax may lose arrays and call the save a success, and hashes of what is there do not tell.
+    """
+    for item, wanted in promised.items():
+        stored = stored_arrays(literal(folder) / item)
+        for name, facts in wanted.items():
+            if name not in stored:
+                raise Damaged(f"what was written of {item} has no array {name}")
+            if stored[name] != facts:
+                raise Damaged(f"{item} was written with {name} as {stored[name]}, not {facts}")
 
 
 def read_item(folder: pathlib.Path, tree: Any) -> Any:
@@ -51,27 +70,50 @@ def read_item(folder: pathlib.Path, tree: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        return reader.restore(folder, args=ocp.args.StandardRestore(jax.tree.map(target, tree)))
+        wanted = ocp.args.StandardRestore(jax.tree.map(target, tree))
+        return reader.restore(literal(folder), args=wanted)
 
 
-def _path(folder: pathlib.Path):
+def literal(folder: str | os.PathLike):
+    """A folder as orbax takes it, in which brackets are brackets."""
+    return _literal_path()(folder)
+
+
+@functools.cache
+def _literal_path() -> type:
     from etils import epath
 
-    return epath.Path(folder)
+    class LiteralPath(type(epath.Path())):
+        """etils puts a folder's own name unescaped into the pattern of a `glob`.
+
+        In run[1] orbax then finds nothing of what its processes have written, and commits a
+        checkpoint without arrays.
+        """
+
+        def glob(self, pattern):
+            return map(type(self), epath.Path(glob.escape(os.fspath(self))).glob(pattern))
+
+    return LiteralPath
+
+
+# Warnings of orbax about what is meant to be so: steps without a metric, saves that are waited for.
+_MEANT = ("Requested `tracked_metric`", "Waiting for previous save")
 
 
 def import_orbax():
-    """Imports orbax (a second) and keeps its log lines off the user's screen.
+    """Imports orbax (a second) and keeps all but its warnings off the user's screen.
 
-    It reports trouble by exceptions as well, which become sentences here.
+    Its errors come as exceptions as well, which become sentences here.
     """
     import orbax.checkpoint as ocp
 
-    logger = logging.get_absl_logger()
-    if _is_ours not in logger.filters:
-        logger.addFilter(_is_ours)
+    logger = absl_logging.get_absl_logger()
+    if _is_for_the_user not in logger.filters:
+        logger.addFilter(_is_for_the_user)
     return ocp
 
 
-def _is_ours(record: Any) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+def _is_for_the_user(record: logging.LogRecord) -> bool:
+    if f"{os.sep}orbax{os.sep}" not in record.pathname:
+        return True
+    return record.levelno == logging.WARNING and not str(record.msg).startswith(_MEANT)

@@ -21,13 +21,14 @@ import asyncio
 import collections.abc
 import contextlib
 import json
+import os
 import uuid
 from typing import Any
 
 from flm_jax.checkpoint import manifest
-from flm_jax.checkpoint.arrays import import_orbax
+from flm_jax.checkpoint.arrays import import_orbax, literal
 from flm_jax.checkpoint.folder import ASIDE, ASIDE_KEPT
-from flm_jax.checkpoint.numbered import NumberedFolders
+from flm_jax.checkpoint.numbered import NumberedFolders, refuse_pattern
 from flm_jax.checkpoint.stores import PATIENCE_S, STORES
 from flm_jax.errors import UserError
 
@@ -51,6 +52,7 @@ class Bucket(NumberedFolders):
                 f"train.checkpoints={url} names no folder in a bucket; write it like "
                 f"{scheme}://{self.bucket or 'bucket'}/run"
             )
+        refuse_pattern("train.checkpoints", url)
         self._store = STORES[scheme]
         self._root = f"{self.bucket}/{self.prefix}"
         self.url = f"{scheme}://{self._root}"
@@ -59,9 +61,7 @@ class Bucket(NumberedFolders):
     def path(self):
         """What orbax and its readers take for a folder."""
         self._store.file_system(self.url)  # so that etils gets it with our settings
-        from etils import epath
-
-        return epath.Path(self.url)
+        return literal(self.url)
 
     @property
     def _fs(self):
@@ -150,8 +150,12 @@ class Bucket(NumberedFolders):
             if not self._fs.exists(self._at(step, manifest.MANIFEST)):
                 self._remove(self._at(step))
 
-    def options(self, saving: collections.abc.Callable[[], int]) -> dict[str, Any]:
-        """What orbax is told of this kind of place."""
+    def options(
+        self,
+        saving: collections.abc.Callable[[], int],
+        read_back: collections.abc.Callable[[os.PathLike], None],
+    ) -> dict[str, Any]:
+        """What orbax is told of this kind of place; as in `Folder`."""
         ocp = import_orbax()
         atomicity, bucket = ocp.path.atomicity, self
 
@@ -162,6 +166,7 @@ class Bucket(NumberedFolders):
                 await super().finalize()
                 if self.get_final().parent == bucket.path:
                     step = int(self.get_final().name)
+                    await asyncio.to_thread(read_back, self.get_final())
                     await asyncio.to_thread(bucket.write_manifest, step)
 
             @classmethod

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -34,15 +35,19 @@ class Checkpoints:
 
     Reading touches nothing, so that others may look into the folder of a run. The first `save`
     removes what a killed save left behind and sets steps found damaged aside.
+
+    Raises UserError for a name that is not UTF-8, in which nothing could be saved.
     """
 
     def __init__(self, folder: str | os.PathLike, keep_latest: int = 2, keep_best: int = 1):
+        _check_name(str(folder))
         self.bucket = Bucket(str(folder)) if "://" in str(folder) else None
         self._place = self.bucket or Folder(folder)
         self._keep_latest = keep_latest
         self._keep_best = keep_best
         self._manager = None
         self._saving: int | None = None
+        self._promised: dict[str, dict[str, tuple]] = {}  # what the step being saved must hold
         self._unsaved: UserError | None = None  # why the last save did not even begin
         self._damaged: set[int] = set()
 
@@ -108,6 +113,7 @@ class Checkpoints:
             if step not in self._damaged and step in self.steps():
                 return False
             self._saving = step
+            self._promised = {name: arrays.leaves(tree) for name, tree in items.items()}
             self._set_damaged_aside()
             if self._manager is None:
                 self._manager = self._open_manager()
@@ -154,21 +160,31 @@ class Checkpoints:
             wanted (none: the first device). Only these items are read and verified.
           step: restore this step or fail.
 
-        A damaged step is skipped with a warning that says why. Raises UserError if no step is
-        good, or if shapes, dtypes or names differ from what is asked for.
+        A damaged step is skipped with a warning that says why; one that a training deletes while it
+        is read gives way to those that have come since. Raises UserError if no step is good, or if
+        shapes, dtypes or names differ from what is asked for.
         """
-        reasons = []
-        for candidate in self._candidates(step):
+        reasons: dict[int, str] = {}
+        while True:
+            known = self._candidates(step)
+            candidate = next((n for n in known if n not in reasons), None)
+            if candidate is None:
+                raise NoGoodStep(self._no_good_step(reasons))
             try:
                 items, meta = self._restore_step(candidate, abstract_items)
-            except manifest.Damaged as error:
-                reasons.append(f"step {candidate}: {error}")
+                return candidate, items, meta
+            except Exception as error:
+                reasons[candidate] = str(error)
+                now = self.steps()
+                # Steps are deleted file by file, after a newer one is committed.
+                if candidate not in now or step is None and max(now) > known[0]:
+                    logging.info("checkpoint %s was deleted while it was read", candidate)
+                    continue
+                if not isinstance(error, manifest.Damaged):
+                    raise
                 self._damaged.add(candidate)
                 if step is None:
                     logging.warning("checkpoint %s is damaged, skipped: %s", candidate, error)
-                continue
-            return candidate, items, meta
-        raise NoGoodStep(self._no_good_step(reasons))
 
     def restore_meta(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
         """Returns (step, meta) like `restore`, reading no arrays."""
@@ -198,9 +214,10 @@ class Checkpoints:
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {have}")
         return [step]
 
-    def _no_good_step(self, reasons: list[str]) -> str:
+    def _no_good_step(self, reasons: dict[int, str]) -> str:
+        listed = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
         return (
-            f"no checkpoint in {self.folder} can be restored ({'; '.join(reasons)}); "
+            f"no checkpoint in {self.folder} can be restored ({listed}); "
             "restore a backup, or start over in another folder"
         )
 
@@ -268,11 +285,13 @@ class Checkpoints:
             best_fn=_metric,
             best_mode="min",
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            **self._place.options(lambda: self._saving),
+            **self._place.options(
+                lambda: self._saving, lambda folder: arrays.read_back(folder, self._promised)
+            ),
         )
         if jax.process_index() == 0:
             self._place.before_saving()
-        return ocp.CheckpointManager(self.folder, options=options)
+        return ocp.CheckpointManager(arrays.literal(self.folder), options=options)
 
     def _set_damaged_aside(self) -> None:
         """Renames steps that `restore` found damaged, so that they count for no keep policy."""
@@ -304,6 +323,19 @@ class Checkpoints:
             f"the checkpoint of step {step} could not be written to {self.folder} "
             f"({_first_line(error)}); {kept}; free space there, or check that it is writable"
         )
+
+
+def _check_name(folder: str) -> None:
+    """The libraries that write arrays take names as UTF-8; Python may have read others."""
+    try:
+        folder.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(folder).decode("utf-8", "replace")
+        raise UserError(
+            f"checkpoints cannot be kept in {shown}, whose name Python reads as "
+            f"{sys.getfilesystemencoding()} and not as UTF-8; set PYTHONUTF8=1, or choose a name "
+            "of ASCII letters"
+        ) from None
 
 
 def _warn_loudly(error: UserError) -> None:

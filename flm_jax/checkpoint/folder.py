@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from flm_jax.checkpoint import manifest
+from flm_jax.errors import UserError
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 ASIDE = "damaged-"
@@ -16,10 +17,18 @@ ASIDE_KEPT = 2  # for a look at what happened; more would fill the disk in the e
 
 
 class Folder:
-    """Where `Checkpoints` puts its steps: the local kind. `bucket.Bucket` is the other."""
+    """Where `Checkpoints` puts its steps: the local kind. `bucket.Bucket` is the other.
+
+    Raises UserError for a path in which nothing could be saved.
+    """
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path).absolute()  # orbax refuses relative paths
+        if "\\" in self.path.as_posix():  # tensorstore would write below another folder
+            raise UserError(
+                f"the folder {self.path} has a backslash in its path, which the library that "
+                "writes checkpoints takes for a slash; rename it, or give a link to it"
+            )
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
@@ -35,8 +44,17 @@ class Folder:
     def before_saving(self) -> None:
         """Called when orbax opens the place to save; here orbax itself removes what is left."""
 
-    def options(self, saving: collections.abc.Callable[[], int]) -> dict[str, Any]:
-        """What orbax is told of this kind of place; ``saving`` gives the step being saved."""
+    def options(
+        self,
+        saving: collections.abc.Callable[[], int],
+        read_back: collections.abc.Callable[[os.PathLike], None],
+    ) -> dict[str, Any]:
+        """What orbax is told of this kind of place.
+
+        Args:
+          saving: gives the step being saved.
+          read_back: raises Damaged unless a step, not committed yet, holds what it should.
+        """
         from flm_jax.checkpoint.arrays import import_orbax
 
         ocp = import_orbax()
@@ -44,7 +62,9 @@ class Folder:
         def before_commit():
             """orbax calls this when all data is written, just before the rename."""
             if jax.process_index() == 0:
-                manifest.write(self.path / f"{saving()}{_TEMPORARY}")
+                written = self.path / f"{saving()}{_TEMPORARY}"
+                read_back(written)
+                manifest.write(written)
 
         return {
             "cleanup_tmp_directories": True,

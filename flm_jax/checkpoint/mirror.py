@@ -23,7 +23,7 @@ from absl import logging
 from flm_jax import files
 from flm_jax.checkpoint import manifest
 from flm_jax.checkpoint.checkpoints import Checkpoints
-from flm_jax.checkpoint.numbered import NumberedFolders
+from flm_jax.checkpoint.numbered import NumberedFolders, refuse_pattern
 from flm_jax.errors import UserError
 
 OWNER = "MIRROR.json"  # there and in the workdir
@@ -312,6 +312,7 @@ def _refuse_to_take_over(config: str) -> None:
 def _reach(url: str) -> tuple[Any, str]:
     """(file system, path) of a URL; nothing is touched yet."""
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
     try:
         fs, root = fsspec.core.url_to_fs(url)
@@ -320,6 +321,8 @@ def _reach(url: str) -> tuple[Any, str]:
             f"train.mirror={url} cannot be used: {_line(error)}; install the package that fsspec "
             "needs for it, or give another URL, for example gs://bucket/run or a folder"
         ) from error
+    if not isinstance(fs, LocalFileSystem):
+        refuse_pattern("train.mirror", url)
     return fs, str(root).rstrip("/")
 
 

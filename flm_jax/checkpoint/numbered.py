@@ -6,6 +6,15 @@ from flm_jax.checkpoint import manifest
 from flm_jax.errors import UserError
 
 
+def refuse_pattern(setting: str, url: str) -> None:
+    """Raises UserError if fsspec would take a place for a pattern: it deletes what matches."""
+    if found := next((char for char in "*?[" if char in url), None):
+        raise UserError(
+            f"{setting}={url} has a {found} in its name, which the libraries for such places take "
+            "for a pattern; choose a name without * ? ["
+        )
+
+
 class NumberedFolders:
     """What `Bucket` and `Mirror` have in common: an fsspec file system and a path in it."""
 

@@ -8,7 +8,13 @@ command_line.py  flags, --help, and errors as one sentence with exit code 2
 """
 
 from flm_jax.config.building import build, build_sampler
-from flm_jax.config.command_line import config_flag, given_sampling, run_main, sampling_flags
+from flm_jax.config.command_line import (
+    config_flag,
+    exit_with,
+    given_sampling,
+    run_main,
+    sampling_flags,
+)
 from flm_jax.config.loading import differences, from_json, load, nearest, resolve, to_dict, to_json
 from flm_jax.config.settings import (
     Clock,
@@ -24,7 +30,6 @@ from flm_jax.config.settings import (
 )
 from flm_jax.config.validation import (
     mesh_shape,
-    notices,
     sampler_problems,
     validate,
     validate_devices,
@@ -47,12 +52,12 @@ __all__ = [
     "build_sampler",
     "config_flag",
     "differences",
+    "exit_with",
     "from_json",
     "load",
     "given_sampling",
     "mesh_shape",
     "nearest",
-    "notices",
     "resolve",
     "run_main",
     "sampler_problems",

@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
 import collections.abc
 import logging
-import os
 import sys
 import textwrap
 from typing import Any
@@ -22,10 +21,11 @@ from typing import Any
 from absl import flags
 from absl import logging as absl_logging
 
-from flm_jax.config import settings
+from flm_jax.config import settings, standard_streams
 from flm_jax.config.loading import load, nearest
 from flm_jax.config.settings import Config
 from flm_jax.errors import UserError
+from flm_jax.folders import no_home
 from flm_jax.sampling import knob_fields
 
 
@@ -115,43 +115,75 @@ def given_sampling(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, flo
 def run_main(
     main: collections.abc.Callable[[list[str]], Any],
     argv: collections.abc.Sequence[str] | None = None,
+    needs_reader: bool = True,
 ) -> None:
-    """Parses flags, runs ``main(argv)`` and exits with its code.
+    """Parses flags, runs ``main(argv)`` and exits with its code, as `exit_with` says.
 
-    A UserError is printed as "error: ..." on stderr, exit code 2, no traceback. Ctrl-C exits with
-    130. --help prints the module's docstring, its flags and (with --config) every config key.
+    --help prints the module's docstring, its flags and (with --config) every config key.
     """
-    sys.exit(_run(main, list(sys.argv if argv is None else argv)))
+    words = list(sys.argv if argv is None else argv)
+    exit_with(lambda: _run(main, words), needs_reader)
 
 
-def _run(main: collections.abc.Callable[[list[str]], Any], argv: list[str]) -> int:
+def exit_with(command: collections.abc.Callable[[], int | None], needs_reader: bool = True) -> None:
+    """Runs a command to its end and exits with the code that it returns; None is 0.
+
+    A UserError is printed as "error: ..." on stderr, exit code 2 (`errors.TryAgain`: 75), no
+    traceback. Ctrl-C exits with 130. Text that standard output cannot say becomes "?". What
+    standard error does not take is dropped.
+
+    Args:
+      needs_reader: end with 141, as others do, when the reader of standard output has gone, and
+        with 2 when its disk is full. False for work that is in files, such as training: it goes on,
+        and the exit code is that of the work.
+    """
+    standard_streams.protect(needs_reader)
     try:
-        words = argv
-        if any(word in ("-h", "--h", "-help", "--help", "--helpfull") for word in argv[1:]):
-            print(_help_text(main))
-            return 0
-        for holder in _DEFINED.values():
-            words = [argv[0], *holder.take_overrides(words[1:])]
-        try:
-            words = flags.FLAGS(words)
-        except flags.Error as error:
-            raise UserError(_flag_sentence(error)) from None
-        _show_plain_warnings()
-        code = main(words)
+        code = _code_of(command)
         sys.stdout.flush()
-        return code or 0
+    except standard_streams.NobodyReads:
+        code = 141
+    except UserError as error:  # of the flush
+        code = _say(error)
+    sys.exit(code)
+
+
+def _code_of(command: collections.abc.Callable[[], int | None]) -> int | str:
+    try:
+        return command() or 0
+    except SystemExit as asked:  # --help of argparse, say; what it printed is not flushed yet
+        return asked.code or 0
     except UserError as error:
-        first, *others = str(error).splitlines() or [""]
-        print(
-            "\n".join([f"error: {first}", *(f"       {line}" for line in others)]), file=sys.stderr
-        )
-        return 2
+        return _say(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # how `pathlib` says that ~ is nowhere
+            raise
+        print(f"error: {no_home()}", file=sys.stderr)
+        return 2
+
+
+def _say(error: UserError) -> int:
+    first, *others = str(error).splitlines() or [""]
+    print("\n".join([f"error: {first}", *(f"       {line}" for line in others)]), file=sys.stderr)
+    return error.exit_code
+
+
+def _run(main: collections.abc.Callable[[list[str]], Any], argv: list[str]) -> int | None:
+    if any(word in ("-h", "--h", "-help", "--help", "--helpfull") for word in argv[1:]):
+        print(_help_text(main))
+        return 0
+    words = argv
+    for holder in _DEFINED.values():
+        words = [argv[0], *holder.take_overrides(words[1:])]
+    try:
+        words = flags.FLAGS(words)
+    except flags.Error as error:
+        raise UserError(_flag_sentence(error)) from None
+    _show_plain_warnings()
+    return main(words)
 
 
 class _Plain(logging.Formatter):

@@ -92,7 +92,8 @@ def differences(old: Config, new: Config, *, everything: bool = False) -> list[s
             a, b = json.loads(json.dumps(a)), json.loads(json.dumps(b))
             for name in sorted(a.keys() | b.keys()):
                 x, y = a.get(name, "(absent)"), b.get(name, "(absent)")
-                if x != y:
+                free = settings.is_changeable(f"{key}.{name}") and not everything
+                if x != y and not free:
                     lines.append(f"{key}.{name}: {x} -> {y}")
         elif a != b:
             lines.append(f"{key}: {a!r} -> {b!r}")

@@ -229,6 +229,7 @@ CHANGEABLE = (
     "evals",
     "data.num_workers",
     "data.cache_dir",
+    "data.options.format",  # rows and tokenizer are compared by what comes out of the files
     "model.remat",
     "model.scan_unroll",
     "model.head_chunk",

@@ -47,15 +47,6 @@ def validate_section(section: Any) -> None:
         raise UserError("\n".join(problems))
 
 
-def notices(config: Config, loss: Any) -> list[str]:
-    """What a valid config does though it seems to say something else, one sentence each.
-
-    Args:
-      loss: the row of the table of losses, built.
-    """
-    return loss.notices(config.train.batch_size)
-
-
 def mesh_shape(mesh: settings.Mesh, num_devices: int) -> tuple[int, int, int]:
     """Sizes of the axes (data, fsdp, tensor); -1 takes the devices that the others leave.
 
@@ -186,6 +177,9 @@ def _check_mesh(mesh: settings.Mesh) -> list[str]:
 
 
 def _check_decode(sampler: settings.Sampler) -> list[str]:
+    twice = {steps for steps in sampler.steps if sampler.steps.count(steps) > 1}
+    if twice:
+        return [f"{min(twice)} is more than once in sampler.steps; name every number once"]
     if sampler.top_p < 1.0 and sampler.temperature == 0.0:
         return [
             f"top_p={sampler.top_p:g} has no effect on the arg max (temperature=0); "
@@ -253,16 +247,29 @@ def _check_loss(config: Config, loss: Any, name: str) -> list[str]:
 
 
 def sampler_problems(
-    config: Config, sampler: Any, name: str, section: settings.Sampler | None = None
+    config: Config,
+    sampler: Any,
+    name: str,
+    section: settings.Sampler | None = None,
+    length: int | None = None,
 ) -> list[str]:
     """Why a sampler cannot run on the model of a config, one sentence each.
 
     A network of two times is a denoiser on its diagonal, so samplers of one time can use it.
-    ``section`` holds the knobs, by default those of the config.
+    ``section`` holds the knobs, ``length`` is that of the texts, by default those of the config.
     """
+    knobs = section or config.sampler
+    length = length or config.data.length
     ignored = () if sampler.needs.two_times else ("two_times",)
     problems = _misfits(config, sampler.needs, f"sampler {name!r} needs", ignored)
-    return problems + sampler.without_effect(section or config.sampler)
+    only = sampler.steps_for(length)
+    wrong = ", ".join(str(steps) for steps in knobs.steps if only not in (None, steps))
+    if wrong:
+        problems.append(
+            f"sampler {name!r} writes {length} tokens one by one, which takes {only} steps, not "
+            f"{wrong}; set sampler.steps={only}"
+        )
+    return problems + sampler.without_effect(knobs)
 
 
 _KINDS_OF_NETWORK = {

@@ -8,9 +8,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from flm_jax import errors
+from flm_jax import errors, folders
 
-CACHE_VARIABLE = "FLM_JAX_CACHE"
 SPLITS = ("train", "valid", "test")
 
 
@@ -126,6 +125,5 @@ def split_by_hash(items: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def cache_folder(cache_dir: str | os.PathLike = "") -> pathlib.Path:
-    """`cache_dir`, else $FLM_JAX_CACHE, else ~/.cache/flm_jax."""
-    chosen = str(cache_dir) or os.environ.get(CACHE_VARIABLE) or "~/.cache/flm_jax"
-    return pathlib.Path(chosen).expanduser()
+    """`cache_dir`, else $FLM_JAX_CACHE, else flm_jax in $XDG_CACHE_HOME or ~/.cache."""
+    return folders.cache(cache_dir)

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from flm_jax import errors
+from flm_jax.data import first_bytes
 
 _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -22,16 +23,23 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SPILL = 3 << 18  # numbers of places in memory before they go to disk
 BAD_TEXT = ("stop", "replace", "skip")
+FORMATS = ("auto", "text", "jsonl")
+_JSON_LINES = (".jsonl", ".json", ".ndjson")
 
 Place = tuple[int, int, int]  # number of the file, first byte in the (unzipped) file, bytes
 
 
-def kind_of(path: pathlib.Path) -> tuple[str, bool]:
-    """("jsonl" or "txt", is it gzipped) by the name; any other suffix is plain text."""
+def kind_of(path: pathlib.Path, format_: str = "auto") -> tuple[str, bool]:
+    """("jsonl" or "txt", is it gzipped): the one of FORMATS that is asked for; "auto": by the name.
+
+    Names that do not tell mean plain text; `first_bytes` looks whether that is so.
+    """
     names = [suffix.lower() for suffix in path.suffixes[-2:]]
     zipped = names[-1:] == [".gz"]
-    kind = names[:-1][-1:] if zipped else names[-1:]
-    return ("jsonl" if kind == [".jsonl"] else "txt"), zipped
+    if format_ != "auto":
+        return ("jsonl" if format_ == "jsonl" else "txt"), zipped
+    last = "".join(names[:-1][-1:] if zipped else names[-1:])
+    return ("jsonl" if last in _JSON_LINES else "txt"), zipped
 
 
 def unreadable(path: pathlib.Path, error: Exception) -> str:
@@ -51,6 +59,9 @@ class Reader:
     Attributes:
       bad: documents in the newest `scan` that are no UTF-8 text or hold NUL.
       first_bad: file and line of the first one.
+      missing: lines of JSON without a text in it, which cannot be repaired.
+      first_missing: file and line of the first one.
+      indented: documents whose indentation (a tab, two blanks or more) was left out.
     """
 
     def __init__(
@@ -60,12 +71,37 @@ class Reader:
         json_key: str,
         bad_text: str = "stop",
         longest: int = 0,
+        format_: str = "auto",
+        keep_indentation: bool = False,
     ):
         """For the arguments see `text_files.TextFiles`."""
         self._files, self._document, self._json_key = tuple(files), document, json_key
+        self._kinds = {path: kind_of(path, format_) for path in self._files}
+        self._guessed = format_ == "auto"
         self._bad_text, self._longest = bad_text, longest or 1 << 62
+        self._keep_indentation = keep_indentation
         self._open: tuple[int, BinaryIO] | None = None
-        self.bad, self.first_bad = 0, ""
+        self._reset()
+
+    def _reset(self) -> None:
+        self.bad, self.first_bad, self.missing, self.first_missing = 0, "", 0, ""
+        self.indented = 0
+
+    def check_kinds(self) -> None:
+        """Looks at the first bytes of every file; see `first_bytes`.
+
+        Raises:
+          UserError: a file is unreadable, or no text, or another kind of text than its name says.
+        """
+        for number, path in enumerate(self._files):
+            try:
+                head = self._file(number).read(first_bytes.SIZE)
+                self._file(number).seek(0)
+            except (OSError, EOFError, zlib.error) as error:
+                raise errors.UserError(unreadable(path, error)) from error
+            kind = self._kinds[path][0]
+            if found := first_bytes.complaint(head, kind, self._guessed, self._document):
+                raise errors.UserError(f"{path} {found}")
 
     def scan(self) -> Iterator[tuple[Place, str]]:
         """All documents in order with their places; blank ones are left out.
@@ -74,14 +110,17 @@ class Reader:
           UserError: a file that is unreadable, empty, not UTF-8 or bad JSON, or a document that is
             too long; with its line.
         """
-        self.bad, self.first_bad = 0, ""
+        self._reset()
         for number, path in enumerate(self._files):
-            kind, _ = kind_of(path)
+            kind, _ = self._kinds[path]
             empty = True
             for start, data, line in self._pieces(number, "line" if kind == "jsonl" else ""):
                 empty = False
                 text, good = self._text(path, data, line)
-                if not good:
+                if text is None:
+                    self.missing += 1
+                    self.first_missing = self.first_missing or f"{path} line {line}"
+                elif not good:
                     self.bad += 1
                     self.first_bad = self.first_bad or f"{path} line {line}"
                 if text:
@@ -101,13 +140,13 @@ class Reader:
             raise errors.UserError(unreadable(path, error)) from error
         if len(data) < size:
             raise errors.UserError(f"{path} became shorter while it was read; start again")
-        return self._text(path, data, 0)[0]
+        return self._text(path, data, 0)[0] or ""
 
     def _file(self, number: int) -> BinaryIO:
         if self._open is None or self._open[0] != number:
             self.close()
             path = self._files[number]
-            self._open = number, gzip.open(path) if kind_of(path)[1] else path.open("rb")
+            self._open = number, gzip.open(path) if self._kinds[path][1] else path.open("rb")
         return self._open[1]
 
     def close(self) -> None:
@@ -142,8 +181,8 @@ class Reader:
         except (OSError, EOFError, zlib.error) as error:
             raise errors.UserError(unreadable(self._files[number], error)) from error
 
-    def _text(self, path: pathlib.Path, data: bytes, line: int) -> tuple[str, bool]:
-        """(document, is it all text); the document is "" if it is to be left out."""
+    def _text(self, path: pathlib.Path, data: bytes, line: int) -> tuple[str | None, bool]:
+        """(document, is it all text); "" if it is to be left out, None if JSON has no text."""
         data, good = data.removeprefix(_BOM), True
         try:
             text = data.decode("utf-8")
@@ -154,8 +193,12 @@ class Reader:
                 "none may be; save the file as UTF-8"
             )
             text, good = data.decode("utf-8", "replace"), False
-        if kind_of(path)[0] == "jsonl" and text.strip() and (good or self._bad_text != "skip"):
-            text = self._from_json(path, text, line)
+        json_line = self._kinds[path][0] == "jsonl" and text.strip()
+        if json_line and (good or self._bad_text != "skip"):
+            found = self._from_json(path, text, line)
+            if found is None:
+                return None, True
+            text = found
         if "\0" in text:
             at = line + text.count("\n", 0, text.index("\0"))
             self._refuse(
@@ -173,32 +216,41 @@ class Reader:
             text, good = _SURROGATES.sub(_REPLACEMENT, text), False
         if not good and self._bad_text == "skip":
             return "", False
-        return text.strip().replace("\r\n", "\n"), good
+        plain = text.strip().replace("\r\n", "\n")
+        indentation = text[: len(text) - len(text.lstrip())].rpartition("\n")[2] if plain else ""
+        if self._keep_indentation:
+            return indentation + plain, good
+        self.indented += "\t" in indentation or "  " in indentation
+        return plain, good
 
     def _refuse(self, sentence: str) -> None:
         if self._bad_text == "stop":
             raise errors.UserError(f"{sentence}, or set options.bad_text to replace or skip")
 
-    def _from_json(self, path: pathlib.Path, text: str, line: int) -> str:
+    def _from_json(self, path: pathlib.Path, text: str, line: int) -> str | None:
+        """The text of a line; None if there is none and such lines are left out."""
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", error)
+            problem = f"is not JSON ({reason}); a file of JSON lines has one object per line"
+        else:
+            if not isinstance(record, dict):
+                example = f'{{"{self._json_key}": "..."}}'
+                problem = f"is JSON but not an object; each line must look like {example}"
+            elif isinstance(record.get(self._json_key), str):
+                return record[self._json_key]
+            else:
+                keys = [key for key, value in record.items() if isinstance(value, str)]
+                problem = (
+                    f"has no text under {self._json_key!r}; set options.json_key to one of its "
+                    f"keys with text: {', '.join(keys[:20]) or 'none'}"
+                )
+        if self._bad_text == "stop":
             raise errors.UserError(
-                f"{path} line {line} is not JSON ({reason}); a .jsonl file has one object per line"
-            ) from None
-        if not isinstance(record, dict):
-            raise errors.UserError(
-                f"{path} line {line} is JSON but not an object; each line must look like "
-                f'{{"{self._json_key}": "..."}}'
+                f"{path} line {line} {problem}; options.bad_text=skip leaves such lines out"
             )
-        if not isinstance(record.get(self._json_key), str):
-            keys = [key for key, value in record.items() if isinstance(value, str)]
-            raise errors.UserError(
-                f"{path} line {line} has no text under {self._json_key!r}; set options.json_key "
-                f"to one of its keys with text: {', '.join(keys[:20]) or 'none'}"
-            )
-        return record[self._json_key]
+        return None
 
 
 def _whole(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes, int]]:

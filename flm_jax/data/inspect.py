@@ -102,6 +102,8 @@ def main(argv: list[str]) -> None:
     """Command line."""
     if len(argv) > 2:
         raise errors.UserError(f"unexpected word {argv[2]!r}; flags start with --")
+    if HTML.value:
+        files.check_writable(pathlib.Path(HTML.value).expanduser())
     if argv[1:] and CONFIG.present:
         raise errors.UserError(f"give either the folder {argv[1]} or --config, not both")
     if argv[1:]:
@@ -124,8 +126,9 @@ def _folders(folder: pathlib.Path) -> None:
     for rows in wanted or every:
         tokenizer = statistics.tokenizer_of(rows)
         found.append((rows, tokenizer, statistics.measure(rows, tokenizer.vocab_size)))
-        print("\n".join(report_folder(*found[-1], ROWS.value)))
     _write_page(found)
+    for one in found:
+        print("\n".join(report_folder(*one, ROWS.value)))
 
 
 def _config() -> None:
@@ -144,12 +147,12 @@ def _config() -> None:
                 raise
             missing[split] = str(error)
     loaded = data.Data(plan.corpus, plan.tokenizer, rows)
-    for line in report(loaded, missing, SPLIT.value, ROWS.value):
-        print(line)
+    lines = list(report(loaded, missing, SPLIT.value, ROWS.value))  # refuses an unknown split
     chosen = rows[SPLIT.value]
     if HTML.value:
         seen = statistics.measure(chosen, plan.tokenizer.vocab_size)
         _write_page([(chosen, plan.tokenizer, seen)])
+    print("\n".join(lines))
 
 
 def _write_page(found: Sequence) -> None:

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from flm_jax import errors, metrics, tokenizers
+from flm_jax import errors, folders, metrics, tokenizers
 from flm_jax.data import base, shards, workers, wrap
 from flm_jax.data.rows import FORMAT_VERSION, TOKENIZER_FOLDER, Rows, combined, open_rows
 
@@ -134,7 +134,8 @@ def prepare_split(
     except OSError as error:
         raise errors.UserError(
             f"cannot write packed rows to {folder.parent}: {error.strerror or error}; free some "
-            f"space, or set data.cache_dir or ${base.CACHE_VARIABLE} to a folder you can write to"
+            f"space, or set data.cache_dir or ${folders.CACHE_VARIABLE} to a folder you can write "
+            "to"
         ) from error
     return open_rows(folder, facts), made
 

@@ -1,7 +1,10 @@
 """Batches of rows: shuffled each epoch, without end, resumable on any number of processes."""
 
 import dataclasses
+import multiprocessing
+import os
 import sys
+import threading
 
 import numpy as np
 
@@ -51,7 +54,18 @@ class Batches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return {"tokens": next(self._iterator)[0]}
+        """The next batch; raises TryAgain if a worker died, UserError if one could not read."""
+        try:
+            return {"tokens": next(self._iterator)[0]}
+        except Exception as error:
+            if not self._num_workers:
+                raise
+            died = isinstance(error, RuntimeError)  # as grain says it
+            raise (errors.TryAgain if died else errors.UserError)(
+                f"the data.num_workers={self._num_workers} processes that read data failed "
+                f"({errors.first_line(error)}), perhaps for lack of memory or of room in /dev/shm; "
+                "data.num_workers=0 reads without them"
+            ) from error
 
     def get_state(self) -> dict:
         """JSON-able; the same on all shards after the same number of batches."""
@@ -146,10 +160,21 @@ class _Parts:
     first: int
     size: int
 
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        _end_with_parent()
+
     def read(self, number: int) -> np.ndarray:
         """The tokens of a part: int32 (size, L)."""
         place_N = self.first + number * self.size + np.arange(self.size)
         return self.rows[shuffled(place_N, len(self.rows), self.seed)]
+
+
+def _end_with_parent() -> None:
+    """In a worker: a parent that was killed or left at once would not tell it to end."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _parse_flags() -> None:

@@ -9,13 +9,12 @@ was left out. --verify hashes what was prepared, to see whether a byte of it has
 """
 
 import os
-import resource
 import sys
 import time
 
 from absl import flags
 
-from flm_jax import config, data, errors
+from flm_jax import config, data, errors, windows
 from flm_jax.data import rows as rows_lib
 
 CONFIG = config.config_flag()
@@ -59,6 +58,7 @@ def main(argv: list[str]) -> None:
     """Command line."""
     if argv[1:]:
         raise errors.UserError(f"unexpected word {argv[1]!r}; flags start with --")
+    windows.refuse("preparing a corpus")
     processes = _cores() if WORKERS.value is None else WORKERS.value
     if processes < 0:
         raise errors.UserError(f"--workers is {processes}, but must be 0 or more")
@@ -77,6 +77,8 @@ def _shards(rows: rows_lib.Rows) -> str:
 
 def _peak_memory() -> int:
     """Bytes: the most that this process or one it started has held."""
+    import resource
+
     who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
     peak = max(resource.getrusage(one).ru_maxrss for one in who)
     return peak if sys.platform == "darwin" else 1024 * peak
@@ -90,4 +92,4 @@ def _cores() -> int:
 
 
 if __name__ == "__main__":
-    config.run_main(main)
+    config.run_main(main, needs_reader=False)

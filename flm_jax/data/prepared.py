@@ -4,7 +4,7 @@ import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from flm_jax import errors, tokenizers
+from flm_jax import errors, folders, tokenizers
 from flm_jax.data import base, statistics
 from flm_jax.data.rows import Rows, prepared_below
 
@@ -32,10 +32,10 @@ class Prepared:
             raise errors.UserError(
                 "data set 'prepared' needs options.path: the --data_dir of flm_jax.data.prepare"
             )
-        folders = [path] if isinstance(path, (str, pathlib.PurePath)) else list(path)
+        given = [path] if isinstance(path, (str, pathlib.PurePath)) else list(path)
         found: dict[str, Rows] = {}
-        for folder in folders:
-            for rows in prepared_below(pathlib.Path(folder).expanduser()):
+        for folder in given:
+            for rows in prepared_below(folders.expanded(folder)):
                 other = found.setdefault(rows.manifest["split"], rows)
                 if other.path != rows.path:
                     raise errors.UserError(

@@ -15,9 +15,8 @@ import shutil
 from collections.abc import Iterator
 
 import numpy as np
-from absl import logging
 
-from flm_jax import errors, files, metrics
+from flm_jax import errors, files, locks, metrics
 from flm_jax.data import rows as rows_lib
 
 SHARD_BYTES = 128 << 20
@@ -169,23 +168,14 @@ def lock(path: pathlib.Path, what: str) -> Iterator[None]:
 
     The system frees the lock of a process that dies. Raises OSError if `path` cannot be made.
     """
-    import fcntl
-
+    advice = "let no two processes prepare the same text at one time"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.take(file, advice):
             file.seek(0)
             other = file.read().strip() or "unknown"
             with metrics.Waiting(f"waiting for process {other}, which is {what}", delay=0):
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # a file system of several machines may have no locks
-            logging.warning(
-                "%s cannot be locked (%s): let no two processes prepare the same text at one time",
-                path,
-                error.strerror,
-            )
+                locks.take(file, advice, wait=True)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -1,17 +1,15 @@
-"""The user's own text: .txt and .jsonl files, plain or gzipped."""
+"""The user's own text: .txt and JSON lines files, plain or gzipped."""
 
-import glob
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from absl import logging
 
 from flm_jax import errors, metrics
-from flm_jax.data import base, documents
+from flm_jax.data import base, documents, paths
 
-_SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 _HASHED_FULLY = 64 << 20  # bytes; of larger files the ends, the size and the date are hashed
 _RULES = "2"  # raise it when the same files and options would give other documents
 
@@ -36,25 +34,32 @@ class TextFiles:
         json_key: str = "text",
         bad_text: str = "stop",
         longest_document: int = 12_000_000,
+        format: str = "auto",
+        keep_indentation: bool = False,
     ):
         """Finds the files; nothing is read yet.
 
         Args:
-          path: a file, a folder (its .txt, .jsonl, .txt.gz, .jsonl.gz files at any depth), a glob,
-            or a list of these, for training. `~` is the home folder; commas separate entries when
-            no file has the whole text as its name.
+          path: a file, a folder (its .txt and .jsonl files, plain or .gz, at any depth), a glob,
+            or a list of these, for training; see `paths.find`. `~` is the home folder; commas
+            separate entries when the whole text finds no file.
           valid_path: the same for validation. Left out: one twentieth of the documents of `path`,
             chosen by their hash.
           test_path: the same for the test split. Left out: another twentieth of `path`, but nothing
             where valid_path is given; then there is no test split and all of `path` is trained on.
           document: of .txt files: "line", "paragraph" (separated by blank lines), "file", or any
-            other text, which then is the separator, such as "<|endoftext|>". A .jsonl file has a
+            other text, which then is the separator, such as "<|endoftext|>". JSON lines have a
             document per line.
-          json_key: where a .jsonl line has its text.
+          json_key: where a line of JSON has its text.
           bad_text: what happens to a document that is not UTF-8 or holds a NUL byte: "stop" with
-            its line, "replace" what is wrong by U+FFFD, or "skip" the document; such documents are
-            counted, and a warning tells how many there were.
+            its line, "replace" what is wrong by U+FFFD, or "skip" the document. A line that is no
+            JSON object or has no text under its key (null, a number) is left out by both of the
+            latter. Such documents are counted, and a warning tells how many there were.
           longest_document: bytes a document may have, because it is tokenised as a whole; 0 = any.
+          format: "auto": files called .jsonl, .json or .ndjson are JSON lines, all others text, and
+            what is visibly something else is refused. "text" or "jsonl" is said of all files.
+          keep_indentation: keep blanks and tabs before the first character of a document (of code,
+            of verse); left out otherwise, like blank lines before and all white space behind.
 
         Raises:
           UserError: `path` is missing, a path finds no file, or an option is not one of these.
@@ -73,15 +78,20 @@ class TextFiles:
             raise errors.UserError(
                 f"options.bad_text is {bad_text!r}, but must be {', '.join(documents.BAD_TEXT)}"
             )
+        if format not in documents.FORMATS:
+            raise errors.UserError(
+                f"options.format is {format!r}, but must be {', '.join(documents.FORMATS)}"
+            )
         self._given = {"valid": bool(valid_path), "test": bool(test_path)}
         no_test = valid_path and not test_path
         self.splits = base.SPLITS[:2] if no_test else base.SPLITS
         self._files = {
-            split: _find(given) if given else ()
+            split: paths.find(given) if given else ()
             for split, given in zip(base.SPLITS, (path, valid_path, test_path), strict=True)
         }
         self._document, self._json_key = document, json_key
         self._bad_text, self._longest = bad_text, longest_document
+        self._format, self._keep_indentation = format, keep_indentation
         self._hashes: dict[pathlib.Path, bytes] = {}
         self._sources: dict[str, documents.Located] = {}
         self._characters: dict[str, int] = {}
@@ -93,9 +103,12 @@ class TextFiles:
         """The documents, found by one pass over the files at first use.
 
         Raises:
-          UserError: a file that cannot be read, is empty or not UTF-8, or holds bad JSON (with its
-            line), or a split without documents.
+          UserError: a file that cannot be read, is empty, not UTF-8 or of another kind than its
+            name says, or holds bad JSON (with its line), or a split without documents.
         """
+        base.check_split(self, split)
+        # Not in `describe`: rows that were prepared before files were looked at can go on.
+        self._reader(split if self._files[split] else "train").check_kinds()
         found = self._found(split)
         if not len(found):
             raise errors.UserError(self._nothing(split))
@@ -109,6 +122,7 @@ class TextFiles:
         owner = split if self._files[split] else "train"
         facts = [_RULES, split, self._document, self._json_key, *map(str, self._given.values())]
         facts += [self._bad_text] * (self._bad_text != "stop")
+        facts += ["indentation"] * self._keep_indentation
         digest = hashlib.sha256("\0".join(facts).encode())
         for path in self._files[owner]:
             digest.update(self._hash(path))
@@ -116,7 +130,7 @@ class TextFiles:
 
     def _hash(self, path: pathlib.Path) -> bytes:
         if path not in self._hashes:
-            found = _file_hash(path)
+            found = _file_hash(path, self._format)
             for other in (other for other, known in self._hashes.items() if known == found):
                 logging.warning(
                     "%s has the same content as %s: its text counts twice; leave one of them out",
@@ -143,17 +157,27 @@ class TextFiles:
             self._locate(split if self._files[split] else "train")
         return self._sources[split]
 
+    def _reader(self, owner: str) -> documents.Reader:
+        return documents.Reader(
+            self._files[owner],
+            self._document,
+            self._json_key,
+            self._bad_text,
+            self._longest,
+            self._format,
+            self._keep_indentation,
+        )
+
     def _locate(self, owner: str) -> None:
         """One pass over the files of a split; those of "train" also hold the derived splits."""
-        reader = documents.Reader(
-            self._files[owner], self._document, self._json_key, self._bad_text, self._longest
-        )
+        reader = self._reader(owner)
         derived = [s for s in self.splits[1:] if owner == "train" and not self._given[s]]
         places = {split: documents.Places() for split in (owner, *derived)}
         characters = dict.fromkeys(places, 0)
         with metrics.bar(desc=f"reading {owner} files", unit="doc", delay=2) as bar:
             for place, text in reader.scan():
-                side = base.split_of(text) if derived else owner
+                # Copies of a document stay on one side, whatever their indentation.
+                side = base.split_of(text.strip()) if derived else owner
                 side = side if side in places else owner
                 places[side].add(place)
                 characters[side] += len(text)
@@ -167,6 +191,23 @@ class TextFiles:
                 "left out" if self._bad_text == "skip" else "repaired",
                 self._bad_text,
                 reader.first_bad,
+            )
+        if reader.missing:
+            logging.warning(
+                "%d lines of the %s files had no text under %r and were left out "
+                "(options.bad_text=%s); the first one: %s",
+                reader.missing,
+                owner,
+                self._json_key,
+                self._bad_text,
+                reader.first_missing,
+            )
+        if reader.indented:
+            logging.warning(
+                "%d documents of the %s files begin with tabs or several blanks, which are left "
+                "out; options.keep_indentation=True keeps them",
+                reader.indented,
+                owner,
             )
         self._characters |= characters
         for split, found in places.items():
@@ -193,46 +234,12 @@ def _listed(files: Sequence[pathlib.Path]) -> str:
     return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files"
 
 
-def _find(given: str | Sequence[str]) -> tuple[pathlib.Path, ...]:
-    """Files for a path, folder, glob, or several of them, sorted within each, no file twice.
-
-    A link to a file is that file.
-    """
-    entries = [given] if isinstance(given, (str, pathlib.PurePath)) else list(given)
-    if len(entries) == 1 and "," in str(entries[0]) and not pathlib.Path(entries[0]).exists():
-        entries = [entry.strip() for entry in str(entries[0]).split(",") if entry.strip()]
-    found = (path for entry in entries for path in _expand(str(entry)))
-    once: dict[pathlib.Path, pathlib.Path] = {}
-    for path in found:
-        once.setdefault(path.resolve(), path)
-    return tuple(once.values())
-
-
-def _expand(entry: str) -> Iterator[pathlib.Path]:
-    path = pathlib.Path(entry).expanduser()
-    if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file())
-        if not inside:
-            raise errors.UserError(f"the folder {path} holds no {', '.join(_SUFFIXES)} files")
-        yield from inside
-    elif path.exists():
-        yield path
-    elif glob.has_magic(entry):
-        matches = sorted(glob.glob(str(path), recursive=True))
-        files = [p for p in map(pathlib.Path, matches) if p.is_file()]
-        if not files:
-            raise errors.UserError(f"no file matches {entry}; correct the pattern in data.options")
-        yield from files
-    else:
-        raise errors.UserError(f"there is no file {path}; correct the path in data.options")
-
-
-def _file_hash(path: pathlib.Path) -> bytes:
+def _file_hash(path: pathlib.Path, format_: str) -> bytes:
     """Hash of the content; of a large file, of its ends, size and date, because reading it is slow.
 
     The kind of file is part of it: the same bytes are read differently as .txt and as .jsonl.
     """
-    digest = hashlib.sha256(json.dumps(documents.kind_of(path)).encode())
+    digest = hashlib.sha256(json.dumps(documents.kind_of(path, format_)).encode())
     try:
         with path.open("rb") as file:
             size = path.stat().st_size

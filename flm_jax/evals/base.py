@@ -7,6 +7,8 @@ name. `table` runs evaluators over several sets of rows and gives plain JSON for
 
 import dataclasses
 import math
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -64,19 +66,34 @@ def table(
     return {"columns": [dataclasses.asdict(column) for column in columns], "rows": rows}
 
 
-def format_table(results: dict) -> str:
-    """Return the table of `table` as aligned plain text, one line per row, titles above."""
+def format_table(results: dict, width: int | None = None) -> str:
+    """Return the table of `table` as aligned plain text, one line per row, titles above.
+
+    Columns beyond `width` characters follow in further blocks with the names of the rows again, so
+    nothing is cut. None: the width of the terminal; in a file or pipe all columns side by side.
+    """
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     columns = results["columns"]
     lines = [[""] + [column["title"] for column in columns]]
     for row in results["rows"]:
         cells = (format_value(row["values"].get(column["key"]), column) for column in columns)
         lines.append([row["name"], *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = []
-    for line in lines:
-        cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        text.append("  ".join([line[0].ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(text)
+    blocks: list[list[int]] = [[]]
+    taken = widths[0]
+    for i in range(1, len(widths)):
+        if blocks[-1] and taken + 2 + widths[i] > width:
+            blocks.append([])
+            taken = widths[0]
+        blocks[-1].append(i)
+        taken += 2 + widths[i]
+
+    def text(line: list[str], block: list[int]) -> str:
+        cells = (line[i].rjust(widths[i]) for i in block)
+        return "  ".join([line[0].ljust(widths[0]), *cells]).rstrip()
+
+    return "\n\n".join("\n".join(text(line, block) for line in lines) for block in blocks)
 
 
 def format_value(value: float | None, column: dict) -> str:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flm_jax import metrics
+from flm_jax import folders, metrics
 from flm_jax.errors import UserError
 from flm_jax.tokenizers.gpt2 import Gpt2
 
@@ -93,7 +93,7 @@ class Scorer:
 
 def load(folder: str | os.PathLike) -> Scorer:
     """The GPT-2 in `folder`; raises UserError naming what is missing, damaged or unsupported."""
-    folder = pathlib.Path(folder).expanduser()
+    folder = folders.expanded(folder)
     config, eos_id = _read_config(folder)
     params = _read_params(folder, config)
     tokenizer = Gpt2.read(str(folder), pad=False)
@@ -246,7 +246,7 @@ def _read_params(folder: pathlib.Path, config: Config) -> dict[str, Any]:
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path} is missing or no readable safetensors file ({error}); put the "
-                f"{_WEIGHTS} of a GPT-2 there"
+                f"{_WEIGHTS} of a GPT-2 there (a pytorch_model.bin is not read)"
             ) from None
 
 

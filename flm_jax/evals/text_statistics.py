@@ -19,7 +19,8 @@ COLUMNS = (
         "words_known",
         "known words",
         "Share of the words (split at spaces) that occur in the training text; "
-        "words cut by the edge of a block are left out.",
+        "words cut by the edge of a block are left out. A model that repeats a few words has many: "
+        "look at the entropy in a sample, too.",
         "higher",
         "share",
     ),

@@ -11,7 +11,7 @@ for K = 30522 half of it lies between t = 0.77 and t = 0.83.
 
 Tables follow the official recipe: 10 000 equidistant ``t``, a cubic spline through (t, tau) and
 another one through the swapped, de-duplicated knots. They are built once on the host in float64.
-On device the same splines are evaluated in float64 where x64 mode is on, else in float32 without
+On device the same splines are evaluated in float64 where asked for, else in float32 without
 losing their accuracy: knots are kept as a float32 pair (high + low part), so that the distance of
 ``tau`` to its knot is exact, and the polynomial is in the normalised coordinate of its interval,
 so that ``dt/dtau ~ 1e10`` near both ends never appears as a number. (A float32 spline on rounded
@@ -19,7 +19,7 @@ knots has duplicate knots and misses t(1) = 1 by 1e-4.)
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,15 +149,15 @@ def identity() -> Clock:
     return Clock(None, None)
 
 
-def build(vocab_size: int, quadrature: str = "gauss_hermite") -> Clock:
+def build(vocab_size: int, quadrature: str = "gauss_hermite", dtype: Any = None) -> Clock:
     """The decoding-accuracy clock of a vocabulary of ``vocab_size`` >= 2 tokens.
 
-    Tables are float64 if x64 mode is on, else float32 (see the module's docstring).
+    Tables are of ``dtype``; left out, float64 if x64 mode is on, else float32.
     """
     if vocab_size < 2:
         raise ValueError(f"a clock needs a vocabulary of at least 2 tokens, not {vocab_size}")
     t, tau = _knots(vocab_size, quadrature)
-    dtype = np.dtype(jnp.asarray(0.0).dtype)
+    dtype = np.dtype(jnp.asarray(0.0).dtype if dtype is None else dtype)
     tau_unique, first = np.unique(tau, return_index=True)
     t_unique = t[first]
     return Clock(_spline(t, tau, dtype), _spline(tau_unique, t_unique, dtype))

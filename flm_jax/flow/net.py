@@ -3,10 +3,11 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from flm_jax.flow.head import Head
@@ -65,9 +66,14 @@ class Net:
             fused=self.fused_head,
         )
 
-    def stopped(self) -> "Net":
+    def stopped(self) -> Self:
         """The same network without gradients to its parameters."""
         return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+
+    def with_outputs(self, tokens_V: np.ndarray) -> Self:
+        """The same network, whose posteriors are over these tokens (ids) only, in this order."""
+        head = {name: array[..., tokens_V] for name, array in self.params["head"].items()}
+        return dataclasses.replace(self, params=self.params | {"head": head})
 
     def __call__(
         self,

@@ -100,7 +100,7 @@ class Posterior:
             logits = self.head.capped(self.head.raw(features)) / temperature
             if top_p < 1.0:
                 logits = nucleus(logits, top_p)
-            keys = jax.random.wrap_key_data(key_data)
+            keys = jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(keys_B))
             # "high": the default noise ends near 16, which cuts the tails of large vocabularies.
             draw = functools.partial(jax.random.gumbel, shape=(self.head.vocab_size,), mode="high")
             gumbel = jax.vmap(jax.vmap(draw))(keys)

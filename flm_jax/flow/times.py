@@ -18,7 +18,9 @@ def stratified(uniform_N: jax.Array, permutation_N: jax.Array) -> jax.Array:
 def draw_stratified(key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     """The raw numbers of `stratified`: uniforms float32 (n,) and a permutation int32 (n,)."""
     key_uniform, key_permutation = jax.random.split(key)
-    return jax.random.uniform(key_uniform, (n,)), jax.random.permutation(key_permutation, n)
+    return jax.random.uniform(key_uniform, (n,), jnp.float32), jax.random.permutation(
+        key_permutation, n
+    )
 
 
 def pairs(times_2N: jax.Array) -> tuple[jax.Array, jax.Array]:

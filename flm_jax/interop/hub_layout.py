@@ -19,6 +19,28 @@ from flm_jax.interop import layout
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+# How else hubs store weights; a file in pieces has an index.
+_OTHER_WEIGHTS = {
+    "pytorch_model.bin": "a pickle of PyTorch",
+    "pytorch_model.bin.index.json": "the index of pickles of PyTorch",
+    f"{WEIGHTS_FILE}.index.json": "the index of weights in several pieces",
+    "flax_model.msgpack": "a file of weights for Flax",
+    "tf_model.h5": "a file of weights for TensorFlow",
+}
+
+
+def refuse_other_weights(folder: pathlib.Path) -> None:
+    """Raises UserError if a folder of a hub has no weights but such as are not read here."""
+    if not folder.is_dir() or (folder / WEIGHTS_FILE).exists():
+        return
+    for name, what in _OTHER_WEIGHTS.items():
+        if (folder / name).is_file():
+            raise UserError(
+                f"{folder / name} is {what}, which is not read here; take a version of the model "
+                f"with {WEIGHTS_FILE}, or make it where PyTorch is: "
+                f"safetensors.torch.save_file(STATE_DICT, {WEIGHTS_FILE!r}), with the official "
+                "names of the tensors"
+            )
 
 
 def to_params(state: Mapping[str, np.ndarray]) -> dict:

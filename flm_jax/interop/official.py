@@ -82,6 +82,7 @@ def read(path: str | os.PathLike, weights: str | None = None, heads: int | None 
     kind, decay = _parse_weights(weights)
     if not path.exists():
         raise UserError(f"there is no file or folder {path}; check the path of the checkpoint")
+    hub_layout.refuse_other_weights(path)
     if path.is_dir() or path.suffix == ".safetensors":
         found = _read_safetensors(path, weights)
     else:

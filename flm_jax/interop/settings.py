@@ -4,7 +4,7 @@ import math
 import pathlib
 
 from flm_jax import config as config_lib
-from flm_jax import tokenizers
+from flm_jax import folders, tokenizers
 from flm_jax.errors import UserError
 from flm_jax.interop.official import Official
 from flm_jax.models.layers import LOSS_WEIGHT_HIDDEN
@@ -108,7 +108,7 @@ def _tokenizer_folder(found: Official, asked: str | None) -> pathlib.Path | None
     if asked is None:
         beside = found.path / TOKENIZER_FOLDER
         return beside if (beside / META_FILE).is_file() else None
-    folder = pathlib.Path(asked).expanduser()
+    folder = folders.expanded(asked)
     if asked in _FROM_FILES or not folder.is_dir():
         return None
     return folder if (folder / META_FILE).is_file() else _inside_workdir(folder)

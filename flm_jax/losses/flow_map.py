@@ -130,7 +130,7 @@ class FlowMapLoss(Loss, unfinished=True):
             names = {"diagonal": size, "pair": 2 * size}
         for name, n, own in zip(names, names.values(), keys[2:5], strict=False):
             draws[name], draws[f"{name}_permutation"] = times.draw_stratified(own, n)
-        draws["between"] = jax.random.uniform(keys[5], (size,))
+        draws["between"] = jax.random.uniform(keys[5], (size,), jnp.float32)
         return draws
 
     def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:

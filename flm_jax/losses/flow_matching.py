@@ -59,7 +59,7 @@ class FlowMatching(Loss):
             "dropout": jax.random.fold_in(key_dropout, batch.index_B[0]),
         }
         if self.given_fraction:
-            uniform = jax.vmap(lambda k: jax.random.uniform(k, (batch.length,)))
+            uniform = jax.vmap(lambda k: jax.random.uniform(k, (batch.length,), jnp.float32))
             draws["given"] = uniform(batch.keys(key_given)) < self.given_fraction
         return draws
 

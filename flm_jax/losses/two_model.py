@@ -63,8 +63,8 @@ class TwoModelLoss(Loss, unfinished=True):
         return {
             "length": length,
             "length_permutation": permutation,
-            "start": jax.random.uniform(keys[1], (batch.global_size,)),
-            "boundary": jax.random.uniform(keys[2], (batch.global_size,)),
+            "start": jax.random.uniform(keys[1], (batch.global_size,), jnp.float32),
+            "boundary": jax.random.uniform(keys[2], (batch.global_size,), jnp.float32),
             "noise": space.noise(batch.keys(keys[3]), batch.length),
             "dropout": jax.random.fold_in(keys[4], batch.index_B[0]),
         }

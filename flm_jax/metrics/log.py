@@ -6,6 +6,7 @@ and ``"-inf"``; `read` turns them back into floats. Only the process that owns t
 may open a `MetricsLog`.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 
 from absl import logging
 
+from flm_jax import files
 from flm_jax.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
@@ -58,22 +60,19 @@ class MetricsLog:
     def truncate_after(self, step: int) -> None:
         """Drop every row with a later step, atomically: call it after restoring a checkpoint."""
         self._file.close()
-        temporary = self.path.with_name(FILE_NAME + ".tmp")
-        with open(self.path, "rb") as old, open(temporary, "wb") as new:
-            for line in old:
-                row = _parse(line)
-                if row is not None and row["step"] <= step:
-                    new.write(line)
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(temporary, self.path)
+        with open(self.path, "rb") as old:
+            kept = [line for line in old if (row := _parse(line)) and row["step"] <= step]
+        files.write_atomically(self.path, b"".join(kept))
         self._file = open(self.path, "ab")
         self._close_events()
         self._purge_step = int(step) + 1  # TensorBoard hides what an older event file has later
 
     def close(self) -> None:
-        self._file.close()
-        self._close_events()
+        """Never fails: a line that could not be written was an error when it was to be written."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._close_events()
 
     def __enter__(self):
         return self
@@ -82,6 +81,17 @@ class MetricsLog:
         self.close()
 
     def _event_writer(self):
+        if (
+            self._events is not None
+            and not self._events.file_writer.event_writer._worker.is_alive()
+        ):
+            # Its thread ended at a full disk, say; rows for it would wait in its queue for ever.
+            logging.warning(
+                "no more TensorBoard files: they could not be written; %s goes on", FILE_NAME
+            )
+            with contextlib.suppress(OSError):
+                self._close_events()
+            self._tensorboard, self._events = False, None
         if self._tensorboard and self._events is None:
             try:
                 import tensorboardX
@@ -94,7 +104,9 @@ class MetricsLog:
                 )
                 return None
             self._events = tensorboardX.SummaryWriter(
-                str(self.path.parent / TENSORBOARD_FOLDER), purge_step=self._purge_step
+                str(self.path.parent / TENSORBOARD_FOLDER),
+                purge_step=self._purge_step,
+                max_queue=1000,  # more than a line has: it must not wait for a thread that ended
             )
         return self._events
 

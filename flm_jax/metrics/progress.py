@@ -6,6 +6,7 @@ ten seconds at most.
 
 import contextlib
 import functools
+import math
 import sys
 import threading
 import time
@@ -44,7 +45,9 @@ class _OneLineEach:
         self._file.flush()
 
 
-def bar(iterable: Iterable | None = None, **options) -> tqdm.tqdm:
+def bar(
+    iterable: Iterable | None = None, kind: type[tqdm.tqdm] = tqdm.tqdm, **options
+) -> tqdm.tqdm:
     """tqdm on stderr with the project's manners; options go to tqdm.
 
     On a terminal it is an ordinary bar. Elsewhere (a log file) it is one line at most every 10 s.
@@ -58,7 +61,25 @@ def bar(iterable: Iterable | None = None, **options) -> tqdm.tqdm:
         } | options
         options["maxinterval"] = max(60, options["mininterval"])
     options = {"dynamic_ncols": True, "leave": True} | options
-    return tqdm.tqdm(iterable, **(options | ({"disable": True} if _silent else {})))
+    return kind(iterable, **(options | ({"disable": True} if _silent else {})))
+
+
+class _TrainingBar(tqdm.tqdm):
+    """A bar of steps that may end before the last one, because its time is up."""
+
+    seconds_left: float | None = None
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """Of tqdm, with ``left``: the time to the last step or, if that is less, to the limit."""
+        found = super().format_dict
+        done = found["n"] - found["initial"]
+        rate = found["rate"] or (done / found["elapsed"] if found["elapsed"] else 0.0)
+        left = (found["total"] - found["n"]) / rate if rate else math.inf
+        if self.seconds_left is not None and self.seconds_left < left:
+            limit = self.format_interval(max(0.0, self.seconds_left))
+            return found | {"left": f"{limit} to train.max_minutes"}
+        return found | {"left": self.format_interval(left) if rate else "?"}
 
 
 class Progress:
@@ -66,18 +87,27 @@ class Progress:
 
     def __init__(self, total_steps: int, start_step: int = 0, description: str = "training"):
         self._bar = bar(
+            kind=_TrainingBar,
             total=total_steps,
             initial=start_step,
             desc=description,
             unit="step",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
-            "[{elapsed}<{remaining}{postfix}]",
+            "[{elapsed}<{left}{postfix}]",
         )
 
     def update(
-        self, step: int, loss: float | None = None, tokens_per_second: float | None = None
+        self,
+        step: int,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        seconds_left: float | None = None,
     ) -> None:
-        """Move to `step` (steps done so far) and show the newest numbers."""
+        """Move to `step` (steps done so far) and show the newest numbers.
+
+        ``seconds_left``: until training ends, whatever step it has come to; None: no such limit.
+        """
+        self._bar.seconds_left = seconds_left
         shown = {}
         if loss is not None:
             shown["loss"] = f"{float(loss):.3f}"

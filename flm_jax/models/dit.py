@@ -77,7 +77,8 @@ class Block(nn.Module):
         q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.heads, -1), 2, 0)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         visible, causal, backend = None, self.causal, self.attention
-        if cache is not None and position is not None:  # one query, which has few scores and its own mask
+        # With a cache there is one query, which has few scores and its own mask.
+        if cache is not None and position is not None:
             causal, backend = False, "einsum"
             k, v = cache = tuple(
                 jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
@@ -147,7 +148,10 @@ class DiT(nn.Module):
         conditioning = None
         if tau_s is not None and not self.causal:
             conditioning = self.condition(tau_s, tau_t)
-        h_BLD = h_BLD.astype(jnp.promote_types(h_BLD.dtype, jnp.float32))
+        wide = jnp.promote_types(h_BLD.dtype, jnp.float32)
+        if conditioning is not None:  # the stream has one type from the first block to the last
+            wide = jnp.promote_types(wide, conditioning.dtype)
+        h_BLD = h_BLD.astype(wide)
         length = h_BLD.shape[1] if cache is None else cache[0].shape[2]
         rotary = rotary_tables(length, h_BLD.shape[2] // self.heads, h_BLD.dtype)
         if position is not None:
@@ -169,7 +173,8 @@ class DiT(nn.Module):
         position is which. That is harmless in running text and fatal where texts have a form.
         Zero at first: a student starts as its teacher, with or without them.
         """
-        table = self.param("positions", nn.initializers.zeros, (self.learned_positions, width))
+        shape = self.learned_positions, width
+        table = self.param("positions", nn.initializers.zeros, shape, jnp.float32)
         if position is not None:
             return jax.lax.dynamic_slice_in_dim(table, position, 1)
         if length > self.learned_positions:
@@ -253,8 +258,8 @@ class Model:
         about tau. Small training budgets need not learn that first.
         """
         key_backbone, key_table = jax.random.split(key)
-        h_BLD = jnp.zeros((1, 2, self.width))
-        tau = jnp.zeros((1,))
+        h_BLD = jnp.zeros((1, 2, self.width), jnp.float32)
+        tau = jnp.zeros((1,), jnp.float32)
         tau_t = tau if self.module.two_times else None
         params = dict(self.module.init(key_backbone, h_BLD, tau, tau_t)["params"])
         bound = 1.0 / math.sqrt(self.width)
@@ -262,7 +267,7 @@ class Model:
         params["embed"] = {"table": table}
         params["head"] = {
             "kernel": table.T if self.head_init == "table" else jnp.zeros_like(table.T),
-            "bias": jnp.zeros((self.vocab_size,)),
+            "bias": jnp.zeros((self.vocab_size,), jnp.float32),
         }
         return params
 

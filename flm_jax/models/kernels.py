@@ -49,7 +49,7 @@ def tokamax(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, implemen
 
     Raises UserError where the library has no kernel for the device, shape or type.
     """
-    from tokamax import dot_product_attention
+    from tokamax import dot_product_attention  # pyright: ignore[reportMissingImports]
 
     if implementation is None:
         implementation = "xla" if jax.default_backend() == "cpu" else "mosaic"

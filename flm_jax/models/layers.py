@@ -35,13 +35,13 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
         init = nn.initializers.zeros if self.zero else uniform(1.0 / math.sqrt(fan_in))
-        kernel = self.param("kernel", init, (fan_in, self.features))
+        kernel = self.param("kernel", init, (fan_in, self.features), jnp.float32)
         dtype = matmul_dtype(self.dtype, x.dtype, kernel.dtype)
         # Of two axes: on a CPU, XLA takes up to twice as long for the gradients of three.
         rows = x.astype(dtype).reshape(-1, fan_in)
         y = jnp.matmul(rows, kernel.astype(dtype)).reshape(*x.shape[:-1], self.features)
         if self.use_bias:
-            bias = self.param("bias", init, (self.features,)).astype(dtype)
+            bias = self.param("bias", init, (self.features,), jnp.float32).astype(dtype)
             y = y + on_last_axis(bias, y.ndim)
         return y
 
@@ -53,7 +53,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(centred**2, axis=-1, keepdims=True)

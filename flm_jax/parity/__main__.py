@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import gc
 import json
 import os
@@ -9,6 +10,9 @@ import pathlib
 import sys
 import time
 from importlib import metadata
+
+from flm_jax import folders
+from flm_jax.errors import UserError
 
 # The time goes into compiling many small programs. Must be set before jax is imported; an XLA that
 # does not know a flag would abort, so the others are for the versions they were tried with.
@@ -19,15 +23,14 @@ if metadata.version("jaxlib").startswith("0.10."):
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 # Programs are kept, so that a second run only compiles what changed since. A cache that the caller
 # has chosen, or switched off (JAX_ENABLE_COMPILATION_CACHE=false), stays as it is.
-KEPT = pathlib.Path("~/.cache/flm_jax/parity").expanduser()
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT))
+with contextlib.suppress(UserError):  # without a home nothing is kept
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folders.caches() / "flm_jax/parity"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a tenth of the time, no result
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more of them would only wait, at full speed
 
-from flm_jax import metrics  # noqa: E402
-from flm_jax.errors import UserError  # noqa: E402
+from flm_jax import config, files, metrics  # noqa: E402
 from flm_jax.parity import goldens, runner  # noqa: E402
 from flm_jax.parity.checks import HEADER, Row  # noqa: E402
 
@@ -41,7 +44,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m flm_jax.parity",
         description="Repeats the recorded runs of the official code through this one and compares. "
         "Exit code 0: every case ran and passed. "
-        "Compiled programs are kept in ~/.cache/flm_jax/parity.",
+        "Compiled programs are kept in flm_jax/parity of $XDG_CACHE_HOME or ~/.cache.",
     )
     parser.add_argument("directory", help="a recorded set: manifest.json and the files it lists")
     parser.add_argument("--only", default="", metavar="PATTERN", help="cases with this in the name")
@@ -74,17 +77,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     seconds = time.perf_counter() - start
-    print("\n" + summary(rows, seconds))
-    if options.json:
-        write(options.json, options.directory, rows, seconds)
+    try:  # saved before it is shown, and shown if it cannot be saved
+        if options.json:
+            write(options.json, options.directory, rows, seconds)
+    finally:
+        print("\n" + summary(rows, seconds))
     return 0 if all(row.ok for row in rows) else 1
 
 
 def destination(name: str) -> None:
     """UserError if the results cannot be written there: better now than after the run."""
     path = pathlib.Path(name).expanduser()
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(path.absolute().parent):
         raise UserError(f"--json={name} cannot be written; give a file in a folder that exists")
+    files.check_writable(path)
 
 
 def show(row: Row, bar) -> None:
@@ -130,9 +136,8 @@ def write(name: str, directory: str, rows: list[Row], seconds: float) -> None:
         "seconds": round(seconds, 1),
         "rows": [row.plain() for row in rows],
     }
-    path = pathlib.Path(name).expanduser()
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    files.write_atomically(pathlib.Path(name).expanduser(), json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    config.exit_with(main, needs_reader=False)

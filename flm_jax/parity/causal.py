@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flm_jax import config
+from flm_jax import config, numerics
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow.at import At
 from flm_jax.flow.space import OneHot
@@ -60,9 +60,10 @@ def loss(case: Case, checks: Checks) -> None:
 
 
 def sample(case: Case, checks: Checks) -> None:
-    """Tokens written one by one with recorded Gumbel noise, by way of the cache."""
+    """Tokens written one by one with recorded Gumbel noise, by way of the cache; no mask."""
     network = Causal(case)
-    sampler = LeftToRight(bos_id=case.option("bos_token_id"))
+    never = (case.option("mask_index"),) if "mask_index" in case.config else ()
+    sampler = LeftToRight(bos_id=case.option("bos_token_id"), never=never)
     for bits in (64, 32):
         with checks.precision(bits):
             noise_SBV = jnp.moveaxis(networks.wide(case["in/gumbel"]), 1, 0)
@@ -72,7 +73,7 @@ def sample(case: Case, checks: Checks) -> None:
             def write(params, noise_SBV, steps=steps, batch=batch):
                 net = network.model.net(params)
                 at = At({"student": net}, OneHot({"student": net.table}), clock_lib.identity())
-                keys_B = jax.random.split(jax.random.key(0), batch)  # nothing is drawn
+                keys_B = jax.random.split(numerics.key(0), batch)  # nothing is drawn
                 sampling = Sampling(steps=steps)
                 return sampler.run(at, keys_B, sampling, steps + 1, noise=noise_SBV).tokens_BL
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flm_jax import config
+from flm_jax import config, numerics
 from flm_jax.interop import layout
 from flm_jax.models import dit, transfer
 from flm_jax.parity import networks
@@ -32,7 +32,7 @@ def random(case: Case, checks: Checks) -> None:
         sizes = layout.sizes_of(shapes, case.path)
         model = networks.model(case, sizes, 0.0)
         with checks.precision(32):
-            ours = networks.official(jax.jit(model.init)(jax.random.key(0)), sizes)
+            ours = networks.official(jax.jit(model.init)(numerics.key(0)), sizes)
             checks.exact(f"{network}: order of the parameters", list(ours), order)
             for name in order:
                 _compare(checks, f"{network}: {name}", ours[name], stats[name])
@@ -81,7 +81,7 @@ def student(case: Case, checks: Checks) -> None:
         source, fresh = (
             jax.tree.map(
                 lambda x, s=seed: np.asarray(x) + 0.01 * s,
-                jax.jit(model.init)(jax.random.key(seed)),
+                jax.jit(model.init)(numerics.key(seed)),
             )
             for seed, model in ((1, teacher), (2, own))
         )

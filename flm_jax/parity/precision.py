@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 
+from flm_jax import config
 from flm_jax.errors import UserError
 from flm_jax.flow.clock import build
 from flm_jax.losses import FlowMatching
@@ -90,4 +91,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    config.exit_with(lambda: main(sys.argv[1:]))

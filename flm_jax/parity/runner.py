@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 
+from flm_jax import numerics
 from flm_jax.errors import UserError
 from flm_jax.parity import (
     baselines,
@@ -141,7 +142,8 @@ def whole_cases(cases: list[Case], whole: bool = False) -> list[Row]:
 def whole_case(case: Case) -> list[Row]:
     """The rows of one case, at least one."""
     rows: list[Row] = []
-    with jax.default_matmul_precision("highest"):  # accelerators round inputs to bf16 or TF32
+    # Accelerators round inputs to bf16 or TF32.
+    with numerics.pinned(), jax.default_matmul_precision("highest"):
         run_case(case, rows.append)
     if not rows:
         Checks(case, rows.append).fail("-", "nothing was compared")

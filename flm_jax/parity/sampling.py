@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flm_jax import numerics
 from flm_jax.flow.at import At
 from flm_jax.flow.clock import Clock, build
 from flm_jax.flow.space import SPACES
@@ -47,7 +48,7 @@ def run(
     batch, length, _ = start_BLV.shape
     written = make(**options).run(
         At(nets, place, clock),
-        jax.random.split(jax.random.key(0), batch),  # nothing is drawn: the noise is given
+        jax.random.split(numerics.key(0), batch),  # nothing is drawn: the noise is given
         Sampling(steps=steps),
         length,
         start=place.from_dense(start_BLV),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flm_jax import config, optim
+from flm_jax import config, numerics, optim
 from flm_jax import step as step_lib
 from flm_jax.contracts import Needs
 from flm_jax.flow import clock as clock_lib
@@ -94,7 +94,7 @@ def update(
         accumulation_steps=settings.accumulation_steps,
         schedule=optim.schedule(settings, CONSTANT),
     )
-    return train_step(state, {}, tokens_BL, mask_BL, jax.random.key(0))
+    return train_step(state, {}, tokens_BL, mask_BL, numerics.key(0))
 
 
 def official_weights(mask_BL: jax.Array, parts: int) -> jax.Array:

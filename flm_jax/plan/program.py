@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax import config as config_lib
-from flm_jax import optim
+from flm_jax import numerics, optim
 from flm_jax import step as step_lib
 from flm_jax.benchmark.measure import Calls, frozen_models, networks
 from flm_jax.experiment import Experiment
@@ -72,13 +72,14 @@ class Program:
     def arguments(self) -> tuple:
         tokens = jax.ShapeDtypeStruct(self.batch, jnp.int32)
         mask = jax.ShapeDtypeStruct(self.batch, jnp.float32)
-        return self.state, self.frozen, tokens, mask, jax.eval_shape(lambda: jax.random.key(0))
+        return self.state, self.frozen, tokens, mask, jax.eval_shape(lambda: numerics.key(0))
 
     def compiled(self) -> Any:
         """Compiled as training does it: the state is given away and comes back."""
         return jax.jit(self.step, donate_argnums=0).lower(*self.arguments).compile()
 
 
+@numerics.pinned()
 def work(config: config_lib.Config, vocab_size: int) -> Work:
     """Shapes and counts of a config's training step."""
     experiment = Experiment(config, vocab_size)
@@ -111,7 +112,7 @@ def build(config: config_lib.Config, vocab_size: int) -> Program:
     experiment = Experiment(config, vocab_size)
     loss = experiment.loss
     optimizer = optim.optimizer(config.optim, config.train.steps)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: numerics.key(0))
     models = frozen_models(experiment)
     calls = Calls()
     step = step_lib.make_train_step(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from flm_jax import config as config_lib
+from flm_jax import numerics
 from flm_jax.losses import LOSSES
 from flm_jax.plan import count, program, timing
 from flm_jax.plan.memory import memory
@@ -88,6 +89,7 @@ def compare(name: str, shape: dict[str, Any]) -> Row:
     return Row(name, sum(parts.values()), measured(config, vocab_size), parts)
 
 
+@numerics.pinned()
 def measured(config: config_lib.Config, vocab_size: int) -> int:
     """Bytes that the compiled training step holds on one device."""
     used = program.build(config, vocab_size).compiled().memory_analysis()
@@ -99,6 +101,7 @@ def measured(config: config_lib.Config, vocab_size: int) -> int:
     )
 
 
+@numerics.pinned()
 def compare_flops(loss: str, shape: dict[str, Any] | None = None) -> tuple[float, float]:
     """FLOPs of a step by formula, noise included, and counted in the traced program."""
     shape = BASE | {"loss": loss} | (shape or {})

@@ -4,7 +4,7 @@ import argparse
 import sys
 import webbrowser
 
-from flm_jax import report
+from flm_jax import config, report
 from flm_jax.errors import UserError
 
 
@@ -36,4 +36,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    config.exit_with(main, needs_reader=False)

@@ -5,6 +5,7 @@ them. Long series are thinned to the extremes of some hundred bins, so a page st
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -115,6 +116,16 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, int(high / step + 1e-9) + 1)]
 
 
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Return short labels, with more digits where they would be alike."""
+    labels = [short(value) for value in values]
+    if len(set(labels)) == len(labels):
+        return labels
+    step = min(abs(b - a) for a, b in itertools.pairwise(values))
+    digits = max(0, math.ceil(-math.log10(step) - 1e-9))
+    return [f"{value:.{digits}f}".replace("-", "−") for value in values]
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """Return 1, 10, 100, … within [low, high], with 2 and 5 between where there is room."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -179,12 +190,12 @@ def _view(view: str, lines: Sequence[_Line], low: float, high: float, x_label: s
             }
         )
     y_labels = "".join(
-        f'<span style="top:{100 * (high - y) / (high - low):.2f}%">{short(y)}</span>'
-        for y in y_ticks
+        f'<span style="top:{100 * (high - y) / (high - low):.2f}%">{label}</span>'
+        for y, label in zip(y_ticks, tick_labels(y_ticks), strict=True)
     )
     x_labels = "".join(
-        f'<span style="left:{100 * float(place(np.float64(x))):.2f}%">{short(x)}</span>'
-        for x in x_ticks
+        f'<span style="left:{100 * float(place(np.float64(x))):.2f}%">{label}</span>'
+        for x, label in zip(x_ticks, tick_labels(x_ticks), strict=True)
     )
     data = {"x": [x_low, x_high], "y": [low, high], "log": view == "log", "series": hover}
     return (

@@ -10,6 +10,7 @@ from flm_jax.report.strip import spread
 from flm_jax.report.workdir import Run, why
 
 MAX_OTHERS = 12
+_CROSS_ENTROPY = "cross-entropy, nats per token"
 _TAU = re.compile(r"eval/loss_tau_([0-9.]+)$")
 
 
@@ -27,25 +28,68 @@ def curves(run: Run) -> tuple[str, str]:
     if not run.metrics:
         return note(why(run, "metrics.jsonl")), ""
     held_out = series(run, "eval/loss", title="held-out", colour="s2", dots=True)
-    lines = [series(run, "loss", title="training"), held_out]
-    lines = [line for line in lines if line is not None]
+    trained, plain, unit, lead = _quantities(run)
+    training = series(run, trained, title="training")
     parts = []
-    if lines:
-        parts.append(chart("loss", "Loss", lines, "step", "cross-entropy, nats per token"))
+    if plain or held_out is None:
+        lines = [line for line in (training, held_out) if line is not None]
+        if lines:
+            parts.append(chart("loss", "Loss", lines, "step", unit))
+    else:
+        title = "Training: the objective"
+        left = chart("loss", title, [training], "step", unit) if training is not None else ""
+        title = "Held-out: cross-entropy"
+        right = chart("held-out", title, [held_out], "step", _CROSS_ENTROPY)
+        parts.append(f'<div class="pair">{left}{right}</div>')
     if held_out is None:
         parts.append(note("no held-out loss was logged (eval/loss)"))
     parts.append(_by_tau(run))
-    parts.append(_others(run))
-    vocabulary = run.run.get("corpus", {}).get("vocab_size")
-    lead = "Cross-entropy of the clean token given the noisy text, averaged over noise levels; not "
-    lead += "a likelihood bound."
-    if is_number(vocabulary) and vocabulary > 1:
-        lead += f" Guessing uniformly costs {np.log(vocabulary):.2f} nats."
+    parts.append(_others(run, trained))
     return "".join(parts), lead
 
 
+def _quantities(run: Run) -> tuple[str, bool, str, str]:
+    """What was minimised and what was measured on held-out rows, and whether they are the same.
+
+    Held-out rows cost a denoiser the cross-entropy at each noise level, whatever its loss is (a
+    distillation's has a target of another kind), and any other network its own loss; see
+    `flm_jax.heldout`.
+
+    Returns: the logged name of the training loss, whether it is what "eval/loss" is, its unit, and
+    a text that explains both.
+    """
+    loss = run.config.get("loss", {}).get("name", "flow_matching")
+    if loss == "flow_matching":
+        weighted = run.config.get("model", {}).get("loss_weighting", False)
+        text = "Cross-entropy of the clean token given the noisy text, averaged over noise levels; "
+        text += f"not a likelihood bound.{_guessing(run)}"
+        return "nll" if weighted else "loss", True, _CROSS_ENTROPY, text  # nll has no weights
+    if not _tau_names(run):
+        text = f"The objective of {loss}, per token, on training rows and on held-out rows."
+        return "loss", True, f"objective of {loss}, per token", text
+    text = f"Training minimises the objective of {loss}; held-out is another quantity, on an axis "
+    text += "of its own: the cross-entropy of the clean token given the noisy text at one time, "
+    text += f"averaged over noise levels.{_guessing(run)}"
+    return "loss", False, f"objective of {loss}, per token", text
+
+
+def _guessing(run: Run) -> str:
+    vocabulary = run.run.get("corpus", {}).get("vocab_size")
+    if not is_number(vocabulary) or vocabulary <= 1:
+        return ""
+    return f" Guessing uniformly costs {np.log(vocabulary):.2f} nats."
+
+
+def _tau_names(run: Run) -> list[str]:
+    return sorted(filter(_TAU.match, _logged(run)), key=_tau_of)
+
+
+def _logged(run: Run) -> set[str]:
+    return {name for row in run.metrics for name in row}
+
+
 def _by_tau(run: Run) -> str:
-    names = sorted({name for row in run.metrics for name in row if _TAU.match(name)}, key=_tau_of)
+    names = _tau_names(run)
     if not names:
         return ""
     lines = []
@@ -81,9 +125,9 @@ def _tau_of(name: str) -> float:
     return float(_TAU.match(name).group(1).rstrip("."))
 
 
-def _others(run: Run) -> str:
-    shown = {"step", "time", "loss", "eval/loss"}
-    names = sorted({name for row in run.metrics for name in row if not _TAU.match(name)} - shown)
+def _others(run: Run, trained: str) -> str:
+    shown = {"step", "time", trained, "eval/loss"}
+    names = sorted(name for name in _logged(run) - shown if not _TAU.match(name))
     charts = []
     for i, name in enumerate(names[:MAX_OTHERS]):
         line = series(run, name, colour="s3")

@@ -1,4 +1,4 @@
-"""The top of the page: what was trained, on what, how long, and the best numbers."""
+"""The top of the page: what was trained, on what, how long, and its numbers as it is used."""
 
 import datetime
 import statistics
@@ -8,17 +8,22 @@ import numpy as np
 from flm_jax.evals.base import format_value
 from flm_jax.report.curves import series
 from flm_jax.report.markup import duration, escape, is_number, number, plural, short
-from flm_jax.report.results import best_of
+from flm_jax.report.results import default_row, repeats
 from flm_jax.report.workdir import Run
+
+# How a run ends well, by the word of run.json, and what to call it.
+FINISHED = {"complete": "complete", "time limit": "complete: time budget used"}
+PERIODIC = ("samples", "metrics.jsonl")  # written at times of the config
 
 
 def headline(run: Run) -> str:
-    """What was trained, on what, how long, and the best numbers."""
-    config, info = run.config, run.run
+    """What was trained, on what, how long, and its numbers."""
+    info = run.run
     stopped = info.get("stopped", "not finished")
-    good = stopped == "complete"
-    badge = f'<span class="badge {"good" if good else "open"}">{escape(stopped)}</span>'
-    steps = max((row["step"] for row in run.metrics), default=0)
+    good = stopped in FINISHED
+    shown = escape(FINISHED.get(stopped, stopped))
+    badge = f'<span class="badge {"good" if good else "open"}">{shown}</span>'
+    steps = max([row["step"] for row in run.metrics] + [info.get("step", 0)])
     facts_ = []
     if steps:
         facts_.append(plural(steps, "step"))
@@ -32,17 +37,16 @@ def headline(run: Run) -> str:
         facts_.append(_device(hardware))
     if info.get("started"):
         facts_.append(f"started {_date(info['started'])}")
-    kind = "Flow language model"
-    if config.get("loss", {}).get("name", "flow_matching") != "flow_matching":
-        kind = f"Flow map language model ({config['loss']['name']})"
-    corpus = _corpus_name(run)
+    kind, corpus = _kind(run.config), _corpus_name(run)
     title = f"{kind} trained on <em>{escape(corpus)}</em>" if corpus else kind
     tiles = "".join(
         f'<div class="tile"><span>{escape(label)}</span><b>{escape(value)}</b>'
         f"<small>{escape(remark)}</small></div>"
         for label, value, remark in _tiles(run)
     )
-    absent = "".join(f"<li>{escape(reason)}</li>" for reason in run.missing.values())
+    # A short run ends before its first samples or numbers are due: no fault, so no warning.
+    expected = [name for name in run.missing if not (good and name in PERIODIC)]
+    absent = "".join(f"<li>{escape(run.missing[name])}</li>" for name in expected)
     absent = f'<ul class="missing">{absent}</ul>' if absent else ""
     return (
         f'<header><p class="over">flm_jax · {escape(run.path.name)} {badge}</p><h1>{title}</h1>'
@@ -55,18 +59,16 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     tiles = []
     held_out = series(run, "eval/loss")
     if held_out is not None and np.isfinite(held_out.y).any():
-        best = int(np.nanargmin(np.where(np.isfinite(held_out.y), held_out.y, np.nan)))
-        tiles.append(
-            (
-                "held-out loss",
-                f"{held_out.y[best]:.3f}",
-                f"nats per token, at step {number(int(held_out.x[best]))}",
-            )
-        )
-    rows = run.results.get("rows", [])
-    wanted = [c for c in run.results.get("columns", []) if c.get("better") == "higher"]
-    wanted += [c for c in run.results.get("columns", []) if c.get("key") == "bigram_entropy"]
-    tiles += [tile for column in wanted if (tile := _best_tile(rows, column))]
+        losses, at = held_out.y[np.isfinite(held_out.y)], held_out.x[np.isfinite(held_out.y)]
+        remark = f"nats per token, at step {number(int(at[-1]))}"
+        if losses.min() < losses[-1]:
+            lowest = int(losses.argmin())
+            remark += f"; lowest: {losses[lowest]:.3f} at step {number(int(at[lowest]))}"
+        tiles.append(("held-out loss", f"{losses[-1]:.3f}", remark))
+    rows, columns = run.results.get("rows", []), run.results.get("columns", [])
+    wanted = [c for c in columns if c.get("better") == "higher"]
+    wanted += [c for c in columns if c.get("key") in ("bigram_entropy", "sample_entropy")]
+    tiles += [tile for column in wanted if (tile := _tile(rows, column))]
     speed = series(run, "tokens_per_second")
     if speed is not None:
         median = statistics.median(speed.y)
@@ -74,21 +76,29 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _best_tile(rows: list[dict], column: dict) -> tuple[str, str, str] | None:
-    key = column["key"]
-    values = [(row, row["values"].get(key)) for row in rows]
-    values = [(row, value) for row, value in values if is_number(value)]
-    models = [(row, value) for row, value in values if row["kind"] == "model"]
-    if not models:
+def _tile(rows: list[dict], column: dict) -> tuple[str, str, str] | None:
+    """The value of the model at its default number of steps; real text's and others' beside it."""
+    key, row = column["key"], default_row(rows)
+    if row is None or not is_number(row["values"].get(key)):
         return None
-    data = next((value for row, value in values if row["kind"] == "data"), None)
-    row, value = models[best_of([value for _, value in models], column, data)]
-    others = [
-        f"{other['name']}: {format_value(v, column)}".replace(" %", "\u00a0%")
-        for other, v in values
-        if other["kind"] != "model"
+    real = [other for other in rows if other["kind"] == "data"]
+    others = real + [other for other in rows if other["kind"] not in ("model", "data")]
+    name = row["name"] + ", which repeats itself" * any(repeats(row, r["values"]) for r in real)
+    beside = [
+        f"{other['name']}: {format_value(other['values'][key], column)}".replace(" %", "\u00a0%")
+        for other in others
+        if is_number(other["values"].get(key))
     ]
-    return column["title"], format_value(value, column), "; ".join([row["name"], *others])
+    return column["title"], format_value(row["values"][key], column), "; ".join([name, *beside])
+
+
+def _kind(config: dict) -> str:
+    """What was trained, in words."""
+    loss = config.get("loss", {}).get("name", "flow_matching")
+    if loss == "flow_matching":
+        return "Flow language model"
+    flow_map = config.get("model", {}).get("two_times", False)
+    return f"{'Flow map language' if flow_map else 'Language'} model ({loss})"
 
 
 def _corpus_name(run: Run) -> str:

@@ -7,6 +7,8 @@ from flm_jax.report.markup import details, escape, is_number, note, number
 from flm_jax.report.workdir import Run, why
 
 _KINDS = {"model": "model", "yardstick": "yardstick", "data": "real text"}
+_VARIETY = "sample_entropy"
+VARIED = 0.75  # of real text's entropy in a sample; below, a text repeats itself
 
 
 def table(run: Run) -> tuple[str, str]:
@@ -15,7 +17,10 @@ def table(run: Run) -> tuple[str, str]:
     if not rows:
         return note(why(run, "results.json", "a table")), ""
     data = next((row["values"] for row in rows if row["kind"] == "data"), {})
-    marks = {column["key"]: _marked(rows, column, data.get(column["key"])) for column in columns}
+    poor = [repeats(row, data) for row in rows]
+    marks = {
+        column["key"]: _marked(rows, poor, column, data.get(column["key"])) for column in columns
+    }
     head = "".join(
         f'<th scope="col" title="{escape(c.get("help", ""))}">{escape(c["title"])}</th>'
         for c in columns
@@ -26,7 +31,7 @@ def table(run: Run) -> tuple[str, str]:
             _cell(row, column, data.get(column["key"]), i in marks[column["key"]])
             for column in columns
         )
-        kind = escape(_KINDS.get(row["kind"], row["kind"]))
+        kind = escape(_KINDS.get(row["kind"], row["kind"]) + (", repeats itself" * poor[i]))
         lines.append(
             f'<tr class="{escape(row["kind"])}"><th scope="row">{escape(row["name"])}'
             f"<small>{kind}</small></th>{cells}</tr>"
@@ -45,17 +50,41 @@ def table(run: Run) -> tuple[str, str]:
     ) + details("What the columns mean", f'<dl class="help">{helps}</dl>')
     if data:
         measured += "Small figures are the difference from real text. "
-    return body, measured + "Bold is the best row of the model."
+        measured += "A bold number is that of the model's rows that is nearest to real text"
+    else:
+        measured += "A bold number is the best of the model's rows"
+    if any(poor):
+        measured += f", of those with at least {100 * VARIED:.0f} % of its entropy in a sample: "
+        measured += "a model that repeats a few words has many known ones"
+    return body, f"{measured}."
+
+
+def default_row(rows: list[dict]) -> dict | None:
+    """The model at the number of steps that it takes when none is named.
+
+    That is the last of sampler.steps, as for `FlowModel.generate`, and not the row that looks best.
+    """
+    return next((row for row in reversed(rows) if row["kind"] == "model"), None)
+
+
+def repeats(row: dict, data: dict) -> bool:
+    """Whether a model's texts have far less variety than real text, whose values are `data`."""
+    value, real = row["values"].get(_VARIETY), data.get(_VARIETY)
+    known = row["kind"] == "model" and is_number(value) and is_number(real)
+    return known and value < VARIED * real
 
 
 def best_of(values: list[float], column: dict, data: float | None) -> int:
-    """Return the index of the best value of this column; `data` is real text's value."""
-    if column.get("better") == "data" and data is not None:
+    """Return the index of the best value of this column: the nearest to real text's, `data`.
+
+    Without it the highest or the lowest, as the column says.
+    """
+    if is_number(data):
         return int(np.argmin([abs(value - data) for value in values]))
     return int(np.argmin(values) if column.get("better") == "lower" else np.argmax(values))
 
 
-def _marked(rows: list[dict], column: dict, data: float | None) -> set[int]:
+def _marked(rows: list[dict], poor: list[bool], column: dict, data: float | None) -> set[int]:
     """Indices of the best model rows; none where all are alike or the column has no direction."""
     models = {
         i: row["values"][column["key"]]
@@ -66,9 +95,11 @@ def _marked(rows: list[dict], column: dict, data: float | None) -> set[int]:
         return set()
     if len(set(models.values())) < 2:
         return set()
-    values = list(models.values())
+    values = [value for i, value in models.items() if not poor[i]]
+    if not values:
+        return set()
     best = values[best_of(values, column, data)]
-    return {i for i, value in models.items() if value == best}
+    return {i for i, value in models.items() if value == best and not poor[i]}
 
 
 def _cell(row: dict, column: dict, data: float | None, best: bool) -> str:

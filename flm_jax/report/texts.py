@@ -23,9 +23,9 @@ def samples(run: Run) -> tuple[str, str]:
             body = note(_time(entry.get("written", len(entry["texts"])), entry["seconds"])) + body
         panels.append((title, body))
     longest = max((len(text) for entry in entries for text in entry["texts"]), default=0)
-    best = max(range(len(entries)), key=lambda i: entries[i].get("steps") or 0)
+    usual = max((i for i, entry in enumerate(entries) if entry.get("steps")), default=0)
     lead = "Unselected texts. A step is one evaluation of the network, for all tokens at once."
-    return tabs("samples", panels, opened=best, side_by_side=longest <= LONG), lead
+    return tabs("samples", panels, opened=usual, side_by_side=longest <= LONG), lead
 
 
 def denoising(run: Run) -> tuple[str, str]:

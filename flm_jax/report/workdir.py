@@ -12,8 +12,8 @@ from flm_jax.errors import UserError
 WRITTEN_AT = {
     "config.json": "at the start of a run",
     "run.json": "at the start of a run",
-    "metrics.jsonl": "while a run is training",
-    "samples": "while a run is training",
+    "metrics.jsonl": "while a run is training, every train.log_every steps",
+    "samples": "while a run is training, every train.sample_every steps",
     "results.json": "at the end of a run",
 }
 

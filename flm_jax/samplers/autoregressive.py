@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
@@ -25,13 +26,38 @@ class LeftToRight(TokenSampler):
 
     Attributes:
       bos_id: the first token; -1 takes the tokenizer's begin mark.
+      never: ids of tokens that are not drawn, such as a mask that the official baseline has in its
+        vocabulary. The others share their probability, whatever temperature and nucleus.
     """
 
     bos_id: int = -1
+    never: tuple[int, ...] = ()
 
     @property
     def needs(self) -> Needs:
         return Needs(causal=True)
+
+    def steps_for(self, length: int) -> int:
+        return length - 1
+
+    def check_vocabulary(self, size: int) -> None:
+        """UserError for ids that are none of a vocabulary, and if no token is left to draw."""
+        if not -1 <= self.bos_id < size:
+            raise UserError(
+                f"sampler option bos_id={self.bos_id} is no token of this model; give an id from 0 "
+                f"to {size - 1}, or -1 for the tokenizer's begin mark"
+            )
+        unknown = [token for token in self.never if not 0 <= token < size]
+        if unknown:
+            raise UserError(
+                f"sampler option never={_listed(self.never)}: {unknown[0]} is no token of this "
+                f"model; give ids from 0 to {size - 1}"
+            )
+        if len(set(self.never)) == size:
+            raise UserError(
+                f"sampler option never names all {size} tokens of this model, so that none is left "
+                "to draw; leave one out"
+            )
 
     def run(
         self,
@@ -53,10 +79,10 @@ class LeftToRight(TokenSampler):
         Args:
           sampling: its steps are network evaluations, one per token after the first: length - 1.
           start: given first tokens (B,).
-          noise: given Gumbel noise (L - 1, B, V).
+          noise: given Gumbel noise (L - 1, B, V), of all tokens.
 
-        Raises UserError for another number of steps, without a begin mark, and for knobs that only
-        samplers of vectors have.
+        Raises UserError for another number of steps, without a begin mark, for ids that are no
+        tokens, and for knobs that only samplers of vectors have.
         """
         self.refuse(sampling)
         net, steps = at.student, sampling.steps
@@ -67,6 +93,12 @@ class LeftToRight(TokenSampler):
                 f"writing {length} tokens one by one takes {length - 1} steps, not {steps}; "
                 f"set steps={length - 1}"
             )
+        self.check_vocabulary(net.head.vocab_size)
+        drawn_V = None
+        if self.never:  # those columns of the head are left out: nothing can draw them
+            drawn_V = np.delete(np.arange(net.head.vocab_size, dtype=np.int32), list(self.never))
+            net = net.with_outputs(drawn_V)
+            noise = None if noise is None else noise[..., drawn_V]
         first_B = self.first(keys_B.shape[0], bos_id) if start is None else start
 
         def step(carry, i):
@@ -82,6 +114,7 @@ class LeftToRight(TokenSampler):
             seen = ()
             if trajectory:
                 seen = (jnp.exp(posterior.log_prob(next_B1))[:, 0],)
+            next_B1 = next_B1 if drawn_V is None else jnp.asarray(drawn_V)[next_B1]
             return (next_B1[:, 0], cache), (next_B1[:, 0], *seen)
 
         cache = net.empty_cache(keys_B.shape[0], steps)
@@ -110,3 +143,7 @@ class LeftToRight(TokenSampler):
         confidence_SBL = jnp.where(written_SL[1:], p_BL[None], 0.0)
         progress = jnp.arange(steps) / steps
         return Trajectory(progress, progress, states, states[1:], confidence_SBL)
+
+
+def _listed(tokens: tuple[int, ...]) -> str:
+    return ",".join(map(str, tokens))

@@ -133,6 +133,13 @@ class Sampler(Contract, unfinished=True):
           bos_id: the tokenizer's begin mark, for samplers that start from it.
         """
 
+    def steps_for(self, length: int) -> int | None:
+        """The one number of steps in which it writes ``length`` tokens; None: any number."""
+        return None
+
+    def check_vocabulary(self, size: int) -> None:
+        """UserError for options that do not fit a vocabulary of ``size`` tokens."""
+
     def without_effect(self, knobs: SamplingKnobs) -> list[str]:
         """A sentence for every knob that is set and would do nothing here."""
         defaults = dataclasses.asdict(SamplingKnobs())

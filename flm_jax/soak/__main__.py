@@ -70,4 +70,4 @@ def _inside(folder: pathlib.Path, refusal: str) -> int:
 
 
 if __name__ == "__main__":
-    config_lib.run_main(main)
+    config_lib.run_main(main, needs_reader=False)

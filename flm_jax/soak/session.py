@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from flm_jax import config as config_lib
-from flm_jax import train
+from flm_jax import numerics, train
 from flm_jax import workdir as workdir_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
@@ -145,17 +145,18 @@ class RecordedBatches:
         self._batches.close()
 
 
+@numerics.pinned()
 def main(workdir: pathlib.Path, record: pathlib.Path, steps: int, seed: int) -> int:
     jax.config.update("jax_compilation_cache_dir", str(record.parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     config = tiny_config(record.parent, steps, seed)
-    workdir_lib.check(config, workdir)
-    run = RecordedRun(config, workdir, Record(record))
     train.outcome.finish = lambda run, state, step, why: run.record(
         complete=step, digest=digest(state)
     )
-    return train.go(run)
+    with workdir_lib.locked(workdir):
+        workdir_lib.check(config, workdir)
+        return train.go(RecordedRun(config, workdir, Record(record)))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,11 @@ class Tokenizer(Protocol):
         ...
 
     def piece(self, token: int) -> str:
-        """A readable form of one token, for pictures of single positions; `[BOS]` for specials."""
+        """A readable form of one token, for pictures of single positions; `[BOS]` for specials.
+
+        The space before a word is part of it, so that pieces side by side can be read (but in
+        WordPiece, where ## marks what continues a word).
+        """
         ...
 
     def save(self, folder: str | os.PathLike) -> None:

@@ -4,11 +4,10 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 
-from flm_jax import errors, files
+from flm_jax import errors, files, folders
 from flm_jax.tokenizers import base, vocabulary_files
 
 _FILE = "byte_bpe.json"
@@ -115,7 +114,7 @@ class ByteBpeRecipe:
         if not cache_dir or known is None:
             return self._train(documents)
         key = base.sha256("1", known, repr(dataclasses.asdict(self)))
-        path = pathlib.Path(cache_dir).expanduser() / "byte_bpe" / f"{key[:32]}.json"
+        path = folders.expanded(cache_dir) / "byte_bpe" / f"{key[:32]}.json"
         try:
             return _parse(path.read_bytes(), str(path))
         except (OSError, errors.UserError):  # not there, or damaged: make it again

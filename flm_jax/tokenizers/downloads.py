@@ -5,7 +5,6 @@ It lies with the tokenizers because these may import nothing else; data sets use
 
 import dataclasses
 import email.message
-import fcntl
 import hashlib
 import http.client
 import os
@@ -19,6 +18,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from flm_jax import folders, locks
 from flm_jax.errors import UserError
 
 _CHUNK = 1 << 18
@@ -72,7 +72,7 @@ def fetch(
         published one, another process is downloading it, the disk is too small, or the folder
         cannot be written.
     """
-    path = pathlib.Path(folder).expanduser() / download.file
+    path = folders.expanded(folder) / download.file
     if path.is_file():
         return path
     part = path.with_name(path.name + ".part")
@@ -82,12 +82,8 @@ def fetch(
     except OSError as error:
         raise _unwritable(part, error) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is downloading {path}; wait until it is done"
-            ) from None
+        if not locks.take(file, "let no other process download it meanwhile"):
+            raise UserError(f"another process is downloading {path}; wait until it is done")
         if path.is_file():  # the other process was just ready
             return path
         _fill(download, file, part, bar, attempts, wait, timeout)

@@ -72,7 +72,8 @@ class Listed:
 
     def piece(self, token: int) -> str:
         token = int(token)
-        return _SPECIALS[token] if token < len(_SPECIALS) else self._text(token)
+        piece = _SPECIALS[token] if token < len(_SPECIALS) else self._text(token)
+        return piece if token < _UNKNOWN else self.separator + piece
 
     def save(self, folder: str | os.PathLike) -> None:
         meta = {"name": self.name, "fingerprint": self.fingerprint}

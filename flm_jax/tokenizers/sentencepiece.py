@@ -10,20 +10,27 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from flm_jax import errors, files
+from absl import logging
+
+from flm_jax import errors, files, folders
 from flm_jax.tokenizers import base
 
 _FILE = "sentencepiece.model"
 # The trainer drops sentences of more than 4192 bytes; 1000 characters never reach that.
 _LONGEST_SENTENCE = 1000
 _SMALLEST_VOCABULARY = 5  # four specials and one character
+# What the library writes for a space; a text's own one would come back as a space, too. So models
+# trained here see another character instead, one that Unicode reserves for uses like this.
+_SPACE, _STAND_IN = "\N{LOWER ONE EIGHTH BLOCK}", "\ufdd0"
 
 
 class SentencePiece:
     """A SentencePiece model; PAD, BOS, EOS, UNK have the model's ids (0, 1, 2, 3 if trained here).
 
     Models trained here keep the text as it is (no normalisation, newlines and runs of spaces are
-    tokens), so decode(encode(text)) == text when every character is known.
+    tokens), so decode(encode(text)) == text when every character is known. A model without a piece
+    for U+2581 (read from a file, trained before November 2026, or on text that has it not, or less
+    often than `character_coverage` asks for) reads it as a space; a warning says so.
     """
 
     name = "sentencepiece"
@@ -43,6 +50,8 @@ class SentencePiece:
             )
         self.vocab_size = processor.vocab_size()
         self.bos_id, self.eos_id = processor.bos_id(), processor.eos_id()
+        self._keeps_mark = processor.piece_to_id(_STAND_IN) != processor.unk_id()
+        self._source, self._told = source, False
         self.pad_id = None if processor.pad_id() < 0 else processor.pad_id()
         if self.bos_id < 0 or self.eos_id < 0:
             raise errors.UserError(
@@ -74,13 +83,30 @@ class SentencePiece:
         return base.sha256(self.name, self._model)
 
     def encode(self, text: str) -> list[int]:
-        return self._processor.encode(_without_surrogates(text))
+        return self._processor.encode(self._readable(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._processor.encode([_without_surrogates(t) for t in texts], num_threads=-1)
+        return self._processor.encode([self._readable(text) for text in texts], num_threads=-1)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode([int(i) for i in ids])
+        text = self._processor.decode([int(i) for i in ids])
+        return text.replace(_STAND_IN, _SPACE) if self._keeps_mark else text
+
+    def _readable(self, text: str) -> str:
+        text = _without_surrogates(text)
+        if _SPACE not in text:
+            return text
+        if self._keeps_mark:
+            return text.replace(_SPACE, _STAND_IN)
+        if not self._told:
+            self._told = True
+            logging.warning(
+                "the text has the character U+2581 (%s), which %s reads as a space; take "
+                "tokenizer byte_bpe or characters to keep it",
+                _SPACE,
+                self._source,
+            )
+        return text
 
     def piece(self, token: int) -> str:
         token = int(token)
@@ -89,7 +115,8 @@ class SentencePiece:
             return specials[token]
         if self._processor.is_unknown(token):
             return "[UNK]"
-        return self._processor.id_to_piece(token).replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+        piece = self._processor.id_to_piece(token).replace(_SPACE, " ")
+        return piece.replace(_STAND_IN, _SPACE) if self._keeps_mark else piece
 
     def save(self, folder: str | os.PathLike) -> None:
         meta = {"name": self.name, "fingerprint": self.fingerprint}
@@ -121,14 +148,14 @@ class SentencePieceRecipe:
           UserError: bad option, unreadable model, or a vocabulary size that the text cannot give.
         """
         if self.model_path:
-            return _read(pathlib.Path(self.model_path).expanduser())
+            return _read(folders.expanded(self.model_path))
         self._check()
         options = dataclasses.asdict(self)
         del options["model_path"]
         if not cache_dir:
             return SentencePiece(_train(documents, options))
         key = base.sha256("1", _text_fingerprint(documents), repr(sorted(options.items())))
-        path = pathlib.Path(cache_dir).expanduser() / "sentencepiece" / f"{key[:32]}.model"
+        path = folders.expanded(cache_dir) / "sentencepiece" / f"{key[:32]}.model"
         try:
             return SentencePiece(path.read_bytes())
         except (OSError, errors.UserError):  # not there, or damaged: make it again
@@ -187,7 +214,7 @@ def _text_fingerprint(documents: base.Documents) -> str:
 def _sentences(documents: Iterable[str]) -> Iterator[str]:
     """The text in pieces that the trainer accepts, cut at a space where there is one."""
     for text in documents:
-        text, start = _without_surrogates(text), 0
+        text, start = _without_surrogates(text).replace(_SPACE, _STAND_IN), 0
         while len(text) - start > _LONGEST_SENTENCE:
             end = text.rfind(" ", start + 1, start + _LONGEST_SENTENCE)
             end = end if end > 0 else start + _LONGEST_SENTENCE

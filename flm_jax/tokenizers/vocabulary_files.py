@@ -4,7 +4,7 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from flm_jax import errors
+from flm_jax import errors, folders
 from flm_jax.tokenizers import downloads
 
 FOLDER_VARIABLE = "FLM_JAX_TOKENIZERS"
@@ -33,16 +33,14 @@ def find(
     `download` the files that are `published` are fetched there. Raises UserError saying what to put
     where, or why a file cannot be fetched.
     """
-    own = _cache_folder(cache_dir) / "tokenizers" / title
-    if folder:
-        places = [pathlib.Path(folder).expanduser()]
-    else:
-        places = [*_usual_folders(title, hub_names), own]
-    for place in places:
-        for names in sets_of_names:
-            if all((place / name).is_file() for name in names):
-                return {name: _read(place / name) for name in names}
-    if download and not folder:
+    places = [folders.expanded(folder)] if folder else _usual_folders(title, hub_names)
+    if found := _first(places, sets_of_names):
+        return found
+    # Asked for only now: a user without a home may have the files elsewhere.
+    own = None if folder else folders.cache(cache_dir) / "tokenizers" / title
+    if own is not None and (found := _first([own], sets_of_names)):
+        return found
+    if download and own is not None:
         return {file.file: _read(downloads.fetch(file, own)) for file in published}
     wanted = ", or ".join(" and ".join(names) for names in sets_of_names)
     looked = folder or f"${FOLDER_VARIABLE}/{title}, the Hugging Face cache or {own}"
@@ -53,21 +51,26 @@ def find(
     )
 
 
-def _cache_folder(cache_dir: str) -> pathlib.Path:
-    chosen = cache_dir or os.environ.get("FLM_JAX_CACHE") or "~/.cache/flm_jax"
-    return pathlib.Path(chosen).expanduser()
+def _first(
+    places: Sequence[pathlib.Path], sets_of_names: Sequence[Sequence[str]]
+) -> dict[str, bytes] | None:
+    """The files of the first place that holds all of a set; None if no place does."""
+    for place in places:
+        for names in sets_of_names:
+            if all((place / name).is_file() for name in names):
+                return {name: _read(place / name) for name in names}
+    return None
 
 
 def _usual_folders(title: str, hub_names: Sequence[str]) -> list[pathlib.Path]:
-    folders = []
+    places = []
     if os.environ.get(FOLDER_VARIABLE):
-        folders.append(pathlib.Path(os.environ[FOLDER_VARIABLE]).expanduser() / title)
-    home = pathlib.Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
-    cache = pathlib.Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    for name in hub_names:
-        model = cache / f"models--{name.replace('/', '--')}" / "snapshots"
-        folders += sorted(model.glob("*"))
-    return folders
+        places.append(folders.expanded(os.environ[FOLDER_VARIABLE]) / title)
+    if cache := folders.hugging_face("HF_HUB_CACHE", "hub"):
+        for name in hub_names:
+            model = cache / f"models--{name.replace('/', '--')}" / "snapshots"
+            places += sorted(model.glob("*"))
+    return places
 
 
 def _read(path: pathlib.Path) -> bytes:

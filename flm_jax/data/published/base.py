@@ -5,8 +5,8 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from flm_jax import errors, metrics
-from flm_jax.data import base
+from flm_jax import errors, folders, metrics
+from flm_jax.data import base, paths
 from flm_jax.data.published import streams
 from flm_jax.tokenizers.downloads import Download, fetch
 
@@ -91,7 +91,7 @@ class Published(abc.ABC):
 
     def _find(self, path: str, download: bool) -> Parts:
         if path:
-            place = pathlib.Path(path).expanduser()
+            place = folders.expanded(path)
             if not place.exists():
                 raise errors.UserError(
                     f"there is no file or folder {place}; correct options.path of data set "
@@ -119,9 +119,9 @@ class Published(abc.ABC):
     def _places(self) -> Iterator[pathlib.Path]:
         """Where files may lie, in the order of preference."""
         if own := os.environ.get(FOLDER_VARIABLE):
-            yield pathlib.Path(own).expanduser() / self.name
+            yield folders.expanded(own) / self.name
             if self.distinct:
-                yield pathlib.Path(own).expanduser()
+                yield folders.expanded(own)
         yield self._download_folder()
         yield from hub_folders(self.hub_names)
 
@@ -146,20 +146,22 @@ class Published(abc.ABC):
 
 def hub_folders(names: Sequence[str]) -> Iterator[pathlib.Path]:
     """Folders of the Hugging Face caches that may hold these data sets: downloads, then Arrow."""
-    home = pathlib.Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
-    hub = pathlib.Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    made = pathlib.Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
+    hub = folders.hugging_face("HF_HUB_CACHE", "hub")
+    made = folders.hugging_face("HF_DATASETS_CACHE", "datasets")
     for name in names:
-        yield from sorted((hub / f"datasets--{name.replace('/', '--')}" / "snapshots").glob("*"))
-        yield made / name.replace("/", "___").lower()
-        yield made / name.replace("/", "___")
+        if hub is not None:
+            snapshots = hub / f"datasets--{name.replace('/', '--')}" / "snapshots"
+            yield from sorted(snapshots.glob("*"))
+        if made is not None:
+            yield made / name.replace("/", "___").lower()
+            yield made / name.replace("/", "___")
 
 
 def below(place: pathlib.Path, *endings: str) -> list[pathlib.Path]:
     """Files with one of the endings in a folder at any depth, by name; or `place` if it is one."""
     if place.is_file():
         return [place] if place.name.endswith(endings) else []
-    return sorted(p for p in place.rglob("*") if p.name.endswith(endings) and p.is_file())
+    return [path for path in paths.visible(place) if path.name.endswith(endings)]
 
 
 def first_of(place: pathlib.Path, *names: str) -> pathlib.Path | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from flm_jax import errors
+from flm_jax.data import paths
 from flm_jax.data.published import streams
 
 _ROWS_AT_ONCE = 1000
@@ -141,8 +142,8 @@ def shards(place: pathlib.Path, column: str = "text") -> dict[str, tuple[Parquet
     """
     found: dict[str, dict[int, pathlib.Path]] = {}
     totals: dict[str, int] = {}
-    files = [place] if place.is_file() else sorted(place.rglob("*"))
-    files = [p for p in files if p.suffix in (".parquet", ".arrow") and p.is_file()]
+    files = [place] if place.is_file() else paths.visible(place)
+    files = [p for p in files if p.suffix in (".parquet", ".arrow")]
     files = [p for p in files if not p.name.startswith(("cache-", "tmp"))]
     for number, path in enumerate(files):
         match = _NAME.match(path.name)

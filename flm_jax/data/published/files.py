@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from flm_jax import errors
+from flm_jax.data import paths
 from flm_jax.data.published import streams
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -223,7 +224,7 @@ class Folder:
             yield _BLANK_LINES.sub("\n\n", text).strip()
 
     def _files(self) -> list[pathlib.Path]:
-        return sorted(p for p in self.path.rglob("*.txt") if p.is_file())
+        return [p for p in paths.visible(self.path) if p.name.endswith(".txt")]
 
     def fingerprint(self) -> str:
         with streams.reading(self.path):

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 from flm_jax import errors
-from flm_jax.data import text_files
+from flm_jax.data import paths, text_files
+
+_ENDINGS = paths.zipped_too((".jsonl", ".json", ".ndjson"))
 
 
 class Jsonl(text_files.TextFiles):
-    """`text_files` for .jsonl and .jsonl.gz files only."""
+    """`text_files` for .jsonl, .json and .ndjson files only, plain or .gz."""
 
     name = "jsonl"
     kind = "the user's JSON lines"
@@ -20,6 +22,7 @@ class Jsonl(text_files.TextFiles):
         json_key: str = "text",
         bad_text: str = "stop",
         longest_document: int = 12_000_000,
+        keep_indentation: bool = False,
     ):
         """Finds the files; see `TextFiles`.
 
@@ -38,9 +41,12 @@ class Jsonl(text_files.TextFiles):
             json_key=json_key,
             bad_text=bad_text,
             longest_document=longest_document,
+            format="jsonl",
+            keep_indentation=keep_indentation,
         )
         for file in (file for files in self._files.values() for file in files):
-            if not file.name.lower().endswith((".jsonl", ".jsonl.gz")):
+            if not file.name.lower().endswith(_ENDINGS):
                 raise errors.UserError(
-                    f"{file} is no .jsonl or .jsonl.gz file; rename it, or use data.name=text_files"
+                    f"{file} is none of {', '.join(_ENDINGS)}; rename it, or use "
+                    "data.name=text_files (with options.format=jsonl for JSON lines)"
                 )

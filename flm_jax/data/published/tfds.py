@@ -8,7 +8,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from flm_jax import errors
+from flm_jax import errors, folders
 from flm_jax.data.published import base, columns, streams
 
 _SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
@@ -87,7 +87,7 @@ def usual_folders(name: str) -> Iterator[pathlib.Path]:
     """Where TFDS keeps a data set, if it is installed."""
     if importlib.util.find_spec("tensorflow_datasets"):
         home = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        yield pathlib.Path(home).expanduser() / name
+        yield folders.expanded(home) / name
 
 
 class Tfds(base.Published):
@@ -113,9 +113,8 @@ class Tfds(base.Published):
         """
         columns.library("tensorflow_datasets", "tfds", f"data set {dataset!r}")
         self._dataset, self._key = dataset, text_key
-        self._home = pathlib.Path(
-            data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        ).expanduser()
+        home = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        self._home = folders.expanded(home)
         super().__init__()
         self.name = f"tfds-{dataset.replace('/', '-').replace(':', '-')}"
 

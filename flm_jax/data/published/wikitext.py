@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from flm_jax import errors
+from flm_jax import errors, folders
 from flm_jax.data import detokenize
 from flm_jax.data.published import base, columns, files, streams
 from flm_jax.tokenizers.downloads import Download
@@ -94,8 +94,8 @@ class _WikiText(base.Published):
     def _places(self) -> Iterator[pathlib.Path]:
         yield from super()._places()
         if data := os.environ.get(base.FOLDER_VARIABLE):
-            yield pathlib.Path(data).expanduser() / self.folder
-            yield pathlib.Path(data).expanduser() / self.folder.replace("-raw", "")
+            yield folders.expanded(data) / self.folder
+            yield folders.expanded(data) / self.folder.replace("-raw", "")
 
 
 class WikiText2(_WikiText):
