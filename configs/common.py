@@ -146,6 +146,7 @@ def get_config(stage: str = "pretrain") -> ConfigDict:
         )
     )
     config.evals = ("text_statistics",)
+    config.eval_options = ConfigDict()
     if stage in _AFTER_PRETRAINING:
         _AFTER_PRETRAINING[stage](config)
     return config

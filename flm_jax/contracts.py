@@ -21,7 +21,7 @@ class Contract(abc.ABC):  # noqa: B024  (its subclasses have abstract methods)
         names = {name for base in cls.__mro__ for name in vars(base)}
         lacking = sorted(name for name in names if _is_abstract(cls, name))
         if lacking and not unfinished:
-            raise TypeError(f"class {cls.__qualname__} lacks {', '.join(lacking)}")
+            raise TypeError(f"class {cls.__name__} lacks {', '.join(lacking)}")
 
 
 def _is_abstract(cls: type, name: str) -> bool:

@@ -117,7 +117,7 @@ def _export(source: pathlib.Path, destination: pathlib.Path, choices: Choices) -
     model = inference.load(source, choices.weights, choices.step)
     config, default = model.config, config_lib.Config()
     for key in _FIXED:
-        ours, theirs = (_value(c, key) for c in (config, default))
+        ours, theirs = (config_lib.value_at(c, key) for c in (config, default))
         if ours != theirs:
             raise UserError(
                 f"{source} was trained with {key}={ours}, which the official layout cannot say "
@@ -175,11 +175,6 @@ def _appearing(destination: pathlib.Path) -> Iterator[pathlib.Path]:
         ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _value(config: config_lib.Config, key: str):
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
 
 
 def define_flags() -> None:

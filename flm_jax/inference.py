@@ -23,6 +23,7 @@ from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import Space
 from flm_jax.losses.psd import semigroup_defect
+from flm_jax.registry import nearest
 from flm_jax.samplers.adaptive import sample_until_stable
 from flm_jax.samplers.base import Sampler, Trajectory, Written, sequence_keys
 from flm_jax.sampling import Sampling, knob_fields, with_knobs
@@ -193,7 +194,7 @@ class FlowModel:
         given = {knob: value for knob, value in knobs.items() if value is not None}
         known = {field.name for field in dataclasses.fields(section)}
         for knob in given.keys() - known:
-            raise UserError(f"there is no sampling knob {knob!r}{config_lib.nearest(knob, known)}")
+            raise UserError(f"there is no sampling knob {knob!r}{nearest(knob, known)}")
         if name == section.name:
             options = {**section.options, **(options or {})}
         chosen = dataclasses.replace(section, **given)

@@ -150,7 +150,16 @@ def _table(run: Run, samples: list[Samples]) -> dict:
     valid_rows = np.asarray(run.data.rows["valid"][:])
     documents = run.data.corpus.source("train")
     evaluators = [
-        EVALS[name](run.data.tokenizer, train_rows, documents) for name in run.config.evals
+        config_lib.build(
+            EVALS,
+            name,
+            run.config.eval_options.get(name, {}),
+            "evaluator",
+            tokenizer=run.data.tokenizer,
+            train_rows=train_rows,
+            train_documents=documents,
+        )
+        for name in run.config.evals
     ]
     count, length = samples[0].tokens.shape
     label = label_of(run.experiment)
@@ -244,7 +253,8 @@ def _results_of(path: pathlib.Path, step: int, config: config_lib.Config) -> dic
 def _settings(config: config_lib.Config) -> dict:
     """What decides the results of a trained model, as JSON gives it back."""
     chosen = config_lib.to_dict(config)
-    return json.loads(json.dumps({"sampler": chosen["sampler"], "evals": chosen["evals"]}))
+    decisive = "sampler", "evals", "eval_options"
+    return json.loads(json.dumps({name: chosen[name] for name in decisive}))
 
 
 def _python() -> str:

@@ -181,7 +181,7 @@ def on_grid(
         steps,
         config.sampler.num_samples,
         batch_size=config.sampler.batch_size,
-        grid_power=power,
+        knobs={"grid_power": power},
         samples=str(samples),
     )
     try:

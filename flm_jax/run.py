@@ -195,7 +195,7 @@ class Run:
             step, items, meta = self.checkpoints.restore(_items(abstract), step)
         self.batches.set_state(meta["data"])
         for name, seconds in meta["timings"].items():
-            setattr(self.clockwork, name, getattr(self.clockwork, name) + seconds)
+            vars(self.clockwork)[name] += seconds
         self.log.truncate_after(step)
         logging.info("resuming %s at step %d", self.workdir, step)
         self.say(f"resuming {self.workdir} at step {step}")

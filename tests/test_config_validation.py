@@ -16,6 +16,10 @@ class Plain:
     scale: float = 1.0
     needs = Needs()
     uses = frozenset()
+    corpus = ""
+
+    def steps_for(self, length):
+        return None
 
     def without_effect(self, knobs):
         return []

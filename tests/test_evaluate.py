@@ -22,6 +22,7 @@ from flm_jax.errors import UserError
 from flm_jax.evals import artefact
 from flm_jax.evaluate import Options, evaluate
 from flm_jax.experiment import Experiment
+from flm_jax.sampling import knob_fields
 
 SENTENCES = [
     f"{who} {does} {what}"
@@ -71,7 +72,8 @@ def fixture_run(tmp_path_factory):
 
 
 def options(run, **changes):
-    return Options(**{"checkpoint": str(run), "num_samples": 5, **changes})
+    knobs = {f.name: changes.pop(f.name) for f in knob_fields() if f.name in changes}
+    return Options(**{"checkpoint": str(run), "num_samples": 5, "knobs": knobs, **changes})
 
 
 def test_results_are_saved_before_they_are_shown(run, tmp_path, monkeypatch, capsys):
@@ -235,7 +237,7 @@ def test_scorer_gives_both_perplexities(run, shared):
         ({"top_p": 0.0}, "top_p=0.0 must be greater than 0"),
         ({"patience": -1}, "patience=-1 must be at least 0"),
         ({"grid_power": -1.0}, "grid_power=-1.0 must be greater than 0"),
-        ({"gamma": 0.5}, "sampler 'euler' has no option 'gamma'"),
+        ({"gamma": 0.5}, "gamma=0.5 has no effect on the sampler Euler; leave it at 0"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"sampler": "eular"}, "unknown sampler 'eular'; did you mean euler"),
         ({"weights": "best"}, "weights='best' is unknown"),

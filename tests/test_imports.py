@@ -13,7 +13,7 @@ FILES = sorted([*ROOT.glob("flm_jax/**/*.py"), *ROOT.glob("configs/**/*.py")])
 
 # A room is a module or package directly below flm_jax. These are open to all:
 OPEN = (
-    "contracts", "errors", "files", "folders", "knobs", "locks", "sampling", "windows"
+    "contracts", "errors", "files", "folders", "knobs", "locks", "registry", "sampling", "windows"
 )  # fmt: skip
 LAYER_0 = {
     "flow", "tokenizers", "optim", "sharding", "checkpoint", "metrics", "config", "signals",

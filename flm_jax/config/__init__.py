@@ -15,7 +15,7 @@ from flm_jax.config.command_line import (
     run_main,
     sampling_flags,
 )
-from flm_jax.config.loading import differences, from_json, load, nearest, resolve, to_dict, to_json
+from flm_jax.config.loading import differences, from_json, load, resolve, to_dict, to_json
 from flm_jax.config.settings import (
     Clock,
     Config,
@@ -27,6 +27,7 @@ from flm_jax.config.settings import (
     Sampler,
     Tokenizer,
     Train,
+    value_at,
 )
 from flm_jax.config.validation import (
     mesh_shape,
@@ -57,7 +58,6 @@ __all__ = [
     "load",
     "given_sampling",
     "mesh_shape",
-    "nearest",
     "resolve",
     "run_main",
     "sampler_problems",
@@ -68,4 +68,5 @@ __all__ = [
     "validate_devices",
     "validate_section",
     "validate_vocabulary",
+    "value_at",
 ]

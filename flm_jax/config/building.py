@@ -6,9 +6,10 @@ import inspect
 import typing
 from typing import Any
 
+from flm_jax import registry
 from flm_jax.config.coercion import coerce
-from flm_jax.config.loading import nearest
 from flm_jax.errors import UserError
+from flm_jax.registry import nearest
 from flm_jax.sampling import SamplingKnobs
 
 
@@ -19,26 +20,27 @@ def build(
     what: str,
     **supplied: Any,
 ) -> Any:
-    """Returns ``table[name](**options, **supplied)`` with options coerced to their annotations.
+    """The object of that name with options coerced to their annotations, and what is supplied.
 
     Args:
+      name: a row of the table, or "module:class" (`flm_jax.registry`).
       what: the word for the row in messages: "loss", "sampler", "data set", "tokenizer".
       supplied: arguments that the code gives and the user may not set.
 
     Raises UserError for an unknown name, an unknown, missing or ill-typed option.
     """
-    check_name(table, name, what)
-    problems, checked = check_options(table[name], name, options, what, supplied)
+    row = registry.find(table, name, what)
+    problems, checked = check_options(row, name, options, what, supplied)
     if problems:
         raise UserError("\n".join(problems))
     missing = [
         p.name
-        for p in _parameters(table[name])
+        for p in _parameters(row)
         if p.default is p.empty and p.name not in checked and p.name not in supplied
     ]
     if missing:
         raise UserError(f"{what} {name!r} needs options.{missing[0]}; set it in the config")
-    return table[name](**checked, **supplied)
+    return row(**checked, **supplied)
 
 
 def build_sampler(
@@ -48,19 +50,11 @@ def build_sampler(
     knobs: SamplingKnobs,
 ) -> Any:
     """The sampler of that name; knobs that it uses and has as fields come from ``knobs``."""
-    check_name(table, name, "sampler")
+    row: Any = registry.find(table, name, "sampler")
     values = dataclasses.asdict(knobs)
-    own = {p.name for p in _parameters(table[name])} & table[name].uses
+    own = {p.name for p in _parameters(row)} & row.uses
     taken = {knob: values[knob] for knob in own if knob not in options}
     return build(table, name, {**taken, **options}, "sampler")
-
-
-def check_name(table: collections.abc.Mapping[str, Any], name: str, what: str) -> None:
-    """Raises UserError unless ``name`` is a row of ``table``."""
-    if name not in table:
-        rows = ", ".join(sorted(table)) or "none"
-        start = f"unknown {what} {name!r}" if name else f"no {what} is named in the config"
-        raise UserError(f"{start}{nearest(name, table)} (there are: {rows})")
 
 
 def check_options(

@@ -22,10 +22,11 @@ from absl import flags
 from absl import logging as absl_logging
 
 from flm_jax.config import settings, standard_streams
-from flm_jax.config.loading import load, nearest
+from flm_jax.config.loading import load
 from flm_jax.config.settings import Config
 from flm_jax.errors import UserError
 from flm_jax.folders import no_home
+from flm_jax.registry import nearest
 from flm_jax.sampling import knob_fields
 
 

@@ -17,6 +17,7 @@ from flm_jax.config import settings
 from flm_jax.config.coercion import coerce, parse_literal
 from flm_jax.config.settings import Config
 from flm_jax.errors import UserError
+from flm_jax.registry import nearest
 
 # Old names of knobs, in stored configs, config files and on the command line: (section, old, new,
 # the row of the section's table that had it).
@@ -98,12 +99,6 @@ def differences(old: Config, new: Config, *, everything: bool = False) -> list[s
         elif a != b:
             lines.append(f"{key}: {a!r} -> {b!r}")
     return lines
-
-
-def nearest(name: str, known: collections.abc.Iterable[str]) -> str:
-    """The words "; did you mean X?" for a misspelt name, or "" when nothing is near."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
-    return f"; did you mean {match[0]}?" if match else ""
 
 
 def _unknown_key(key: str, known: list[str]) -> UserError:

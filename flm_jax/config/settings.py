@@ -203,6 +203,7 @@ class Config:
     evals: tuple[str, ...] = knob(
         ("text_statistics",), "evaluators to run, rows of flm_jax.evals.EVALS"
     )
+    eval_options: dict = knob({}, "arguments of the evaluators, a dict for each by its name")
 
 
 # The one list of what may differ between runs of the same workdir: how long, how often, where it
@@ -227,6 +228,7 @@ CHANGEABLE = (
     "sampler",
     "mesh",
     "evals",
+    "eval_options",
     "data.num_workers",
     "data.cache_dir",
     "data.options.format",  # rows and tokenizer are compared by what comes out of the files
@@ -260,5 +262,5 @@ def knobs(section: Any = Config, prefix: str = "") -> list[tuple[str, dataclasse
 def value_at(config: Any, key: str) -> Any:
     """The value at a dotted name, for example ``value_at(config, "optim.beta1")``."""
     for part in key.split("."):
-        config = getattr(config, part)
+        config = vars(config)[part]
     return config

@@ -4,16 +4,38 @@ import collections.abc
 import dataclasses
 import importlib.util
 import math
-from typing import Any
+from typing import Any, Protocol
 
-from flm_jax import knobs
+from flm_jax import knobs, registry
 from flm_jax.config import settings
-from flm_jax.config.building import build, check_name, check_options
+from flm_jax.config.building import build, check_options
 from flm_jax.config.settings import Config
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
+from flm_jax.sampling import SamplingKnobs
+
+# What the code gives to every evaluator; the rest are its options.
+EVALUATOR_GETS = ("tokenizer", "train_rows", "train_documents")
 
 _TABLES = {"data": "data set", "tokenizer": "tokenizer", "loss": "loss", "sampler": "sampler"}
+
+
+class Objective(Protocol):
+    """What is asked of a loss here; see `losses.base.Loss`."""
+
+    @property
+    def needs(self) -> Needs: ...
+
+
+class Writer(Protocol):
+    """What is asked of a sampler here; see `samplers.base.Sampler`."""
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def steps_for(self, length: int) -> int | None: ...
+
+    def without_effect(self, knobs: SamplingKnobs) -> list[str]: ...
 
 
 def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
@@ -164,7 +186,7 @@ def _check_training(config: Config) -> list[str]:
 
 
 def _check_mesh(mesh: settings.Mesh) -> list[str]:
-    sizes = {field.name: getattr(mesh, field.name) for field in dataclasses.fields(mesh)}
+    sizes = dataclasses.asdict(mesh)
     problems = [
         f"mesh.{axis}=0 must be a number of devices, or -1 for all that remain"
         for axis, size in sizes.items()
@@ -190,41 +212,59 @@ def _check_decode(sampler: settings.Sampler) -> list[str]:
 
 def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> list[str]:
     problems = []
-    for section, what in _TABLES.items():
-        part, table = getattr(config, section), tables.get(section)
+    sections = {
+        "data": config.data,
+        "tokenizer": config.tokenizer,
+        "loss": config.loss,
+        "sampler": config.sampler,
+    }
+    for section, part in sections.items():
+        what, table = _TABLES[section], tables.get(section)
         if table is None:
             continue
         try:
-            check_name(table, part.name, what)
+            row = registry.find(table, part.name, what)
         except UserError as error:
             problems.append(f"{section}.name: {error}")
             continue
-        found = check_options(table[part.name], part.name, part.options, what)[0]
+        found = check_options(row, part.name, part.options, what)[0]
         if not found and section in ("loss", "sampler"):  # cheap to make, and they check themselves
             try:
-                row = build(table, part.name, part.options, what)
+                made = build(table, part.name, part.options, what)
             except UserError as error:
                 found = [str(error)]
             else:
                 check = _check_loss if section == "loss" else sampler_problems
-                found = check(config, row, part.name)
+                found = check(config, made, part.name)
         problems += found
-    for name in config.evals if tables.get("eval") is not None else ():
-        try:
-            check_name(tables["eval"], name, "evaluator")
-        except UserError as error:
-            problems.append(f"evals: {error}")
-            continue
-        corpus = getattr(tables["eval"][name], "corpus", config.data.name)
-        if corpus != config.data.name:
-            problems.append(
-                f"evaluator {name!r} is for data.name={corpus!r} only but data.name="
-                f"{config.data.name!r}; remove it from evals or set data.name={corpus!r}"
-            )
+    if tables.get("eval") is not None:
+        problems += _check_evaluators(config, tables["eval"])
     return problems
 
 
-def _check_loss(config: Config, loss: Any, name: str) -> list[str]:
+def _check_evaluators(config: Config, table: collections.abc.Mapping[str, Any]) -> list[str]:
+    problems = [
+        f"eval_options.{name} is set, but evals does not name {name!r}; add it, or omit the options"
+        for name in config.eval_options
+        if name not in config.evals
+    ]
+    for name in config.evals:
+        try:
+            row: Any = registry.find(table, name, "evaluator")
+        except UserError as error:
+            problems.append(f"evals: {error}")
+            continue
+        if row.corpus not in ("", config.data.name):
+            problems.append(
+                f"evaluator {name!r} is for data.name={row.corpus!r} only but data.name="
+                f"{config.data.name!r}; remove it from evals or set data.name={row.corpus!r}"
+            )
+        options = config.eval_options.get(name, {})
+        problems += check_options(row, name, options, "evaluator", EVALUATOR_GETS)[0]
+    return problems
+
+
+def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
     problems = []
     if loss.needs.teacher and not config.teacher:
         problems.append(f"loss {name!r} needs a teacher; set teacher=CHECKPOINT")
@@ -248,7 +288,7 @@ def _check_loss(config: Config, loss: Any, name: str) -> list[str]:
 
 def sampler_problems(
     config: Config,
-    sampler: Any,
+    sampler: Writer,
     name: str,
     section: settings.Sampler | None = None,
     length: int | None = None,

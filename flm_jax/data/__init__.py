@@ -29,7 +29,7 @@ from flm_jax.data.text_files import TextFiles
 from flm_jax.data.unicode_names import UnicodeNames
 from flm_jax.data.wrap import split_row
 
-DATASETS = {
+DATASETS: dict[str, type[Corpus]] = {
     "prepared": Prepared,
     "python_prose": PythonProse,
     "synthetic": Synthetic,
@@ -152,7 +152,7 @@ def plan(
             "tokenizer",
         )
         text = TrainingText(corpus, limit=section["tokenizer_documents"])
-        tokenizer = recipe.build(text, str(folder))
+        tokenizer = recipe.build(text, str(folder), text.fingerprint)
     orders = {
         split: Order(
             corpus,

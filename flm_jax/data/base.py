@@ -6,14 +6,14 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
 
 from flm_jax import errors, folders
+from flm_jax.contracts import Contract
 
 SPLITS = ("train", "valid", "test")
 
 
-class Corpus(Protocol):
+class Corpus(Contract, unfinished=True):
     """Documents of text in splits; a row of `DATASETS` is a class of these.
 
     The keyword arguments of the constructor are the options a user may set under `data.options`.
@@ -21,26 +21,28 @@ class Corpus(Protocol):
     """
 
     name: str
+    kind: str
+    licence: str
     splits: tuple[str, ...]
 
+    @abc.abstractmethod
     def source(self, split: str) -> Sequence[str]:
         """The documents of a split in a fixed order; reading them one after another is fast."""
-        ...
 
     def detokenize(self, text: str) -> str:
         """A document as it goes into the tokenizer; undoes pre-tokenised punctuation."""
-        ...
+        return text
 
+    @abc.abstractmethod
     def fingerprint(self, split: str) -> str:
         """SHA-256 (hex) that changes when the documents of the split change."""
-        ...
 
+    @abc.abstractmethod
     def describe(self) -> dict:
         """`name`, `kind`, `licence` (one line each), `documents` and `characters` per split."""
-        ...
 
 
-class MemoryCorpus(abc.ABC):
+class MemoryCorpus(Corpus, unfinished=True):
     """A corpus small enough to be held in memory, read at first use.
 
     Subclasses fill in `name`, `kind`, `licence` and `read`.

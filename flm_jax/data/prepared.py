@@ -9,7 +9,7 @@ from flm_jax.data import base, statistics
 from flm_jax.data.rows import Rows, prepared_below
 
 
-class Prepared:
+class Prepared(base.Corpus):
     """Folders of flm_jax.data.prepare, copied from another machine, with the tokenizer in them.
 
     The documents of this corpus are the texts of the rows.

@@ -14,7 +14,7 @@ _HASHED_FULLY = 64 << 20  # bytes; of larger files the ends, the size and the da
 _RULES = "2"  # raise it when the same files and options would give other documents
 
 
-class TextFiles:
+class TextFiles(base.Corpus):
     """Documents from files, folders and globs; encoding UTF-8.
 
     Files are read in a stream; what is kept is where each document lies, so a corpus may be larger

@@ -5,16 +5,18 @@ name. `table` runs evaluators over several sets of rows and gives plain JSON for
 `format_table` prints it.
 """
 
+import abc
 import dataclasses
 import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import ClassVar
 
 import numpy as np
 
 from flm_jax import metrics
+from flm_jax.contracts import Contract
 
 # What evaluators and yardsticks are fitted on at most: the beginning of the training split. All of
 # OpenWebText (8 million documents, 9 billion tokens) would take hours and fill the memory.
@@ -37,11 +39,21 @@ class Column:
     unit: str | None = None
 
 
-class Evaluator(Protocol):
-    """Measures texts. `columns` describes the names that a call yields, in the order of display."""
+class Evaluator(Contract, unfinished=True):
+    """Measures samples.
+
+    The constructor of a row of `EVALS` takes tokenizer, train_rows int (R, L), train_documents (an
+    iterable of texts), and its own options (`eval_options`).
+
+    Attributes:
+      columns: what a call yields, in the order of display.
+      corpus: the data set it is for; "" for any.
+    """
 
     columns: tuple[Column, ...]
+    corpus: ClassVar[str] = ""
 
+    @abc.abstractmethod
     def __call__(self, tokens_NL: np.ndarray) -> Iterator[tuple[str, float]]:
         """Yield (name, value) for int rows of shape (N, L); nan where a value is undefined."""
 

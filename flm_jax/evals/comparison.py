@@ -2,14 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from flm_jax.data import Data, fixed_batch
+from flm_jax.data.synthetic import Documents
 from flm_jax.evals import YARDSTICKS, gpt2
 from flm_jax.evals import base as evals
 from flm_jax.evals.artefact import Artefact
+from flm_jax.evals.base import Evaluator
 from flm_jax.evals.generative_perplexity import GenerativePerplexity
 from flm_jax.evals.sample_entropy import SampleEntropy
 from flm_jax.evals.text_statistics import TextStatistics
@@ -35,11 +36,11 @@ def table(
     """
     named = [(f"{n} step{'s' * (n > 1)}", "model", a.tokens_NL) for n, a in found.items()]
     count, length = named[0][2].shape
-    evaluators: list[Any] = [SampleEntropy()]
+    evaluators: list[Evaluator] = [SampleEntropy()]
     if data is not None:
         train_rows = np.asarray(data.rows["train"][: evals.TRAINING_ROWS])
         documents = data.corpus.source("train")
-        own = Truth if hasattr(documents, "language") else TextStatistics
+        own = Truth if isinstance(documents, Documents) else TextStatistics
         evaluators = [own(tokenizer, train_rows, documents)]
         for name, sampler in YARDSTICKS.items():
             rows = sampler(train_rows, count, length, SEED)

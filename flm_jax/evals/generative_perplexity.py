@@ -15,7 +15,7 @@ import numpy as np
 
 from flm_jax import metrics
 from flm_jax.evals import gpt2
-from flm_jax.evals.base import Column
+from flm_jax.evals.base import Column, Evaluator
 from flm_jax.tokenizers.base import Tokenizer
 
 COLUMNS = (
@@ -189,12 +189,11 @@ def clean_texts(tokenizer: Tokenizer, tokens_NL: np.ndarray) -> list[str]:
 
 def official_texts(tokenizer: Tokenizer, tokens_NL: np.ndarray) -> list[str]:
     """The rows as the official code decodes them; plain decoding for other tokenizers."""
-    decode = getattr(tokenizer, "decode_official", tokenizer.decode)
-    return [decode(row) for row in np.asarray(tokens_NL).tolist()]
+    return [tokenizer.decode_official(row) for row in np.asarray(tokens_NL).tolist()]
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerativePerplexity:
+class GenerativePerplexity(Evaluator):
     """Evaluator: both generative perplexities and the sample entropy of rows of model tokens.
 
     `batch_size` 8 is the official one. Every call is one official batch of samples: its texts are

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from flm_jax.evals import text_statistics
-from flm_jax.evals.base import Column
+from flm_jax.evals.base import Column, Evaluator
 
 
-class SampleEntropy:
+class SampleEntropy(Evaluator):
     """Evaluator: entropy in nats of the tokens within a row, averaged over rows."""
 
     columns: tuple[Column, ...] = tuple(

@@ -72,7 +72,7 @@ COLUMNS = (
 )
 
 
-class TextStatistics:
+class TextStatistics(base.Evaluator):
     """Evaluator for blocks of tokens, judged against the training text.
 
     `train_rows` (int, (R, L)) are training blocks in the same form as the rows to judge;

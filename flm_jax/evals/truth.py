@@ -25,8 +25,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from absl import logging
 
-from flm_jax.data.synthetic import Language
-from flm_jax.evals.base import Column
+from flm_jax.data.synthetic import Documents, Language
+from flm_jax.evals.base import Column, Evaluator
 
 ENUMERABLE = 20_000  # documents
 
@@ -83,7 +83,7 @@ COLUMNS = (
 )
 
 
-class Truth:
+class Truth(Evaluator):
     """Evaluator for token rows of a model that was trained on a synthetic language.
 
     `train_documents` must know their `language`, as the documents of the data set "synthetic" do;
@@ -91,12 +91,14 @@ class Truth:
     """
 
     columns = COLUMNS
-    corpus = "synthetic"  # validated before training
+    corpus = "synthetic"
 
     def __init__(self, tokenizer, train_rows: np.ndarray, train_documents: Iterable[str]):
         del train_rows
         self._tokenizer = tokenizer
-        self._language: Language | None = getattr(train_documents, "language", None)
+        self._language: Language | None = None
+        if isinstance(train_documents, Documents):
+            self._language = train_documents.language
         if self._language is None:
             logging.warning(
                 "evaluator 'truth' knows nothing about this text; use it with the data set "

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 
-from flm_jax import errors
+from flm_jax import errors, registry
 from flm_jax.tokenizers.base import Documents, Recipe, Tokenizer, read_meta
 from flm_jax.tokenizers.bert import BertRecipe
 from flm_jax.tokenizers.byte_bpe import ByteBpeRecipe
@@ -24,7 +24,9 @@ TOKENIZERS: dict[str, type[Recipe]] = {
 __all__ = ["TOKENIZERS", "Documents", "Recipe", "Tokenizer", "build", "load"]
 
 
-def build(section: dict, documents: Documents, cache_dir: str = "") -> Tokenizer:
+def build(
+    section: dict, documents: Documents, cache_dir: str = "", fingerprint: str = ""
+) -> Tokenizer:
     """Makes, or takes from the cache, the tokenizer that a config section asks for.
 
     Args:
@@ -32,11 +34,12 @@ def build(section: dict, documents: Documents, cache_dir: str = "") -> Tokenizer
         row.
       documents: called for each pass over the training text.
       cache_dir: where trained models are kept; "" for no cache.
+      fingerprint: stands for the training text, if it is known.
 
     Raises:
       UserError: unknown name or option, or text that this tokenizer cannot be built from.
     """
-    recipe = _row(section.get("name"))
+    recipe = registry.find(TOKENIZERS, section.get("name") or "", "tokenizer")
     options = dict(section.get("options") or {})
     known = [field.name for field in dataclasses.fields(recipe)]
     for option in options:
@@ -45,7 +48,7 @@ def build(section: dict, documents: Documents, cache_dir: str = "") -> Tokenizer
                 f"tokenizer {section['name']!r} has no option {option!r}; "
                 f"its options are: {', '.join(known) or 'none'}"
             )
-    return recipe(**options).build(documents, cache_dir)
+    return recipe(**options).build(documents, cache_dir, fingerprint)
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:
@@ -55,16 +58,10 @@ def load(folder: str | os.PathLike) -> Tokenizer:
       UserError: the folder holds no tokenizer, or a damaged one.
     """
     meta = read_meta(folder)
-    tokenizer = _row(meta["name"]).from_files(folder, meta)
+    tokenizer = registry.find(TOKENIZERS, meta["name"], "tokenizer").from_files(folder, meta)
     if tokenizer.fingerprint != meta["fingerprint"]:
         raise errors.UserError(
             f"the tokenizer in {folder} is not the one that was saved (fingerprint "
             f"{tokenizer.fingerprint[:12]} instead of {meta['fingerprint'][:12]}); copy it again"
         )
     return tokenizer
-
-
-def _row(name: str | None) -> type:
-    if name not in TOKENIZERS:
-        raise errors.UserError(f"unknown tokenizer {name!r}; choose one of {', '.join(TOKENIZERS)}")
-    return TOKENIZERS[name]

@@ -1,14 +1,15 @@
 """What a tokenizer promises, and the small folder format in which one is saved."""
 
+import abc
 import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 from flm_jax import errors
 from flm_jax import files as files_lib
+from flm_jax.contracts import Contract
 
 META_FILE = "flm_tokenizer.json"
 
@@ -16,62 +17,70 @@ META_FILE = "flm_tokenizer.json"
 Documents = Callable[[], Iterable[str]]
 
 
-class Recipe(Protocol):
+class Recipe(Contract, unfinished=True):
     """A row of `TOKENIZERS`: a dataclass whose fields are the options a user may set."""
 
-    def build(self, documents: Documents, cache_dir: str) -> "Tokenizer":
+    @abc.abstractmethod
+    def build(
+        self, documents: Documents, cache_dir: str = "", fingerprint: str = ""
+    ) -> "Tokenizer":
         """Makes the tokenizer; raises UserError when options or text do not allow it.
 
         Args:
-          documents: called for each pass over the training text. Its attribute `fingerprint`, where
-            it has one, stands for the text.
+          documents: called for each pass over the training text.
           cache_dir: where results that took long may be kept; "" for nowhere.
+          fingerprint: stands for the text; "" where nobody knows it.
         """
-        ...
 
     @staticmethod
+    @abc.abstractmethod
     def from_files(folder: str | os.PathLike, meta: dict) -> "Tokenizer":
         """Reads what `Tokenizer.save` wrote; raises UserError when it is damaged."""
-        ...
 
 
-class Tokenizer(Protocol):
-    """Text to ids and back. Instances can be pickled and travel into data-loader processes."""
+class Tokenizer(Contract, unfinished=True):
+    """Text to ids and back. Instances can be pickled and travel into data-loader processes.
+
+    Attributes:
+      name: of its recipe, a row of `TOKENIZERS` or "module:class".
+      vocab_size: ids are below it.
+      bos_id, eos_id, pad_id: special tokens; None where there is none.
+    """
 
     name: str
     vocab_size: int
-    bos_id: int
-    eos_id: int
+    bos_id: int | None
+    eos_id: int | None
     pad_id: int | None
 
     @property
+    @abc.abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 (hex) over everything that decides what encode and decode return."""
-        ...
 
+    @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without BOS, EOS or any other special token."""
-        ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The same as `encode` on every text, but fast."""
-        ...
+        return [self.encode(text) for text in texts]
 
+    @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens are left out. Any id below `vocab_size` is fine."""
-        ...
 
+    def decode_official(self, ids: Iterable[int]) -> str:
+        """The text as the official code decodes it, where it has such a tokenizer."""
+        return self.decode(ids)
+
+    @abc.abstractmethod
     def piece(self, token: int) -> str:
-        """A readable form of one token, for pictures of single positions; `[BOS]` for specials.
+        """A readable form of one token, for pictures of single positions; `[BOS]` for specials."""
 
-        The space before a word is part of it, so that pieces side by side can be read (but in
-        WordPiece, where ## marks what continues a word).
-        """
-        ...
-
+    @abc.abstractmethod
     def save(self, folder: str | os.PathLike) -> None:
         """Writes everything that `tokenizers.load(folder)` needs."""
-        ...
 
 
 def sha256(*parts: bytes | str) -> str:

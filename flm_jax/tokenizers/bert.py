@@ -24,7 +24,7 @@ _SPECIALS = (_PAD, _UNKNOWN, _CLS, _SEP, _MASK)
 _LONGEST_WORD = 100  # characters; a longer word becomes [UNK], as in the original
 
 
-class Bert:
+class Bert(base.Tokenizer):
     """WordPiece on lower-cased text without accents; text is not recovered exactly.
 
     BOS and EOS are both [CLS]: the official code looks up the EOS id in a way that gives [CLS], and
@@ -138,13 +138,18 @@ class Bert:
 
 
 @dataclasses.dataclass(frozen=True)
-class BertRecipe:
+class BertRecipe(base.Recipe):
     """BERT's lower-case vocabulary from `folder`, or found, or fetched with `download`."""
 
     folder: str = ""
     download: bool = False
 
-    def build(self, documents: base.Documents | None = None, cache_dir: str = "") -> Bert:
+    def build(
+        self,
+        documents: base.Documents | None = None,
+        cache_dir: str = "",
+        fingerprint: str = "",
+    ) -> Bert:
         """Reads the file; the text is not looked at.
 
         Raises:

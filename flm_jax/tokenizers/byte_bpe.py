@@ -15,7 +15,7 @@ _SPECIALS = ("[PAD]", "[BOS]", "[EOS]")
 _SMALLEST_VOCABULARY = len(_SPECIALS) + 256
 
 
-class ByteBpe:
+class ByteBpe(base.Tokenizer):
     """[PAD], [BOS], [EOS], the 256 bytes, then merges: decode(encode(text)) == text for any text.
 
     "[BOS]" written out in a text is text like any other.
@@ -84,7 +84,7 @@ class ByteBpe:
 
 
 @dataclasses.dataclass(frozen=True)
-class ByteBpeRecipe:
+class ByteBpeRecipe(base.Recipe):
     """Trains a vocabulary, or takes it from the cache.
 
     Attributes:
@@ -95,7 +95,9 @@ class ByteBpeRecipe:
     vocab_size: int = 8192
     min_count: int = 2
 
-    def build(self, documents: base.Documents, cache_dir: str = "") -> ByteBpe:
+    def build(
+        self, documents: base.Documents, cache_dir: str = "", fingerprint: str = ""
+    ) -> ByteBpe:
         """Trained vocabularies are kept in the folder `byte_bpe` of `cache_dir`; "" for no cache.
 
         Raises:
@@ -110,10 +112,9 @@ class ByteBpeRecipe:
             raise errors.UserError(
                 f"tokenizer min_count is {self.min_count}, but must be at least 1"
             )
-        known = getattr(documents, "fingerprint", None)
-        if not cache_dir or known is None:
+        if not cache_dir or not fingerprint:
             return self._train(documents)
-        key = base.sha256("1", known, repr(dataclasses.asdict(self)))
+        key = base.sha256("1", fingerprint, repr(dataclasses.asdict(self)))
         path = folders.expanded(cache_dir) / "byte_bpe" / f"{key[:32]}.json"
         try:
             return _parse(path.read_bytes(), str(path))

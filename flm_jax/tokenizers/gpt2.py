@@ -32,7 +32,7 @@ _PUBLISHED = (
 )
 
 
-class Gpt2:
+class Gpt2(base.Tokenizer):
     """Byte-level BPE: any text goes in, and decode(encode(text)) == text.
 
     BOS and EOS are both <|endoftext|>. As in the official code, "<|endoftext|>" and "[PAD]" written
@@ -161,7 +161,7 @@ class Gpt2:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gpt2Recipe:
+class Gpt2Recipe(base.Recipe):
     """GPT-2's vocabulary from `folder`, or found, or fetched with `download`.
 
     `pad` gives the 50258 ids of the official models.
@@ -171,7 +171,12 @@ class Gpt2Recipe:
     pad: bool = True
     download: bool = False
 
-    def build(self, documents: base.Documents | None = None, cache_dir: str = "") -> Gpt2:
+    def build(
+        self,
+        documents: base.Documents | None = None,
+        cache_dir: str = "",
+        fingerprint: str = "",
+    ) -> Gpt2:
         """Reads the files; the text is not looked at.
 
         Raises:

@@ -1,5 +1,6 @@
 """What tokenizers that list every piece of the text have in common: characters, words."""
 
+import abc
 import collections
 import dataclasses
 import functools
@@ -17,7 +18,7 @@ _UNKNOWN_TEXT = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed:
+class Listed(base.Tokenizer, unfinished=True):
     """[PAD], [BOS], [EOS], [UNK], then the sorted pieces; a subclass says what a piece is.
 
     A piece of the text that is spelled "[BOS]" is a piece like any other.
@@ -35,23 +36,18 @@ class Listed:
     pad_id, bos_id, eos_id = 0, 1, 2
 
     @staticmethod
+    @abc.abstractmethod
     def split(text: str) -> Iterable[str]:
         """The pieces of a text."""
-        raise NotImplementedError
 
     @staticmethod
+    @abc.abstractmethod
     def gather(pieces: Iterable[str]) -> Sequence[str]:
         """Pieces as they are kept, hashed and saved."""
-        raise NotImplementedError
 
     @property
     def vocab_size(self) -> int:
         return len(_SPECIALS) + len(self.pieces)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the kind and its pieces."""
-        raise NotImplementedError
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
@@ -81,14 +77,16 @@ class Listed:
 
 
 @dataclasses.dataclass(frozen=True)
-class ListedRecipe:
+class ListedRecipe(base.Recipe, unfinished=True):
     """A vocabulary of the pieces that occur at least `min_count` times."""
 
     min_count: int = 1
 
     made: ClassVar[type[Listed]]
 
-    def build(self, documents: base.Documents, cache_dir: str = "") -> Listed:
+    def build(
+        self, documents: base.Documents, cache_dir: str = "", fingerprint: str = ""
+    ) -> Listed:
         """Counts the pieces of the training text.
 
         Raises:

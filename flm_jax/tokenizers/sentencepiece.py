@@ -24,7 +24,7 @@ _SMALLEST_VOCABULARY = 5  # four specials and one character
 _SPACE, _STAND_IN = "\N{LOWER ONE EIGHTH BLOCK}", "\ufdd0"
 
 
-class SentencePiece:
+class SentencePiece(base.Tokenizer):
     """A SentencePiece model; PAD, BOS, EOS, UNK have the model's ids (0, 1, 2, 3 if trained here).
 
     Models trained here keep the text as it is (no normalisation, newlines and runs of spaces are
@@ -124,7 +124,7 @@ class SentencePiece:
 
 
 @dataclasses.dataclass(frozen=True)
-class SentencePieceRecipe:
+class SentencePieceRecipe(base.Recipe):
     """Trains a model, takes it from the cache, or reads `model_path`.
 
     Attributes:
@@ -141,7 +141,9 @@ class SentencePieceRecipe:
     character_coverage: float = 0.9999
     model_path: str = ""
 
-    def build(self, documents: base.Documents, cache_dir: str = "") -> SentencePiece:
+    def build(
+        self, documents: base.Documents, cache_dir: str = "", fingerprint: str = ""
+    ) -> SentencePiece:
         """Trained models are kept in the folder `sentencepiece` of `cache_dir`; "" for no cache.
 
         Raises:
@@ -154,7 +156,8 @@ class SentencePieceRecipe:
         del options["model_path"]
         if not cache_dir:
             return SentencePiece(_train(documents, options))
-        key = base.sha256("1", _text_fingerprint(documents), repr(sorted(options.items())))
+        text = _text_fingerprint(documents, fingerprint)
+        key = base.sha256("1", text, repr(sorted(options.items())))
         path = folders.expanded(cache_dir) / "sentencepiece" / f"{key[:32]}.model"
         try:
             return SentencePiece(path.read_bytes())
@@ -200,10 +203,9 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _text_fingerprint(documents: base.Documents) -> str:
-    """The fingerprint that the documents carry; without one, the hash of the text itself."""
-    known = getattr(documents, "fingerprint", None)
-    if known is not None:
+def _text_fingerprint(documents: base.Documents, known: str) -> str:
+    """The fingerprint if it is known; else the hash of the text itself."""
+    if known:
         return known
     digest = hashlib.sha256()
     for text in documents():

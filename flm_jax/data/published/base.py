@@ -16,7 +16,7 @@ _RULES = "1"  # raise it when the same files and options would give other docume
 Parts = Mapping[str, tuple[streams.Part, ...]]  # by split; a split without parts is left out
 
 
-class Published(abc.ABC):
+class Published(base.Corpus, unfinished=True):
     """A corpus whose files are found in one of several layouts and read as a stream.
 
     Subclasses fill in the attributes and `recognise`.
