@@ -36,10 +36,9 @@ CONTRACTS = {
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)
 def test_every_row_keeps_the_contract(contract):
-    assert CONTRACTS[contract] and all(
-        issubclass(c, contract) for c in CONTRACTS[contract].values()
-    )
-    assert registry._contract(CONTRACTS[contract]) is contract
+    rows = CONTRACTS[contract]
+    assert rows and all(issubclass(row, contract) for row in rows.values())
+    assert registry._contract(rows) is contract
 
 
 def test_a_class_that_lacks_something_fails_where_it_is_defined():
@@ -84,6 +83,7 @@ FOREIGN = {
     "data/published/streams.py": 1,
     "data/python_prose.py": 1,
     "heap.py": 1,
+    "interop/pickle_machine.py": 1,
     "interop/torch_checkpoint.py": 1,
     "models/kernels.py": 1,
     "parity/objective.py": 1,

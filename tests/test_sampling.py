@@ -112,9 +112,8 @@ def test_what_older_samples_say_of_their_sampler_is_read_as_today():
            "denoiser_temperature": 1.0, "prior_scale": 1.0, "length": 12}  # fmt: skip
     assert settled(old) == {"name": "flow_map", "options": {}, "gamma": 0.8, "length": 12}
     old["options"]["gamma"] = 0.0
-    assert (
-        settled(old) == settled(settled(old)) == {"name": "flow_map", "options": {}, "length": 12}
-    )
+    default = {"name": "flow_map", "options": {}, "length": 12}
+    assert settled(old) == settled(settled(old)) == default
 
 
 def test_gamma_among_the_options_of_a_flow_map_is_the_knob():

@@ -212,9 +212,7 @@ def test_empty_text_is_refused():
 
 
 def test_unknown_names_and_options():
-    with pytest.raises(
-        errors.UserError, match="unknown tokenizer 'words'.*there are: .*characters"
-    ):
+    with pytest.raises(errors.UserError, match="unknown tokenizer 'words'.*: .*characters"):
         tokenizers.build({"name": "words"}, documents)
     with pytest.raises(errors.UserError, match="'characters' has no option 'size'.*: min_count"):
         tokenizers.build({"name": "characters", "options": {"size": 3}}, documents)
