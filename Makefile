@@ -13,7 +13,7 @@ help:
 	@echo "make quickstart   install, train a small model on names, sample, write runs/quickstart/report.html"
 	@echo "make test         install, then the tests, each short: under six minutes on two cores"
 	@echo "make test-slow    the long ones: kills, meshes, the recorded set, more variants"
-	@echo "make lint         ruff check and format check        make format   apply both"
+	@echo "make lint         ruff check, format check and types        make format   apply both"
 
 $(STAMP): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,6 +40,7 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
