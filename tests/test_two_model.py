@@ -81,9 +81,7 @@ def test_value_and_gradient_are_those_of_the_formula(name):
     with jax.enable_x64(True):
         params, clock = all_params(), clock_lib.build(V)
         space = OneHot({role: p["embed"]["table"] for role, p in params.items()})
-        draws = loss.draw(KEY, batch, space) | {"dropout": None}
-        for kind in ("noise", "start", "boundary"):
-            draws[kind] = draws[kind].astype(jnp.float64)
+        draws = tiny.wide(loss.draw(KEY, batch, space) | {"dropout": None})
         path = loss.path(draws, clock, batch)
         assert 0 < np.sum(path.tau_t - path.tau_s == 1.0) < B
 

@@ -70,6 +70,13 @@ def batch(seed: int = 0, size: int = B, length: int = L, vocab_size: int = V) ->
     )
 
 
+def wide(draws: dict) -> dict:
+    """Draws of a loss with float64 in the place of float32, inside `jax.enable_x64`."""
+    kinds = {name: x for name, x in draws.items() if x is not None and name != "dropout"}
+    floats = {name: x for name, x in kinds.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return draws | {name: x.astype(float) for name, x in floats.items()}
+
+
 def clock() -> clock_lib.Clock:
     return clock_lib.build(V)
 

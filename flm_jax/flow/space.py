@@ -221,8 +221,13 @@ def gram(tables: Sequence[jax.Array]) -> jax.Array:
     shares the columns, and the tables are gathered.
     """
     tables = [wide(table) for table in tables]
-    blocks = [[jnp.matmul(a.T, b, precision=HIGHEST) for b in tables[i:]]
-              for i, a in enumerate(tables)]  # fmt: skip
+    # As one operation, without a transposed copy: the sums are then the same ones whether it is
+    # compiled alone or within a program. Two factors of a nearly singular matrix that differ in
+    # the last digit of its entries differ in the third digit of their last columns.
+    blocks = [
+        [jnp.einsum("vi,vj->ij", a, b, precision=HIGHEST) for b in tables[i:]]
+        for i, a in enumerate(tables)
+    ]
     rows = [
         jnp.concatenate([*(blocks[j][i - j].T for j in range(i)), *blocks[i]], axis=1)
         for i in range(len(tables))
