@@ -1,7 +1,9 @@
 """Any plain data comes back from its pickle; whatever else the bytes are, they run nothing."""
 
 import pickle
+import pickletools
 import sys
+import threading
 
 import hypothesis
 import pytest
@@ -28,16 +30,16 @@ PROTOCOLS = st.integers(0, pickle.HIGHEST_PROTOCOL)
 
 ran = []
 watched = []  # audit events while something is in `watching`
-watching = []
+watching = []  # the thread that is watched
 
 
 def audit(event, arguments):
-    if watching:
+    if threading.get_ident() in watching:
         watched.append((event, arguments))
 
 
 class Payload:
-    """Its pickle is a call of `ran.append`, its state another one."""
+    """Its pickle is a call of `note`."""
 
     def __reduce__(self):
         return note, ("called",), {"state": 1}
@@ -56,9 +58,9 @@ def audited():
 
 
 def run(data):
-    """The machine's answer or None, and the audit events: imports, calls of the system, files."""
+    """The machine's answer, or None; `watched` gets imports, calls of the system, files, code."""
     watched.clear()
-    watching.append(True)
+    watching.append(threading.get_ident())
     try:
         return pickle_machine.run(data, {})
     except PickleError:
@@ -94,7 +96,7 @@ def damaged(draw):
     return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
 
 
-OPCODES = st.sampled_from([op.code.encode("latin1") for op in pickle_machine.pickletools.opcodes])
+OPCODES = st.sampled_from([op.code.encode("latin1") for op in pickletools.opcodes])
 PIECES = st.one_of(
     OPCODES,
     st.binary(max_size=4),
@@ -117,7 +119,7 @@ def test_no_bytes_run_anything_or_fail_otherwise(data):
 def test_the_payload_is_real():
     pickle.loads(pickle.dumps(Payload()))
     assert ran.pop() == "called"
-    watching.append(True)
+    watching.append(threading.get_ident())
     try:
         open(__file__).close()
     finally:
