@@ -25,7 +25,7 @@ def coerce(value: Any, annotation: Any, key: str) -> Any:
         return _coerce_union(value, annotation, key)
     if origin is typing.Literal:
         choices = typing.get_args(annotation)
-        if value not in choices:
+        if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
             raise UserError(f"{key} = {value!r} is not one of {', '.join(map(str, choices))}")
         return value
     if annotation is tuple or origin in (tuple, list, collections.abc.Sequence):
@@ -45,8 +45,8 @@ def parse_literal(text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text  # TypeError: a list as a key
 
 
 def _fail(value: Any, expected: str, key: str) -> typing.NoReturn:
@@ -76,8 +76,11 @@ def _coerce_scalar(value: Any, annotation: type, key: str) -> Any:
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             if isinstance(number, float) and not math.isfinite(number):
                 _fail(value, f"{expected} and finite", key)
-            if annotation is float or number == int(number):
-                return annotation(number)
+            try:
+                if annotation is float or number == int(number):
+                    return annotation(number)
+            except OverflowError:
+                _fail(value, "a number that a float can hold", key)
     _fail(value, expected, key)
 
 
@@ -97,7 +100,7 @@ def _coerce_sequence(value: Any, annotation: Any, key: str) -> tuple:
         value = [part.strip().strip("'\"") for part in text.split(",") if part.strip()]
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         value = (value,)
-    elif not isinstance(value, collections.abc.Sequence):
+    elif not isinstance(value, collections.abc.Sequence) or isinstance(value, (bytes, bytearray)):
         _fail(value, "a list such as 1,8,32", key)
     return tuple(coerce(part, element, f"{key}[{i}]") for i, part in enumerate(value))
 
@@ -114,14 +117,12 @@ def _coerce_dict(value: Any, key: str) -> dict:
 
 def _coerce_union(value: Any, annotation: Any, key: str) -> Any:
     members = typing.get_args(annotation)
-    if type(None) in members and (value is None or value == "None"):
+    if type(None) in members and (value is None or isinstance(value, str) and value == "None"):
         return None
     members = [member for member in members if member is not type(None)]
     exact = [m for m in members if isinstance(m, type) and isinstance(value, m)]
-    if exact:
-        return value
     errors = []
-    for member in members:
+    for member in exact or members:
         try:
             return coerce(value, member, key)
         except UserError as error:
