@@ -33,7 +33,7 @@ exec(compile(source, str(path), "exec"), module.__dict__)
 import tiny
 from absl import flags
 from flm_jax import config, evaluate, experiment, samplers
-from flm_jax.config import settings
+from flm_jax.config import command_line, settings
 from flm_jax.errors import UserError
 from flm_jax.inference import FlowModel
 from flm_jax.samplers.euler import Euler
@@ -47,6 +47,7 @@ samplers.SAMPLERS["shy"] = Shy
 print("key", "sampler.shyness" in dict(settings.knobs()))
 evaluate.define_flags()
 print("flag", "shyness" in flags.FLAGS)
+print("help", "--shyness" in command_line._help_text(evaluate.main))
 print("keyword", "shyness" in inspect.signature(FlowModel.generate).parameters)
 folder = pathlib.Path({folder!r})
 made = experiment.Experiment(tiny.run_config(folder, sampler__name="shy"), tiny.V)
@@ -82,6 +83,7 @@ def test_a_new_field_is_a_knob_everywhere(tmp_path):
     assert done.stdout.splitlines() == [
         "key True",
         "flag True",
+        "help True",
         "keyword True",
         "check shyness=3 must be at most 2",
         "check shyness=-1 must be at least 0",

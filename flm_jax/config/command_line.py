@@ -211,6 +211,7 @@ def _help_text(main: collections.abc.Callable[[list[str]], Any]) -> str:
     module = main.__globals__["__name__"]
     owner = sys.argv[0] if module == "__main__" else module
     own = flags.FLAGS.get_flags_for_module(owner)
+    own += [flags.FLAGS[field.name] for field in knob_fields() if field.name in flags.FLAGS]
     lines = [(main.__globals__.get("__doc__") or "").strip(), "", "Flags:"]
     holders = [flags.FLAGS[name] for name in _DEFINED if name in flags.FLAGS]
     for flag in [*holders, *sorted(own, key=lambda flag: flag.name)]:
