@@ -37,10 +37,10 @@ def poison(config, monkeypatch, *steps: int) -> None:
     batches.close()
     honest = evaluate()
 
-    def poisoned(self, nets, batch, *rest):
-        loss_BL, values = honest(self, nets, batch, *rest)
+    def poisoned(self, at, batch, draws):
+        losses = honest(self, at, batch, draws)
         hit_B = (batch.tokens_BL[:, None] == bad_NL[None]).all(-1).any(-1)
-        return loss_BL * jnp.where(hit_B, jnp.nan, 1.0)[:, None], values
+        return losses._replace(loss_BL=losses.loss_BL * jnp.where(hit_B, jnp.nan, 1.0)[:, None])
 
     monkeypatch.setattr(FlowMatching, "evaluate", poisoned)
 

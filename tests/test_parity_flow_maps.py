@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import maps
@@ -47,8 +48,8 @@ def replay(record, answers) -> tuple[Setting, list]:
     head = {"kernel": jnp.eye(V), "bias": jnp.zeros(V)}
     net = Net(backbone, {"embed": {"table": jnp.eye(V)}, "head": head}, logit_cap=0.0)
     path = Path(*(getattr(record, name) for name in Path._fields))
-    space = OneHot({"student": net.table})
-    setting = Setting({"student": net}, space, CLOCK, record.x_s, path, (None, None))
+    at = tiny.at({"student": net}, OneHot, CLOCK)
+    setting = Setting(at, record.x_s, path, (None, None))
     return setting, asked
 
 
@@ -58,7 +59,7 @@ def said(log_p):
 
 def student(record, setting) -> Posterior:
     """delta_{s,t}(x_s) as recorded."""
-    return Posterior(record.log_D_st, setting.nets["student"].head)
+    return Posterior(record.log_D_st, setting.at.student.head)
 
 
 def assert_times(asked, *names_of_times):

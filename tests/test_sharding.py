@@ -92,7 +92,7 @@ def trained(mesh):
         optimizer,
         ema_decay=0.9,
     )
-    state = step_lib.init_state(tiny.params(model()), optimizer)
+    state = step_lib.init_state(tiny.params(model()), optimizer, LOSS)
     tokens_BL, mask_BL, where = np.asarray(BATCH.tokens_BL), np.asarray(BATCH.mask_BL), None
     if mesh is not None:
         where = sharding.shardings(state, mesh)
@@ -190,7 +190,7 @@ def test_nothing_as_large_as_the_vocabulary_is_sent_between_its_parts():
     step = step_lib.make_train_step(
         {"student": big.net}, LOSS, Projected, tiny.clock(), optimizer, ema_decay=0.9
     )
-    shapes = jax.eval_shape(lambda: step_lib.init_state(tiny.params(big), optimizer))
+    shapes = jax.eval_shape(lambda: step_lib.init_state(tiny.params(big), optimizer, LOSS))
     where = sharding.shardings(shapes, mesh)
     state = jax.tree.map(
         lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, where
