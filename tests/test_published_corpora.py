@@ -106,6 +106,13 @@ def test_openwebtext_needs_more_than_its_validation_text(tmp_path):
         OpenWebText(valid_documents=0)
 
 
+def test_openwebtext_packed_and_half_unpacked_side_by_side(tmp_path):
+    folder = layouts.owt_subsets(tmp_path / "hub")
+    (folder / "urlsf_subset00-1_data.xz").write_bytes(layouts.owt_xz([1]))
+    with pytest.raises(UserError, match="would count the same pages twice; set options.path to"):
+        OpenWebText(str(folder), valid_documents=1)
+
+
 def test_text8_pieces_and_split(tmp_path):
     text = layouts.text8()
     (tmp_path / "text8").write_text(text)
