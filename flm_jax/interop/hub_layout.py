@@ -123,7 +123,9 @@ def write(
     text = json.dumps(_config(sizes, heads, length, config), indent=2, sort_keys=True) + "\n"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as made:
             weights_file, config_file = (pathlib.Path(made, n) for n in (WEIGHTS_FILE, CONFIG_FILE))
             save_file(state, weights_file, metadata={"format": "pt"})
             config_file.write_text(text, encoding="utf-8")
