@@ -135,6 +135,8 @@ def test_rows_that_cannot_be_read_any_more(tokenizer, tmp_path):
     (packed.path / "shard-00000.npy").unlink()
     with pytest.raises(errors.UserError, match=r"shard-00000\.npy cannot be read .*No such file"):
         packed[0]
+    with pytest.raises(errors.UserError, match=r"shard-00000\.npy cannot be read .*No such file"):
+        rows._token_hash(packed.path / "shard-00000.npy", None)  # gone while it is verified
     (packed.path / "manifest.json").unlink()
     (packed.path / "manifest.json").mkdir()
     with pytest.raises(errors.UserError, match=r"manifest\.json: Is a directory; make it readable"):
