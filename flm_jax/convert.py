@@ -15,7 +15,6 @@ import dataclasses
 import os
 import pathlib
 import shlex
-import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -156,25 +155,19 @@ def _appearing(destination: pathlib.Path) -> Iterator[pathlib.Path]:
     """An empty folder that becomes ``destination`` when the block ends well, else vanishes."""
     destination = pathlib.Path(os.path.realpath(destination))  # what a link points to
     try:
-        destination.absolute().parent.mkdir(parents=True, exist_ok=True)
-        name = f".{destination.name}-"
-        scratch = tempfile.mkdtemp(prefix=name, dir=destination.absolute().parent)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {destination} ({error.strerror}); choose another destination"
-        ) from None
-    try:
-        folder = pathlib.Path(scratch) / "whole"  # its mode follows the umask, unlike mkdtemp's
-        folder.mkdir()
-        yield folder
-        os.rename(folder, destination)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{destination.name}-", dir=destination.parent, ignore_cleanup_errors=True
+        ) as scratch:
+            folder = pathlib.Path(scratch) / "whole"  # its mode follows the umask, unlike scratch's
+            folder.mkdir()
+            yield folder
+            os.rename(folder, destination)
     except OSError as error:
         raise UserError(
             f"cannot write {destination} ({error.strerror or error}); free space or choose "
             "another destination"
         ) from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def define_flags() -> None:

@@ -35,7 +35,9 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / LOCK, "a")
     except OSError as error:
-        raise _unwritable(workdir, error) from error
+        raise UserError(
+            f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
+        ) from error
     with file:
         if not locks.take(file, f"let no other command train in {workdir}"):
             raise UserError(
@@ -49,12 +51,6 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                 if made and os.listdir(workdir) == [LOCK]:
                     (workdir / LOCK).unlink()
                     workdir.rmdir()
-
-
-def _unwritable(workdir: pathlib.Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write to --workdir={workdir}: {error.strerror}; choose another folder"
-    )
 
 
 def check(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -101,7 +97,7 @@ def check_same(config: config_lib.Config, stored: config_lib.Config, what: str, 
 def claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
     """Makes the workdir and writes its config; all processes must find what process 0 wrote."""
     if distributed.is_main():
-        _write_config(config, workdir)
+        files.write_atomically(workdir / "config.json", config_lib.to_json(config))
         if bucket := Checkpoints(checkpoints_of(config, workdir)).bucket:
             bucket.claim(config_lib.to_json(config))
     distributed.meet("workdir")
@@ -116,14 +112,6 @@ def claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
             f"--workdir={workdir} is not the folder that process 0 has made; give a folder on "
             "storage that all machines share, and the same command everywhere"
         )
-
-
-def _write_config(config: config_lib.Config, workdir: pathlib.Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(workdir / "config.json", config_lib.to_json(config))
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
 
 
 @contextlib.contextmanager

@@ -250,6 +250,11 @@ def test_ids_that_are_no_tokens_are_refused(options, sentence):
     assert experiment.Experiment(config, V).sampler("", {"never": "3, 4"}).never == (3, 4)
 
 
+def test_tokens_one_by_one_need_a_causal_network():
+    with pytest.raises(TypeError, match="an autoregressive sampler needs a causal network"):
+        draw(LeftToRight(bos_id=1), real_net(AncestralUniform()), keys(), steps=L - 1, length=L)
+
+
 @pytest.mark.parametrize(
     "sampler, options, sentence",
     [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flm_jax import data, errors, tokenizers
+from flm_jax.tokenizers.byte_bpe import ByteBpe
 
 TEXTS = [f"the cat number {i} sat on the mat, number {i * i}\n" for i in range(300)]
 SECTION = {"name": "byte_bpe", "options": {"vocab_size": 400}}
@@ -89,3 +90,5 @@ def test_damaged_files(tokenizer, tmp_path):
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(errors.UserError, match=r"byte_bpe\.json is damaged"):
         tokenizers.load(tmp_path)
+    with pytest.raises(errors.UserError, match="vocabulary is not one of a byte_bpe tokenizer"):
+        ByteBpe(["a", "b"], [])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import sys
 import textwrap
 import typing
@@ -185,6 +186,8 @@ def test_json_round_trip():
     assert config_lib.from_json(config_lib.to_json(config)) == config
     assert config_lib.from_json(config_lib.to_dict(config)) == config
     assert "not JSON" in sentence(config_lib.from_json, "{")
+    text = sentence(config_lib.to_json, changed(data__options={"key": re.compile("a")}))
+    assert "options may hold only numbers, text, lists and dicts: Object of type Pattern" in text
 
 
 def test_differences_name_what_makes_another_experiment():

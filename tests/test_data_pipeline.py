@@ -138,6 +138,27 @@ def test_a_batch_that_cannot_be_divided_is_refused(rows):
         Batches(rows, 7, 0, 0, 3)
     with pytest.raises(errors.UserError, match="batch size 0 .* try 1"):
         Batches(rows, 0, 0)
+    with pytest.raises(ValueError, match="shard_index 2 is not below shard_count 2"):
+        Batches(rows, 6, 0, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [(RuntimeError("worker died"), errors.TryAgain), (OSError("no room"), errors.UserError)],
+)
+def test_workers_that_fail_are_one_sentence(rows, monkeypatch, error, kind):
+    def broken():
+        raise error
+        yield
+
+    batches = Batches(rows, 6, 0)
+    monkeypatch.setattr(batches, "_iterator", broken())
+    monkeypatch.setattr(batches, "_num_workers", 2)
+    with pytest.raises(
+        errors.UserError, match=f"the data.num_workers=2 processes .*{error}"
+    ) as told:
+        next(batches)
+    assert type(told.value) is kind and "data.num_workers=0 reads without" in str(told.value)
 
 
 def test_states_of_other_data_are_refused(rows, tmp_path):

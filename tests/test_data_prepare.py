@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 import tracemalloc
 import types
+from unittest.mock import Mock
 
 import numpy as np
 import published_layouts as layouts
@@ -336,6 +338,15 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_shard(tokenizer, tmp_path, smal
     monkeypatch.setattr(shards.os, "fsync", full)
     with pytest.raises(errors.UserError, match="cannot write packed rows .* No space left"):
         packing.prepare_split(make_order(tokenizer, "wrap"), tmp_path)
+
+
+def test_a_worker_that_died_before_it_is_given_text():
+    process = object.__new__(workers._Process)
+    process._connection, theirs = multiprocessing.Pipe()
+    theirs.close()
+    process._process = Mock(exitcode=-9)
+    with pytest.raises(errors.UserError, match=r"process died \(exit code -9\), perhaps for lack"):
+        process.send(None)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import pickle
 import string
+import types
 
 import numpy as np
 import pytest
@@ -92,6 +93,8 @@ DAMAGE = {
     "manifest garbage": r"manifest\.json was changed after it was written",
     "manifest missing": r"manifest\.json is missing, so .* holds no prepared rows",
     "of other text": r"manifest\.json says corpus_fingerprint 'other' where",
+    "of another version": r"has format 1, but this version of flm_jax reads format \d+; delete",
+    "shard a folder": r"shard-00000\.npy cannot be read \(Is a directory\)",
 }
 
 
@@ -107,6 +110,11 @@ def test_damage_is_told_with_file_and_remedy(tokenizer, tmp_path, damage):
         shard.write_bytes(content[:-2])
     elif damage == "shard missing":
         shard.unlink()
+    elif damage == "shard a folder":
+        shard.unlink()
+        shard.mkdir()
+    elif damage == "of another version":
+        manifest.write_text(json.dumps(rows.sign(packed.manifest | {"format_version": 1})))
     elif damage == "manifest edited":
         manifest.write_text(json.dumps(packed.manifest | {"rows": 8}))
     elif damage == "manifest garbage":
@@ -120,6 +128,19 @@ def test_damage_is_told_with_file_and_remedy(tokenizer, tmp_path, damage):
     with pytest.raises(errors.UserError, match=DAMAGE[damage]) as caught:
         data.pack(Letters(), tokenizer, "train", 16, tmp_path)
     assert "to prepare it again" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_rows_that_cannot_be_read_any_more(tokenizer, tmp_path):
+    packed = data.pack(Letters(), tokenizer, "train", 16, tmp_path)
+    (packed.path / "shard-00000.npy").unlink()
+    with pytest.raises(errors.UserError, match=r"shard-00000\.npy cannot be read .*No such file"):
+        packed[0]
+    with pytest.raises(errors.UserError, match=r"shard-00000\.npy cannot be read .*No such file"):
+        rows._token_hash(packed.path / "shard-00000.npy", None)  # gone while it is verified
+    (packed.path / "manifest.json").unlink()
+    (packed.path / "manifest.json").mkdir()
+    with pytest.raises(errors.UserError, match=r"manifest\.json: Is a directory; make it readable"):
+        rows.open_rows(packed.path)
 
 
 def test_large_data_is_hashed_only_on_demand(tokenizer, tmp_path, monkeypatch):
@@ -168,6 +189,13 @@ def test_bad_arguments_get_a_sentence(tokenizer, tmp_path):
         data.pack(Letters(), tokenizer, "train", 2, tmp_path)
     with pytest.raises(errors.UserError, match="no split 'dev'; it has train, valid, test"):
         data.pack(Letters(), tokenizer, "dev", 8, tmp_path)
+    with pytest.raises(errors.UserError, match="'page' is not known; use wrap or one_per_row"):
+        data.pack(Letters(), tokenizer, "train", 8, tmp_path, packing="page")
+    with pytest.raises(errors.UserError, match="drop_remainder_every=2 has no meaning with"):
+        data.pack(Letters(), tokenizer, "train", 8, tmp_path, 2, packing="one_per_row")
+    unpadded = types.SimpleNamespace(name="gpt2", pad_id=None)
+    with pytest.raises(errors.UserError, match="needs padding, but tokenizer 'gpt2' has no padd"):
+        data.pack(Letters(), unpadded, "train", 8, tmp_path, packing="one_per_row")
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.UserError, match=r"cannot write packed rows to .*\$FLM_JAX_CACHE"):
         data.pack(Letters(), tokenizer, "train", 8, tmp_path / "file")

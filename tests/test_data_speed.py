@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from flm_jax import data, tokenizers
+from flm_jax import data, errors, tokenizers
 from flm_jax.data import speed
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -57,6 +57,13 @@ def test_neither_or_both_is_refused(tmp_path):
     for words in ([], [str(tmp_path), "--config=configs/text8.py"]):
         done = run(tmp_path, *words)
         assert done.returncode == 2 and "give either one folder" in done.stderr
+
+
+def test_a_training_step_that_cannot_be_measured(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "false")
+    settings = {"space": "auto", "model": {"width": 8}, "data": {"length": 8}}
+    with pytest.raises(errors.UserError, match="step could not be measured, see above; correct"):
+        speed.training_rate(settings, 27, [])
 
 
 @pytest.mark.slow

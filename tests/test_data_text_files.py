@@ -297,6 +297,39 @@ def test_the_longest_document_is_just_accepted(tmp_path, document):
         read(29)
 
 
+@pytest.mark.parametrize("document, mark", [("paragraph", "\n\n"), ("<|end|>", "\n\n<|end|>")])
+def test_many_short_lines_make_a_long_document(tmp_path, document, mark):
+    path = put(tmp_path / "a.txt", "x" + mark + "aaaa\n" * 8 + mark + "y")
+    corpus = text_files.TextFiles(path, path, path, document=document, longest_document=30)
+    with pytest.raises(errors.UserError, match="more than 30 bytes from line 3 on; cut the text"):
+        corpus.source("train")
+
+
+def test_a_long_gzip_file_that_is_cut_off(tmp_path):
+    noise = np.random.default_rng(0).integers(97, 123, (4000, 50)).astype(np.uint8)
+    whole = gzip.compress(b"\n".join(row.tobytes() for row in noise))
+    (tmp_path / "a.txt.gz").write_bytes(whole[:-999])
+    with pytest.raises(errors.UserError, match=r"a\.txt\.gz is not a complete gzip file .*again"):
+        text_files.TextFiles(str(tmp_path / "a.txt.gz")).source("train")
+
+
+def test_files_that_vanish_in_between(tmp_path):
+    path = put(tmp_path / "a.txt", "one\ntwo")
+    corpus = text_files.TextFiles(path, path, path)
+    source = pickle.loads(pickle.dumps(corpus.source("train")))
+    (tmp_path / "a.txt").unlink()
+    for read in (lambda: source[0], lambda: corpus.fingerprint("train")):
+        with pytest.raises(errors.UserError, match=r"cannot read .*a\.txt: No such file .*correct"):
+            read()
+
+
+def test_a_validation_file_of_blank_lines(tmp_path):
+    path, blank = put(tmp_path / "a.txt", "one\ntwo"), put(tmp_path / "b.txt", "\n\n")
+    corpus = text_files.TextFiles(path, blank, path)
+    with pytest.raises(errors.UserError, match=r"no documents in .*b\.txt; give files with text"):
+        corpus.source("valid")
+
+
 def test_files_given_twice_are_read_once_and_copies_are_told(tmp_path, caplog):
     path = put(tmp_path / "a.txt", "one\ntwo")
     (tmp_path / "link.txt").symlink_to(path)

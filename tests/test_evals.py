@@ -244,6 +244,8 @@ def test_unfit_rows_are_refused():
     rows = random_rows(n=4)
     with pytest.raises(ValueError, match="begin with BOS"):
         yardsticks.unigram(np.where(np.arange(4)[:, None] == 1, 7, rows), 2, 8, 0)
+    with pytest.raises(ValueError, match=r"must have shape .*: \(4, 2\)"):
+        yardsticks.unigram(rows[:, :2], 2, 8, 0)
     with pytest.raises(ValueError, match="at least 3 tokens, not 2"):
         yardsticks.markov(rows, 2, 2, 0)
     with pytest.raises(ValueError, match="order of 9 is too high"):

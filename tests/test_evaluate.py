@@ -1,5 +1,6 @@
 """Evaluation: files of samples first, metrics from the files, a sentence for every wrong input."""
 
+import dataclasses
 import io
 import json
 import math
@@ -153,10 +154,26 @@ def test_files_of_another_origin_are_not_overwritten(run, tmp_path):
     ):
         with pytest.raises(UserError, match=sentence):
             evaluate(options(run, **asked, **changes))
-    for damage in (before[:-40], before.replace(b'"index": 1', b'"index": 4'), b"{}", b""):
+    for damage, what in (
+        (before[:-40], ""),
+        (before.replace(b'"index": 1', b'"index": 4'), "lines are missing"),
+        (before.replace(b'"tokens": [', b'"tokens": [0.5, '), "tokens are no whole numbers"),
+        (before.replace(b'"seed": 0', b'"seed": 9', 1), "its lines have different origins"),
+        (b"{}", "'index'"),
+        (b"", "lines are missing"),
+    ):
         path.write_bytes(damage)
-        with pytest.raises(UserError, match="is no whole file of samples"):
+        with pytest.raises(UserError, match=rf"is no whole file of samples \(.*{what}.*remove it"):
             evaluate(options(run, **asked))
+
+
+def test_words_that_are_no_flags_and_no_checkpoint(monkeypatch):
+    with pytest.raises(UserError, match="unexpected argument 'more'; options are written --name="):
+        tool.main(["evaluate", "more"])
+    unset = {field.name: Mock(value=None) for field in dataclasses.fields(Options)}
+    monkeypatch.setattr(tool, "flags", Mock(FLAGS=unset))
+    with pytest.raises(UserError, match="--checkpoint=PATH is missing; give a run's --workdir or"):
+        tool.main(["evaluate"])
 
 
 def test_texts_with_odd_line_breaks_survive(tmp_path):
@@ -214,6 +231,9 @@ def test_without_the_training_text(run, tmp_path, caplog):
     assert results["held_out"] is None
     assert set(results["rows"][0]["values"]) == {"sample_entropy", "ms_per_sample"}
     assert "text statistics and held-out loss are left out" in caplog.text
+    nameless = Mock(config=config_lib.resolve({}))
+    assert tool.training_data(nameless) is None
+    assert "the checkpoint does not name its training text, so text stat" in caplog.text
     assert str(text) in caplog.text
 
 

@@ -70,7 +70,7 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
         files.write_atomically(tmp_path / "loop", "")
 
 
-def test_a_pipe_and_a_device_are_written_into(tmp_path):
+def test_a_pipe_and_a_device_are_written_into(tmp_path, monkeypatch):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     (tmp_path / "link").symlink_to("pipe")
@@ -81,6 +81,10 @@ def test_a_pipe_and_a_device_are_written_into(tmp_path):
         files.check_writable(path)  # must not be what the reader hears of
         files.write_atomically(path, "text\n")
         reader.join()
+    with monkeypatch.context() as without:
+        without.setattr(os, "access", lambda *_: False)  # as for a user without the right
+        with pytest.raises(UserError, match="cannot write .*pipe: Permission denied; free space"):
+            files.check_writable(pipe)
     assert received == [b"text\n"] * 2 and stat.S_ISFIFO(pipe.stat().st_mode)
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
     end, other = os.openpty()

@@ -107,6 +107,8 @@ def test_written_folder_reads_back_bit_equal(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["model"]["n_heads"] == HEADS and config["algo"]["double_temb"]
     assert config["vocab_size"] == 11
+    with pytest.raises(UserError, match="cannot write the model to .*free space or choose another"):
+        hub_layout.write(folder / "config.json/model", params, heads=HEADS)
     with pytest.raises(UserError, match="exists already"):
         hub_layout.write(folder, params, heads=HEADS)
 
@@ -118,6 +120,9 @@ def test_nothing_is_written_for_wrong_parameters(tmp_path):
         hub_layout.write(tmp_path / "model", params, heads=HEADS)
     del params["head"]["kernel"]
     with pytest.raises(UserError, match="has no head/kernel"):
+        hub_layout.from_params(params)
+    params["embed"]["table"] = np.zeros((2, 3, 4), np.float32)
+    with pytest.raises(UserError, match=r"embed/table has a strange shape \(2, 3, 4\)"):
         hub_layout.from_params(params)
     params = hub_layout.to_params(random_state()) | {"probe": {"kernel": np.zeros(3)}}
     with pytest.raises(UserError, match="probe/kernel has no place"):

@@ -91,6 +91,10 @@ def test_ema_of_the_wrong_length_or_shape(tmp_path):
     path = checkpoint(tmp_path / "a.ckpt", state, [(0.9, averaged_list()[:-1])])
     with pytest.raises(UserError, match="the EMA has 41 tensors and the network 42"):
         official.read(path)
+    odd = {"decay": 0.9, "num_updates": 4, "shadow_params": [1] * 42}
+    path = checkpoint(tmp_path / "odd.ckpt", state, ema=odd)
+    with pytest.raises(UserError, match="EMA of vocab_embed.embedding is no tensor; use --weig"):
+        official.read(path)
     path = checkpoint(tmp_path / "b.ckpt", state, [(0.9, averaged_list()[::-1])])
     with pytest.raises(UserError, match=r"vocab_embed.embedding has shape|dimensions are needed"):
         official.read(path)
@@ -194,6 +198,9 @@ def test_unreadable_sources(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(whole[:-100])
     tf.save(tmp_path / "list.ckpt", [1, 2])
     tf.save(tmp_path / "none.ckpt", {"state_dict": {}})
+    tf.save(tmp_path / "odd.ckpt", {"state_dict": [1, 2]})
+    twice = prefixed(random_state()) | prefixed(random_state(), "backbone._orig_mod.")
+    tf.save_state(tmp_path / "twice.ckpt", twice)
     for name, sentence in {
         "bad.safetensors": "no readable safetensors",
         "cut.safetensors": "no readable safetensors",
@@ -201,11 +208,17 @@ def test_unreadable_sources(tmp_path):
         "absent.ckpt": "no file or folder",
         "list.ckpt": "holds no dictionary",
         "none.ckpt": "has no weights",
+        "twice.ckpt": "has the tensor vocab_embed.embedding twice; it is no official checkpoint",
+        "odd.ckpt": "odd.ckpt has no state_dict; give a checkpoint of the official training",
     }.items():
         with pytest.raises(UserError, match=sentence):
             official.read(tmp_path / name)
     with pytest.raises(UserError, match="one set of weights"):
         official.read(tmp_path / "good.safetensors", "ema")
+    for text, sentence in (("{", "is no readable JSON .*again"), ("[1]", "holds no JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=rf"config\.json {sentence}"):
+            official.read(tmp_path / "good.safetensors")
 
 
 def test_recorded_checkpoints(shared):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from unittest.mock import Mock
 
 import published_layouts as layouts
 import pytest
@@ -10,7 +11,7 @@ from flm_jax.data.published import columns
 from flm_jax.data.published.huggingface import HuggingFace
 from flm_jax.data.published.lm1b import Lm1b
 from flm_jax.data.published.openwebtext import OpenWebText
-from flm_jax.data.published.tfds import Tfds
+from flm_jax.data.published.tfds import Split, Tfds
 from flm_jax.data.published.tinystories import TinyStories
 from flm_jax.data.published.wikitext import WikiText2, WikiText103
 from flm_jax.errors import UserError
@@ -215,3 +216,15 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
     (tmp_path / "json/dataset_info.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="does not hold .*prepared by TFDS"):
         Lm1b(str(tmp_path / "json"))
+
+
+def test_cells_that_are_no_text():
+    with pytest.raises(UserError, match="a.parquet has 3 in column 'body', which is no text; set"):
+        list(columns.cells(["a", None, 3], "a.parquet", "body"))
+
+
+def test_what_tfds_cannot_read(monkeypatch, tmp_path):
+    broken = Mock(builder_from_directory=Mock(side_effect=NotImplementedError("tfrecord")))
+    monkeypatch.setattr(columns, "library", lambda *_: broken)
+    with pytest.raises(UserError, match=r"without TensorFlow \(tfrecord\); prepare it with file_f"):
+        Split(tmp_path, "train", "text")._source()

@@ -106,6 +106,13 @@ def test_openwebtext_needs_more_than_its_validation_text(tmp_path):
         OpenWebText(valid_documents=0)
 
 
+def test_openwebtext_packed_and_half_unpacked_side_by_side(tmp_path):
+    folder = layouts.owt_subsets(tmp_path / "hub")
+    (folder / "urlsf_subset00-1_data.xz").write_bytes(layouts.owt_xz([1]))
+    with pytest.raises(UserError, match="would count the same pages twice; set options.path to"):
+        OpenWebText(str(folder), valid_documents=1)
+
+
 def test_text8_pieces_and_split(tmp_path):
     text = layouts.text8()
     (tmp_path / "text8").write_text(text)
@@ -173,6 +180,10 @@ def test_wikitext_token_files_and_names(tmp_path):
         WikiText103(str(tmp_path), document="page")
     with pytest.raises(UserError, match="does not hold wiki.train.raw"):
         WikiText2(str(tmp_path))  # the other one's archive
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("readme", "no")
+    with pytest.raises(UserError, match=r"other\.zip holds no wiki.train.raw or wiki.train.tok"):
+        WikiText2(str(tmp_path / "other.zip"))
 
 
 def test_a_title_in_the_middle_of_a_paragraph_is_none(tmp_path):
@@ -201,7 +212,14 @@ def test_tinystories(tmp_path):
     assert corpus.splits == ("train", "valid") and len(corpus.source("valid")) == 3
     with pytest.raises(UserError, match="has no split 'test'"):
         corpus.source("test")
+    shrinking = TinyStories(str(tmp_path)).source("train")
+    assert len(shrinking) == 20
+    (tmp_path / "TinyStories-train.txt").write_text(layouts.story(0))
+    with pytest.raises(UserError, match="train.* became shorter while it was read; start again"):
+        shrinking[19]
     (tmp_path / "TinyStories-valid.txt").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*valid\.txt: No such file .*; correct the"):
+        corpus.fingerprint("valid")
     with pytest.raises(
         UserError, match="does not hold TinyStories-train.txt and TinyStories-valid"
     ):

@@ -1,10 +1,12 @@
 """Downloads against a server on this machine that truncates, stalls, fails and lies."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.server
 import threading
+from unittest.mock import Mock
 
 import published_layouts as layouts
 import pytest
@@ -229,6 +231,12 @@ def test_folders_that_cannot_be_written(site, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="cannot write .*FLM_JAX_CACHE"):
         get(site, tmp_path / "file")
+
+
+def test_a_disk_that_fills_up_on_the_way(tmp_path):
+    full = Mock(write=Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(UserError, match="cannot write .*a.part: No space left .*FLM_JAX_CACHE to"):
+        downloads._copy(Mock(read1=lambda _: b"data"), full, tmp_path / "a.part", Mock())
 
 
 def test_a_bar_that_knows_where_it_is(site, tmp_path):

@@ -6,9 +6,11 @@ import unicodedata
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from flm_jax import errors, tokenizers
 from flm_jax.tokenizers import base
+from flm_jax.tokenizers import sentencepiece as sentencepiece_lib
 
 NAMES = [unicodedata.name(chr(c)).lower() for c in range(0x250) if unicodedata.name(chr(c), None)]
 SECTIONS = [
@@ -202,6 +204,26 @@ def test_garbage_model_file(tmp_path, content):
         tokenizers.build({"name": "sentencepiece", "options": {"model_path": str(path)}}, documents)
 
 
+def test_a_model_without_begin_and_end_marks(tmp_path):
+    path = tmp_path / "m.model"
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(documents()),
+            model_writer=file,
+            vocab_size=60,
+            hard_vocab_limit=False,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    with pytest.raises(errors.UserError, match=r"m\.model has no BOS or no EOS .*bos_id and"):
+        tokenizers.build({"name": "sentencepiece", "options": {"model_path": str(path)}}, documents)
+
+
+def test_other_complaints_of_the_trainer_are_passed_on():
+    error = sentencepiece_lib._explained("Internal: odd", {"vocab_size": 9})
+    assert str(error) == "SentencePiece cannot train with {'vocab_size': 9}: Internal: odd"
+
+
 def test_empty_text_is_refused():
     for name, sentence in (
         ("characters", "no character occurs 1 times"),
@@ -236,8 +258,16 @@ def test_damaged_folders_get_a_sentence(tmp_path):
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "name": "words"}))
     with pytest.raises(errors.UserError, match="unknown tokenizer 'words'"):
         tokenizers.load(tmp_path)
+    made.save(tmp_path)
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "fingerprint": "a" * 64}))
+    with pytest.raises(errors.UserError, match="is not the one that was saved .* instead of aaaa"):
+        tokenizers.load(tmp_path)
     meta.write_text("{")
     with pytest.raises(errors.UserError, match="flm_tokenizer.json is damaged"):
         tokenizers.load(tmp_path)
     with pytest.raises(errors.UserError, match="cannot write .*choose a folder"):
         made.save(meta)
+    meta.unlink()
+    meta.mkdir()
+    with pytest.raises(errors.UserError, match="cannot read .*flm_tokenizer.json: Is a directory"):
+        tokenizers.load(tmp_path)

@@ -192,6 +192,26 @@ def test_damaged_pickles_are_refused(data):
         pickle_machine.run(data, {})
 
 
+@pytest.mark.parametrize(
+    "data, sentence",
+    [
+        (b"\x80\x02}", "damaged near byte 2: pickle exhausted before seeing STOP"),
+        (b"\x80\x02(\x85.", r"a value is missing \(byte 3\)"),
+        (b"\x80\x02(q\x00.", "a value is missing"),
+        (b"\x80\x02}(K\x01u.", "a dictionary key without a value"),
+        (b"\x80\x02]K\x01K\x02s.", "items are set on something that is no dictionary"),
+        (b"\x80\x02}K\x01a.", "values are appended to something that is no list"),
+        (b"\x80\x02K\x01)R.", "a call of something that is no function"),
+        (b"\x80\x04K\x01K\x02\x93.", "a global whose name is no text"),
+        (tf.call("builtins", "list", 1) + b".", "a container is filled from something that is no"),
+        (tf.call("_codecs", "encode", "a", "utf-16") + b".", "an unusual text encoding"),
+    ],
+)
+def test_what_is_wrong_with_a_pickle_is_said(data, sentence):
+    with pytest.raises(PickleError, match=sentence):
+        pickle_machine.run(data, {})
+
+
 def test_copying_in_a_loop_is_stopped():
     numbers = b"](" + b"K\x00" * 100_000 + b"eq\x00"
     copies = b"cbuiltins\nlist\nq\x01" + b"h\x01h\x00\x85R0" * 1000
@@ -219,6 +239,37 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path, options, sentence):
 def test_negative_geometry_is_refused(tmp_path, options):
     with pytest.raises(UserError, match="impossible number"):
         load_one(tmp_path / "a.ckpt", tf.tensor("0", VALUES, **options), {"0": VALUES})
+
+
+BARE = tf.reference("storage", tf.name("torch", "FloatStorage"), "0", "cpu", 24)
+
+
+@pytest.mark.parametrize(
+    "piece, sentence",
+    [
+        (tf.call("torch", "Size", 5), "a tensor shape that is no short list"),
+        (tf.call("torch", "Size", [1] * 99), "a tensor shape that is no short list"),
+        (tf.call("torch._utils", "_rebuild_tensor", 1, 0, (2,), (1,)), "without a storage"),
+        (
+            tf.call("torch._utils", "_rebuild_tensor_v3", BARE, 0, (2,), (1,), False, {}, "f8"),
+            "a tensor without a storage or of an unknown dtype",
+        ),
+        (tf.tensor("0", VALUES, shape=(2, 3), strides=(1,)), "shape and strides differ in length"),
+        (tf.tensor("0", VALUES, shape=(2**20, 2**30), strides=(0, 0)), "of impossible size"),
+    ],
+)
+def test_what_is_wrong_with_a_tensor_is_said(tmp_path, piece, sentence):
+    with pytest.raises(UserError, match=f"no.* readable PyTorch checkpoint: .*{sentence}.*again"):
+        load_one(tmp_path / "a.ckpt", piece, {"0": VALUES})
+
+
+def test_a_spoilt_header_of_a_data_entry(tmp_path):
+    path = tf.save(tmp_path / "a.ckpt", {"x": tf.tensor("0", VALUES)}, {"0": VALUES})
+    content = path.read_bytes()
+    start = content.rindex(b"PK\x03\x04", 0, content.index(VALUES.tobytes()))
+    path.write_bytes(content[:start] + b"QK" + content[start + 2 :])
+    with pytest.raises(UserError, match="is damaged at archive/data/0; download it again"):
+        torch_checkpoint.load(path)["x"].numpy()
 
 
 def test_missing_data_entry(tmp_path):

@@ -326,6 +326,14 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_over_cleanly(finish
     assert metrics.read(workdir) == []
 
 
+def test_a_config_that_cannot_be_written_is_one_sentence(finished, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"cannot write .*config\.json: Not a directory; free space"
+    ):
+        workdir_lib.claim(finished[0], tmp_path / "file/run")
+
+
 def test_another_corpus_under_the_same_path_is_refused(finished, tmp_path):
     config, original = finished
     workdir = copied(original, tmp_path)

@@ -1,9 +1,12 @@
 """GPT-2 BPE and BERT WordPiece: ids against the rules, specials, files, and the recordings."""
 
+import errno
 import gzip
 import json
+import pathlib
 import pickle
 import unicodedata
+from unittest.mock import Mock
 
 import pytest
 from tokenizers import pre_tokenizers
@@ -141,6 +144,10 @@ def test_where_files_are_looked_for(tmp_path, monkeypatch):
     assert Bert.read().piece(19) == "dog"
     with pytest.raises(UserError, match="is not in .*nowhere; download it"):
         Gpt2.read(str(tmp_path / "nowhere"))
+    denied = Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
+    monkeypatch.setattr(pathlib.Path, "read_bytes", denied)
+    with pytest.raises(UserError, match=r"the vocabulary file .*vocab\.txt: Permission denied"):
+        Bert.read()
 
 
 @pytest.mark.parametrize(

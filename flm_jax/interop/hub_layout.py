@@ -121,22 +121,23 @@ def write(
         raise UserError(f"{what} exists already; choose another destination or remove it first")
     state[layout.INV_FREQ] = layout.inv_freq(sizes.hidden_size, heads)
     text = json.dumps(_config(sizes, heads, length, config), indent=2, sort_keys=True) + "\n"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        save_file(state, scratch / WEIGHTS_FILE, metadata={"format": "pt"})
-        (scratch / CONFIG_FILE).write_text(text, encoding="utf-8")
-        shutil.copymode(scratch / CONFIG_FILE, scratch / WEIGHTS_FILE)  # save_file makes it private
-        folder.mkdir(exist_ok=True)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(scratch / name, folder / name)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as made:
+            weights_file, config_file = (pathlib.Path(made, n) for n in (WEIGHTS_FILE, CONFIG_FILE))
+            save_file(state, weights_file, metadata={"format": "pt"})
+            config_file.write_text(text, encoding="utf-8")
+            shutil.copymode(config_file, weights_file)  # save_file makes it private
+            folder.mkdir(exist_ok=True)
+            for file in (weights_file, config_file):
+                os.replace(file, folder / file.name)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot write the model to {folder} ({error}); free space or choose another "
             "destination"
         ) from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 

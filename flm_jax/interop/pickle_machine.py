@@ -30,17 +30,17 @@ def run(
     try:
         for opcode, arg, offset in pickletools.genops(data):
             position = offset
-            if opcode.name == "STOP":
-                return machine.finish()
+            if opcode.name == "STOP":  # the last one; without it genops raises ValueError
+                break
             step = _STEPS.get(opcode.name)
             if step is None:
                 raise PickleError(f"the instruction {opcode.name} is not allowed")
             step(machine, arg)
+        return machine.finish()
     except PickleError as error:
         raise PickleError(f"{error} (byte {position})") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise PickleError(f"damaged near byte {position}: {error}") from None
-    raise PickleError("the pickle has no end")
 
 
 class _Machine:
