@@ -3,7 +3,11 @@
 import gc
 import os
 import pathlib
+import signal
 
+# nohup ignores SIGHUP, and what is ignored stays so in all programs; the tests send it.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The suite spends its time compiling, not computing.
 os.environ["XLA_FLAGS"] = " ".join(
