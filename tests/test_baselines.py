@@ -325,7 +325,14 @@ def test_bad_options_are_explained(make, options, sentence):
         make(**options)
 
 
-@pytest.mark.parametrize("only", ["baselines/mdlm_step", "baselines/ar_s", "baselines/duo_last"])
+@pytest.mark.parametrize(
+    "only",
+    [
+        "baselines/mdlm_step",
+        pytest.param("baselines/ar_s", marks=pytest.mark.slow),
+        pytest.param("baselines/duo_last", marks=pytest.mark.slow),
+    ],
+)
 def test_quick_recorded_cases_pass(shared, only):
     rows = runner.run(shared / "golden", only)
     assert rows and [row.line() for row in rows if not row.ok] == []

@@ -175,6 +175,7 @@ def test_a_class_of_the_users_own_by_module_and_name(own_module):
         config_lib.build(SAMPLERS, "their_losses:Scaled", {}, "sampler")
 
 
+@pytest.mark.slow  # three sessions of training
 def test_what_a_loss_keeps_is_trained_saved_and_resumed_exactly(own_module, tmp_path):
     """A loss of a module of the user's, from a config to a model that is loaded."""
     import json
@@ -216,8 +217,10 @@ def test_values_are_divided_by_what_counts():
     model, batch = tiny.model(), tiny.batch()
     params = tiny.params(model)
     for parts in (1, 2):
-        gradients = step_lib.make_gradients(
-            {"student": model.net}, Counted(), Projected, tiny.clock(), parts
+        gradients = jax.jit(
+            step_lib.make_gradients(
+                {"student": model.net}, Counted(), Projected, tiny.clock(), parts
+            )
         )
         for tokens_BL in (batch.tokens_BL, jnp.full_like(batch.tokens_BL, 9)):
             grads, metrics = gradients(params, {}, tokens_BL, batch.mask_BL, jax.random.key(0))

@@ -29,7 +29,7 @@ def recorded(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["flm", "fmlm"])
+@pytest.mark.parametrize("name", ["flm", pytest.param("fmlm", marks=pytest.mark.slow)])
 def test_a_recorded_workdir_writes_the_same_texts_and_resumes(name, recorded, monkeypatch):
     monkeypatch.chdir(recorded)
     wanted = json.loads((recorded / f"{name}_samples.json").read_text())
