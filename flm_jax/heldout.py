@@ -34,7 +34,7 @@ class HeldOut:
         experiment: Experiment,
         rows: Rows,
         batch_size: int,
-        make_nets: Mapping[str, Any],
+        make_nets: Mapping[str, step_lib.MakeNet],
         mesh: jax.sharding.Mesh | None = None,
     ):
         self.experiment = experiment

@@ -27,6 +27,7 @@ from flm_jax.registry import nearest
 from flm_jax.samplers.adaptive import sample_until_stable
 from flm_jax.samplers.base import Sampler, Trajectory, Written, sequence_keys
 from flm_jax.sampling import Sampling, knob_fields, with_knobs
+from flm_jax.tokenizers import Tokenizer
 
 WEIGHTS = ("ema", "raw")
 TOKENIZER_FOLDER = "tokenizer"
@@ -86,7 +87,7 @@ class FlowModel:
     def __init__(
         self,
         experiment: Experiment,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         params: Any,
         step: int = 0,
         mesh: jax.sharding.Mesh | None = None,
@@ -421,7 +422,7 @@ def _load_workdir(
 
 
 def _load_teacher(
-    folder: pathlib.Path, places: list[str | pathlib.Path], tokenizer: Any
+    folder: pathlib.Path, places: list[str | pathlib.Path], tokenizer: Tokenizer
 ) -> FlowModel:
     """The denoiser of the correction in a workdir, at the first of the places that exists.
 
