@@ -219,10 +219,11 @@ def _last_words(run: Run, done: dict, step: int, heading: str, page: pathlib.Pat
     if done["rows"]:
         lines += ["", evals.format_table(done)]
     workdir = shlex.quote(str(run.workdir))  # rm -r of run[1] would remove run1
+    counts = ",".join(map(str, run.config.sampler.steps))
     lines += [
         "",
         f"report:        {page}",
-        f"more samples:  {_python()} -m flm_jax.generate --checkpoint={workdir} --steps=1,8,32",
+        f"more samples:  {_python()} -m flm_jax.generate --checkpoint={workdir} --steps={counts}",
     ]
     if run.config.optim.schedule == "constant":  # others are made for one number of steps
         longer = f"--config.train.steps={2 * run.config.train.steps}"
