@@ -1,7 +1,7 @@
 """The benchmark of the training step: V = 30522, D = 256, 6 layers, 4 heads, B = 32, L = 128.
 
-Command:   python -m flm_jax.benchmark train --config=configs/bench_cpu.py --space=both --json
-           python -m flm_jax.benchmark sample --config=configs/bench_cpu.py --space=both --json
+Command:   flm benchmark train --config=configs/bench_cpu.py --space=both --json
+           flm benchmark sample --config=configs/bench_cpu.py --space=both --json
 Hardware:  2 CPU cores, 6 GB of memory (the one-hot baseline needs 5 of them)
 Time:      about 5 minutes
 Expected:  see benchmarks/hot_path.md

@@ -1,6 +1,6 @@
 """One Billion Word Benchmark (LM1B): the published recipe, 128 tokens of WordPiece.
 
-Command:   python -m flm_jax.data.prepare --config=configs/lm1b.py \
+Command:   flm prepare --config=configs/lm1b.py \
                --config.data.options.download=True     (once; 1.8 GB, or options.path=ARCHIVE)
            python -m flm_jax.main --config=configs/lm1b.py --workdir=runs/lm1b
            python -m flm_jax.main --config=configs/lm1b.py:distill --workdir=runs/lm1b_fmlm

@@ -1,7 +1,7 @@
 """OpenWebText: the published recipe, 1024 tokens of GPT-2's BPE.
 
 Command:   hf download Skylion007/openwebtext --repo-type dataset     (once; 13 GB)
-           python -m flm_jax.data.prepare --config=configs/owt.py
+           flm prepare --config=configs/owt.py
            python -m flm_jax.main --config=configs/owt.py --workdir=runs/owt
            python -m flm_jax.main --config=configs/owt.py:distill --workdir=runs/owt_fmlm
 Hardware:  the official code used 8 H100 GPUs

@@ -1,6 +1,6 @@
 """Proof where the truth is known: synthetic languages, on which every sample is valid or not.
 
-Command:   python -m flm_jax.proof --workdir=runs/proof          (all of it, table and plot)
+Command:   flm proof --workdir=runs/proof          (all of it, table and plot)
            python -m flm_jax.main --config=configs/proof.py:addition,flm --workdir=runs/add
 Hardware:  2 CPU cores
 Time:      1 to 5 minutes a run on one core; a large flow map 20

@@ -15,10 +15,11 @@ must then be on storage that all of them share.
 from absl import flags
 
 from flm_jax import config as config_lib
-from flm_jax import folders, windows
+from flm_jax.cli import flags as command_line
 from flm_jax.errors import UserError
+from flm_jax.host import folders, windows
 
-CONFIG = config_lib.config_flag()
+CONFIG = command_line.config_flag()
 DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", None, "this process is one of several (left out: found out)"
 )
@@ -45,17 +46,18 @@ def main(argv: list[str]) -> int:
             f"checkpoints {'written' if direct else 'copied'} with "
             f"--config.train.{'checkpoints' if direct else 'mirror'}={WORKDIR.value}"
         )
-    from flm_jax import distributed, experiment
+    from flm_jax import experiment
+    from flm_jax.host import distributed
 
     config_lib.validate(config, experiment.tables())
     cluster = distributed.detect(
         DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     )
     with distributed.session(cluster, config.train.watchdog_seconds, JOIN_SECONDS.value):
-        from flm_jax import train
+        from flm_jax.training import loop
 
-        return train.train(config, folders.expanded(WORKDIR.value))
+        return loop.train(config, folders.expanded(WORKDIR.value))
 
 
 if __name__ == "__main__":
-    config_lib.run_main(main, needs_reader=False)
+    command_line.run_main(main, needs_reader=False)

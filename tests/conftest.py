@@ -24,7 +24,7 @@ import jax
 import pytest
 from absl import flags
 
-from flm_jax.parity.runner import forget_programs
+from flm_jax.lab.parity.runner import forget_programs
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

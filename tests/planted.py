@@ -15,13 +15,13 @@ from typing import Any
 
 import jax
 
-from flm_jax import optim
 from flm_jax.evals import gpt2
 from flm_jax.flow import clock, head, maps, space
+from flm_jax.lab.parity import goldens, runner
+from flm_jax.lab.parity.checks import Row
 from flm_jax.losses import FlowMatching
 from flm_jax.models import attention, dit
-from flm_jax.parity import goldens, runner
-from flm_jax.parity.checks import Row
+from flm_jax.training import optim
 
 ERROR = 1.001
 

@@ -13,7 +13,7 @@ import conftest
 import tiny
 
 from flm_jax import config as config_lib
-from flm_jax import metrics
+from flm_jax.host import runlog
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TIMEOUT = 240  # of a whole job
@@ -73,7 +73,7 @@ class Job:
     def wait_for_step(self, step: int) -> None:
         """Returns when the log holds this step."""
         end = time.monotonic() + TIMEOUT
-        while not any(row["step"] >= step for row in metrics.read(self.workdir)):
+        while not any(row["step"] >= step for row in runlog.read(self.workdir)):
             ended = [p.poll() for p in self.processes]
             assert ended == [None] * len(ended), (ended, self.wait(), self.output)
             assert time.monotonic() < end, "no progress"
@@ -118,4 +118,4 @@ def config_file(folder: pathlib.Path, **overrides) -> pathlib.Path:
 
 
 def losses(workdir: pathlib.Path, name: str = "loss") -> dict[int, float]:
-    return {row["step"]: row[name] for row in metrics.read(workdir) if name in row}
+    return {row["step"]: row[name] for row in runlog.read(workdir) if name in row}

@@ -6,7 +6,8 @@ import pytest
 import tiny
 
 from flm_jax import config as config_lib
-from flm_jax import experiment, train
+from flm_jax import experiment
+from flm_jax.training import loop
 
 _FINISHED: list[tuple[config_lib.Config, pathlib.Path]] = []
 
@@ -21,6 +22,6 @@ def finished(tmp_path_factory) -> tuple[config_lib.Config, pathlib.Path]:
         folder = tmp_path_factory.mktemp("finished")
         config = tiny.run_config(folder)
         config_lib.validate(config, experiment.tables())
-        assert train.train(config, folder / "run") == 0
+        assert loop.train(config, folder / "run") == 0
         _FINISHED.append((config, folder / "run"))
     return _FINISHED[0]

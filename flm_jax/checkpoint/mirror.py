@@ -20,11 +20,11 @@ from typing import Any, BinaryIO
 
 from absl import logging
 
-from flm_jax import files
 from flm_jax.checkpoint import manifest
 from flm_jax.checkpoint.checkpoints import Checkpoints
 from flm_jax.checkpoint.numbered import NumberedFolders, refuse_pattern
 from flm_jax.errors import UserError
+from flm_jax.host import files
 
 OWNER = "MIRROR.json"  # there and in the workdir
 _BLOCK = 1 << 22

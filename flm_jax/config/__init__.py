@@ -4,17 +4,9 @@ settings.py      the knobs with defaults, meanings and limits
 loading.py       file or dict -> Config; Config <-> JSON; what differs between two configs
 building.py      a row of a table (loss, sampler, data set, ...) from its options
 validation.py    every clash explained before anything compiles
-command_line.py  flags, --help, and errors as one sentence with exit code 2
 """
 
 from flm_jax.config.building import build, build_sampler
-from flm_jax.config.command_line import (
-    config_flag,
-    exit_with,
-    given_sampling,
-    run_main,
-    sampling_flags,
-)
 from flm_jax.config.loading import differences, from_json, load, resolve, to_dict, to_json
 from flm_jax.config.settings import (
     Clock,
@@ -51,17 +43,12 @@ __all__ = [
     "Train",
     "build",
     "build_sampler",
-    "config_flag",
     "differences",
-    "exit_with",
     "from_json",
     "load",
-    "given_sampling",
     "mesh_shape",
     "resolve",
-    "run_main",
     "sampler_problems",
-    "sampling_flags",
     "to_dict",
     "to_json",
     "validate",

@@ -7,8 +7,9 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from flm_jax import errors, folders
+from flm_jax import errors
 from flm_jax.contracts import Contract
+from flm_jax.host import folders
 
 SPLITS = ("train", "valid", "test")
 

@@ -1,7 +1,7 @@
 """Looks at text as models get it: how much there is, how it is tokenised, statistics, examples.
 
-    python -m flm_jax.data.inspect --config=configs/quickstart.py [--rows=3] [--split=train]
-    python -m flm_jax.data.inspect DIR [--html=page.html]
+    flm inspect --config=configs/quickstart.py [--rows=3] [--split=train]
+    flm inspect DIR [--html=page.html]
 
 DIR is a folder that flm_jax.data.prepare made, or the --data_dir that holds several.
 """
@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from absl import flags
 
-from flm_jax import config, data, errors, files, tokenizers
+from flm_jax import config, data, errors, tokenizers
+from flm_jax.cli import flags as command_line
 from flm_jax.data import page, statistics
 from flm_jax.data.rows import Rows, prepared_below
+from flm_jax.host import files
 
-CONFIG = config.config_flag()
+CONFIG = command_line.config_flag()
 ROWS = flags.DEFINE_integer("rows", 3, "packed rows to show", lower_bound=0)
 SPLIT = flags.DEFINE_string("split", "train", "the split that the rows are taken from")
 HTML = flags.DEFINE_string("html", "", "also write a page with pictures to this file")
@@ -163,4 +165,4 @@ def _write_page(found: Sequence) -> None:
 
 
 if __name__ == "__main__":
-    config.run_main(main)
+    command_line.run_main(main)

@@ -10,9 +10,10 @@ import time
 
 import numpy as np
 
-from flm_jax import errors, folders, metrics, tokenizers
+from flm_jax import errors, tokenizers
 from flm_jax.data import base, shards, workers, wrap
 from flm_jax.data.rows import FORMAT_VERSION, TOKENIZER_FOLDER, Rows, combined, open_rows
+from flm_jax.host import folders, progress
 
 _CODE_VERSION = 1  # raise it when the same text and options would give other rows
 PACKINGS = ("wrap", "one_per_row")
@@ -289,7 +290,7 @@ class _Progress:
 
     def __init__(self, order: Order, total: int, first: int, processes: int):
         by = f", {processes} processes" if processes > 1 else ""
-        self._bar = metrics.bar(
+        self._bar = progress.bar(
             desc=f"packing {order.corpus.name} {order.split}{by}",
             unit="doc",
             total=total,

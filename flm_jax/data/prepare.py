@@ -1,6 +1,6 @@
 """Tokenises and packs the text of a config once, before training: fast, in parts, resumable.
 
-    python -m flm_jax.data.prepare --config=configs/text_files.py --data_dir=/data/flm \
+    flm prepare --config=configs/text_files.py --data_dir=/data/flm \
         --config.data.options.path='/corpus/*.jsonl.gz' --workers=16
 
 Ctrl-C or a kill loses one shard at most; the same command goes on. What is there already is left
@@ -14,10 +14,12 @@ import time
 
 from absl import flags
 
-from flm_jax import config, data, errors, windows
+from flm_jax import config, data, errors
+from flm_jax.cli import flags as command_line
 from flm_jax.data import rows as rows_lib
+from flm_jax.host import windows
 
-CONFIG = config.config_flag()
+CONFIG = command_line.config_flag()
 DATA_DIR = flags.DEFINE_string("data_dir", "", "folder for the rows (default: data.cache_dir)")
 WORKERS = flags.DEFINE_integer(
     "workers", None, "processes that tokenise, 0 = none besides this one (default: one per core)"
@@ -92,4 +94,4 @@ def _cores() -> int:
 
 
 if __name__ == "__main__":
-    config.run_main(main, needs_reader=False)
+    command_line.run_main(main, needs_reader=False)

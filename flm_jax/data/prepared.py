@@ -4,9 +4,10 @@ import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from flm_jax import errors, folders, tokenizers
+from flm_jax import errors, tokenizers
 from flm_jax.data import base, statistics
 from flm_jax.data.rows import Rows, prepared_below
+from flm_jax.host import folders
 
 
 class Prepared(base.Corpus):

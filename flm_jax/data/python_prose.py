@@ -15,8 +15,9 @@ import sysconfig
 import textwrap
 from collections.abc import Iterator
 
-from flm_jax import errors, metrics
+from flm_jax import errors
 from flm_jax.data import base
+from flm_jax.host import progress
 
 _SKIPPED_FOLDERS = {
     "__pycache__",
@@ -100,7 +101,7 @@ def _texts() -> Iterator[tuple[str, str]]:
 
     for topic, text in sorted(topics.topics.items()):
         yield f"topic {topic}", text
-    for path in metrics.bar(_sources(), desc="reading docstrings", unit="file", delay=1):
+    for path in progress.bar(_sources(), desc="reading docstrings", unit="file", delay=1):
         module = path.relative_to(_root()).with_suffix("").as_posix()
         for text in _docstrings(path):
             yield module, text

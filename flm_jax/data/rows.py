@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flm_jax import errors, metrics
+from flm_jax import errors
+from flm_jax.host import progress
 
 FORMAT_VERSION = 2  # of the folder; 1 was a single file without shards
 MANIFEST = "manifest.json"
@@ -154,7 +155,7 @@ def verify(rows: Rows) -> None:
     """Hashes all shards; raises UserError naming the first one that is not as it was written."""
     shards = rows.manifest["shards"]
     total = sum(shard["bytes"] for shard in shards)
-    with metrics.bar(total=total, unit="B", unit_scale=True, desc="checking", delay=2) as bar:
+    with progress.bar(total=total, unit="B", unit_scale=True, desc="checking", delay=2) as bar:
         for shard in shards:
             path = rows.path / shard["file"]
             _check_size(path, shard, rows)

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flm_jax import errors, files, locks, metrics
+from flm_jax import errors
 from flm_jax.data import rows as rows_lib
+from flm_jax.host import files, locks, progress
 
 SHARD_BYTES = 128 << 20
 
@@ -174,7 +175,7 @@ def lock(path: pathlib.Path, what: str) -> Iterator[None]:
         if not locks.take(file, advice):
             file.seek(0)
             other = file.read().strip() or "unknown"
-            with metrics.Waiting(f"waiting for process {other}, which is {what}", delay=0):
+            with progress.Waiting(f"waiting for process {other}, which is {what}", delay=0):
                 locks.take(file, advice, wait=True)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

@@ -1,10 +1,10 @@
 """How fast batches come from prepared rows, and how many of them a training step takes.
 
-    python -m flm_jax.data.speed --config=configs/text8.py:pretrain,small
-    python -m flm_jax.data.speed DIR [--batch_size=64] [--seconds=5] [--loaders=0]
+    flm benchmark data --config=configs/text8.py:pretrain,small
+    flm benchmark data DIR [--batch_size=64] [--seconds=5] [--loaders=0]
 
 With --config the rows, the batch size and the loaders are those of the config, and in the same run
-`flm_jax.benchmark` measures the training step of the config in a process of its own. DIR is a
+`flm_jax.lab.benchmark` measures the training step of the config in a process of its own. DIR is a
 folder that flm_jax.data.prepare made; then there is no model.
 """
 
@@ -17,10 +17,11 @@ import time
 from absl import flags
 
 from flm_jax import config, data, errors
+from flm_jax.cli import flags as command_line
 from flm_jax.data.pipeline import Batches
 from flm_jax.data.rows import Rows, prepared_below
 
-CONFIG = config.config_flag()
+CONFIG = command_line.config_flag()
 
 
 def define_flags() -> None:
@@ -67,7 +68,7 @@ def training_rate(settings: dict, vocab_size: int, words: list[str]) -> float:
     space = settings["space"]
     if space == "auto":
         space = "projected" if vocab_size > 2 * settings["model"]["width"] else "onehot"
-    command = [sys.executable, "-m", "flm_jax.benchmark", "train", f"--space={space}", "--json"]
+    command = [sys.executable, "-m", "flm_jax.lab.benchmark", "train", f"--space={space}", "--json"]
     done = subprocess.run(
         [*command, f"--vocab={vocab_size}", *words], stdout=subprocess.PIPE, text=True
     )
@@ -100,4 +101,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    config.run_main(main)
+    command_line.run_main(main)

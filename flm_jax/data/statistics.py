@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flm_jax import errors, metrics, tokenizers
+from flm_jax import errors, tokenizers
 from flm_jax.data.rows import TOKENIZER_FOLDER, Rows
+from flm_jax.host import progress
 
 MOST_ROWS = 20_000  # that are looked at
 _BLOCK = 256  # rows read at one time
@@ -55,7 +56,7 @@ def measure(rows: Rows, vocab_size: int) -> Statistics:
     chosen_N = np.arange(count) * len(rows) // count
     counts_V = np.zeros(vocab_size, np.int64)
     entropies = []
-    with metrics.bar(desc="reading rows", total=count, unit="row", delay=2) as bar:
+    with progress.bar(desc="reading rows", total=count, unit="row", delay=2) as bar:
         for start in range(0, count, _BLOCK):
             block_NL = rows[chosen_N[start : start + _BLOCK]]
             found = np.bincount(block_NL.ravel(), minlength=vocab_size)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from flm_jax import errors, metrics
+from flm_jax import errors
 from flm_jax.data import base, documents, paths
+from flm_jax.host import progress
 
 _HASHED_FULLY = 64 << 20  # bytes; of larger files the ends, the size and the date are hashed
 _RULES = "2"  # raise it when the same files and options would give other documents
@@ -174,7 +175,7 @@ class TextFiles(base.Corpus):
         derived = [s for s in self.splits[1:] if owner == "train" and not self._given[s]]
         places = {split: documents.Places() for split in (owner, *derived)}
         characters = dict.fromkeys(places, 0)
-        with metrics.bar(desc=f"reading {owner} files", unit="doc", delay=2) as bar:
+        with progress.bar(desc=f"reading {owner} files", unit="doc", delay=2) as bar:
             for place, text in reader.scan():
                 # Copies of a document stay on one side, whatever their indentation.
                 side = base.split_of(text.strip()) if derived else owner

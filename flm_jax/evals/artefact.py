@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from flm_jax import files, metrics
 from flm_jax.errors import UserError
+from flm_jax.host import files, progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def weights_sha256(params: Any) -> str:
     """SHA-256 (hex) of names, shapes, types and values: the same for any form of a checkpoint."""
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    for path, leaf in metrics.bar(leaves, desc="hashing weights", delay=2):
+    for path, leaf in progress.bar(leaves, desc="hashing weights", delay=2):
         array = np.ascontiguousarray(leaf)
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         digest.update(f"{name} {array.shape} {array.dtype}\n".encode())

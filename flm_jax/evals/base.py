@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from flm_jax import metrics
 from flm_jax.contracts import Contract
+from flm_jax.host import progress
 
 # What evaluators and yardsticks are fitted on at most: the beginning of the training split. All of
 # OpenWebText (8 million documents, 9 billion tokens) would take hours and fill the memory.
@@ -69,7 +69,7 @@ def table(
     """
     columns = [column for evaluator in evaluators for column in evaluator.columns]
     rows = []
-    for name, kind, tokens_NL in metrics.bar(named_tokens, desc="measuring texts", delay=2):
+    for name, kind, tokens_NL in progress.bar(named_tokens, desc="measuring texts", delay=2):
         values = {}
         for evaluator in evaluators:
             values |= {key: _plain(value) for key, value in evaluator(tokens_NL)}

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from flm_jax import metrics
 from flm_jax.evals import gpt2
 from flm_jax.evals.base import Column, Evaluator
+from flm_jax.host import progress
 from flm_jax.tokenizers.base import Tokenizer
 
 COLUMNS = (
@@ -87,7 +87,7 @@ def official_from_ids(
     whole = len(tokens_NL) - len(tokens_NL) % batch_size
     starts = range(0, whole, batch_size)
     context = scorer.config.positions
-    for start in metrics.bar(starts, desc="scoring (official)", delay=2):
+    for start in progress.bar(starts, desc="scoring (official)", delay=2):
         rows = slice(start, start + batch_size)
         for left in range(0, tokens_NL.shape[1] - 1, context):
             piece = tokens_NL[rows, left : left + context]
@@ -130,7 +130,7 @@ def clean(scorer: gpt2.Scorer, texts: Sequence[str], batch_size: int = 8) -> Sco
         windows += _windows([scorer.eos_id, *row], scorer.config.positions)
     windows.sort(key=lambda window: len(window[0]))
     total = Score(0.0, 0, len(rows))
-    for start in metrics.bar(range(0, len(windows), batch_size), desc="scoring", delay=2):
+    for start in progress.bar(range(0, len(windows), batch_size), desc="scoring", delay=2):
         batch = windows[start : start + batch_size]
         length = _rounded(max(len(ids) for ids, _ in batch), scorer.config.positions)
         tokens_BL = np.full((batch_size, length), scorer.eos_id, np.int32)

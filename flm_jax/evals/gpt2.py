@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flm_jax import folders, metrics
 from flm_jax.errors import UserError
+from flm_jax.host import folders, progress
 from flm_jax.tokenizers.gpt2 import Gpt2
 
 _PRECISION = jax.lax.Precision.HIGHEST  # accelerators would otherwise round to bf16 or TF32
@@ -268,7 +268,7 @@ def _assemble(tensor, has_head: bool, config: Config) -> dict[str, Any]:
     """Our parameter dict; blocks are stacked on axis 0 so that a scan can run over them."""
     width = config.width
     blocks: dict[str, np.ndarray] = {}
-    for layer in metrics.bar(range(config.depth), desc="reading GPT-2", delay=2):
+    for layer in progress.bar(range(config.depth), desc="reading GPT-2", delay=2):
         for leaf, (name, factors) in _BLOCK.items():
             shape = tuple(factor * width for factor in factors)
             if leaf not in blocks:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from flm_jax import metrics
 from flm_jax.evals import base
 from flm_jax.evals.base import Column
+from flm_jax.host import progress
 
 COLUMNS = (
     Column(
@@ -92,11 +92,11 @@ class TextStatistics(base.Evaluator):
         first = itertools.islice(train_documents, base.TRAINING_DOCUMENTS)
         size = operator.length_hint(train_documents)
         total = min(size, base.TRAINING_DOCUMENTS) if size else None
-        for document in metrics.bar(first, total=total, desc="indexing documents", delay=2):
+        for document in progress.bar(first, total=total, desc="indexing documents", delay=2):
             words = document.split()
             self._documents.add(hash(" ".join(words)))
             self._words.update(map(hash, words))
-        for row in metrics.bar(np.asarray(train_rows), desc="indexing blocks", delay=2):
+        for row in progress.bar(np.asarray(train_rows), desc="indexing blocks", delay=2):
             words, documents = self._read(row)
             self._documents.update(map(hash, documents))
             self._words.update(map(hash, words))

@@ -1,7 +1,8 @@
 """What losses and samplers are evaluated with; these always travel together."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -9,6 +10,10 @@ from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import Space, without_gradients
+
+STUDENT = "student"
+MakeNet = Callable[[Any], Net]  # parameters -> network
+MakeSpace = Callable[[dict[str, jax.Array]], Space]  # embedding tables by role -> space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,3 +44,16 @@ class At:
         """The same, and nothing computed with it has a gradient to parameters or tables."""
         nets = {role: net.stopped() for role, net in self.nets.items()}
         return At(nets, without_gradients(self.space), self.clock)
+
+
+def evaluated_at(
+    make_nets: Mapping[str, MakeNet],
+    make_space: MakeSpace,
+    clock: Clock,
+    params: Any,
+    others: Mapping[str, Any],
+) -> At:
+    """The student and the other networks, which get no gradient, with their space and the clock."""
+    nets = {STUDENT: make_nets[STUDENT](params)}
+    nets |= {role: make_nets[role](jax.lax.stop_gradient(p)) for role, p in others.items()}
+    return At(nets, make_space({role: net.table for role, net in nets.items()}), clock)

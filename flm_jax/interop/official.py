@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flm_jax import metrics
 from flm_jax.errors import UserError
+from flm_jax.host import progress
 from flm_jax.interop import hub_layout, layout, torch_checkpoint
 from flm_jax.interop.pickle_values import Foreign
 
@@ -104,7 +104,7 @@ def read(path: str | os.PathLike, weights: str | None = None, heads: int | None 
     names = [entry.name for entry in layout.entries(sizes)]
     state = {
         name: _float32(name, tensors[name], path)
-        for name in metrics.bar(names, desc=f"reading {path.name}", delay=2)
+        for name in progress.bar(names, desc=f"reading {path.name}", delay=2)
     }
     return Official(path, state, sizes, heads, label, tokenizer, length, config, tuple(notices))
 

@@ -4,8 +4,9 @@ import math
 import pathlib
 
 from flm_jax import config as config_lib
-from flm_jax import folders, tokenizers
+from flm_jax import tokenizers
 from flm_jax.errors import UserError
+from flm_jax.host import folders
 from flm_jax.interop.official import Official
 from flm_jax.models.layers import LOSS_WEIGHT_HIDDEN
 from flm_jax.tokenizers.base import META_FILE

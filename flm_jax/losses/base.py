@@ -6,7 +6,7 @@ A loss is a frozen dataclass in two pure halves:
     evaluate(at, batch, draws)      -> PerToken     losses, counts and metrics per token
 
 Because draws are data, recorded draws of another implementation go through the very function that
-trains. Reduction over tokens happens in `flm_jax.step`, nowhere else.
+trains. Reduction over tokens happens in `flm_jax.training.step`, nowhere else.
 """
 
 import abc

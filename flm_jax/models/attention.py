@@ -50,7 +50,7 @@ def rotate(x_BLHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 # Queries whose scores exist at one time in "chunked".
 QUERY_BLOCK = 128
 # Scores of a rematerialised block's gradient are 4.5 H L floats per token and everything else there
-# 30 H K (flm_jax/plan/memory.py): beyond so many head widths they are most of the memory.
+# 30 H K (flm_jax/lab/plan/memory.py): beyond so many head widths they are most of the memory.
 LONG = 7
 
 

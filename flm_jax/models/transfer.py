@@ -21,7 +21,7 @@ def student_from(fresh: dict[str, Any], source: dict[str, Any], correction: bool
       correction: the network is the correction g of the two-model method: its head and final
         modulation are zero, so that it starts as g = 0.
 
-    Names or shapes that do not fit are left to the caller to find (`flm_jax.sources.adopt`).
+    Names or shapes that do not fit are left to the caller to find (`training.sources.adopt`).
     """
     params = {name: tree for name, tree in source.items() if name in fresh or name not in DROPPED}
     for name in OPTIONAL:

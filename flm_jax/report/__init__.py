@@ -1,6 +1,6 @@
 """The report of a run: one self-contained ``report.html`` in the workdir, no network needed.
 
-    python -m flm_jax.report --workdir=DIR [--open]
+    flm report --workdir=DIR [--open]
 
 Works on unfinished runs too: it shows what is there and says what is missing.
 """
@@ -8,7 +8,7 @@ Works on unfinished runs too: it shows what is there and says what is missing.
 import os
 import pathlib
 
-from flm_jax import files
+from flm_jax.host import files
 from flm_jax.report.page import render
 from flm_jax.report.workdir import load
 

@@ -1,17 +1,18 @@
-"""python -m flm_jax.report --workdir=DIR [--open]"""
+"""flm report --workdir=DIR [--open]"""
 
 import argparse
 import sys
 import webbrowser
 
-from flm_jax import config, report
+from flm_jax import report
+from flm_jax.cli import flags as command_line
 from flm_jax.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the report, print its path; return the exit code (2 for a user's mistake)."""
     parser = argparse.ArgumentParser(
-        prog="python -m flm_jax.report",
+        prog="flm report",
         description="Write report.html for a training run, finished or not.",
     )
     parser.add_argument("--workdir", required=True, help="the folder the run wrote")
@@ -36,4 +37,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    config.exit_with(main, needs_reader=False)
+    command_line.exit_with(main, needs_reader=False)

@@ -53,7 +53,7 @@ def _quantities(run: Run) -> tuple[str, bool, str, str]:
 
     Held-out rows cost a denoiser the cross-entropy at each noise level, whatever its loss is (a
     distillation's has a target of another kind), and any other network its own loss; see
-    `flm_jax.heldout`.
+    `flm_jax.inference.heldout`.
 
     Returns: the logged name of the training loss, whether it is what "eval/loss" is, its unit, and
     a text that explains both.

@@ -6,8 +6,8 @@ import os
 import pathlib
 import re
 
-from flm_jax import metrics
 from flm_jax.errors import UserError
+from flm_jax.host import runlog
 
 WRITTEN_AT = {
     "config.json": "at the start of a run",
@@ -48,7 +48,7 @@ def load(workdir: str | os.PathLike) -> Run:
         name: _read_object(path / name, missing)
         for name in ("config.json", "run.json", "results.json")
     }
-    rows = metrics.read(path)
+    rows = runlog.read(path)
     if not rows:
         missing["metrics.jsonl"] = _absent("metrics.jsonl")
     samples = _read_samples(path / "samples")

@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 from flm_jax import errors
-from flm_jax import files as files_lib
 from flm_jax.contracts import Contract
+from flm_jax.host import files as files_lib
 
 META_FILE = "flm_tokenizer.json"
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 
 from flm_jax import errors
+from flm_jax.host.download import Download
 from flm_jax.tokenizers import base, vocabulary_files
-from flm_jax.tokenizers.downloads import Download
 
 _FILE = "vocab.txt"
 _HUB_NAMES = ("bert-base-uncased", "google-bert/bert-base-uncased")

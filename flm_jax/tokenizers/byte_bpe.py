@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from flm_jax import errors, files, folders
+from flm_jax import errors
+from flm_jax.host import files, folders
 from flm_jax.tokenizers import base, vocabulary_files
 
 _FILE = "byte_bpe.json"

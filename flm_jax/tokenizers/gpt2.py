@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from flm_jax import errors
+from flm_jax.host.download import Download
 from flm_jax.tokenizers import base, vocabulary_files
-from flm_jax.tokenizers.downloads import Download
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "[PAD]"

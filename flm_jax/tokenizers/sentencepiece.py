@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
 
-from flm_jax import errors, files, folders
+from flm_jax import errors
+from flm_jax.host import files, folders
 from flm_jax.tokenizers import base
 
 _FILE = "sentencepiece.model"

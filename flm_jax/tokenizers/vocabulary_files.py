@@ -4,8 +4,9 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from flm_jax import errors, folders
-from flm_jax.tokenizers import downloads
+from flm_jax import errors
+from flm_jax.host import folders
+from flm_jax.host.download import Download, fetch
 
 FOLDER_VARIABLE = "FLM_JAX_TOKENIZERS"
 
@@ -22,7 +23,7 @@ def find(
     folder: str,
     sets_of_names: Sequence[Sequence[str]],
     hub_names: Sequence[str],
-    published: Sequence[downloads.Download] = (),
+    published: Sequence[Download] = (),
     download: bool = False,
     cache_dir: str = "",
 ) -> dict[str, bytes]:
@@ -41,7 +42,7 @@ def find(
     if own is not None and (found := _first([own], sets_of_names)):
         return found
     if download and own is not None:
-        return {file.file: _read(downloads.fetch(file, own)) for file in published}
+        return {file.file: _read(fetch(file, own)) for file in published}
     wanted = ", or ".join(" and ".join(names) for names in sets_of_names)
     looked = folder or f"${FOLDER_VARIABLE}/{title}, the Hugging Face cache or {own}"
     itself = "" if folder else ", or set tokenizer.options.download=True"

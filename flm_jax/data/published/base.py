@@ -5,10 +5,11 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from flm_jax import errors, folders, metrics
+from flm_jax import errors
 from flm_jax.data import base, paths
 from flm_jax.data.published import streams
-from flm_jax.tokenizers.downloads import Download, fetch
+from flm_jax.host import folders, progress
+from flm_jax.host.download import Download, fetch
 
 FOLDER_VARIABLE = "FLM_JAX_DATA"
 _RULES = "1"  # raise it when the same files and options would give other documents
@@ -108,7 +109,7 @@ class Published(base.Corpus, unfinished=True):
                 return found
         if download and self.downloads:
             for file in self.downloads:
-                fetch(file, self._download_folder(), metrics.bar)
+                fetch(file, self._download_folder(), progress.bar)
             if found := self.recognise(self._download_folder()):
                 return found
         raise errors.UserError(self._nowhere(download))
@@ -175,7 +176,7 @@ def first_of(place: pathlib.Path, *names: str) -> pathlib.Path | None:
 def _count(texts: Sequence[str], title: str) -> tuple[int, int]:
     """(documents, characters)."""
     documents = characters = 0
-    with metrics.bar(desc=f"counting {title}", unit="doc", delay=2) as bar:
+    with progress.bar(desc=f"counting {title}", unit="doc", delay=2) as bar:
         for text in texts:
             documents += 1
             characters += len(text)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from flm_jax.data import detokenize
 from flm_jax.data.published import base, files, streams, tfds
-from flm_jax.tokenizers.downloads import Download
+from flm_jax.host.download import Download
 
 ARCHIVE = "1-billion-word-language-modeling-benchmark-r13output.tar.gz"
 _TRAIN = "training-monolingual.tokenized.shuffled"

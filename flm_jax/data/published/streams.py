@@ -22,8 +22,9 @@ from typing import Protocol
 
 import numpy as np
 
-from flm_jax import errors, files, metrics
+from flm_jax import errors
 from flm_jax.data import base
+from flm_jax.host import files, progress
 
 _HASHED_FULLY = 16 << 20  # bytes; of larger files samples, the size and the date count
 _SAMPLES, _SAMPLE = 32, 1 << 16
@@ -152,7 +153,7 @@ def _counts(parts: Sequence[Part], title: str) -> list[int]:
     with contextlib.suppress(OSError, ValueError, TypeError):
         known = {str(key): int(count) for key, count in json.loads(path.read_bytes()).items()}
     saved = time.monotonic()
-    with metrics.bar(desc=f"counting documents of {title}", unit="doc", delay=2) as bar:
+    with progress.bar(desc=f"counting documents of {title}", unit="doc", delay=2) as bar:
         for key, part in zip(keys, parts, strict=True):
             if key in known:
                 continue

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from flm_jax import errors
 from flm_jax.data import base as data_base
 from flm_jax.data.published import base, files, streams
-from flm_jax.tokenizers.downloads import Download
+from flm_jax.host.download import Download
 
 _ADDRESS = "http://mattmahoney.net/dc/text8.zip"
 _OTHER = re.compile(rb"[^a-z ]")

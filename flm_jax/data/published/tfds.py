@@ -8,8 +8,9 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from flm_jax import errors, folders
+from flm_jax import errors
 from flm_jax.data.published import base, columns, streams
+from flm_jax.host import folders
 
 _SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
 

@@ -3,7 +3,7 @@
 import pathlib
 
 from flm_jax.data.published import base, columns, files
-from flm_jax.tokenizers.downloads import Download
+from flm_jax.host.download import Download
 
 _MARK = "<|endoftext|>"
 _SITE = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/"

@@ -6,10 +6,11 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from flm_jax import errors, folders
+from flm_jax import errors
 from flm_jax.data import detokenize
 from flm_jax.data.published import base, columns, files, streams
-from flm_jax.tokenizers.downloads import Download
+from flm_jax.host import folders
+from flm_jax.host.download import Download
 
 _SITE = "https://wikitext.smerity.com/"
 _TITLE = re.compile(r"^ = [^=].* = \n?$")

@@ -1,0 +1,30 @@
+"""Trained models: loaded, asked for samples, evaluated, converted.
+
+model.py       the model as an object that writes; loading.py reads one from disk
+heldout.py     the loss on held-out rows at fixed times
+evaluation.py  samples at several numbers of steps, and every metric that can be computed
+conversion.py  official checkpoints to workdirs and back
+"""
+
+from flm_jax.inference.loading import (
+    CHECKPOINTS_FOLDER,
+    OF_OFFICIAL,
+    TOKENIZER_FOLDER,
+    checkpoints_of,
+    is_workdir,
+    load,
+    read_config,
+)
+from flm_jax.inference.model import FlowModel, Samples
+
+__all__ = [
+    "CHECKPOINTS_FOLDER",
+    "OF_OFFICIAL",
+    "TOKENIZER_FOLDER",
+    "FlowModel",
+    "Samples",
+    "checkpoints_of",
+    "is_workdir",
+    "load",
+    "read_config",
+]

@@ -1,0 +1,166 @@
+"""A trained model read from disk: a run of ours or an official checkpoint."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from flm_jax import config as config_lib
+from flm_jax.checkpoint import Checkpoints
+from flm_jax.errors import UserError
+from flm_jax.experiment import Experiment
+from flm_jax.host import folders, numerics
+from flm_jax.inference.model import FlowModel
+from flm_jax.tokenizers import Tokenizer
+
+WEIGHTS = ("ema", "raw")
+TOKENIZER_FOLDER = "tokenizer"
+CHECKPOINTS_FOLDER = "checkpoints"
+OF_OFFICIAL = ("tokenizer", "length", "heads", "logit_cap")  # what a workdir knows by itself
+
+
+@numerics.pinned()
+def load(
+    path: str | pathlib.Path,
+    weights: str | None = None,
+    step: int | None = None,
+    tokenizer: str | pathlib.Path | None = None,
+    length: int | None = None,
+    heads: int | None = None,
+    logit_cap: float | None = None,
+    teacher: str | pathlib.Path | None = None,
+) -> FlowModel:
+    """The model of a training run of ours, or of an official checkpoint.
+
+    Args:
+      path: the run's ``--workdir``; or an official Lightning ``.ckpt``, ``.safetensors`` file, or
+        folder with config.json and model.safetensors. Nothing in such a file is ever executed.
+      weights: "ema" (the moving average; the default), "raw" (the trained parameters), and for an
+        official .ckpt also "ema:DECAY". Without an average the default falls back to raw weights.
+      step: a certain checkpoint of a workdir; the newest good one by default.
+      tokenizer, length, heads: for official checkpoints that do not tell them. The tokenizer is
+        gpt2, bert-base-uncased, or a folder (see `interop.settings.text_setup`).
+      logit_cap: for official checkpoints; 0 = none, as in the code of February 2026. Default 30.
+      teacher: where the denoiser of a correction (loss "residual") is now, if it has been moved.
+
+    Raises UserError if there is no such model, it is damaged, or something must be asked for.
+    """
+    source = folders.expanded(path)
+    asked = dict(zip(OF_OFFICIAL, (tokenizer, length, heads, logit_cap), strict=True))
+    if is_workdir(source):
+        given = [name for name, value in asked.items() if value is not None]
+        if given:
+            raise UserError(
+                f"{path} is a workdir, which knows its {given[0]}; leave {given[0]} away"
+            )
+        numerics.check_devices()
+        return _load_workdir(source, weights or "ema", step, teacher)
+    for name, value in (("step", step), ("teacher", teacher)):
+        if value is not None:
+            raise UserError(
+                f"{path} is no workdir, so {name}={value} cannot be chosen; leave it away"
+            )
+    numerics.check_devices()
+    return _load_official(source, weights, **asked)
+
+
+def is_workdir(path: pathlib.Path) -> bool:
+    """Whether a path is a run's workdir (not an official checkpoint); UserError if neither."""
+    if not path.exists():
+        raise UserError(
+            f"there is no file or folder {path}; give the --workdir of a training run or an "
+            "official checkpoint"
+        )
+    if not path.is_dir() or (path / "model.safetensors").is_file():
+        return False
+    from flm_jax.interop import hub_layout
+
+    hub_layout.refuse_other_weights(path)
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"{path} holds no config.json and no model.safetensors; give the --workdir of a "
+            "training run or an official checkpoint"
+        )
+    return True
+
+
+def _load_workdir(
+    folder: pathlib.Path, weights: str, step: int | None, teacher: str | pathlib.Path | None
+) -> FlowModel:
+    if weights not in WEIGHTS:
+        raise UserError(f"weights={weights!r} is unknown; choose {' or '.join(WEIGHTS)}")
+    from flm_jax import tokenizers
+
+    config = read_config(folder)
+    tokenizer = tokenizers.load(folder / TOKENIZER_FOLDER)
+    experiment = Experiment(config, tokenizer.vocab_size)
+    is_correction = experiment.loss.is_correction
+    if teacher is not None and not is_correction:
+        raise UserError(
+            f"{folder} was trained with the loss {config.loss.name!r}, which writes without its "
+            "teacher; leave teacher away"
+        )
+    item = "params" if weights == "raw" else "ema"
+    abstract = jax.eval_shape(experiment.model.init, numerics.key(0))
+    with Checkpoints(checkpoints_of(config, folder)) as checkpoints:
+        found, items, meta = checkpoints.restore({item: abstract}, step)
+    frozen = {}
+    if is_correction:
+        places = [teacher] if teacher else [meta.get("teacher"), config.teacher]
+        frozen["teacher"] = _load_teacher(folder, [place for place in places if place], tokenizer)
+    return FlowModel(experiment, tokenizer, items[item], found, frozen=frozen)
+
+
+def _load_teacher(
+    folder: pathlib.Path, places: list[str | pathlib.Path], tokenizer: Tokenizer
+) -> FlowModel:
+    """The denoiser of the correction in a workdir, at the first of the places that exists.
+
+    An official checkpoint holds no tokenizer; it taught with that of the correction.
+    """
+    paths = [folders.expanded(place) for place in places]
+    path = next((path for path in paths if path.exists()), None)
+    remedy = "say where it is now: teacher=DIR of flm_jax.load, --teacher=DIR of generate, evaluate"
+    if path is None:
+        tried = " and no ".join(dict.fromkeys(map(str, paths)))
+        raise UserError(
+            f"{folder} is the correction of a denoiser, its teacher, but there is no {tried}; "
+            f"put it back, or {remedy}"
+        )
+    teacher = load(path, tokenizer=None if is_workdir(path) else folder / TOKENIZER_FOLDER)
+    if teacher.frozen or teacher.tokenizer.fingerprint != tokenizer.fingerprint:
+        what = "is a correction itself" if teacher.frozen else "has another tokenizer"
+        raise UserError(f"{path} is not the denoiser that {folder} corrects, it {what}; {remedy}")
+    return teacher
+
+
+def _load_official(
+    path: pathlib.Path, weights: str | None, tokenizer, length, heads, logit_cap
+) -> FlowModel:
+    from flm_jax.interop import official, settings
+
+    settings.check_logit_cap(logit_cap)
+    found = official.read(path, weights, heads)
+    asked = None if tokenizer is None else str(tokenizer)
+    tokenizer, section, length = settings.text_setup(found, asked, length)
+    config = settings.config_of(found, section, length, logit_cap)
+    experiment = Experiment(config, tokenizer.vocab_size)
+    for notice in found.notices:
+        logging.warning("%s", notice)
+    params = jax.tree.map(jnp.asarray, found.params())
+    return FlowModel(experiment, tokenizer, params)
+
+
+def checkpoints_of(config: config_lib.Config, workdir: pathlib.Path) -> pathlib.Path | str:
+    """Where the checkpoints of a run lie: in its workdir, or in a bucket."""
+    return config.train.checkpoints or workdir / CHECKPOINTS_FOLDER
+
+
+def read_config(folder: pathlib.Path) -> config_lib.Config:
+    """The config a workdir was made with; UserError if its file is damaged."""
+    path = folder / "config.json"
+    try:
+        return config_lib.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it from a backup") from error

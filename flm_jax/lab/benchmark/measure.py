@@ -1,0 +1,271 @@
+"""One space measured in this process: the very train step and sampling loop that users run."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax import config as config_lib
+from flm_jax.errors import UserError
+from flm_jax.experiment import Experiment
+from flm_jax.flow.at import STUDENT, At
+from flm_jax.flow.net import Net
+from flm_jax.host import memory, numerics, sharding, windows
+from flm_jax.samplers.base import LoopSampler, sequence_keys
+from flm_jax.sampling import Sampling
+from flm_jax.training import cost, optim
+from flm_jax.training import step as step_lib
+
+RATE_SECONDS = 0.2  # per shape, after every repeat
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to measure: a config whose space and head are settled, and how often."""
+
+    mode: str  # train or sample
+    config: config_lib.Config
+    vocab_size: int
+    sampling_steps: int
+    repeats: int
+
+
+class Calls:
+    """Counts the tokens that networks are asked about, while a program is traced.
+
+    ``fused_head`` False gives the networks the head of the official method: differentiated as it
+    stands, with no gradient made ahead.
+    """
+
+    def __init__(self, fused_head: bool = True):
+        self.tokens = 0
+        self.fused_head = fused_head
+
+    def counting(self, make: Callable[[Any], Net]) -> Callable[[Any], Net]:
+        """``make`` with networks that count; what they compute stays the same."""
+
+        def made(params):
+            net = make(params)
+
+            def backbone(params, h_BLD, *rest):
+                self.tokens += h_BLD.shape[0] * h_BLD.shape[1]
+                return net.backbone(params, h_BLD, *rest)
+
+            return dataclasses.replace(net, backbone=backbone, fused_head=self.fused_head)
+
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A compiled step or batch of texts: ``run`` does it once and waits for it."""
+
+    experiment: Experiment
+    calls: Calls
+    run: Callable[[], None]
+    compiled: Any
+
+
+@numerics.pinned()
+def prepare(plan: Plan) -> Prepared:
+    """What the plan measures, compiled, with random parameters and tokens."""
+    windows.refuse("the benchmark")
+    memory.keep_small()  # as training does
+    numerics.check_devices()
+    shape = config_lib.validate_devices(plan.config, jax.device_count(), jax.process_count())
+    mesh = sharding.make_mesh(shape)
+    experiment = Experiment(plan.config, plan.vocab_size, sharding.batch_devices(mesh))
+    calls = Calls(fused_head=plan.config.space != "onehot")
+    build = {"train": _training, "sample": _sampling}[plan.mode]
+    run, compiled = build(plan, experiment, mesh, calls)
+    memory.trim()  # in training the state is there before the step is compiled
+    return Prepared(experiment, calls, run, compiled)
+
+
+@numerics.pinned()
+def measure(plan: Plan) -> dict[str, Any]:
+    """Numbers of one space, all JSON: see docs/performance.md for their meaning."""
+    config = plan.config
+    start = time.perf_counter()
+    prepared = prepare(plan)
+    experiment, run = prepared.experiment, prepared.run
+    run()  # warms up
+    compile_s = time.perf_counter() - start
+    model, tokens = config.model, config.train.batch_size * config.data.length
+    rate = cost.MatrixRate(
+        tokens, model.width, model.mlp_ratio * model.width, plan.vocab_size, model.dtype,
+        experiment.model.chunk, RATE_SECONDS,
+    )  # fmt: skip
+    seconds = []
+    for _ in range(plan.repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+        peak_memory = _peak_memory()
+        rate.sample()
+        memory.trim()  # what sampling the rate leaves behind
+    return _numbers(plan, experiment, prepared.calls, seconds, compile_s, peak_memory, rate.median)
+
+
+def _numbers(
+    plan, experiment, calls, seconds, compile_s, peak_memory, measured_rate
+) -> dict[str, Any]:
+    config, model = plan.config, plan.config.model
+    tokens = config.train.batch_size * config.data.length
+    per_token = cost.evaluation_flops(model, plan.vocab_size, config.data.length)
+    evaluated = calls.tokens
+    if plan.mode == "train":
+        evaluated += 2 * tokens  # one network is differentiated, which costs two more passes
+    else:  # one evaluation a step; a trace sees the loop's body once, even where it never runs
+        evaluated = tokens * config.sampler.steps[0]
+    flops = sum(per_token.values()) * evaluated
+    median = statistics.median(seconds)
+    device = jax.devices()[0].device_kind
+    rate = cost.known_peak(device, model.dtype)
+    where = (rate or measured_rate) * jax.device_count()
+    return {
+        "tokens_per_second": tokens / median,
+        "ms_per_step": 1e3 * median,
+        "ms_spread": 1e3 * (max(seconds) - min(seconds)),
+        "repeats": plan.repeats,
+        "peak_memory_bytes": peak_memory,
+        "model_flops": flops,
+        "flops_share": {k: v / sum(per_token.values()) for k, v in per_token.items()},
+        "matrix_rate": measured_rate,
+        "peak_rate": rate,
+        "utilisation": flops / median / where,
+        "compile_s": compile_s,
+        "device": device,
+        "devices": jax.device_count(),
+        "space": config.space,
+        "head_chunk": experiment.model.chunk,
+        "dtype": model.dtype,
+        "batch": config.train.batch_size,
+        "length": config.data.length,
+        "vocab": plan.vocab_size,
+    }
+
+
+def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tuple:
+    """One training step from random parameters and tokens, teachers at random, too."""
+    config, loss = plan.config, experiment.loss
+    optimizer = optim.optimizer(config.optim, config.train.steps)
+    key = numerics.key(config.seed)
+    models = frozen_models(experiment)
+
+    def init(key):
+        return step_lib.init_state(experiment.model.init(key), optimizer, loss)
+
+    shapes = jax.eval_shape(init, key)
+    where = sharding.shardings(shapes, mesh)
+    train_step = jax.jit(
+        step_lib.make_train_step(
+            networks(experiment, models, calls), loss,
+            experiment.space, experiment.clock, optimizer,
+            ema_decay=config.optim.ema_decay,
+            accumulation_steps=config.optim.accumulation_steps,
+        ),
+        donate_argnums=0,
+        out_shardings=(where, sharding.replicated(mesh)),
+    )  # fmt: skip
+    # Compiled before the state is there: what compiling needs does not add to it.
+    shape, rows = (config.train.batch_size, config.data.length), sharding.batch_sharding(mesh)
+    abstract = _abstract(shapes, where)
+    frozen_shapes, frozen = {}, {}
+    for role, other in models.items():
+        own = jax.eval_shape(other.model.init, key)
+        frozen_shapes[role] = _abstract(own, sharding.shardings(own, mesh))
+    compiled = train_step.lower(
+        abstract, frozen_shapes,
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows),
+        key,
+    ).compile()  # fmt: skip
+    state = jax.jit(init, out_shardings=where)(key)
+    for role, other in models.items():
+        own = jax.tree.map(lambda leaf: leaf.sharding, frozen_shapes[role])
+        frozen[role] = jax.jit(other.model.init, out_shardings=own)(key)
+    tokens_BL = jax.device_put(jax.random.randint(key, shape, 0, plan.vocab_size), rows)
+    mask_BL = jax.device_put(jnp.ones(shape, jnp.float32), rows)
+
+    def run():
+        nonlocal state
+        state, metrics = compiled(state, frozen, tokens_BL, mask_BL, key)
+        metrics["loss"].block_until_ready()
+
+    return run, compiled
+
+
+def _abstract(shapes: Any, where: Any) -> Any:
+    """Shapes with their shardings, to compile for."""
+    return jax.tree.map(
+        lambda leaf, there: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
+        shapes, where,
+    )  # fmt: skip
+
+
+def frozen_models(experiment: Experiment) -> dict[str, Experiment]:
+    """The frozen networks that the loss needs, by role; a teacher of the student's size."""
+    loss, config = experiment.loss, experiment.config
+    one_time = dataclasses.replace(config.model, two_times=False, loss_weighting=False)
+    teacher = dataclasses.replace(experiment, config=dataclasses.replace(config, model=one_time))
+    found = {}
+    if loss.needs.teacher:
+        found["teacher"] = teacher
+    if loss.needs.residual:
+        found["residual"] = experiment
+    return found
+
+
+def networks(
+    experiment: Experiment, frozen: dict[str, Experiment], calls: Calls
+) -> dict[str, Callable[..., Net]]:
+    """The student, the frozen networks and, where the loss asks it, the average; all counted."""
+    makers = {STUDENT: experiment.net}
+    makers |= {role: other.net for role, other in frozen.items()}
+    if experiment.loss.needs.ema:
+        makers["ema"] = experiment.net
+    return {role: calls.counting(make) for role, make in makers.items()}
+
+
+def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tuple:
+    """One batch of texts from random parameters."""
+    config = plan.config
+    rule = experiment.sampler()
+    if not isinstance(rule, LoopSampler) or rule.needs.teacher:
+        raise UserError(
+            f"the benchmark does not sample with {config.sampler.name!r}; set sampler.name=euler "
+            "or flow_map"
+        )
+    key = numerics.key(config.seed)
+    shapes = jax.eval_shape(experiment.model.init, key)
+    params = jax.jit(
+        experiment.model.init, out_shardings=sharding.shardings(shapes, mesh)
+    )(key)  # fmt: skip
+    make = experiment.net if rule.needs.two_times else experiment.denoiser
+    rows = sharding.batch_sharding(mesh)
+
+    def texts(params, key):
+        net = calls.counting(make)(params)
+        space = experiment.space({STUDENT: net.table})
+        index_B = jax.lax.with_sharding_constraint(jnp.arange(config.train.batch_size), rows)
+        at = At({STUDENT: net}, space, experiment.clock)
+        sampling = Sampling(steps=config.sampler.steps[0])
+        return rule.run(at, sequence_keys(key, index_B), sampling, config.data.length).tokens_BL
+
+    compiled = jax.jit(texts).lower(params, key).compile()
+    return lambda: compiled(params, key).block_until_ready(), compiled
+
+
+def _peak_memory() -> int:
+    """Bytes: of the fullest device where it keeps count, else of this process."""
+    counts = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.devices()]
+    if all(counts):
+        return max(counts)
+    import resource
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

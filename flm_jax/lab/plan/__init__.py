@@ -1,0 +1,11 @@
+"""Memory, time and mesh of a training run on chips that are not here: python -m flm_jax.lab.plan.
+
+chips.py       what chips can do, and names such as v5p-64 and h100x8
+program.py     the training step of a config as shapes
+memory.py      bytes on a chip by formula
+timing.py      FLOPs and seconds by formula
+predict.py     the mesh, the largest batch, the whole run
+count.py       FLOPs counted in a traced program
+validate.py    the formulas against compiled programs on this machine
+__main__.py    the command
+"""

@@ -1,0 +1,134 @@
+"""The training step of a config over shapes only: nothing is computed, no device is asked."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax import config as config_lib
+from flm_jax.experiment import Experiment
+from flm_jax.flow import space as space_lib
+from flm_jax.host import numerics
+from flm_jax.lab.benchmark.measure import Calls, frozen_models, networks
+from flm_jax.models.dit import count_parameters
+from flm_jax.training import optim
+from flm_jax.training import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a config's step asks for, independent of the mesh.
+
+    Attributes:
+      state, frozen: shapes of the training state, and of the parameters of frozen networks.
+      projected, joint_width: the space, and W of the tables that see one state.
+      evaluations: of networks per token of the batch, without gradients; counted by tracing.
+      off_diagonal: share of the batch whose two times differ; 1 for losses of one time.
+      derivatives: of the evaluations those with a forward derivative.
+      moves: products p @ T per token, by which a target's answer moves the state.
+      bisected: share of the tokens whose target is projected by entmax.
+    """
+
+    config: config_lib.Config
+    vocab_size: int
+    state: Any
+    frozen: Any
+    projected: bool
+    joint_width: int
+    evaluations: float
+    off_diagonal: float
+    derivatives: float
+    moves: float
+    bisected: float
+
+    @property
+    def parameters(self) -> int:
+        return count_parameters(self.state.params)
+
+    @property
+    def tokens(self) -> int:
+        return self.config.train.batch_size * self.config.data.length
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A training step with the shapes of its arguments (state, frozen, tokens, mask, key)."""
+
+    step: Callable[..., Any]
+    state: step_lib.TrainState
+    frozen: dict[str, Any]
+    batch: tuple[int, int]
+    calls: Calls  # counts while the step is traced
+
+    def evaluations(self) -> float:
+        """Of networks, per token of a batch, that is differentiated or not (no accumulation)."""
+        self.calls.tokens = 0
+        jax.eval_shape(self.step, *self.arguments)
+        return self.calls.tokens / math.prod(self.batch)
+
+    @property
+    def arguments(self) -> tuple:
+        tokens = jax.ShapeDtypeStruct(self.batch, jnp.int32)
+        mask = jax.ShapeDtypeStruct(self.batch, jnp.float32)
+        return self.state, self.frozen, tokens, mask, jax.eval_shape(lambda: numerics.key(0))
+
+    def compiled(self) -> Any:
+        """Compiled as training does it: the state is given away and comes back."""
+        return jax.jit(self.step, donate_argnums=0).lower(*self.arguments).compile()
+
+
+@numerics.pinned()
+def work(config: config_lib.Config, vocab_size: int) -> Work:
+    """Shapes and counts of a config's training step."""
+    experiment = Experiment(config, vocab_size)
+    loss = experiment.loss
+    # Counted without micro-batches, which would be traced once for all.
+    whole = dataclasses.replace(config.optim, accumulation_steps=1)
+    built = build(dataclasses.replace(config, optim=whole), vocab_size)
+    tables = 1 + len(built.frozen) + loss.needs.ema
+    joint = config.model.width * tables
+    chosen = space_lib.choose(config.space, experiment.model.vocab_size, joint)
+    forward, off_diagonal = loss.needs.forward_derivatives, loss.off_diagonal_share
+    moving = loss.needs.two_times and not loss.needs.residual
+    return Work(
+        config,
+        experiment.model.vocab_size,
+        built.state,
+        built.frozen,
+        chosen is space_lib.Projected,
+        joint,
+        built.evaluations(),
+        off_diagonal,
+        derivatives=off_diagonal if forward else 0.0,
+        moves=off_diagonal if moving else 0.0,
+        bisected=off_diagonal if loss.projects else 0.0,
+    )
+
+
+def build(config: config_lib.Config, vocab_size: int) -> Program:
+    """The step that `flm_jax.main` would run on one device; teachers have the student's size."""
+    experiment = Experiment(config, vocab_size)
+    loss = experiment.loss
+    optimizer = optim.optimizer(config.optim, config.train.steps)
+    key = jax.eval_shape(lambda: numerics.key(0))
+    models = frozen_models(experiment)
+    calls = Calls()
+    step = step_lib.make_train_step(
+        networks(experiment, models, calls),
+        loss,
+        experiment.space,
+        experiment.clock,
+        optimizer,
+        ema_decay=config.optim.ema_decay,
+        accumulation_steps=config.optim.accumulation_steps,
+    )
+
+    def init(key):
+        return step_lib.init_state(experiment.model.init(key), optimizer, loss)
+
+    frozen = {role: jax.eval_shape(other.model.init, key) for role, other in models.items()}
+    shape = config.train.batch_size, config.data.length
+    return Program(step, jax.eval_shape(init, key), frozen, shape, calls)

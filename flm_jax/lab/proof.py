@@ -1,0 +1,326 @@
+"""flm proof: trains models of synthetic languages and tables their exact validity.
+
+For every language and seed: a denoiser (FLM), its flow maps (FMLM), and baselines (masked diffusion
+and, if asked for, uniform-state diffusion and an autoregressive network) with the same backbone and
+as many training steps as both together, all from configs/proof.py. Every
+run is an ordinary training run in a folder of its own: what is finished is not trained again, what
+was interrupted goes on. The table is the mean over seeds and half their range.
+
+Samplers of vectors are run on two grids: steps even in tau, and the same numbers of steps that
+become shorter towards the end (``grid_power``; rows "fmlm, grid 4, 8 steps"), where texts are lost.
+
+Validity alone would praise a model that writes one valid text again and again, or only the easy
+ones. So there are two more tables: total variation from the truth and the share of its texts that
+occur; for a language too large for these, the share of different texts among the valid ones and
+their mean log-likelihood under the truth, to be compared with those of held-out data.
+"""
+
+import json
+import math
+import pathlib
+import shutil
+
+import numpy as np
+from absl import flags
+
+from flm_jax import config as config_lib
+from flm_jax.cli import flags as command_line
+from flm_jax.errors import UserError
+from flm_jax.host import files
+
+COLUMN = "valid"  # of `evals.truth`, plotted
+MORE = {
+    "total_variation": "total variation from the truth",
+    "coverage": "texts that occur",
+    "distinct": "different texts among the valid",
+    "log_likelihood": "log-likelihood of the valid, nats",
+}
+OF_OPEN_LANGUAGES = ("distinct", "log_likelihood")  # for languages too large for total variation
+BEFORE = {  # the method whose run must be there first; of all others: "flm"
+    "flm": "",
+    "mdlm": "",
+    "ar": "",
+    "duo_curriculum": "",
+    "duo": "duo_curriculum",
+    "second_stage": "residual",
+}
+DASHED = ' stroke-dasharray="5 4"'
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#ff7f0e", "#17becf", "#7f7f7f")
+
+
+def define_flags() -> None:
+    """The flags of the tool; in a function, because other tools have flags of the same names."""
+    flags.DEFINE_string("workdir", "runs/proof", "folder of all runs")
+    flags.DEFINE_list(
+        "languages", ["city_pairs", "addition", "brackets"], "rows of configs/proof.py LANGUAGES"
+    )
+    flags.DEFINE_list(
+        "methods",
+        ["flm", "fmlm", "fmlm_ema", "mdlm"],
+        "rows of configs/proof.py METHODS; those they start from are added",
+    )
+    flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")
+    flags.DEFINE_string("size", "default", "row of configs/proof.py SIZES, in a folder of its own")
+    flags.DEFINE_float("scale", 1.0, "factor on the number of training steps")
+    flags.DEFINE_float(
+        "grid_power", 4.0, "sampler.grid_power of the second grid of every model; 1 = no second one"
+    )
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    given = flags.FLAGS
+    folder = pathlib.Path(given.workdir).expanduser()
+    check(given.languages, given.methods, given.seeds, given.scale, given.size, given.grid_power)
+    if given.size != "default":
+        folder = folder / given.size
+    methods = with_earlier(given.methods)
+    runs = []
+    for language in given.languages:
+        for seed in given.seeds:
+            for method in methods:
+                config = make_config(folder, language, method, int(seed), given.scale, given.size)
+                print(f"\n=== {language}, {method}, seed {seed}")
+                workdir = folder / f"{language}_{method}_{seed}"
+                rows = run_one(config, workdir) | on_grid(config, workdir, given.grid_power)
+                runs.append((language, rows))
+    every = gather(runs)
+    text, found = report(every), every[COLUMN]
+    try:  # saved before it is shown, and shown if it cannot be saved
+        files.write_atomically(folder / "proof.md", text)
+        for language in given.languages:
+            files.write_atomically(folder / f"{language}.svg", plot(found, language))
+    finally:
+        print(f"\n{text}")
+    print(f"table and plots: {folder}/proof.md, {folder}/*.svg")
+    return 0
+
+
+def check(
+    languages: list[str],
+    methods: list[str],
+    seeds: list[str],
+    scale: float,
+    size: str,
+    grid_power: float,
+) -> None:
+    """UserError unless all are known: better now than after hours of training."""
+    from configs import proof
+
+    for what, given, known in (
+        ("languages", languages, proof.LANGUAGES),
+        ("methods", methods, proof.METHODS),
+        ("size", [size], proof.SIZES),
+    ):
+        for name in given:
+            if name not in known:
+                raise UserError(f"--{what}: {name!r} is unknown; use {', '.join(known)}")
+    for what, given in (("languages", languages), ("methods", methods), ("seeds", seeds)):
+        if not given or len(set(given)) < len(given):
+            raise UserError(f"--{what}={','.join(given)} must name at least one, and none twice")
+    if not all(seed.isdecimal() and seed.isascii() and int(seed) < 2**32 for seed in seeds):
+        raise UserError(
+            f"--seeds={','.join(seeds)} must be whole numbers below 2**32, such as 1,2,3"
+        )
+    for name, number in (("scale", scale), ("grid_power", grid_power)):
+        if not 0 < number < math.inf:
+            raise UserError(f"--{name}={number} must be a positive, finite number")
+
+
+def with_earlier(methods: list[str]) -> list[str]:
+    """The methods with those whose runs they need, these first."""
+    ordered: list[str] = []
+
+    def add(method):
+        earlier = BEFORE.get(method, "flm")
+        if earlier:
+            add(earlier)
+        if method not in ordered:
+            ordered.append(method)
+
+    for method in methods:
+        add(method)
+    return ordered
+
+
+def run_one(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, dict[str, float | None]]:
+    """Trains one model, unless it is there; the values of `evals.truth` by name of the row."""
+    from flm_jax import experiment
+    from flm_jax.training import loop
+
+    config_lib.validate(config, experiment.tables())
+    code = loop.train(config, workdir)
+    if code:
+        raise SystemExit(code)
+    results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+    rows = {}
+    for row in results["rows"]:
+        own = row["kind"] == "model"
+        if own:
+            rows[f"{config.stage}, {row['name'].split(', ')[-1]}"] = row["values"]
+        elif config.stage == "flm":  # yardsticks are the same for all methods
+            rows[row["name"]] = row["values"]
+    return rows
+
+
+def on_grid(
+    config: config_lib.Config, workdir: pathlib.Path, power: float
+) -> dict[str, dict[str, float | None]]:
+    """The values of `evals.truth` on another grid; none for one step and samplers of tokens.
+
+    Samples are kept in a folder of the run and are not drawn again.
+    """
+    from flm_jax.inference import evaluation
+    from flm_jax.samplers import SAMPLERS
+
+    steps = tuple(n for n in config.sampler.steps if n > 1)
+    if "grid_power" not in SAMPLERS[config.sampler.name].uses or power == config.sampler.grid_power:
+        return {}
+    samples = workdir / f"grid_{power:g}"
+    options = evaluation.Options(
+        str(workdir),
+        steps,
+        config.sampler.num_samples,
+        batch_size=config.sampler.batch_size,
+        knobs={"grid_power": power},
+        samples=str(samples),
+    )
+    try:
+        found = evaluation.evaluate(options)
+    except UserError:  # the folder, which is only ours, holds another number, or of other weights
+        shutil.rmtree(samples, ignore_errors=True)
+        found = evaluation.evaluate(options)
+    own = (row for row in found["rows"] if row["kind"] == "model")
+    return {f"{config.stage}, grid {power:g}, {row['name']}": row["values"] for row in own}
+
+
+def make_config(
+    folder: pathlib.Path,
+    language: str,
+    method: str,
+    seed: int,
+    scale: float = 1.0,
+    size: str = "default",
+) -> config_lib.Config:
+    """The config of one run of the proof, with ``scale`` times its training steps."""
+    from configs import proof
+
+    tree = proof.get_config(f"{language},{method},{size}")
+    tree.seed = seed
+    tree.train.steps = max(2, round(scale * tree.train.steps))
+    tree.optim.warmup_steps = min(tree.optim.warmup_steps, tree.train.steps // 2)
+    earlier = BEFORE.get(method, "flm")
+    if earlier:
+        source = str(folder / f"{language}_{earlier}_{seed}")
+        # What a residual learns is no denoiser: the network made of both starts as the denoiser.
+        first = source if earlier != "residual" else str(folder / f"{language}_flm_{seed}")
+        tree.init_from = first
+        needs_teacher = tree.model.two_times and tree.loss.options.get("on_diagonal") != "data"
+        tree.teacher = source if needs_teacher else ""
+    return config_lib.resolve(tree.to_dict())
+
+
+def gather(
+    runs: list[tuple[str, dict[str, dict[str, float | None]]]],
+) -> dict[str, dict[tuple[str, str], list[float]]]:
+    """Column -> (language, name of the row) -> one value per seed, of (language, rows) of runs."""
+    every = {column: {} for column in (COLUMN, *MORE)}
+    for language, rows in runs:
+        for name, values in rows.items():
+            counted = values.get("coverage") is not None
+            for column, found in every.items():
+                if values.get(column) is not None and not (counted and column in OF_OPEN_LANGUAGES):
+                    found.setdefault((language, name), []).append(values[column])
+    return every
+
+
+def report(every: dict[str, dict[tuple[str, str], list[float]]]) -> str:
+    """The tables of all columns that have values."""
+    titles = {COLUMN: "valid samples", **MORE}
+    return "\n".join(
+        table(every[column], title, percent=column != "log_likelihood")
+        for column, title in titles.items()
+        if every[column]
+    )
+
+
+def table(
+    found: dict[tuple[str, str], list[float]], title: str = "valid samples", percent: bool = True
+) -> str:
+    """A Markdown table: one row per model and number of steps, one column per language."""
+    languages = list(dict.fromkeys(language for language, _ in found))
+    names = list(dict.fromkeys(name for _, name in found))
+    lines = [f"| {title} | " + " | ".join(languages) + " |"]
+    lines.append("|---|" + "---:|" * len(languages))
+    for name in names:
+        cells = (cell(found.get((language, name), []), percent) for language in languages)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(values: list[float], percent: bool = True) -> str:
+    """Mean over seeds and half their range, in percent or as they are."""
+    if not values:
+        return "–"
+    scale, digits, unit = (100, 1, " %") if percent else (1, 2, "")
+    mean = f"{scale * np.mean(values):.{digits}f}"
+    spread = f" ± {scale * np.ptp(values) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{mean}{spread}{unit}"
+
+
+def plot(found: dict[tuple[str, str], list[float]], language: str) -> str:
+    """Validity against the number of network evaluations (log scale), as an SVG picture.
+
+    A method has one colour; its second grid is dashed.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for (own, name), values in found.items():
+        method, _, steps = name.rpartition(", ")
+        if own == language and method:
+            curves.setdefault(method, []).append((int(steps.split()[0]), float(np.mean(values))))
+    width, height, left, top, inner_w, inner_h = 640, 380, 60, 40, 420, 280
+    most = max((steps for points in curves.values() for steps, _ in points), default=2)
+
+    def place(steps: int, share: float) -> tuple[float, float]:
+        x = left + inner_w * np.log2(steps) / max(np.log2(most), 1.0)
+        return round(x, 1), round(top + inner_h * (1.0 - share), 1)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="13">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<text x="{left}" y="22">{language}: share of valid samples against network '
+        "evaluations</text>",
+    ]
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        _, y = place(1, share)
+        parts.append(f'<path d="M{left},{y} h{inner_w}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 45}" y="{y + 4}">{100 * share:.0f} %</text>')
+    for steps in sorted({steps for points in curves.values() for steps, _ in points}):
+        x, y = place(steps, 0.0)
+        parts.append(f'<text x="{x - 5}" y="{y + 20}">{steps}</text>')
+    methods = list(dict.fromkeys(curve.partition(", ")[0] for curve in curves))
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
+    legend = [(method, method, "") for method in methods]
+    for curve, points in curves.items():
+        method, _, grid = curve.partition(", ")
+        stroke = f'fill="none" stroke="{colours[method]}" stroke-width="2"{DASHED if grid else ""}'
+        line = " ".join(f"{x},{y}" for x, y in (place(*point) for point in sorted(points)))
+        parts.append(f'<polyline points="{line}" {stroke}/>')
+        for point in points:
+            x, y = place(*point)
+            parts.append(f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colours[method]}"/>')
+        if grid and grid not in (name for name, _, _ in legend):
+            legend.append((grid, method, DASHED))
+    for i, (name, method, dashes) in enumerate(legend):
+        x, y = left + inner_w + 20, top + 20 + 22 * i
+        stroke = f'stroke="{colours[method]}" stroke-width="2"{dashes}'
+        parts.append(f'<path d="M{x},{y - 4} h22" {stroke}/>')
+        parts.append(f'<text x="{x + 30}" y="{y}">{name}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.run_main(main, needs_reader=False)

@@ -1,0 +1,13 @@
+"""Everything about a training run.
+
+loop.py       the training loop; its door is `loop.train`
+session.py    everything that a config and a workdir say, built, restored and saved
+step.py       one training step, compiled; optim.py: the optimizer
+workdir.py    the folder of a run: claimed, locked, compared with the config
+sources.py    other models that a run starts from
+outcome.py    what a run leaves for people
+incidents.py  numbers that are not finite, norms that leap, exceptions
+reproduce.py  a step that was not finite, repeated
+stop.py       signals that ask for an orderly end
+estimate.py   how long a run will take here; from cost.py and products.py
+"""

@@ -1,0 +1,318 @@
+"""The one training loop: step, log, evaluate, sample, save; stop when asked or when it must.
+
+A workdir belongs to one config. Training resumes there by itself, bit for bit: parameters,
+optimizer, average and the position in the data come from the newest good checkpoint, and all
+randomness derives from seed and step. What the loop works on is in `flm_jax.training.session`.
+"""
+
+import pathlib
+import shlex
+import signal
+import time
+
+import jax
+import numpy as np
+from absl import logging
+
+from flm_jax import config as config_lib
+from flm_jax.checkpoint import Mirror
+from flm_jax.errors import TryAgain, UserError
+from flm_jax.host import distributed, memory, numerics, progress, runlog, sharding, windows
+from flm_jax.inference import TOKENIZER_FOLDER
+from flm_jax.training import estimate, incidents, outcome
+from flm_jax.training import workdir as workdir_lib
+from flm_jax.training.session import Run
+from flm_jax.training.step import TrainState
+from flm_jax.training.stop import StopRequest
+
+_TIME_IS_UP = 1  # what a process may want at a step; larger: 1 + the number of a signal
+
+
+@numerics.pinned()
+def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
+    """Trains, or resumes, to ``config.train.steps`` and writes samples, results and the report.
+
+    Expects a config that `config.validate` has passed. Returns the exit code: 0 when the run is
+    complete or its time is up, 128 + signal number when it was asked to stop.
+
+    Raises UserError for what the user can mend, a non-finite loss included, and TryAgain for other
+    exceptions in the loop, when what was good is saved. run.json says how the session ended.
+    """
+    windows.refuse("training")
+    with workdir_lib.locked(workdir), outcome.end_recorded(config, workdir):
+        workdir_lib.check(config, workdir)  # before devices are touched
+        memory.keep_small()
+        numerics.check_devices()
+        if not distributed.is_main():
+            progress.silence()
+        return go(Run(config, workdir))
+
+
+def go(run: Run) -> int:
+    """Runs a session to its end; returns the exit code of `train`. The workdir is locked."""
+    compiled = workdir_lib.compiled_programs(run.config.train.compilation_cache, run.workdir)
+    with compiled, run.mirror, run.checkpoints, run.log:
+        distributed.before_end(lambda: outcome.record_end(run.workdir, "failed"))
+        step, state = run.restore_or_init()
+        if distributed.is_main():
+            run.data.tokenizer.save(run.workdir / TOKENIZER_FOLDER)
+        if step < run.config.train.steps and not run.time_is_up():
+            outcome.write_run(run, step, "running")
+            for notice in run.experiment.loss.notices(run.config.train.batch_size):
+                if distributed.is_main():
+                    logging.warning("%s", notice)
+            if distributed.is_main() and (long := estimate.warning(run, step)):
+                logging.warning("%s", long)
+        with StopRequest() as stop:
+            step, state, why = Loop(run, step, stop)(state)
+        if stop.signal is not None:
+            outcome.write_run(run, step, why)
+            run.say(f"stopped by {stop.name} at step {step}, saved; the same command continues")
+            return 128 + stop.signal
+        outcome.finish(run, state, step, why)
+        return 0
+
+
+class NotFinite(Exception):
+    """The batch after which training ends: (step, its metrics, its tokens)."""
+
+
+class Loop:
+    """Steps until the end, the time limit or a signal; the device is never waited for.
+
+    A step's metrics are looked at when the next step has been sent off.
+    """
+
+    def __init__(self, run: Run, step: int, stop: StopRequest):
+        self.run, self.step, self.stop = run, step, stop
+        self.first = self.read = step  # before this session; batches read in all
+        self.knobs = run.config.train
+        self.progress = progress.Progress(self.knobs.steps, step)
+        self.window = runlog.Window(self.knobs.batch_size * run.config.data.length)
+        self.spikes = incidents.Spikes(self.knobs.spike_factor)
+
+    def __call__(self, state: TrainState) -> tuple[int, TrainState, str]:
+        """(step, state, why it ended) after the last step, which is saved."""
+        run, knobs = self.run, self.knobs
+        mask, train_key = run.mask(), run.train_key()
+        saved, why, pending, metric = self.step, "complete", None, None
+        compiling = True
+        try:
+            while self.step < knobs.steps:
+                start = time.perf_counter()
+                # Nothing may go to the device or come from it but what is meant to.
+                with jax.transfer_guard("disallow"):
+                    if wish := run.agreement(self.wish()):
+                        why = "time limit" if wish == _TIME_IS_UP else "signal"
+                        self.stop.signal = None if wish == _TIME_IS_UP else wish - 1
+                        break
+                    tokens = sharding.global_rows(next(run.batches)["tokens"], run.mesh)
+                    self.read += 1
+                    state, values = run.train_step(state, run.frozen, tokens, mask, train_key)
+                    self.step += 1
+                    before, pending = pending, (self.step, values, tokens)
+                    if before is not None:
+                        self.note(*before)
+                due = [every and self.step % every == 0 for every in
+                       (knobs.eval_every, knobs.sample_every, knobs.save_every)]  # fmt: skip
+                last = self.step == knobs.steps
+                if any(due) or last:
+                    before, pending = pending, None
+                    self.note(*before)
+                seconds = time.perf_counter() - start
+                run.clockwork.train_s += seconds
+                if compiling:
+                    run.clockwork.compile_s += seconds
+                    compiling = False
+                else:
+                    self.window.add_time(seconds)
+                # A checkpoint can be the best one only if its held-out loss is known.
+                rated = due[0] or (due[2] and knobs.keep_best and knobs.eval_every)
+                metric = run.evaluate(state, self.step) if rated or last else None
+                if due[1]:
+                    run.write_samples(state, self.step)
+                if due[2]:
+                    run.save(state, self.step, metric)
+                    saved = self.step
+            if pending is not None:
+                before, pending = pending, None
+                self.note(*before)
+            if self.step > saved:
+                run.save(state, self.step, metric)
+        except NotFinite as error:
+            raise self.give_up(state, *error.args) from None
+        except Exception as error:
+            if (sentence := self.rescue(state, pending, error)) is None:
+                raise
+            raise sentence from error
+        finally:
+            self.progress.close()
+            run.batches.close()
+        with progress.Waiting("writing the checkpoint"):
+            run.checkpoints.wait()
+        return self.step, state, why
+
+    def wish(self) -> int:
+        """Why this process would end before the next step; 0 if it would not."""
+        if self.stop.signal is not None:
+            return 1 + self.stop.signal
+        if distributed.preempted(self.step):
+            return 1 + signal.SIGTERM
+        return _TIME_IS_UP if self.run.time_is_up() else 0
+
+    def note(self, step: int, values: dict, tokens: jax.Array) -> None:
+        """Checks one step's metrics (waiting for them), logs the window's means when due."""
+        values, in_a_row, skipped = self.check(step, values, tokens)
+        if in_a_row:
+            kept = self.keep_batch(step, values, tokens)
+            if distributed.is_main():
+                logging.warning("%s at step %d: batch skipped%s", not_finite(values), step, kept)
+            self.progress.update(step, seconds_left=self.seconds_left())
+        else:
+            self.look_for_spike(step, values["grad_norm"])
+            self.window.add(values)
+            speed = self.window.tokens_per_second()
+            self.progress.update(step, values["loss"], speed, self.seconds_left())
+        if step % self.knobs.log_every == 0 or step == self.knobs.steps:
+            speed = self.window.tokens_per_second()
+            extra = {} if speed is None else {"tokens_per_second": speed}
+            if skipped:
+                extra["skipped_steps"] = skipped
+            self.run.log.write(step, self.window.means() | extra)
+            self.window.restart()
+
+    def seconds_left(self) -> float | None:
+        """Until train.max_minutes ends the run; None without a limit."""
+        minutes = self.knobs.max_minutes
+        return 60 * minutes - self.run.clockwork.train_s if minutes else None
+
+    def check(self, step: int, values: dict, tokens: jax.Array) -> tuple[dict, int, int]:
+        """(metrics, bad batches in a row, skipped in all) on the host; NotFinite if too many."""
+        values = {name: value.item() for name, value in jax.device_get(values).items()}
+        in_a_row, skipped = values.pop("in_a_row"), values.pop("skipped")
+        if in_a_row >= self.run.skip_limit:
+            raise NotFinite(step, values, in_a_row, tokens)
+        return values, in_a_row, skipped
+
+    def look_for_spike(self, step: int, norm: float) -> None:
+        median = self.spikes.median_if_spike(norm)
+        if median is None:
+            return
+        if distributed.is_main():
+            logging.warning("gradient norm %.3g at step %d is far above the median of the last "
+                            "steps, %.3g", norm, step, median)  # fmt: skip
+        self.run.log.write(step, {"spike/grad_norm": norm, "spike/median": median})
+
+    def keep_batch(self, step: int, values: dict, tokens: jax.Array) -> str:
+        """Writes a bad batch for `flm_jax.training.reproduce`; returns what to say about it."""
+        run = self.run
+        arrays = distributed.gathered(tokens), distributed.gathered(run.mask())
+        if not distributed.is_main():
+            return ""
+        path = shlex.quote(str(incidents.path_of(run.workdir, step)))
+        command = f"flm reproduce {path}"
+        facts = {
+            "loss": values["loss"],
+            "grad_norm": values["grad_norm"],
+            "seed": run.config.seed,
+            "config": config_lib.to_json(run.config),
+            "checkpoint_step": run.checkpoints.newest_known() or 0,
+            "command": command,
+        }
+        try:
+            kept = incidents.keep_batch(run.workdir, step, *arrays, facts)
+        except UserError as error:  # a full disk, say: the other sentence matters more
+            return f" (its batch is not kept: {error})"
+        return f"; look at its batch with: {command}" if kept else ""
+
+    def give_up(
+        self, state: TrainState, step: int, values: dict, in_a_row: int, tokens: jax.Array
+    ) -> UserError:
+        """Saves the state before the bad batches, the last one that of ``step``; says so.
+
+        The state has not changed since then, though a later batch may have been sent off.
+        """
+        run, good = self.run, step - in_a_row
+        failure = ""
+        try:
+            run.checkpoints.wait()
+            if good > (run.checkpoints.latest_step() or 0):
+                before = state.replace(skipped=state.skipped - in_a_row)
+                run.save(before, good, None, give_back=self.read - good)
+                run.checkpoints.wait()
+        except UserError as error:
+            failure = f"{error}; "
+        newest = run.checkpoints.newest_known()
+        saved = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
+        row = f" and at the {in_a_row - 1} steps before" if in_a_row > 1 else ""
+        remedy = "" if self.knobs.nonfinite == "skip" else ", or train.nonfinite=skip"
+        kept = self.keep_batch(step, values, tokens)
+        if isinstance(run.mirror, Mirror):
+            run.mirror.try_sync("the same command tries again")
+        distributed.meet("giving up")  # the first process that ends takes all others with it
+        return UserError(
+            f"{not_finite(values)} at step {step}{row}; {failure}{saved}; try a lower learning "
+            f"rate than {run.config.optim.learning_rate:g}, a longer warm-up{remedy}{kept}"
+        )
+
+    def rescue(
+        self, state: TrainState, pending: tuple | None, error: Exception
+    ) -> UserError | None:
+        """Saves what is good after an exception; the sentence to end with, None if it needs none.
+
+        The state was given to the training step: if the step itself failed there is none, and what
+        is good is the newest checkpoint. So it is with several processes, which save together or
+        not at all, and the others know nothing of this one's trouble.
+
+        A restart is asked for (TryAgain) if this session got further than the one before, so that
+        what happens again at once comes to an end.
+        """
+        run, alone = self.run, jax.process_count() == 1
+        if not alone and distributed.is_network(error):  # another process, which is told elsewhere
+            return None
+        what = incidents.describe(error)
+        try:
+            run.checkpoints.wait()
+        except UserError as failure:  # of an earlier step; this one is tried nevertheless
+            what += f"; {failure}"
+        try:
+            if alone:
+                if pending is not None:
+                    self.check(*pending)
+                if not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+                    self.save_again(state)
+                if pending is not None:
+                    self.note(*pending)
+        except NotFinite as worse:
+            return self.give_up(state, *worse.args)
+        except Exception as failure:  # the same trouble again: a full disk, a broken device
+            if (also := incidents.describe(failure)) not in what:
+                what += f"; {also}"
+        if isinstance(run.mirror, Mirror):
+            run.mirror.try_sync("the same command tries again")
+        newest = run.checkpoints.newest_known()
+        got_on = ((newest or 0) if alone else self.step) > self.first
+        saved = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
+        sentence = (
+            f"training stopped at step {self.step}: {what}; {saved}; the same command goes on"
+        )
+        of_the_machine = isinstance(error.__cause__ or error, incidents.OF_THE_MACHINE)
+        if isinstance(error, UserError):
+            again = isinstance(error, TryAgain) or (got_on and of_the_machine)
+            return (TryAgain if again else UserError)(sentence)
+        if not got_on and not of_the_machine:
+            return None  # a mistake in the code that a restart would meet again
+        sentence += incidents.keep_traceback(run.workdir, self.step, error)
+        return (TryAgain if got_on else UserError)(sentence)
+
+    def save_again(self, state: TrainState) -> None:
+        """Saves this step unless that is done; UserError if it cannot be written."""
+        run = self.run
+        if self.step > (run.checkpoints.latest_step() or 0):
+            run.save(state, self.step, None, give_back=self.read - self.step)
+            run.checkpoints.wait()
+
+
+def not_finite(values: dict) -> str:
+    name = "grad_norm" if np.isfinite(values["loss"]) else "loss"
+    return f"{name} is {values[name]}"

@@ -1,0 +1,135 @@
+"""Repeats the step of a training run whose loss or gradient was not finite, and says where.
+
+    flm reproduce runs/q/nonfinite/step_00000120.npz
+
+The file holds the batch, its step, the seed and the config of the run; parameters and optimizer
+come from the newest checkpoint before that step (or from the beginning), and the steps between are
+repeated. One process, any number of devices; the run itself is not touched. Exit code 0 if the
+numbers are not finite again, 1 if they are finite.
+"""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+from absl import flags
+
+from flm_jax import config as config_lib
+from flm_jax.checkpoint import Checkpoints
+from flm_jax.cli import flags as command_line
+from flm_jax.errors import UserError
+from flm_jax.host import numerics, progress, sharding
+from flm_jax.inference import checkpoints_of
+from flm_jax.training import step as step_lib
+from flm_jax.training.session import Run
+
+_SHOWN = 12
+
+
+def define_flags() -> None:
+    """The flag of the tool; in a function, because other tools have one of the same name."""
+    flags.DEFINE_string("workdir", "", "of the run, if the file lies elsewhere now")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2:
+        raise UserError("give one file, for example runs/q/nonfinite/step_00000120.npz")
+    path = pathlib.Path(argv[1]).expanduser()
+    given = flags.FLAGS.workdir
+    workdir = pathlib.Path(given).expanduser() if given else path.parent.parent
+    result = reproduce(path, workdir)
+    print(json.dumps(result, indent=1))
+    print("reproduced" if result["reproduced"] else "NOT reproduced: all numbers are finite here")
+    return 0 if result["reproduced"] else 1
+
+
+@numerics.pinned()
+def reproduce(path: pathlib.Path, workdir: pathlib.Path) -> dict:
+    """The step again: its loss and norm, the parameters and rows where numbers go wrong."""
+    facts = _read(path)
+    step = int(facts["step"])
+    config = config_lib.from_json(str(facts["config"]))
+    place = checkpoints_of(config, workdir)
+    quiet = dataclasses.replace(config.train, checkpoints="", mirror="", spike_factor=0.0)
+    config = dataclasses.replace(config, train=quiet)
+    numerics.check_devices()
+    with tempfile.TemporaryDirectory(prefix="flm_jax_reproduce_") as scratch:
+        run = Run(config, pathlib.Path(scratch))
+        run.checkpoints = Checkpoints(place)
+        with run.log:
+            start, state = _state_before(run, step)
+            mask, key = run.mask(), run.train_key()
+            for _ in progress.bar(range(start + 1, step), desc="repeating steps", delay=2):
+                tokens = sharding.global_rows(next(run.batches)["tokens"], run.mesh)
+                state, _ = run.train_step(state, run.frozen, tokens, mask, key)
+            result = {"step": step, "checkpoint": start, "steps_repeated": step - 1 - start}
+            result |= _examine(run, state, facts, key)
+            run.batches.close()
+    return result
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            facts = dict(file)
+        missing = {"step", "tokens", "mask", "config"} - facts.keys()
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}); give a file of nonfinite/") from error
+    if missing:
+        raise UserError(f"{path} has no {min(missing)}; give a file of nonfinite/")
+    return facts
+
+
+def _state_before(run: Run, step: int) -> tuple[int, step_lib.TrainState]:
+    older = [n for n in run.checkpoints.steps() if n < step]
+    if older:
+        return run.restore(older[-1])
+    return 0, run.initial()
+
+
+def _examine(run: Run, state: step_lib.TrainState, facts: dict, key: jax.Array) -> dict:
+    """Gradients of the batch, and of each of its rows alone with the noise it has in the batch."""
+    gradients = jax.jit(
+        step_lib.make_gradients(
+            run.make_nets,
+            run.experiment.loss,
+            run.experiment.space,
+            run.experiment.clock,
+            run.config.optim.accumulation_steps,
+        )
+    )
+    key = jax.random.fold_in(key, int(facts["step"]) - 1)
+    others = {**run.frozen, **state.loss, **({"ema": state.ema} if "ema" in run.make_nets else {})}
+    tokens = sharding.global_rows(facts["tokens"], run.mesh)
+
+    def look(mask: np.ndarray):
+        mask = sharding.global_rows(mask, run.mesh)
+        grads, values = gradients(state.params, others, tokens, mask, key)
+        return grads, {name: float(values[name]) for name in ("loss", "grad_norm")}
+
+    grads, values = look(facts["mask"])
+    leaves = jax.tree_util.tree_flatten_with_path(grads)[0]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves
+             if not np.isfinite(np.asarray(leaf)).all()]  # fmt: skip
+    bad = {"loss": [], "grad_norm": []}
+    for row in progress.bar(range(len(facts["tokens"])), desc="row by row", delay=2):
+        alone = np.zeros_like(facts["mask"])
+        alone[row] = facts["mask"][row]
+        for name, value in look(alone)[1].items():
+            if not np.isfinite(value):
+                bad[name].append(row)
+    return {
+        "reproduced": not np.isfinite(list(values.values())).all(),
+        **{name: str(value) for name, value in values.items()},
+        "parameters": f"{len(names)} of {len(leaves)}: {', '.join(names[:_SHOWN])}",
+        # A gradient that is not finite may reach all rows through what they share; a loss does not.
+        "rows": bad["loss"] or bad["grad_norm"],
+    }
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.run_main(main)

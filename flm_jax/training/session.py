@@ -1,0 +1,290 @@
+"""One session of a run: everything that a config and a workdir say, built, restored and saved."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from flm_jax import config as config_lib
+from flm_jax.checkpoint import Checkpoints, Mirror, NoGoodStep
+from flm_jax.data import Batches, load_data
+from flm_jax.errors import UserError
+from flm_jax.experiment import Experiment
+from flm_jax.flow.at import STUDENT
+from flm_jax.host import distributed, files, numerics, progress, runlog, sharding
+from flm_jax.inference import FlowModel, checkpoints_of
+from flm_jax.inference.heldout import HeldOut
+from flm_jax.training import optim
+from flm_jax.training import step as step_lib
+from flm_jax.training import workdir as workdir_lib
+from flm_jax.training.sources import first_params, load_sources
+
+PERIODIC_SAMPLES = 4
+
+
+@dataclasses.dataclass
+class Clockwork:
+    """Where wall time went, in seconds, over all sessions of the run."""
+
+    train_s: float = 0.0
+    data_s: float = 0.0
+    compile_s: float = 0.0
+    sample_s: float = 0.0
+
+
+class NoLog(contextlib.AbstractContextManager):
+    """In place of a MetricsLog where another process writes."""
+
+    def write(self, step: int, values: dict) -> None:
+        pass
+
+    def truncate_after(self, step: int) -> None:
+        pass
+
+    def __exit__(self, *_):
+        pass
+
+
+class Run:
+    """One session of a run: everything built, nothing trained yet."""
+
+    def __init__(self, config: config_lib.Config, workdir: pathlib.Path):
+        self.config = config
+        self.workdir = workdir
+        self.clockwork = Clockwork()
+        keep = config.train.keep_latest, config.train.keep_best
+        self.checkpoints = Checkpoints(checkpoints_of(config, workdir), *keep)
+        self.mirror = contextlib.nullcontext()
+        if config.train.mirror and distributed.is_main():
+            self.mirror = Mirror(config.train.mirror, self.checkpoints, workdir, *keep)
+        start = time.perf_counter()
+        self.data = load_data(dataclasses.asdict(config.data), dataclasses.asdict(config.tokenizer))
+        self.clockwork.data_s = time.perf_counter() - start
+
+        shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
+        self.mesh = sharding.make_mesh(shape)
+        self.experiment = Experiment(
+            config, self.data.tokenizer.vocab_size, sharding.batch_devices(self.mesh)
+        )
+        self.experiment.sampler()  # refused before training if it does not fit the vocabulary
+        self.sources = load_sources(self.experiment, self.data)
+        workdir_lib.claim(config, workdir)
+        if isinstance(self.mirror, Mirror):
+            self.mirror.claim(config_lib.to_json(config), self._check_mirror)
+        for model in self.sources.frozen.values():
+            where = sharding.shardings(model.params, self.mesh)
+            model.params = sharding.place(model.params, where)
+        self.frozen = {role: model.params for role, model in self.sources.frozen.items()}
+        self.schedule = optim.schedule(config.optim, config.train.steps)
+        self.optimizer = optim.optimizer(config.optim, config.train.steps)
+        self.batches = Batches(
+            self.data.rows["train"],
+            config.train.batch_size,
+            config.seed,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+            num_workers=config.data.num_workers,
+        )
+        self.log = runlog.MetricsLog(workdir) if distributed.is_main() else NoLog()
+        self.agreement = distributed.Agreement(self.mesh)
+        self.key = numerics.key(config.seed)
+        self.state_shape = jax.eval_shape(self._init, self.key)
+        self.state_sharding = sharding.shardings(self.state_shape, self.mesh)
+        self._model: FlowModel | None = None
+        self._compile()
+
+    def _init(self, key):
+        params = self.experiment.model.init(key)
+        return step_lib.init_state(params, self.optimizer, self.experiment.loss)
+
+    def _check_mirror(self, stored: str) -> None:
+        what = f"train.mirror={self.config.train.mirror} "
+        other = "choose another place for the mirror"
+        workdir_lib.check_same(self.config, config_lib.from_json(stored), what, other)
+
+    def _compile(self) -> None:
+        replicated = sharding.replicated(self.mesh)
+        loss = self.experiment.loss
+        make_nets = self.make_nets = {STUDENT: self.experiment.net}
+        make_nets.update((role, model.net) for role, model in self.sources.frozen.items())
+        own = [*self.state_shape.loss, *(["ema"] if loss.needs.ema else [])]
+        make_nets.update((role, self.experiment.net) for role in own)
+        train_step = step_lib.make_train_step(
+            make_nets,
+            loss,
+            self.experiment.space,
+            self.experiment.clock,
+            self.optimizer,
+            ema_decay=self.config.optim.ema_decay,
+            accumulation_steps=self.config.optim.accumulation_steps,
+            schedule=self.schedule,
+            skip_limit=self.skip_limit,
+        )
+        self.train_step = progress.announced(
+            jax.jit(train_step, donate_argnums=0, out_shardings=(self.state_sharding, replicated)),
+            "compiling the training step",
+        )
+        self.held_out = HeldOut(
+            self.experiment, self.data.rows["valid"], self.config.train.batch_size, make_nets,
+            self.mesh,
+        )  # fmt: skip
+
+    @property
+    def skip_limit(self) -> int:
+        """Batches in a row with numbers that are not finite that end the run."""
+        knobs = self.config.train
+        return 1 if knobs.nonfinite == "stop" else knobs.nonfinite_limit
+
+    def restore_or_init(self) -> tuple[int, step_lib.TrainState]:
+        """The state to start from: this workdir's newest good checkpoint, that of the mirror where
+        there is none, init_from, or fresh.
+        """
+        fetched = self.checkpoints.latest_step() is None
+        if fetched:
+            self._fetch()
+        if self.checkpoints.latest_step() is None:
+            return 0, self.initial()
+        try:
+            return self.restore()
+        except NoGoodStep:
+            if fetched or not self.config.train.mirror:
+                raise
+        self._fetch()
+        return self.restore()
+
+    def _fetch(self) -> None:
+        """Brings a checkpoint of the mirror, for all processes."""
+        if isinstance(self.mirror, Mirror):
+            with progress.Waiting(f"looking for a checkpoint in {self.mirror.url}"):
+                step = self.mirror.fetch()
+            if step is not None:
+                self.say(f"checkpoint {step} came from {self.mirror.url}")
+        if self.config.train.mirror:
+            distributed.meet("mirror")
+
+    def initial(self) -> step_lib.TrainState:
+        """The state before the first step."""
+        self.log.truncate_after(-1)  # what a run left that ended before its first checkpoint
+        init = progress.announced(
+            jax.jit(self._init, out_shardings=self.state_sharding), "initialising the parameters"
+        )
+        state = init(jax.random.fold_in(self.key, 0))
+        return self.start_from(state) if self.config.init_from else state
+
+    def restore(self, step: int | None = None) -> tuple[int, step_lib.TrainState]:
+        """The newest good step, or the given one, and its place in data and log."""
+        _, meta = self.checkpoints.restore_meta(step)
+        # Before the arrays: another vocabulary does not fit them, and that would be no help.
+        if meta["tokenizer"] != self.data.tokenizer.fingerprint:
+            raise UserError(
+                f"the tokenizer now has fingerprint {self.data.tokenizer.fingerprint[:12]} but "
+                f"{self.workdir} was trained with {meta['tokenizer'][:12]}; "
+                "restore its training text, or choose another --workdir"
+            )
+        abstract = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            self.state_shape,
+            self.state_sharding,
+        )
+        with progress.Waiting("reading the checkpoint"):
+            step, items, meta = self.checkpoints.restore(_items(abstract), step)
+        self.batches.set_state(meta["data"])
+        for name, seconds in meta["timings"].items():
+            vars(self.clockwork)[name] += seconds
+        self.log.truncate_after(step)
+        logging.info("resuming %s at step %d", self.workdir, step)
+        self.say(f"resuming {self.workdir} at step {step}")
+        counts = {"step": step, "skipped": meta.get("skipped", 0), "in_a_row": 0}
+        everywhere = sharding.replicated(self.mesh)
+        counts = {name: sharding.place(np.int32(n), everywhere) for name, n in counts.items()}
+        return step, step_lib.TrainState(**counts, **{"loss": {}, **items})
+
+    def start_from(self, state: step_lib.TrainState) -> step_lib.TrainState:
+        """The fresh state with the parameters (the average) of config.init_from."""
+        first, source = self.sources.first, self.config.init_from
+        assert first is not None  # loaded because init_from names it
+        params = first_params(first, state.params, self.experiment.loss, source)
+        # Copied: the training step gives its arguments away, and a teacher's must stay.
+        params = jax.tree.map(jnp.copy, sharding.place(params, self.state_sharding.params))
+        self.say(f"starting from the parameters of {source} at step {first.step}")
+        kept = sharding.place(self.experiment.loss.first_state(params), self.state_sharding.loss)
+        ema, kept = (jax.tree.map(jnp.copy, x) for x in (params, kept))
+        return state.replace(params=params, ema=ema, loss=kept)
+
+    def say(self, text: str) -> None:
+        if distributed.is_main():
+            print(text, flush=True)
+
+    def time_is_up(self) -> bool:
+        minutes = self.config.train.max_minutes
+        return minutes > 0 and self.clockwork.train_s >= 60 * minutes
+
+    def mask(self) -> jax.Array:
+        """(B, L) of ones: every token of the data counts."""
+        rows = self.config.train.batch_size // jax.process_count()
+        return sharding.global_rows(np.ones((rows, self.config.data.length), np.float32), self.mesh)
+
+    def train_key(self) -> jax.Array:
+        """The key that every step folds its number into; on all devices, where steps need it."""
+        fold = jax.jit(jax.random.fold_in, out_shardings=sharding.replicated(self.mesh))
+        return fold(self.key, 1)
+
+    def evaluate(self, state: step_lib.TrainState, step: int) -> float:
+        """Held-out loss of the average, logged."""
+        values = self.held_out(state.ema, {**self.frozen, **state.loss})
+        self.log.write(step, values)
+        return values["eval/loss"]
+
+    def model(self, state: step_lib.TrainState, step: int) -> FlowModel:
+        """The model as it is now, with the averaged parameters; compiled samplers are kept."""
+        if self._model is None:
+            self._model = FlowModel(
+                self.experiment,
+                self.data.tokenizer,
+                state.ema,
+                step,
+                self.mesh,
+                self.sources.frozen,
+            )
+        self._model.params, self._model.step = state.ema, step
+        return self._model
+
+    def write_samples(self, state: step_lib.TrainState, step: int) -> None:
+        """A few samples at the last step count, in samples/step_N.jsonl."""
+        samples = self.model(state, step).generate(num_samples=PERIODIC_SAMPLES, seed=0)
+        if not distributed.is_main():
+            return
+        lines = (json.dumps({"step": step, **row}) for row in samples.rows())
+        path = self.workdir / "samples" / f"step_{step:08d}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        files.write_atomically(path, "\n".join(lines) + "\n")
+
+    def save(
+        self, state: step_lib.TrainState, step: int, metric: float | None, give_back: int = 0
+    ) -> None:
+        """Saves in the background; ``give_back`` batches will be read again."""
+        position = self.batches.get_state()
+        position["next_row"] -= give_back * self.config.train.batch_size
+        meta = {
+            "data": position,
+            "skipped": int(jax.device_get(state.skipped)),
+            "config": config_lib.to_dict(self.config),
+            "tokenizer": self.data.tokenizer.fingerprint,
+            "timings": dataclasses.asdict(self.clockwork),
+        }
+        if teacher := self.config.teacher:  # config.json has it as typed in some folder
+            meta["teacher"] = str(pathlib.Path(teacher).expanduser().resolve())
+        self.checkpoints.save(step, _items(state), meta, metric)
+
+
+def _items(state: step_lib.TrainState) -> dict[str, Any]:
+    """The arrays of a checkpoint; most losses keep none of their own."""
+    items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
+    return items | {"loss": state.loss} if state.loss else items

@@ -1,0 +1,119 @@
+"""Other models that a run starts from: frozen teachers, and the source of its first parameters."""
+
+import dataclasses
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+
+from flm_jax import config as config_lib
+from flm_jax.data import Data
+from flm_jax.errors import UserError
+from flm_jax.experiment import Experiment
+from flm_jax.host import folders, numerics
+from flm_jax.inference import FlowModel, is_workdir, load
+from flm_jax.losses.base import Loss
+from flm_jax.models import transfer
+
+THE_TEACHER = "teacher"  # the value of init_from that means config.teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """``frozen`` holds the loss's frozen networks by role; ``first`` what init_from names."""
+
+    frozen: dict[str, FlowModel]
+    first: FlowModel | None
+
+
+def load_sources(experiment: Experiment, data: Data) -> Sources:
+    """Loads and checks the models that a config names.
+
+    Raises UserError if one does not exist, reads other tokens, is of the wrong kind, or does not
+    fit the network that starts from it.
+    """
+    config, loss = experiment.config, experiment.loss
+    frozen = {}
+    if loss.needs.teacher:
+        teacher = read(config.teacher, data)
+        check(teacher, experiment, data, "teacher", config.teacher)
+        if loss.needs.residual:
+            frozen["residual"], teacher = teacher, teacher.frozen.get("teacher")
+            if teacher is None:
+                raise UserError(
+                    f"teacher={config.teacher!r} is no run of the loss 'residual' (stage 1), which "
+                    f"the loss {config.loss.name!r} compresses; train that first"
+                )
+        if teacher.frozen:
+            raise UserError(
+                f"teacher={config.teacher!r} was trained with the loss "
+                f"{teacher.config.loss.name!r}: it is a correction, not a denoiser; give the "
+                "denoiser that it corrects"
+            )
+        frozen["teacher"] = teacher
+    first = None
+    if config.init_from == THE_TEACHER:
+        first = frozen["teacher"]
+    elif config.init_from:
+        first = read(config.init_from, data)
+        check(first, experiment, data, "init_from", config.init_from)
+    if first is not None:  # from shapes alone: nothing is computed, nothing written yet
+        fresh = jax.eval_shape(experiment.model.init, numerics.key(0))
+        jax.eval_shape(lambda fresh: first_params(first, fresh, loss, config.init_from), fresh)
+    return Sources(frozen, first)
+
+
+def read(source: str, data: Data) -> FlowModel:
+    """The model at a path; an official checkpoint is read with the run's own tokenizer.
+
+    It holds none: only the size of its vocabulary says whether they fit.
+    """
+    if is_workdir(folders.expanded(source)):
+        return load(source)
+    with tempfile.TemporaryDirectory() as folder:
+        data.tokenizer.save(pathlib.Path(folder))
+        return load(source, tokenizer=folder)
+
+
+def check(other: FlowModel, experiment: Experiment, data: Data, knob: str, source: str) -> None:
+    """UserError unless the other model reads the same tokens in rows of the same length."""
+    config_lib.validate_vocabulary(other.experiment.vocab_size, experiment.vocab_size, source)
+    theirs, ours = other.tokenizer.fingerprint, data.tokenizer.fingerprint
+    if theirs != ours:
+        raise UserError(
+            f"{knob}={source!r} was trained with another tokenizer (fingerprint {theirs[:12]}, "
+            f"here {ours[:12]}), so its rows of the embedding table mean other pieces; use the "
+            "same tokenizer"
+        )
+    theirs, ours = other.config.data.length, experiment.config.data.length
+    if theirs != ours:
+        raise UserError(
+            f"{knob}={source!r} was trained on blocks of {theirs} tokens, here data.length={ours}; "
+            f"set data.length={theirs}"
+        )
+
+
+def first_params(first: FlowModel, fresh: Any, loss: Loss, source: str) -> Any:
+    """The first parameters of a run: those of ``first``, fitted to the new network.
+
+    Raises UserError if the networks differ in more than the second time or the loss weighting.
+    """
+    return adopt(transfer.student_from(fresh, first.params, loss.is_correction), fresh, source)
+
+
+def adopt(params: Any, wanted: Any, source: str) -> Any:
+    """``params``, if names and shapes are those of ``wanted``; else UserError naming the first."""
+    have, want = (
+        {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in flat}
+        for flat in (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (params, wanted))
+    )
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise UserError(
+                f"init_from={source!r} does not fit this model: {name} is "
+                f"{have.get(name, 'absent')} there but {want.get(name, 'absent')} here; use the "
+                "same model section (two_times and loss_weighting may differ, learned_positions "
+                "may be added), or init_from='' for a student of another size"
+            )
+    return params

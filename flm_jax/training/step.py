@@ -1,0 +1,154 @@
+"""The training step as a pure function; it receives callables, not names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from flm_jax.flow.at import MakeNet, MakeSpace, evaluated_at
+from flm_jax.flow.clock import Clock
+from flm_jax.losses.base import Batch, Loss
+from flm_jax.training import optim
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that training changes. Keys are not stored: they derive from seed and step."""
+
+    step: jax.Array  # int32 (), batches used
+    params: Any
+    opt_state: Any
+    ema: Any
+    loss: dict[str, Any]  # the state of the loss, networks by role; see `losses.base.Loss`
+    skipped: jax.Array  # int32 (), batches that changed nothing because they were not finite
+    in_a_row: jax.Array  # int32 (), of these the newest ones without a good one between
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, loss: Loss) -> TrainState:
+    """The state before the first update; the average starts at the parameters."""
+    ema, kept = (jax.tree.map(jnp.array, x) for x in (params, loss.first_state(params)))
+    step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # buffers of their own
+    return TrainState(step, params, optimizer.init(params), ema, kept, skipped, in_a_row)
+
+
+def split_batch(tokens_BL: jax.Array, mask_BL: jax.Array, parts: int) -> Batch:
+    """``parts`` micro-batches stacked along a new first axis.
+
+    Rows are dealt in turn, so that each device keeps its own rows.
+    """
+    size = tokens_BL.shape[0]
+
+    def deal(x):
+        return jnp.moveaxis(x.reshape(size // parts, parts, *x.shape[1:]), 1, 0)
+
+    return Batch(deal(tokens_BL), deal(mask_BL), deal(jnp.arange(size, dtype=jnp.int32)), size)
+
+
+def make_gradients(
+    make_nets: Mapping[str, MakeNet],
+    loss: Loss,
+    make_space: MakeSpace,
+    clock: Clock,
+    accumulation_steps: int = 1,
+) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """gradients(params, others, tokens_BL, mask_BL, key) -> (gradient, metrics) of a whole batch.
+
+    ``others`` are the parameters of the other networks by role; they get no gradient. Metrics are
+    those of the loss, "loss" and "grad_norm".
+    """
+
+    def objective(params, others, batch, key):
+        at = evaluated_at(make_nets, make_space, clock, params, others)
+        loss_BL, count_BL, metrics = loss.evaluate(at, batch, loss.draw(key, batch, at.space))
+        count = jnp.sum(count_BL)
+        # One part is divided here, in the loss; several are, when all of them are counted.
+        whole = jnp.maximum(count, 1.0) if accumulation_steps == 1 else 1.0
+        means = {
+            # Chosen first: what does not count stays out even if it is not finite.
+            name: jnp.sum(jnp.where(count_BL > 0, value, 0.0) * count_BL) / whole
+            for name, value in {"loss": loss_BL, **metrics}.items()
+        }
+        return means["loss"], (means, count)
+
+    def gradients(params, others, tokens_BL, mask_BL, key):
+        batches = split_batch(tokens_BL, mask_BL, accumulation_steps)
+        gradient = jax.grad(objective, has_aux=True)
+        first = jax.tree.map(lambda x: x[0], batches)
+        if accumulation_steps == 1:
+            grads, (means, _) = gradient(params, others, first, key)
+            return grads, means
+
+        def add(total, batch):
+            return jax.tree.map(jnp.add, total, gradient(params, others, batch, key)), None
+
+        shapes = jax.eval_shape(gradient, params, others, first, key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        grads, (sums, count) = jax.lax.scan(add, zeros, batches)[0]
+        return jax.tree.map(lambda x: x / jnp.maximum(count, 1.0), (grads, sums))
+
+    def with_norm(*arguments):
+        grads, metrics = gradients(*arguments)
+        return grads, metrics | {"grad_norm": optax.tree.norm(grads)}
+
+    return with_norm
+
+
+def make_train_step(
+    make_nets: Mapping[str, MakeNet],
+    loss: Loss,
+    make_space: MakeSpace,
+    clock: Clock,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    accumulation_steps: int = 1,
+    schedule: optax.Schedule | None = None,
+    skip_limit: int = 1,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """train_step(state, frozen, tokens_BL, mask_BL, key) -> (state, metrics); jit it.
+
+    ``make_nets`` has a row for the student, for every role in ``frozen`` (a dict of parameters
+    that are arguments, not constants), for every role that the loss keeps in its state, and for
+    "ema" where the loss needs it: that network gets the moving average. Metrics are scalars:
+    float32 means over what counts in the whole batch, and "skipped" and "in_a_row" of the new
+    state.
+
+    A batch whose loss or gradient norm is not finite leaves parameters, optimizer and average as
+    they were. After ``skip_limit`` such batches in a row the state stays as it is for good, so that
+    a loop which looks at the metrics one step late finds what was there before the first of them.
+    """
+
+    gradients = make_gradients(make_nets, loss, make_space, clock, accumulation_steps)
+    optimizer = optim.selective(optimizer)
+
+    def train_step(state, frozen, tokens_BL, mask_BL, key):
+        key = jax.random.fold_in(key, state.step)
+        others = {**frozen, **state.loss}
+        if loss.needs.ema:
+            others["ema"] = state.ema
+        grads, metrics = gradients(state.params, others, tokens_BL, mask_BL, key)
+        done = state.step - state.skipped  # updates, as the optimizer counts them
+        if schedule is not None:
+            metrics["learning_rate"] = jnp.asarray(schedule(done))
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        stopped = state.in_a_row >= skip_limit
+        accept, bad = good & ~stopped, (~good & ~stopped).astype(jnp.int32)
+        # Every array is chosen before it is read: updates in place, see optim.py.
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, accept=accept
+        )  # fmt: skip
+        params = optim.choose(accept, optax.apply_updates(state.params, updates), state.params)
+        seen = jax.lax.optimization_barrier(params)
+        ema = optim.ema_update(state.ema, seen, done + 1, ema_decay)
+        ema = optim.choose(accept, ema, state.ema)
+        kept = loss.next_state(state.loss, done + 1, seen, ema)
+        kept = optim.choose(accept, kept, state.loss)
+        skipped = state.skipped + bad
+        in_a_row = jnp.where(accept, 0, state.in_a_row + bad)
+        metrics |= {"skipped": skipped, "in_a_row": in_a_row}
+        changed = params, opt_state, ema, kept
+        return TrainState(state.step + 1, *changed, skipped, in_a_row), metrics
+
+    return train_step

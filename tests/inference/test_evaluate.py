@@ -1,0 +1,302 @@
+"""Evaluation: files of samples first, metrics from the files, a sentence for every wrong input."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+from unittest.mock import Mock
+
+import jax
+import numpy as np
+import pytest
+
+from flm_jax import config as config_lib
+from flm_jax import inference
+from flm_jax.checkpoint import Checkpoints
+from flm_jax.data import load_data
+from flm_jax.errors import UserError
+from flm_jax.evals import artefact
+from flm_jax.experiment import Experiment
+from flm_jax.inference import evaluation as tool
+from flm_jax.inference.evaluation import Options, evaluate
+from flm_jax.sampling import knob_fields
+
+SENTENCES = [
+    f"{who} {does} {what}"
+    for who in ("the cat", "a dog", "the bird", "one fish", "my aunt")
+    for does in ("sees", "likes", "hears", "paints")
+    for what in ("a tree", "the sea", "an old house", "nothing at all")
+]
+
+
+def make_run(folder: pathlib.Path, text: pathlib.Path, seed: int = 0):
+    """A workdir with a random tiny model, as a training run leaves it."""
+    config = config_lib.resolve(
+        {
+            "data": {
+                "name": "text_files",
+                "length": 16,
+                "cache_dir": str(folder.parent / "cache"),
+                "options": {"path": str(text)},
+            },
+            "tokenizer": {"name": "characters"},
+            "model": {"width": 8, "depth": 1, "heads": 2, "cond_dim": 4, "remat": False},
+            "train": {"eval_rows": 10, "eval_taus": [0.25, 0.75]},
+            "sampler": {"batch_size": 4, "steps": [1, 2]},
+        }
+    )
+    sections = (config_lib.to_dict(config)[name] for name in ("data", "tokenizer"))
+    tokenizer = load_data(*sections).tokenizer
+    model = Experiment(config, tokenizer.vocab_size).model
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    ema = jax.tree.map(lambda a: np.float32(rng.normal(0, 0.3, a.shape)), shapes)
+    params = {**ema, "head": jax.tree.map(np.zeros_like, ema["head"])}
+    folder.mkdir()
+    (folder / "config.json").write_text(config_lib.to_json(config))
+    tokenizer.save(folder / "tokenizer")
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        items = jax.tree.map(jax.numpy.asarray, {"params": params, "ema": ema})
+        checkpoints.save(70, items, {"tokenizer": tokenizer.fingerprint}, wait=True)
+    return folder
+
+
+@pytest.fixture(name="run", scope="module")
+def fixture_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "text.txt").write_text("\n".join(SENTENCES * 3))
+    return make_run(folder / "run", folder / "text.txt")
+
+
+def options(run, **changes):
+    knobs = {f.name: changes.pop(f.name) for f in knob_fields() if f.name in changes}
+    return Options(**{"checkpoint": str(run), "num_samples": 5, "knobs": knobs, **changes})
+
+
+def test_results_are_saved_before_they_are_shown(run, tmp_path, monkeypatch, capsys):
+    class Unreadable(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    output = tmp_path / "r.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Unreadable())
+        with pytest.raises(BrokenPipeError):
+            evaluate(options(run, steps=(1,), output=str(output)))
+        assert json.loads(output.read_text())["step"] == 70
+    capsys.readouterr()
+    monkeypatch.setattr(tool.files, "write_atomically", Mock(side_effect=UserError("full")))
+    with pytest.raises(UserError, match="full"):
+        evaluate(options(run, steps=(1,), output=str(output)))
+    assert "held-out data" in capsys.readouterr().out
+
+
+def test_results_hold_what_the_files_hold(run, tmp_path, capsys):
+    results = evaluate(options(run, output=str(tmp_path / "r.json"), seed=3))
+    assert json.loads((tmp_path / "r.json").read_text()) == results
+    assert results["samples"] == [str(tmp_path / f"r_samples/steps_0000{n}.jsonl") for n in (1, 2)]
+    lines = pathlib.Path(results["samples"][1]).read_text().split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    model = inference.load(run)
+    expected = model.generate(5, 2, 3)
+    assert [row["tokens"] for row in rows] == expected.tokens.tolist()
+    assert [row["text"] for row in rows] == expected.texts
+    for i, row in enumerate(rows):
+        assert (row["index"], row["seed"], row["sampler_steps"]) == (i, 3, 2)
+        assert row["checkpoint_step"] == 70 and row["sampler"]["name"] == "euler"
+        assert row["weights_sha256"] == artefact.weights_sha256(model.params)
+        assert row["seconds"] > 0
+    names = [row["name"] for row in results["rows"]]
+    assert names == ["1 step", "2 steps", "unigram sampler", "markov sampler", "held-out data"]
+    values = {row["name"]: row["values"] for row in results["rows"]}
+    assert values["held-out data"]["words_known"] == 1.0
+    counts = [np.unique(row["tokens"], return_counts=True)[1] / 16 for row in rows]
+    entropy = np.mean([-(p * np.log(p)).sum() for p in counts])
+    assert values["2 steps"]["sample_entropy"] == pytest.approx(entropy)
+    assert values["2 steps"]["ms_per_sample"] == pytest.approx(1000 * rows[0]["seconds"] / 5)
+    keys = [column["key"] for column in results["columns"]]
+    assert len(keys) == len(set(keys)) and "gen_ppl" not in keys
+    printed = capsys.readouterr().out
+    assert "held-out data" in printed and "held-out loss" in printed
+    assert sorted(os.listdir(tmp_path)) == ["r.json", "r_samples"]
+
+
+def test_metrics_read_the_files(run, tmp_path, monkeypatch):
+    """Files from the same origin are measured as they are; the model samples no more."""
+    asked = options(run, samples=str(tmp_path / "s"), steps=(2,))
+    evaluate(asked)
+    path = tmp_path / "s/steps_00002.jsonl"
+    lines = [json.loads(line) for line in path.read_text().split("\n") if line]
+    for line in lines:
+        line["tokens"] = [7] * 16
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(inference.FlowModel, "generate", lambda *_, **__: pytest.fail("sampled"))
+    again = evaluate(asked)
+    assert again["rows"][0]["values"]["sample_entropy"] == 0.0
+
+
+def test_files_of_another_origin_are_not_overwritten(run, tmp_path):
+    asked = {"samples": str(tmp_path / "s"), "steps": (1,)}
+    evaluate(options(run, **asked))
+    path = tmp_path / "s/steps_00001.jsonl"
+    before = path.read_bytes()
+    for changes, sentence in (
+        ({"seed": 1}, "holds other samples .seed: 0 instead of 1"),
+        ({"num_samples": 6}, "5 instead of 6 samples"),
+        ({"temperature": 0.5}, "sampler: .* instead of"),
+        ({"patience": 1}, "sampler: .* instead of"),
+        ({"grid_power": 2.0}, "sampler: .* instead of"),
+        ({"weights": "raw"}, "weights_sha256: "),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            evaluate(options(run, **asked, **changes))
+    for damage, what in (
+        (before[:-40], ""),
+        (before.replace(b'"index": 1', b'"index": 4'), "lines are missing"),
+        (before.replace(b'"tokens": [', b'"tokens": [0.5, '), "tokens are no whole numbers"),
+        (before.replace(b'"seed": 0', b'"seed": 9', 1), "its lines have different origins"),
+        (b"{}", "'index'"),
+        (b"", "lines are missing"),
+    ):
+        path.write_bytes(damage)
+        with pytest.raises(UserError, match=rf"is no whole file of samples \(.*{what}.*remove it"):
+            evaluate(options(run, **asked))
+
+
+def test_words_that_are_no_flags_and_no_checkpoint(monkeypatch):
+    with pytest.raises(UserError, match="unexpected argument 'more'; options are written --name="):
+        tool.main(["evaluate", "more"])
+    unset = {field.name: Mock(value=None) for field in dataclasses.fields(Options)}
+    monkeypatch.setattr(tool, "flags", Mock(FLAGS=unset))
+    with pytest.raises(UserError, match="--checkpoint=PATH is missing; give a run's --workdir or"):
+        tool.main(["evaluate"])
+
+
+def test_texts_with_odd_line_breaks_survive(tmp_path):
+    origin = {"seed": 1}
+    texts = ["a\u2028b\x85c\nd", '"quoted" \u00e9']
+    made = artefact.Artefact(origin, np.arange(6, dtype=np.int32).reshape(2, 3), texts, 0.5)
+    artefact.write(tmp_path / "s.jsonl", made, remark="x")
+    found = artefact.read(tmp_path / "s.jsonl", ["seed"])
+    assert (found.origin, found.texts, found.seconds) == (origin, texts, 0.5)
+    np.testing.assert_array_equal(found.tokens_NL, made.tokens_NL)
+
+
+def test_nothing_is_kept_unless_asked(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = evaluate(options(run, steps=(1,)))
+    assert results["samples"] == [] and os.listdir(tmp_path) == []
+
+
+def test_held_out_loss_of_a_network_that_knows_nothing(run):
+    """All logits of the raw weights are 0, so the loss is ln V at any time."""
+    model = inference.load(run, "raw")
+    results = evaluate(options(run, weights="raw", steps=(1,)))["held_out"]
+    expected = math.log(model.experiment.vocab_size)
+    assert results["taus"] == [0.25, 0.75] and results["rows"] == 10
+    np.testing.assert_allclose(results["losses"], [expected] * 2, rtol=1e-6)
+
+
+def test_held_out_loss_does_not_depend_on_the_batches(run):
+    model = inference.load(run)
+    data = tool.training_data(model)
+    whole, parts = (
+        tool.held_out_loss(model, data, options(run, batch_size=size)) for size in (10, 3)
+    )
+    np.testing.assert_allclose(whole["losses"], parts["losses"], rtol=1e-5)
+    assert whole["losses"][1] != whole["losses"][0]
+
+
+def test_hash_tells_weights_apart():
+    tree = {"a": np.arange(4.0, dtype=np.float32), "b": {"c": np.zeros((2, 2), np.float32)}}
+    same = {"b": {"c": jax.numpy.zeros((2, 2))}, "a": jax.numpy.arange(4.0)}
+    other = {**tree, "a": tree["a"].reshape(2, 2)}
+    digest = artefact.weights_sha256(tree)
+    assert digest == artefact.weights_sha256(same) != artefact.weights_sha256(other)
+    assert digest != artefact.weights_sha256({**tree, "a": tree["a"] + 1e-6})
+
+
+def test_without_the_training_text(run, tmp_path, caplog):
+    """What can be computed is computed, and a sentence says what is left out and why."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(SENTENCES * 3))
+    moved = make_run(tmp_path / "run", text)
+    text.unlink()
+    results = evaluate(options(moved, steps=(1,)))
+    assert [row["name"] for row in results["rows"]] == ["1 step"]
+    assert results["held_out"] is None
+    assert set(results["rows"][0]["values"]) == {"sample_entropy", "ms_per_sample"}
+    assert "text statistics and held-out loss are left out" in caplog.text
+    nameless = Mock(config=config_lib.resolve({}))
+    assert tool.training_data(nameless) is None
+    assert "the checkpoint does not name its training text, so text stat" in caplog.text
+    assert str(text) in caplog.text
+
+
+def test_scorer_gives_both_perplexities(run, shared):
+    scorer = str(shared / "golden/text/tiny_gpt2")
+    results = evaluate(options(run, steps=(1,), scorer=scorer))
+    keys = [column["key"] for column in results["columns"]]
+    assert {"gen_ppl", "gen_ppl_official"} <= set(keys) and len(keys) == len(set(keys))
+    held_out = next(row for row in results["rows"] if row["kind"] == "data")["values"]
+    assert held_out["gen_ppl"] > 1 and held_out["gen_ppl_official"] > 1
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"steps": ()}, "steps is empty"),
+        ({"steps": (1, 0)}, "0 in steps must be at least 1"),
+        ({"num_samples": 0}, "num_samples=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be at least 0"),
+        ({"top_p": 0.0}, "top_p=0.0 must be greater than 0"),
+        ({"patience": -1}, "patience=-1 must be at least 0"),
+        ({"grid_power": -1.0}, "grid_power=-1.0 must be greater than 0"),
+        ({"gamma": 0.5}, "gamma=0.5 has no effect on the sampler Euler; leave it at 0"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"sampler": "eular"}, "unknown sampler 'eular'; did you mean euler"),
+        ({"weights": "best"}, "weights='best' is unknown"),
+        ({"step": 71}, "no checkpoint of step 71; it has 70"),
+        ({"length": 9}, "a workdir, which knows its length"),
+        ({"checkpoint": "no/such/run"}, "there is no file or folder no/such/run"),
+        ({"scorer": "no/such/scorer"}, "no/such/scorer"),
+        ({"output": "no/such/folder/r.json"}, "there is no folder no/such/folder; make it first"),
+        ({"output": "."}, "--output=. is a folder"),
+        ({"samples": "setup.cfg"}, "--samples=setup.cfg is a file"),
+    ],
+)
+def test_wrong_inputs_get_a_sentence(run, tmp_path, monkeypatch, changes, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "setup.cfg").write_text("mine")
+    asked = {"steps": (1,), "output": "r.json", **changes}
+    with pytest.raises(UserError, match=sentence) as caught:
+        evaluate(options(run, **asked))
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["setup.cfg"]
+
+
+def test_the_command(run, tmp_path):
+    root = pathlib.Path(__file__).resolve().parents[2]
+    command = [
+        sys.executable,
+        "-m",
+        "flm_jax.inference.evaluation",
+        f"--checkpoint={run}",
+        "--num_samples=2",
+    ]
+    output = tmp_path / "r.json"
+    done = subprocess.run(
+        [*command, "--steps=1,2", f"--output={output}"],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 steps" in done.stdout and f"wrote {output}" in done.stdout
+    assert json.loads(output.read_text())["num_samples"] == 2

@@ -1,0 +1,93 @@
+"""What the README promises: the examples run, the quickstart's config ends in a full table."""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import flm_jax
+from flm_jax import config as config_lib
+from flm_jax import experiment
+from flm_jax.contracts import Needs
+from flm_jax.flow.at import At
+from flm_jax.flow.posterior import one_hot
+from flm_jax.flow.space import SPACES
+from flm_jax.flow.times import draw_stratified, stratified
+from flm_jax.losses.base import Loss, PerToken
+from flm_jax.training import loop
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def example(about: str) -> str:
+    """The one Python block of the README with these words in it."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (source,) = (block for block in blocks if about in block)
+    return source
+
+
+@pytest.mark.parametrize("space_name", SPACES)
+def test_the_example_loss_runs_in_both_spaces(space_name):
+    names = dict(
+        dataclasses=dataclasses,
+        jax=jax,
+        Loss=Loss,
+        Needs=Needs,
+        PerToken=PerToken,
+        draw_stratified=draw_stratified,
+        stratified=stratified,
+        one_hot=one_hot,
+    )
+    exec(example("class Smoothed"), names)
+    loss = names["Smoothed"]()
+    model, batch = tiny.model(), tiny.batch()
+    net = model.net(model.init(jax.random.key(0)))
+    space = SPACES[space_name]({"student": net.table})
+    draws = loss.draw(jax.random.key(1), batch, space)
+    loss_BL, *_ = loss.evaluate(At({"student": net}, space, tiny.clock()), batch, draws)
+    # Logits are zero at the start, so every target costs ln V.
+    np.testing.assert_allclose(loss_BL, jnp.full(batch.tokens_BL.shape, np.log(tiny.V)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("space_name", SPACES)
+def test_the_jumps_of_a_flow_map_run_in_both_spaces(space_name, tmp_path, monkeypatch, capsys):
+    two_times = {"model__two_times": True, "sampler__name": "flow_map"}
+    config = tiny.run_config(tmp_path, space=space_name, **two_times)
+    made = experiment.Experiment(config, tiny.V)
+    model = flm_jax.FlowModel(made, None, tiny.params(made.model))
+    monkeypatch.setattr(flm_jax, "load", lambda path: model)
+    names = {}
+    exec(example("model.flow_map("), names)
+    assert 0.0 < float(capsys.readouterr().out) < 2.0
+    width = tiny.V if space_name == "onehot" else config.model.width
+    assert names["clean"].shape == names["half_way"].shape == (4, config.data.length, width)
+    assert not np.allclose(names["clean"], names["half_way"], atol=0.1)
+
+
+def test_the_map_of_the_code_names_folders_that_exist():
+    text = (ROOT / "README.md").read_text()
+    for line in text[text.index("## Code map") : text.index("## Add your own")].splitlines():
+        for path in re.findall(r"`([\w./]+)`", line.split("|")[1] if line.startswith("|") else ""):
+            beside = ROOT / "flm_jax" / path
+            assert (ROOT / path).exists() or beside.exists(), path
+
+
+@pytest.mark.slow
+def test_the_quickstart_ends_in_a_table_of_model_yardsticks_and_data(tmp_path):
+    small = {"train.steps": 2, "train.batch_size": 8, "train.eval_rows": 8, "train.sample_every": 0}
+    small |= {"sampler.steps": (1, 2), "sampler.num_samples": 8, "sampler.batch_size": 8}
+    config = config_lib.load("configs/quickstart.py", small)
+    config_lib.validate(config, experiment.tables())
+    assert loop.train(config, tmp_path / "run") == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    kinds = [row["kind"] for row in results["rows"]]
+    assert kinds == ["model", "model", "yardstick", "yardstick", "data"]
+    keys = {column["key"] for column in results["columns"]}
+    assert {"words_known", "novel", "unigram_entropy", "bigram_entropy"} <= keys
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
