@@ -1,8 +1,8 @@
 """An n-gram language model with Witten-Bell smoothing, fitted on token rows: a judge without a file.
 
-    p(w | h) = (c(h w) + T(h) p(w | h')) / (c(h) + T(h))        h' = h without its oldest token
+    p(w | h) = (c(h w) + T(h) p(w | h')) / (c(h) + T(h))
 
-c counts occurrences, T(h) the different successors of h; the last step is the uniform distribution,
+h' is h without its oldest token, c counts occurrences, T(h) the different successors of h; the last step is the uniform distribution,
 so every token has a probability. Nothing is tuned (Witten and Bell, 1991). Contexts do not reach
 over the start of a row: there they are shorter, and the first token of a row is given.
 """

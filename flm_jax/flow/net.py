@@ -30,7 +30,7 @@ class Output(NamedTuple):
 Backbone = Callable[..., tuple[jax.Array, jax.Array | None]]
 
 
-Cache = tuple[jax.Array, jax.Array]  # keys and values of earlier positions
+Cache = tuple[Any, ...]  # keys and values of earlier positions, as the network keeps them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""A causal network that knows the truth of a text: it scores token rows, and draws fresh ones.
+
+Text drawn from it at temperature 1, nothing cut off, has an exact likelihood: whatever is written
+by a model that was trained on such text is scored by the very distribution it was to learn.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flm_jax.errors import UserError
+from flm_jax.flow.net import CausalNet
+from flm_jax.host import numerics, progress
+from flm_jax.samplers.base import sequence_keys
+from flm_jax.tokenizers import Tokenizer
+
+_SCORED = 4096  # tokens scored at one time
+_DRAWN = 256  # rows drawn at one time; row i is the same in any batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CausalTruth:
+    """A `base.Truth` made of a network; see there.
+
+    Attributes:
+      net: with its parameters; asked at a time that it does not see.
+      tokenizer: of the ids that the network reads and writes.
+      longest: tokens that a row may have, the first included; 0 = any number.
+      name: for tables.
+    """
+
+    net: CausalNet
+    tokenizer: Tokenizer
+    longest: int
+    name: str
+
+    def score(self, tokens_NL: np.ndarray) -> np.ndarray:
+        """-log p of every token but the first of its row given those before: float32 (N, L - 1)."""
+        tokens_NL = np.asarray(tokens_NL, np.int32)
+        count, length = tokens_NL.shape
+        self._check(length)
+        size = max(1, min(count, _SCORED // length))
+        parts = []
+        for first in progress.bar(range(0, count, size), desc=f"scoring by {self.name}", delay=2):
+            part = tokens_NL[first : first + size]
+            padded = np.pad(part, ((0, size - len(part)), (0, 0)), mode="edge")
+            parts.append(np.asarray(self._score(self.net.params, padded))[: len(part)])
+        return np.concatenate(parts)
+
+    def sample(self, indices_N: np.ndarray, length: int, seed: int) -> np.ndarray:
+        """Rows int32 (N, L) that begin with BOS, drawn at temperature 1; nothing ends a row early.
+
+        Row i depends on the seed and its index only, not on the rows beside it.
+        """
+        self._check(length)
+        key, rows = numerics.key(seed), []
+        for first in range(0, len(indices_N), _DRAWN):
+            part = np.asarray(indices_N[first : first + _DRAWN], np.uint32)
+            padded = np.pad(part, (0, _DRAWN - len(part)), mode="edge")
+            rows.append(np.asarray(self._draw(self.net.params, key, padded, length))[: len(part)])
+        return np.concatenate(rows)
+
+    def _check(self, length: int) -> None:
+        if self.longest and length > self.longest:
+            raise UserError(
+                f"{self.name} knows rows of at most {self.longest} tokens, not {length}; set "
+                f"data.length={self.longest} or less"
+            )
+
+    @functools.cached_property
+    def _score(self):
+        def score(params, tokens_BL):
+            net = dataclasses.replace(self.net, params=params)
+            time_B = jnp.zeros(tokens_BL.shape[:1], jnp.float32)
+            posterior = net(net.table[tokens_BL[:, :-1]], time_B).posterior
+            return -posterior.log_prob(tokens_BL[:, 1:])
+
+        return jax.jit(score)
+
+    @functools.cached_property
+    def _draw(self):
+        def draw(params, key, index_B, length):
+            net = dataclasses.replace(self.net, params=params)
+            first_B = jnp.full(index_B.shape, self.tokenizer.bos_id, jnp.int32)
+            # One uniform number a token, of the 2^-32 that 32 bits can tell apart: far less random
+            # numbers than noise for every entry of the vocabulary, and drawn before the loop.
+            keys_B = sequence_keys(key, index_B)
+            bits_BM = jax.vmap(lambda key: jax.random.bits(key, (length - 1,)))(keys_B)
+            uniform_MB = (bits_BM.T.astype(jnp.float32) + 0.5) * 2.0**-32
+
+            def step(carry, at):
+                token_B, cache = carry
+                position, uniform_B = at
+                posterior, cache = net.advance(net.table[token_B][:, None], position, cache)
+                token_B = _inverse(posterior.dense()[:, 0], uniform_B)
+                return (token_B, cache), token_B
+
+            cache = net.empty_cache(len(index_B), length - 1)
+            steps = jnp.arange(length - 1), uniform_MB
+            _, drawn_MB = jax.lax.scan(step, (first_B, cache), steps)
+            return jnp.concatenate([first_B[None], drawn_MB]).T
+
+        return jax.jit(draw, static_argnums=3)
+
+
+def _inverse(p_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """The first token whose cumulated probability exceeds the uniform number, int32 (B,)."""
+    cumulated_BV = jnp.cumsum(p_BV, axis=-1)
+    wanted_B1 = uniform_B[:, None] * cumulated_BV[:, -1:]
+    below_B = jnp.sum(cumulated_BV <= wanted_B1, axis=-1, dtype=jnp.int32)
+    return jnp.minimum(below_B, p_BV.shape[-1] - 1)
