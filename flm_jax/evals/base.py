@@ -11,12 +11,13 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from flm_jax.contracts import Contract
 from flm_jax.host import progress
+from flm_jax.tokenizers import Tokenizer
 
 # What evaluators and yardsticks are fitted on at most: the beginning of the training split. All of
 # OpenWebText (8 million documents, 9 billion tokens) would take hours and fill the memory.
@@ -37,6 +38,38 @@ class Column:
     help: str
     better: str | None = None
     unit: str | None = None
+
+
+class Judge(Protocol):
+    """Who says how likely a text is.
+
+    Attributes:
+      name: for titles of columns: "stories260K", "a 3-gram model".
+      tokenizer: of the rows it scores.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def score(self, tokens_NL: np.ndarray) -> np.ndarray:
+        """-log p of every token but the first of its row given those before, (N, L - 1) nats."""
+        ...
+
+
+class KnownTruth(Judge, Protocol):
+    """A judge that is the distribution itself: what it draws is real text, not a guess at it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) that stands for the distribution."""
+        ...
+
+    def sample(self, indices_N: np.ndarray, length: int, seed: int) -> np.ndarray:
+        """Fresh rows int32 (N, L); row i depends on the seed and its index only."""
+        ...
 
 
 class Evaluator(Contract, unfinished=True):

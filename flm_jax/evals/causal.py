@@ -6,6 +6,7 @@ by a model that was trained on such text is scored by the very distribution it w
 
 import dataclasses
 import functools
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ _DRAWN = 256  # rows drawn at one time; row i is the same in any batch
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CausalTruth:
-    """A `base.Truth` made of a network; see there.
+    """A `base.KnownTruth` made of a network; see there.
 
     Attributes:
       net: with its parameters; asked at a time that it does not see.
@@ -36,6 +37,16 @@ class CausalTruth:
     tokenizer: Tokenizer
     longest: int
     name: str
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the tokenizer and all weights."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.net.params)
+        digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
+        for path, leaf in leaves:
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()
 
     def score(self, tokens_NL: np.ndarray) -> np.ndarray:
         """-log p of every token but the first of its row given those before: float32 (N, L - 1)."""

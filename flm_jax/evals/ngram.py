@@ -1,10 +1,11 @@
-"""An n-gram language model with Witten-Bell smoothing, fitted on token rows: a judge without a file.
+"""An n-gram language model with Witten-Bell smoothing, fitted on token rows: a judge of its own.
 
     p(w | h) = (c(h w) + T(h) p(w | h')) / (c(h) + T(h))
 
-h' is h without its oldest token, c counts occurrences, T(h) the different successors of h; the last step is the uniform distribution,
-so every token has a probability. Nothing is tuned (Witten and Bell, 1991). Contexts do not reach
-over the start of a row: there they are shorter, and the first token of a row is given.
+h' is h without its oldest token, c counts occurrences, T(h) the different successors of h; the last
+step is the uniform distribution, so every token has a probability. Nothing is tuned (Witten and
+Bell, 1991). Contexts do not reach over the start of a row: there they are shorter, and the first
+token of a row is given.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import dataclasses
 import numpy as np
 
 from flm_jax.errors import UserError
+from flm_jax.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,26 +33,27 @@ class Ngram:
 
     Attributes:
       order: tokens of the longest n-gram, the predicted one included.
-      vocab_size: ids are below it.
+      tokenizer: of the rows; it says how many tokens there are.
     """
 
     order: int
-    vocab_size: int
+    tokenizer: Tokenizer
     _counts: tuple[_Counts, ...]
 
     @property
     def name(self) -> str:
-        return f"{self.order}-gram"
+        return f"a {self.order}-gram model"
 
     def score(self, tokens_NL: np.ndarray) -> np.ndarray:
         """-log p of every token but the first of its row given those before: float64 (N, L - 1)."""
-        tokens_NL = _checked(tokens_NL, self.vocab_size)
-        p_NM = np.full((len(tokens_NL), tokens_NL.shape[1] - 1), 1.0 / self.vocab_size)
+        size = self.tokenizer.vocab_size
+        tokens_NL = _checked(tokens_NL, size)
+        p_NM = np.full((len(tokens_NL), tokens_NL.shape[1] - 1), 1.0 / size)
         for k, counts in enumerate(self._counts, start=1):
             first = max(k - 2, 0)  # of M: earlier positions have no context of k - 1 tokens
-            keys = _keys(tokens_NL, k, self.vocab_size)
+            keys = _keys(tokens_NL, k, size)
             c = _look_up(keys, counts.grams, counts.of_gram)
-            context = keys // self.vocab_size
+            context = keys // size
             total = _look_up(context, counts.contexts, counts.of_context)
             kinds = _look_up(context, counts.contexts, counts.successors)
             shorter = p_NM[:, first:]
@@ -60,20 +63,20 @@ class Ngram:
         return -np.log(p_NM)
 
 
-def fit(tokens_NL: np.ndarray, order: int, vocab_size: int) -> Ngram:
+def fit(tokens_NL: np.ndarray, order: int, tokenizer: Tokenizer) -> Ngram:
     """The model of int rows (N, L), L at least 2.
 
     Raises UserError if n-grams of that order cannot be numbered in 64 bits.
     """
+    vocab_size = tokenizer.vocab_size
     if order < 1 or float(vocab_size) ** order > np.iinfo(np.int64).max:
         raise UserError(
             f"an n-gram model of order {order} over {vocab_size} tokens has too many n-grams to "
             "number; give an order of at least 1, and a smaller one for large vocabularies"
         )
     tokens_NL = _checked(tokens_NL, vocab_size)
-    return Ngram(
-        order, vocab_size, tuple(_count(tokens_NL, k, vocab_size) for k in range(1, order + 1))
-    )
+    counts = (_count(tokens_NL, k, vocab_size) for k in range(1, order + 1))
+    return Ngram(order, tokenizer, tuple(counts))
 
 
 def _count(tokens_NL: np.ndarray, k: int, vocab_size: int) -> _Counts:

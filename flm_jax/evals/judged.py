@@ -1,0 +1,104 @@
+"""What a judge says of samples, and what samples say of held-out text.
+
+Two directions of the same comparison. Nats per token under the truth praise whoever writes only
+what is likely, one text again and again included. The likelihood of held-out text under an n-gram
+model that is *fitted on the samples* falls for whoever leaves something out. Neither is enough
+alone.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from flm_jax.evals import ngram
+from flm_jax.evals.base import Column, Evaluator, Judge
+from flm_jax.tokenizers import Tokenizer
+
+ORDER = 3  # of the model that is fitted on samples
+
+
+class Judged(Evaluator):
+    """Evaluator: nats per token and per character under a judge, and of held-out rows.
+
+    Args:
+      judge: who scores. Token for token where it reads the same tokens; always per character of
+        the decoded text, so that models with other tokenizers can be compared.
+      tokenizer: of the samples.
+      held_out_rows: int (R, L) that neither judge nor model were fitted on; None: left out.
+    """
+
+    def __init__(self, judge: Judge, tokenizer: Tokenizer, held_out_rows: np.ndarray | None = None):
+        self._judge, self._tokenizer, self._held_out = judge, tokenizer, held_out_rows
+        self._same = judge.tokenizer.fingerprint == tokenizer.fingerprint
+        columns = [_per_character(judge.name)]
+        if self._same:
+            columns.insert(0, _per_token(judge.name))
+        if held_out_rows is not None:
+            columns.append(_HELD_OUT)
+        self.columns = tuple(columns)
+
+    def __call__(self, tokens_NL: np.ndarray) -> Iterator[tuple[str, float]]:
+        """Yield the values for int rows (N, L)."""
+        tokens_NL = np.asarray(tokens_NL)
+        texts = [self._tokenizer.decode(row.tolist()) for row in tokens_NL]
+        characters = sum(map(len, texts))
+        if self._same:
+            nll_NM = self._judge.score(tokens_NL)
+            yield "judge_nats", float(nll_NM.mean())
+            nats = float(nll_NM.sum())
+        else:
+            nats = score_texts(self._judge, texts)
+        yield "judge_nats_per_character", nats / characters if characters else math.nan
+        if self._held_out is not None:
+            fitted = ngram.fit(tokens_NL, ORDER, self._tokenizer)
+            yield "held_out_nats", float(fitted.score(self._held_out).mean())
+
+
+def score_texts(judge: Judge, texts: Sequence[str]) -> float:
+    """Nats of all texts together, each behind the judge's BOS and in its own tokens.
+
+    An empty text has none. Texts are scored in one batch, filled up behind their ends.
+    """
+    encoded = [ids for ids in judge.tokenizer.encode_batch(list(texts)) if ids]
+    if not encoded:
+        return 0.0
+    lengths = np.array([len(ids) for ids in encoded])
+    rows = np.zeros((len(encoded), 1 + lengths.max()), np.int32)
+    rows[:, 0] = judge.tokenizer.bos_id
+    for row, ids in zip(rows, encoded, strict=True):
+        row[1 : 1 + len(ids)] = ids
+    counts = np.arange(lengths.max())[None] < lengths[:, None]
+    return float((judge.score(rows) * counts).sum())
+
+
+def _per_token(judge: str) -> Column:
+    return Column(
+        "judge_nats",
+        "nats / token",
+        f"Mean -log p of a token under {judge}. Lower than that of real text: only the likely is "
+        "written; look at distinct-4, too.",
+        "data",
+        "nats",
+    )
+
+
+def _per_character(judge: str) -> Column:
+    return Column(
+        "judge_nats_per_character",
+        "nats / character",
+        f"-log p of the decoded text under {judge}, per character: comparable over tokenizers.",
+        "data",
+        "nats",
+    )
+
+
+_HELD_OUT = Column(
+    "held_out_nats",
+    "held-out nats",
+    f"Mean -log p of a token of held-out text under a {ORDER}-gram model fitted on the samples. "
+    "Higher than for as much real text: the samples leave something out, or add what does not "
+    "belong there.",
+    "lower",
+    "nats",
+)
