@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from flm_jax import errors, tokenizers
 from flm_jax.data import base, statistics
+from flm_jax.data.packing import PACKINGS
 from flm_jax.data.rows import Rows, prepared_below
 from flm_jax.host import folders
 
@@ -83,7 +84,8 @@ class Prepared(base.Corpus):
         """
         base.check_split(self, split)
         rows = self._rows[split]
-        for key in ("length", "packing"):
+        drawn = rows.manifest["packing"] not in PACKINGS  # from a model: nothing to choose
+        for key in ("length",) if drawn else ("length", "packing"):
             if rows.manifest[key] != section[key]:
                 raise errors.UserError(
                     f"{rows.path} was prepared with data.{key}={rows.manifest[key]}, but the "

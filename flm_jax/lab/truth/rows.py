@@ -17,7 +17,7 @@ from flm_jax.data import base, shards
 from flm_jax.data.packing import LENGTH_EDGES
 from flm_jax.data.rows import FORMAT_VERSION, TOKENIZER_FOLDER, Rows, combined, open_rows
 from flm_jax.errors import UserError
-from flm_jax.evals.causal import CausalTruth
+from flm_jax.evals.base import KnownTruth
 from flm_jax.host import progress
 
 _CODE_VERSION = 1  # raise it when the same truth and seed would draw other rows
@@ -29,7 +29,7 @@ PACKING = "drawn"  # a row is BOS and text; nothing ends it
 
 
 def write(
-    truth: CausalTruth, data_dir: str, split: str, count: int, length: int, seed: int
+    truth: KnownTruth, data_dir: str, split: str, count: int, length: int, seed: int
 ) -> tuple[Rows, bool]:
     """The rows of a split below ``data_dir``: found, or drawn; goes on with what is there.
 
@@ -74,7 +74,7 @@ def write(
 
 
 def _draw(
-    truth: CausalTruth, facts: dict, folder: pathlib.Path, count: int, dtype: np.dtype
+    truth: KnownTruth, facts: dict, folder: pathlib.Path, count: int, dtype: np.dtype
 ) -> None:
     part, length = folder.with_name(f"{folder.name}.part"), facts["length"]
     if shards.publish_again(part, folder):
