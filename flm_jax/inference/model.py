@@ -18,12 +18,12 @@ from flm_jax.experiment import Experiment
 from flm_jax.flow import maps
 from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
+from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import Space
 from flm_jax.host import numerics, progress, sharding
 from flm_jax.losses.psd import semigroup_defect
 from flm_jax.registry import nearest
-from flm_jax.samplers.adaptive import sample_until_stable
-from flm_jax.samplers.base import Sampler, Trajectory, Written, sequence_keys
+from flm_jax.samplers.base import Sampler, Trajectory, Written
 from flm_jax.sampling import Sampling, knob_fields, with_knobs
 from flm_jax.tokenizers import Tokenizer
 
@@ -313,8 +313,6 @@ class FlowModel:
         space = self.experiment.space({role: net.table for role, net in nets.items()})
         at = At(nets, space, self.experiment.clock)
         keys_B = sequence_keys(key, index_B)
-        if sampling.patience and not trajectory:
-            return sample_until_stable(rule, at, keys_B, sampling, length)
         bos_id = self.tokenizer.bos_id
         return rule.run(at, keys_B, sampling, length, trajectory=trajectory, bos_id=bos_id)
 

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
-from flm_jax.flow import discrete
+from flm_jax.flow import discrete, times
 from flm_jax.flow.at import At
+from flm_jax.flow.randomness import uniforms
 from flm_jax.flow.space import Space
-from flm_jax.flow.times import draw_stratified, stratified
 from flm_jax.losses.base import Batch, Loss, PerToken, hint
 
 
@@ -49,7 +49,7 @@ class TokenDiffusion(Loss, unfinished=True):
 
     def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
         key_time, key_tokens, key_dropout = jax.random.split(key, 3)
-        uniform_N, permutation_N = draw_stratified(key_time, batch.global_size)
+        uniform_N, permutation_N = times.draw_stratified(key_time, batch.global_size)
         return {
             "uniform": uniform_N,
             "permutation": permutation_N,
@@ -77,10 +77,8 @@ class TokenDiffusion(Loss, unfinished=True):
 
     def times(self, draws: dict[str, jax.Array]) -> jax.Array:
         """t of every sequence of the global batch, (N,)."""
-        unit = draws["uniform"]
-        if self.stratified:
-            unit = stratified(unit, draws["permutation"])
-        return unit * (1.0 - self.t_min) + self.t_min
+        permutation = draws["permutation"] if self.stratified else None
+        return times.between(self.t_min, 1.0, draws["uniform"], permutation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +90,7 @@ class MaskedDiffusion(TokenDiffusion):
         return Needs(mask_token=True)
 
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
-        return {"mask": discrete.uniforms(keys_B, length)}
+        return {"mask": uniforms(keys_B, length)}
 
     def losses(
         self, at: At, batch: Batch, draws: dict[str, jax.Array], t_B: jax.Array

@@ -14,7 +14,8 @@ from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow.at import At
 from flm_jax.flow.net import CausalNet
-from flm_jax.flow.posterior import first_largest
+from flm_jax.flow.randomness import folded
+from flm_jax.flow.vocabulary import first_largest
 from flm_jax.samplers.base import Trajectory, Written
 from flm_jax.samplers.discrete import TokenSampler
 from flm_jax.sampling import Sampling
@@ -93,7 +94,6 @@ class LeftToRight(TokenSampler):
                 f"writing {length} tokens one by one takes {length - 1} steps, not {steps}; "
                 f"set steps={length - 1}"
             )
-        self.check_vocabulary(net.head.vocab_size)
         drawn_V = None
         if self.never:  # those columns of the head are left out: nothing can draw them
             drawn_V = np.delete(np.arange(net.head.vocab_size, dtype=np.int32), list(self.never))
@@ -105,8 +105,7 @@ class LeftToRight(TokenSampler):
             token_B, cache = carry
             posterior, cache = net.advance(net.table[token_B][:, None], i, cache)
             if noise is None:
-                keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
-                next_B1 = self.predict(posterior, keys)
+                next_B1 = self.predict(posterior, folded(keys_B, i))
             else:
                 head = posterior.head
                 logits_B1V = head.capped(head.raw(posterior.features_BLD))
@@ -121,7 +120,7 @@ class LeftToRight(TokenSampler):
         _, (written_SB, *seen) = jax.lax.scan(step, (first_B, cache), jnp.arange(steps))
         tokens_BL = jnp.concatenate([first_B[None], written_SB]).T
         path = self.path(tokens_BL, *seen) if trajectory else None
-        return Written(tokens_BL, jnp.full(keys_B.shape, steps), path)
+        return Written.in_all_steps(tokens_BL, steps, path)
 
     def first(self, batch: int, bos_id: int | None) -> jax.Array:
         """The begin mark, int32 (B,)."""

@@ -146,7 +146,7 @@ def test_vocabulary_must_be_the_tokenizers():
 @pytest.mark.parametrize("boundary", [1 / 3, 1 / 32, 1 / 161, 1e-4])
 def test_a_boundary_fraction_that_gives_no_sample_is_said_with_what_gives_one(diagonal, boundary):
     def count(batch, fraction):
-        return PSD(diagonal_fraction=diagonal, boundary_fraction=fraction).counts(batch)[2]
+        return PSD(diagonal_fraction=diagonal, boundary_fraction=fraction).kinds(batch).boundary
 
     for batch in (1, 2, 7, 8, 12, 32, 40, 48, 100, 512):
         loss = PSD(diagonal_fraction=diagonal, boundary_fraction=boundary)

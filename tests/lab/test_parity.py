@@ -19,7 +19,7 @@ from flm_jax.errors import UserError
 from flm_jax.lab.parity import checks, goldens, objective, precision, programs, runner
 from flm_jax.lab.parity.__main__ import main
 from flm_jax.models.attention import rotary_tables
-from flm_jax.samplers import base
+from flm_jax.samplers import loops
 
 SUBSET = json.loads((pathlib.Path(__file__).parent / "parity_subset.json").read_text())
 
@@ -82,7 +82,7 @@ def test_a_loop_of_python_is_the_scan_of_samplers():
 
     for steps in (0, 1, 3):
         ours = programs.one_by_one(step, jnp.ones(2), steps)
-        jax.tree.map(np.testing.assert_array_equal, ours, base.loop(step, jnp.ones(2), steps))
+        jax.tree.map(np.testing.assert_array_equal, ours, loops.loop(step, jnp.ones(2), steps))
 
 
 def test_rotary_tables_are_the_recorded_ones():

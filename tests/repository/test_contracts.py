@@ -20,7 +20,8 @@ from flm_jax.flow.space import SPACES, Space
 from flm_jax.losses import LOSSES, FlowMatching
 from flm_jax.losses.base import Loss, PerToken
 from flm_jax.samplers import SAMPLERS
-from flm_jax.samplers.base import LoopSampler, Sampler
+from flm_jax.samplers.base import Sampler
+from flm_jax.samplers.loops import LoopSampler
 from flm_jax.tokenizers import TOKENIZERS, Recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from flm_jax import config as config_lib
 from flm_jax import experiment
 from flm_jax.contracts import Needs
 from flm_jax.flow.at import At
-from flm_jax.flow.posterior import one_hot
+from flm_jax.flow.combination import one_hot
 from flm_jax.flow.space import SPACES
 from flm_jax.flow.times import draw_stratified, stratified
 from flm_jax.losses.base import Loss, PerToken

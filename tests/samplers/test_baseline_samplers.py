@@ -14,9 +14,9 @@ from flm_jax.flow import discrete
 from flm_jax.flow.head import Head
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import OneHot
 from flm_jax.samplers.autoregressive import LeftToRight
-from flm_jax.samplers.base import sequence_keys
 from flm_jax.samplers.discrete import AncestralMasked, AncestralUniform
 
 V, L, D, B = tiny.V, tiny.L, tiny.D, 3
@@ -265,6 +265,12 @@ def test_tokens_one_by_one_need_a_causal_network():
         (LeftToRight(), {"steps": 5}, "this tokenizer has none; set the sampler's option bos_id"),
         (LeftToRight(bos_id=1), {"prior_scale": 2.0}, "prior_scale=2 has no effect"),
         (AncestralUniform(), {"grid_power": 4.0}, "grid_power=4 has no effect on a sampler"),
+        (
+            AncestralMasked(),
+            {"patience": 1},
+            r"a sampler of tokens cannot stop early \(patience=1\)",
+        ),
+        (LeftToRight(), {"patience": 2}, "its steps do not predict whole texts; set sampler.pati"),
     ],
 )
 def test_what_cannot_have_an_effect_is_refused(sampler, options, sentence):

@@ -14,8 +14,9 @@ from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.net import Net
+from flm_jax.flow.randomness import sequence_keys
 from flm_jax.host import memory, numerics, sharding, windows
-from flm_jax.samplers.base import LoopSampler, sequence_keys
+from flm_jax.samplers.loops import LoopSampler
 from flm_jax.sampling import Sampling
 from flm_jax.training import cost, optim
 from flm_jax.training import step as step_lib

@@ -102,7 +102,7 @@ def _split(case: Case, checks: Checks, setting: Mapping[str, Any]) -> None:
     the official code cuts at random, so that only bounds and the sum can be compared."""
     prefix, n = f"split{setting['index']}", setting["n"]
     processes, process = _place(setting)
-    whole = times.official_split(setting["gbs"], setting["diag"], setting["bp"], processes, process)
+    whole = official_split(setting["gbs"], setting["diag"], setting["bp"], processes, process)
     counts = case[f"{prefix}/out/counts"]
     kinds = ("diag", "boundary", "offdiag")
     sizes = [len(case[f"{prefix}/out/idx_{name}"]) for name in kinds]
@@ -123,3 +123,28 @@ def _place(setting: Mapping[str, Any]) -> tuple[int, int]:
     parts = trainer.get("accumulate_grad_batches", 1)
     device = trainer.get("node_rank", 0) * devices + trainer.get("local_rank", 0)
     return trainer.get("num_nodes", 1) * devices * parts, device * parts + setting["accum"]
+
+
+def official_split(
+    global_size: int,
+    diagonal_fraction: float,
+    boundary_prob: float,
+    processes: int = 1,
+    process: int = 0,
+) -> tuple[int, int, int]:
+    """How many diagonal, boundary and off-diagonal samples one process of the official code has.
+
+    Each kind's count over the global batch is shared out separately, the first
+    processes taking the remainders: the three counts of a process need not add up to its batch.
+    The official code then leaves rows without a kind (no loss), or cuts a random choice of the
+    surplus; training here splits the global batch by index and loses nothing.
+    """
+    diagonal = int(global_size * diagonal_fraction)
+    share = diagonal_fraction + (1.0 - diagonal_fraction) / boundary_prob
+    boundary = int(global_size * share) - diagonal
+
+    def share_of(count: int) -> int:
+        return count // processes + (process < count % processes)
+
+    rest = global_size - diagonal - boundary
+    return share_of(diagonal), share_of(boundary), share_of(rest)

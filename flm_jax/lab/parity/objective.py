@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.flow import clock as clock_lib
+from flm_jax.flow import noise as noise_lib
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
@@ -26,7 +27,7 @@ from flm_jax.losses.base import Batch, Loss
 
 # In float32 the Gram matrix of a table with fewer rows than columns is singular but for eta, so its
 # condition number is 1 / eta and solves lose that much. Nobody trains so (V > 2 D is projected).
-SINGULAR32 = float(np.finfo(np.float32).eps) / space_lib.JITTER
+SINGULAR32 = float(np.finfo(np.float32).eps) / noise_lib.JITTER
 NO_JITTER = 1e-13  # eta for float64: the projection is then the exact one to about 1e-9
 
 
@@ -152,12 +153,12 @@ def run(
 @contextlib.contextmanager
 def jitter(bits: int) -> Iterator[None]:
     """In float64 the factor of the projected noise is computed without its safety margin."""
-    before = space_lib.JITTER
-    space_lib.JITTER = NO_JITTER if bits == 64 else before
+    before = noise_lib.JITTER
+    noise_lib.JITTER = NO_JITTER if bits == 64 else before
     try:
         yield
     finally:
-        space_lib.JITTER = before
+        noise_lib.JITTER = before
 
 
 def compare(
@@ -228,7 +229,7 @@ def projected(
 ) -> np.ndarray:
     """clean + P (gradient - clean), P the projection onto the columns of the table (with eta)."""
     gram = table_VW.T @ table_VW
-    eta = space_lib.JITTER * np.trace(gram) / len(gram)
+    eta = noise_lib.JITTER * np.trace(gram) / len(gram)
     clean_VD = 0.0 if clean_VD is None else clean_VD
     noise = table_VW.T @ (gradient_VD - clean_VD)
     return clean_VD + table_VW @ np.linalg.solve(gram + eta * np.eye(len(gram)), noise)
