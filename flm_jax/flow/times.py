@@ -53,7 +53,7 @@ def pairs(times_2N: jax.Array) -> tuple[jax.Array, jax.Array]:
     return sorted_N2[:, 0], sorted_N2[:, 1]
 
 
-def between(
+def in_range(
     low: float, high: float, uniform_N: jax.Array, permutation_N: jax.Array | None
 ) -> jax.Array:
     """Times from low to high, (N,): `stratified`, or independent without a permutation."""

@@ -120,8 +120,9 @@ class Loss(Contract, unfinished=True):
         return state
 
 
-def split(key: Key, n: int) -> list[Key]:
-    """As many dropout keys, or None in their place."""
+def dropout_keys(draws: dict[str, jax.Array], n: int) -> list[Key]:
+    """As many keys of dropout, or None in their place where there is none."""
+    key = draws.get("dropout")
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 

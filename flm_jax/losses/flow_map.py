@@ -7,6 +7,7 @@ networks at other times, which is what the subclasses differ in. `losses/kinds.p
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import Space
 from flm_jax.flow.times import Path
 from flm_jax.losses import options
-from flm_jax.losses.base import Batch, Key, Loss, PerToken, hint, split, weighted
+from flm_jax.losses.base import Batch, Key, Loss, PerToken, dropout_keys, hint, weighted
 from flm_jax.losses.kinds import Kinds, boundary_notices
 
 UNIFORM_DIFF, UNIFORM_ST = "uniform_diff", "uniform_st"
@@ -33,7 +34,7 @@ class Setting(NamedTuple):
     at: At  # without gradients, and so is the state
     state: jax.Array  # x_s
     path: Path
-    keys: tuple[Key, Key]  # dropout keys of the target networks; the teacher has no dropout
+    keys: Sequence[Key]  # of dropout in the two target networks; a teacher has none
     hint_BL: jax.Array | None = None  # what the losses will be multiplied with, see losses/base.py
 
     def rows(self, which: slice, kind_B: jax.Array) -> "Setting":
@@ -102,9 +103,7 @@ class FlowMapLoss(Loss, unfinished=True):
     def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
         path, kinds = self.path(draws, at.clock, batch), self.kinds(batch.global_size)
         state = at.space.corrupt(draws["noise"], batch.tokens_BL, path.s)
-        key, *target_keys = split(draws.get("dropout"), 3)
-        if not self.target_dropout:
-            target_keys = [None, None]
+        key, *target_keys = dropout_keys(draws, 3)
         output = at.student(
             at.space.view(state, STUDENT), *self.student_times(path, batch), key=key
         )
@@ -112,7 +111,7 @@ class FlowMapLoss(Loss, unfinished=True):
             at.stopped(),
             jax.lax.stop_gradient(state),
             path,
-            (target_keys[0], target_keys[1]),
+            target_keys if self.target_dropout else [None, None],
             jax.lax.stop_gradient(hint(batch.mask_BL, output.log_weight)),
         )
         diagonal_B = kinds.is_diagonal(batch.index_B)
@@ -178,4 +177,4 @@ class FlowMapLoss(Loss, unfinished=True):
 
     def _drawn(self, draws: dict[str, jax.Array], name: str) -> jax.Array:
         permutation = draws[f"{name}_permutation"] if self.stratified else None
-        return times.between(self.tau_min, self.tau_max, draws[name], permutation)
+        return times.in_range(self.tau_min, self.tau_max, draws[name], permutation)

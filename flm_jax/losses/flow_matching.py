@@ -76,4 +76,4 @@ class FlowMatching(Loss):
     def times(self, draws: dict[str, jax.Array]) -> jax.Array:
         """tau of every sequence of the global batch, (N,)."""
         permutation = draws["permutation"] if self.stratified else None
-        return times.between(self.tau_min, self.tau_max, draws["uniform"], permutation)
+        return times.in_range(self.tau_min, self.tau_max, draws["uniform"], permutation)

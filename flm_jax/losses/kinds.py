@@ -66,15 +66,18 @@ class Kinds(NamedTuple):
         picks.
         """
         micro_batches = sum(self) // rows
-        return slice(0, -(-self.diagonal // micro_batches)), slice(
-            self.diagonal // micro_batches, rows
-        )
+        whole, rest = divmod(self.diagonal, micro_batches)
+        return slice(0, whole + (rest > 0)), slice(whole, rows)
 
     def join(self, index_B: jax.Array, on: jax.Array | None, off: jax.Array | None) -> jax.Array:
         """The values of all rows (B, L), from those of the two `parts`; None is an empty one."""
         rows = len(index_B)
-        if on is None or off is None:
-            return off if on is None else on
+        if on is None:
+            if off is None:
+                raise ValueError("a batch has at least one row")
+            return off
+        if off is None:
+            return on
         on = jnp.pad(on, ((0, rows - len(on)), (0, 0)))
         off = jnp.pad(off, ((rows - len(off), 0), (0, 0)))
         return jnp.where(self.is_diagonal(index_B)[:, None], on, off)

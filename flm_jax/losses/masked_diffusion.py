@@ -78,7 +78,7 @@ class TokenDiffusion(Loss, unfinished=True):
     def times(self, draws: dict[str, jax.Array]) -> jax.Array:
         """t of every sequence of the global batch, (N,)."""
         permutation = draws["permutation"] if self.stratified else None
-        return times.between(self.t_min, 1.0, draws["uniform"], permutation)
+        return times.in_range(self.t_min, 1.0, draws["uniform"], permutation)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import OneHot, Space
 from flm_jax.flow.times import Path
 from flm_jax.losses import options
-from flm_jax.losses.base import Batch, Key, Loss, PerToken, hint, split, weighted
+from flm_jax.losses.base import Batch, Key, Loss, PerToken, dropout_keys, hint, weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Residual(TwoModelLoss):
     def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
         path = self.path(draws, at.clock, batch)
         state = at.space.corrupt(draws["noise"], batch.tokens_BL, path.s)
-        keys = split(draws.get("dropout"), 3)
+        keys = dropout_keys(draws, 3)
         output = at.student(at.space.view(state, STUDENT), path.tau_s, path.tau_t, keys[0])
         halves = self.halves(at.stopped(), jax.lax.stop_gradient(state), path, keys[1:])
         target = self.target(halves, path, at.space, jax.lax.stop_gradient(state))

@@ -127,7 +127,7 @@ class Sampler(Contract, unfinished=True):
           noise: given raw noise of the steps, (steps - 1, B, L, space.noise_width).
           trajectory: whether to return what happened on the way; then no sequence stops early,
             whatever the patience.
-          bos_id: the tokenizer's begin mark, for samplers that start from it.
+          bos_id: the tokenizer's BOS, for samplers that start from it.
         """
 
     def steps_for(self, length: int) -> int | None:

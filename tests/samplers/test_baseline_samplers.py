@@ -16,8 +16,8 @@ from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import OneHot
+from flm_jax.samplers.ancestral import AncestralMasked, AncestralUniform
 from flm_jax.samplers.autoregressive import LeftToRight
-from flm_jax.samplers.discrete import AncestralMasked, AncestralUniform
 
 V, L, D, B = tiny.V, tiny.L, tiny.D, 3
 CLOCK = tiny.clock()

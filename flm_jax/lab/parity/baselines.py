@@ -17,7 +17,7 @@ from flm_jax.lab.parity.goldens import Case, GoldenError
 from flm_jax.losses.base import Batch, Loss
 from flm_jax.losses.masked_diffusion import MaskedDiffusion
 from flm_jax.losses.uniform_diffusion import UniformCurriculum, UniformDiffusion
-from flm_jax.samplers.discrete import Ancestral, AncestralMasked, AncestralUniform
+from flm_jax.samplers.ancestral import Ancestral, AncestralMasked, AncestralUniform
 
 NO_CAP = 0.0  # the baselines' logits are not capped
 STEP = 1e-3  # of the difference that is the curriculum's derivative

@@ -13,77 +13,20 @@ diffusion looked too good for that reason.
 
 import abc
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from flm_jax.contracts import Needs
-from flm_jax.errors import UserError
 from flm_jax.flow import discrete
 from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.randomness import folded, random_tokens, two_each, uniforms
 from flm_jax.flow.vocabulary import nucleus
-from flm_jax.samplers.base import Sampler, Trajectory, Written
-from flm_jax.sampling import Sampling, SamplingKnobs
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenSampler(Sampler, unfinished=True):
-    """What samplers on tokens have in common. Every token is drawn, none is an arg max.
-
-    The temperature of every draw is that of the denoiser (``sampler.denoiser_temperature``).
-
-    Attributes:
-      top_p: nucleus of every draw from a prediction, in (0, 1].
-    """
-
-    top_p: float = 1.0
-
-    uses: ClassVar[frozenset[str]] = frozenset({"denoiser_temperature"})
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def kind(self) -> str:
-        return "a sampler of tokens"
-
-    def __post_init__(self):
-        if not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"sampler option top_p={self.top_p} must be in (0, 1]; 1 = off")
-
-    def without_effect(self, knobs: SamplingKnobs) -> list[str]:
-        problems = []
-        if knobs.temperature != 0.0 or knobs.top_p != 1.0:
-            problems.append(
-                f"temperature={knobs.temperature:g} and top_p={knobs.top_p:g} of the last decode "
-                "have no effect on a sampler that draws every token; set denoiser_temperature or "
-                "the sampler's option top_p instead"
-            )
-        if knobs.patience:
-            problems.append(
-                f"{self.kind} cannot stop early (patience={knobs.patience}), because its steps do "
-                "not predict whole texts; set sampler.patience=0"
-            )
-        rest = dataclasses.replace(knobs, temperature=0.0, top_p=1.0, patience=0)
-        return problems + super().without_effect(rest)
-
-    def refuse(self, sampling: Sampling) -> None:
-        """UserError for what `without_effect` finds."""
-        if problems := self.without_effect(sampling):
-            raise UserError("\n".join(problems))
-
-    def predict(self, posterior: Posterior, keys_B: jax.Array) -> jax.Array:
-        """Tokens drawn from the prediction, (B, L)."""
-        return posterior.sample(keys_B, top_p=self.top_p)
+from flm_jax.samplers.base import Trajectory, Written
+from flm_jax.samplers.tokens import TokenSampler
+from flm_jax.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +73,7 @@ class Ancestral(TokenSampler, unfinished=True):
 
         The trajectory's ``states`` are tokens (S + 1, B, L), its times run from 0 (noise) to 1.
         ``start`` are given tokens (B, L) at t = 1; there is no other noise to be given, and all
-        positions are diffused, a begin mark included.
+        positions are diffused, a BOS included.
 
         Raises UserError for knobs that only samplers of vectors have.
         """
