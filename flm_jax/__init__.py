@@ -17,13 +17,23 @@ if TYPE_CHECKING:
     from flm_jax.errors import UserError
     from flm_jax.inference import FlowModel, Samples, load
 
-__all__ = ["FlowModel", "Samples", "UserError", "load"]
+    __version__: str
+
+__all__ = ["FlowModel", "Samples", "UserError", "__version__", "load"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__} - {"TYPE_CHECKING"})
 
 
 def __getattr__(name: str):
     """Public names are imported when first used: `import flm_jax` itself is instant."""
     import importlib
 
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("flm_jax")
     if name in __all__:
         module = "flm_jax.errors" if name == "UserError" else "flm_jax.inference"
         return getattr(importlib.import_module(module), name)

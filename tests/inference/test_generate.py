@@ -166,7 +166,7 @@ def test_the_module_runs_as_a_program_without_a_traceback():
     assert "Traceback" not in done.stderr and not done.stdout
 
 
-def test_load_takes_the_average_unless_raw_weights_are_asked_for(finished, model):
+def test_load_takes_the_ema_unless_raw_weights_are_asked_for(finished, model):
     raw = flm_jax.load(finished[1], weights="raw")
     older = flm_jax.load(finished[1], step=4)
     assert (model.step, raw.step, older.step) == (12, 12, 4)
@@ -221,17 +221,17 @@ def test_knobs_of_the_decode_and_of_the_flow_have_an_effect(model):
 
 def test_a_number_of_steps_is_compiled_once(model):
     model.generate(2, 2)
-    programs = len(model._compiled)
+    programs = len(model.programs.kept)
     model.generate(2, 2, seed=9)
-    assert len(model._compiled) == programs
+    assert len(model.programs.kept) == programs
 
 
 def test_numbers_of_samples_share_programs(model):
     """A program for 4 writes 3: the same ones as ever, and no more."""
     four = model.generate(4, 2)
-    programs = len(model._compiled)
+    programs = len(model.programs.kept)
     three = model.generate(3, 2)
-    assert len(model._compiled) == programs
+    assert len(model.programs.kept) == programs
     np.testing.assert_array_equal(three.tokens, four.tokens[:3])
     assert len(three.texts) == 3
 
