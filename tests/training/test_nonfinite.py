@@ -14,6 +14,7 @@ from flm_jax.checkpoint import Checkpoints
 from flm_jax.data import Batches, load_data
 from flm_jax.errors import UserError
 from flm_jax.host import runlog
+from flm_jax.host.command import pasteable
 from flm_jax.losses.flow_matching import FlowMatching
 from flm_jax.training import incidents, loop, reproduce
 
@@ -56,7 +57,7 @@ def test_stop_keeps_the_step_before_and_the_batch_and_is_repeatable(
     with pytest.raises(UserError) as error:
         loop.train(config, workdir)
     file = workdir / "nonfinite" / "step_00000007.npz"
-    command = f"flm reproduce {file}"
+    command = pasteable("reproduce", str(file))
     assert str(error.value) == (
         "loss is nan at step 7; step 6 is saved; try a lower learning rate than 0.003, a longer "
         f"warm-up, or loop.nonfinite=skip; look at its batch with: {command}"
