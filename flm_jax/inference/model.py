@@ -90,7 +90,7 @@ class FlowModel:
             self.frozen = dict(frozen or {})
         experiments = {role: model.experiment for role, model in self.frozen.items()}
         experiments[STUDENT] = experiment
-        self.programs = Programs(experiments, tokenizer.bos_id, mesh)
+        self.programs = Programs(experiments, tokenizer, mesh)
 
     @property
     def config(self) -> config_lib.Config:

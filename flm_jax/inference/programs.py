@@ -13,6 +13,7 @@ from flm_jax.host import numerics, progress, sharding
 from flm_jax.samplers.adaptive import sample_until_stable
 from flm_jax.samplers.base import Sampler, Written, sequence_keys
 from flm_jax.sampling import Sampling
+from flm_jax.tokenizers import Tokenizer
 
 # (parameters by role, key, index of the first sample) -> Written
 Compiled = Callable[[dict[str, Any], jax.Array, jax.Array], Written]
@@ -33,7 +34,7 @@ class Programs:
 
     Args:
       experiments: those of its networks by role; "student" is the one that samples.
-      bos_id: of its tokenizer.
+      tokenizer: its tokenizer; some samplers begin with BOS.
       mesh: the devices that share a batch; None: one device.
 
     Attributes:
@@ -43,11 +44,11 @@ class Programs:
     def __init__(
         self,
         experiments: Mapping[str, Experiment],
-        bos_id: int | None,
+        tokenizer: Tokenizer,
         mesh: jax.sharding.Mesh | None = None,
     ):
         self._experiments = experiments
-        self._bos_id = bos_id
+        self._tokenizer = tokenizer
         self._mesh = mesh
         self.kept: dict[Program, Compiled] = {}
 
@@ -91,7 +92,7 @@ class Programs:
         keys_B = sequence_keys(key, index_B)
         if sampling.patience and not trajectory:
             return sample_until_stable(rule, at, keys_B, sampling, length)
-        bos_id = self._bos_id
+        bos_id = self._tokenizer.bos_id
         return rule.run(at, keys_B, sampling, length, trajectory=trajectory, bos_id=bos_id)
 
 
