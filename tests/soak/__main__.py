@@ -10,9 +10,9 @@ purpose. Writes result.json to --workdir; exit code 0 if all is well, 1 if not.
 
 import argparse
 import json
-import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -40,7 +40,7 @@ def _options() -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> int:
     if options.inside:
-        return _inside(options.inside, options, refusal="")
+        return _soak(options.inside, options, refusal="")
     given = options.workdir or tempfile.mkdtemp(prefix="flm_jax_soak_")
     folder = pathlib.Path(given).expanduser().absolute()
     if folder.is_dir() and any(folder.iterdir()):
@@ -49,23 +49,25 @@ def main(options: argparse.Namespace) -> int:
     refusal = faults.quota_refusal()
     if refusal:
         print(f"without a full disk: no small disk can be mounted here ({refusal})")
-        return _inside(folder, options, refusal)
-    mount = f'mount -t tmpfs -o {_QUOTA} none "$0" && exec "$@"'
-    command = [
-        *("unshare", "-rm", "sh", "-c", mount, str(folder / "run" / "checkpoints")),
-        *(sys.executable, "-m", "tests.soak", f"--inside={folder}", f"--workdir={options.workdir}"),
-        *(f"--kills={options.kills}", f"--minutes={options.minutes}", f"--seed={options.seed}"),
-    ]
-    os.execvp(command[0], command)
+        code = _soak(folder, options, refusal)
+    else:
+        mount = f'mount -t tmpfs -o {_QUOTA} none "$0" && exec "$@"'
+        command = [
+            *("unshare", "-rm", "sh", "-c", mount, str(folder / "run" / "checkpoints")),
+            *(sys.executable, "-m", "tests.soak", f"--inside={folder}"),
+            *(f"--kills={options.kills}", f"--minutes={options.minutes}", f"--seed={options.seed}"),
+        ]
+        code = subprocess.call(command)
+    if code == 0 and not options.workdir:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
 
 
-def _inside(folder: pathlib.Path, options: argparse.Namespace, refusal: str) -> int:
+def _soak(folder: pathlib.Path, options: argparse.Namespace, refusal: str) -> int:
     result = kills.soak(folder, options.kills, options.minutes, options.seed, refusal)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     passed = result["passed"]
-    if passed and not options.workdir:
-        shutil.rmtree(folder, ignore_errors=True)
     print(
         f"soak {'PASSED' if passed else 'FAILED'}: {result['kills']} kills in "
         f"{result['minutes']:g} minutes; "
