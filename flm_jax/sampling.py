@@ -41,8 +41,7 @@ class SamplingKnobs:
     )
     gamma: float = knob(
         0.0,
-        "share of fresh noise that the sampler flow_map puts back in every jump "
-        "(official: LM1B 0.8, OpenWebText 1)",
+        "share of fresh noise in every jump of a flow map (official: LM1B 0.8, OpenWebText 1)",
         at_least=0,
         at_most=1,
     )

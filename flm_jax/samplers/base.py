@@ -21,7 +21,7 @@ from flm_jax.contracts import Contract, Needs
 from flm_jax.flow import maps
 from flm_jax.flow.at import At
 from flm_jax.flow.posterior import Combination, Posterior
-from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields
+from flm_jax.sampling import Sampling, SamplingKnobs
 
 
 class Move(NamedTuple):
@@ -142,13 +142,24 @@ class Sampler(Contract, unfinished=True):
 
     def without_effect(self, knobs: SamplingKnobs) -> list[str]:
         """A sentence for every knob that is set and would do nothing here."""
-        known = {field.name: field for field in knob_fields()}
+        defaults = dataclasses.asdict(SamplingKnobs())
         return [
-            f"{name}={value:g} has no effect on {self.kind}; leave it at {known[name].default:g} "
-            f"({name}: {known[name].metadata['meaning']})"
+            f"{name}={value:g} has no effect on {self.kind}; leave it at {defaults[name]:g}, or "
+            f"take a sampler that uses it: {', '.join(_users(name))}"
             for name, value in knobs.changed().items()
             if name not in self.uses
         ]
+
+
+def _users(knob: str) -> list[str]:
+    """The samplers that use a knob, and which of them are for flow maps only."""
+    from flm_jax.samplers import SAMPLERS
+
+    users = {name: row for name, row in SAMPLERS.items() if knob in row.uses}
+    only = {
+        name: " (for flow maps)" if row().needs.two_times else "" for name, row in users.items()
+    }
+    return [name + where for name, where in only.items()]
 
 
 class LoopSampler(Sampler, unfinished=True):

@@ -8,8 +8,6 @@ import json
 import os
 import pathlib
 import platform
-import shlex
-import sys
 import time
 from importlib import metadata
 
@@ -22,7 +20,7 @@ from flm_jax.errors import UserError
 from flm_jax.evals import EVALS, YARDSTICKS, truth
 from flm_jax.evals import base as evals
 from flm_jax.experiment import Experiment
-from flm_jax.host import distributed, files
+from flm_jax.host import command, distributed, files
 from flm_jax.inference import FlowModel, Samples, checkpoints_of
 from flm_jax.models import dit
 from flm_jax.training.session import Session
@@ -69,7 +67,7 @@ def write_run(session: Session, step: int, stopped: str) -> None:
     rows = {f"{split}_rows": len(rows) for split, rows in session.data.rows.items()}
     facts = {
         "started": _started(session.workdir),
-        "command": _command(),
+        "command": command.this(),
         "stopped": stopped,
         "step": step,
         "parameters": dit.count_parameters(session.state_shape.params),
@@ -224,20 +222,6 @@ def _settings(config: config_lib.Config) -> dict:
     chosen = config_lib.to_dict(config)
     decisive = "sampler", "evals", "eval_options"
     return json.loads(json.dumps({name: chosen[name] for name in decisive}))
-
-
-def _command() -> str:
-    """The command of this process, as one would type it here."""
-    if sys.argv[0].endswith("main.py"):
-        return shlex.join([_python(), "-m", "flm_jax.main", *sys.argv[1:]])
-    return shlex.join(sys.argv)
-
-
-def _python() -> str:
-    """The running interpreter as one would type it here."""
-    path = pathlib.Path(sys.executable)
-    here = pathlib.Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _tables(session: Session) -> dict:

@@ -92,8 +92,8 @@ def test_a_new_field_is_a_knob_everywhere(tmp_path):
         "programs 2 [0.5, 1.0]",
         "origin 1.0",
         "default False",
-        "unused shyness=1 has no effect on the sampler Euler; leave it at 0.5 "
-        "(shyness: how shy it is)",
+        "unused shyness=1 has no effect on the sampler Euler; leave it at 0.5, or take a sampler "
+        "that uses it: shy",
     ]
 
 
