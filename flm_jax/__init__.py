@@ -14,10 +14,9 @@ Symbols follow the paper (arXiv 2602.16813): ``t`` is the interpolation time (0 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from flm_jax.errors import UserError
     from flm_jax.inference import FlowModel, Samples, load
-
-    __version__: str
 
 __all__ = ["FlowModel", "Samples", "UserError", "__version__", "load"]
 
