@@ -80,26 +80,20 @@ def _check(
     length: int | None,
 ) -> None:
     """UserError unless the sampler is made for this model, and the knobs for the sampler."""
-    rows = SAMPLERS.items()
-    fit = {name: row for name, row in rows if _suits(experiment, with_teacher, row())}
     if not _suits(experiment, with_teacher, rule):
+        this = kind(experiment)
         vectors = experiment.has_denoiser or with_teacher  # the others sample tokens
-        better = [name for name, row in fit.items() if issubclass(row, LoopSampler) == vectors]
+        fit = [
+            name
+            for name, row in SAMPLERS.items()
+            if issubclass(row, LoopSampler) == vectors and _suits(experiment, with_teacher, row())
+        ]
         distil = "; a flow map comes by distilling it (loss psd, lsd or esd)"
         raise UserError(
-            f"the sampler {chosen.name!r} does not fit {_described(experiment)}; "
-            f"use {' or '.join(better) or 'another one'}"
-            f"{distil if rule.needs.two_times and kind(experiment) == 'denoiser' else ''}"
+            f"the sampler {chosen.name!r} does not fit this model, "
+            f"{_KINDS.get(this, f'a baseline ({this})')}; use {' or '.join(fit) or 'another one'}"
+            f"{distil if rule.needs.two_times and this == 'denoiser' else ''}"
         )
-    for field in knob_fields():
-        value = chosen.changed().get(field.name)
-        users = [name for name, row in rows if field.name in row.uses]
-        if value is not None and field.name not in rule.uses and not fit.keys() & users:
-            raise UserError(
-                f"{field.name}={value:g} ({field.metadata['meaning']}) is for the sampler "
-                f"{' or '.join(users)}, which does not fit {_described(experiment)}; leave it at "
-                f"{field.default:g}"
-            )
     problems = config_lib.knob_problems(experiment.config, rule, chosen.name, chosen, length)
     if problems:
         raise UserError("\n".join(problems))
@@ -107,11 +101,6 @@ def _check(
 
 def _suits(experiment: Experiment, with_teacher: bool, rule: Sampler) -> bool:
     return rule.needs.teacher == with_teacher and config_lib.suits(experiment.config, rule)
-
-
-def _described(experiment: Experiment) -> str:
-    this = kind(experiment)
-    return f"this model, {_KINDS.get(this, f'a baseline ({this})')}"
 
 
 def whole(name: str, value: Any) -> int:

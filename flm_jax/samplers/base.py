@@ -21,7 +21,7 @@ from flm_jax.contracts import Contract, Needs
 from flm_jax.flow import maps
 from flm_jax.flow.at import At
 from flm_jax.flow.posterior import Combination, Posterior
-from flm_jax.sampling import Sampling, SamplingKnobs
+from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields
 
 
 class Move(NamedTuple):
@@ -142,10 +142,11 @@ class Sampler(Contract, unfinished=True):
 
     def without_effect(self, knobs: SamplingKnobs) -> list[str]:
         """A sentence for every knob that is set and would do nothing here."""
-        defaults = dataclasses.asdict(SamplingKnobs())
+        known = {field.name: field for field in knob_fields()}
         return [
-            f"{name}={value:g} has no effect on {self.kind}; leave it at {defaults[name]:g}, or "
-            f"take a sampler that uses it: {', '.join(_users(name))}"
+            f"{name}={value:g} has no effect on {self.kind}; leave it at {known[name].default:g}, "
+            f"or take a sampler that uses it: {', '.join(_users(name))} "
+            f"({name}: {known[name].metadata['meaning']})"
             for name, value in knobs.changed().items()
             if name not in self.uses
         ]

@@ -238,9 +238,9 @@ def test_a_denoiser_says_which_samplers_it_has(model):
     with pytest.raises(UserError) as error:
         model.generate(1, 2, gamma=0.8)
     assert str(error.value) == (
-        "gamma=0.8 (share of fresh noise in every jump of a flow map (official: LM1B 0.8, "
-        "OpenWebText 1)) is for the sampler flow_map, which does not fit this model, a denoiser of "
-        "one time; leave it at 0"
+        "gamma=0.8 has no effect on the sampler Euler; leave it at 0, or take a sampler that uses "
+        "it: flow_map (for flow maps) (gamma: share of fresh noise in every jump of a flow map "
+        "(official: LM1B 0.8, OpenWebText 1))"
     )
 
 

@@ -93,7 +93,7 @@ def test_a_new_field_is_a_knob_everywhere(tmp_path):
         "origin 1.0",
         "default False",
         "unused shyness=1 has no effect on the sampler Euler; leave it at 0.5, or take a sampler "
-        "that uses it: shy",
+        "that uses it: shy (shyness: how shy it is)",
     ]
 
 
