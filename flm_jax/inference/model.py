@@ -189,8 +189,8 @@ class FlowModel:
 
     def text(self, tokens_L: np.ndarray) -> str:
         """The text of one row; documents of a packed row are separated by a line break."""
-        special = {self.tokenizer.bos_id, self.tokenizer.eos_id, self.tokenizer.pad_id} - {None}
-        ends = np.flatnonzero(np.isin(tokens_L, list(special)))
+        special = self.tokenizer.bos_id, self.tokenizer.eos_id, self.tokenizer.pad_id
+        ends = np.flatnonzero(np.isin(tokens_L, [token for token in special if token is not None]))
         documents = (self.tokenizer.decode(part.tolist()) for part in np.split(tokens_L, ends))
         return "\n".join(document for document in documents if document.strip())
 
