@@ -22,8 +22,9 @@ from flm_jax.config.settings import (
     value_at,
 )
 from flm_jax.config.validation import (
+    knob_problems,
     mesh_shape,
-    sampler_problems,
+    suits,
     validate,
     validate_devices,
     validate_section,
@@ -45,10 +46,11 @@ __all__ = [
     "build_sampler",
     "differences",
     "from_json",
+    "knob_problems",
     "load",
     "mesh_shape",
     "resolve",
-    "sampler_problems",
+    "suits",
     "to_dict",
     "to_json",
     "validate",

@@ -286,22 +286,36 @@ def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
     return problems + _misfits(config, loss.needs, f"loss {name!r} trains")
 
 
-def sampler_problems(
+def sampler_problems(config: Config, sampler: Writer, name: str) -> list[str]:
+    """Why a sampler cannot run on the model of a config, one sentence each."""
+    misfits = _misfits(config, sampler.needs, f"sampler {name!r} needs", _ignored(sampler))
+    return misfits + knob_problems(config, sampler, name)
+
+
+def suits(config: Config, sampler: Writer) -> bool:
+    """Whether a sampler is made for models of this kind."""
+    return not _misfits(config, sampler.needs, "", _ignored(sampler))
+
+
+def _ignored(sampler: Writer) -> tuple[str, ...]:
+    """A network of two times is a denoiser on its diagonal, so samplers of one time can use it."""
+    return () if sampler.needs.two_times else ("two_times",)
+
+
+def knob_problems(
     config: Config,
     sampler: Writer,
     name: str,
     section: settings.Sampler | None = None,
     length: int | None = None,
 ) -> list[str]:
-    """Why a sampler cannot run on the model of a config, one sentence each.
+    """Why a sampler cannot run with these knobs, one sentence each.
 
-    A network of two times is a denoiser on its diagonal, so samplers of one time can use it.
-    ``section`` holds the knobs, ``length`` is that of the texts, by default those of the config.
+    ``section`` holds the knobs, ``length`` is that of the samples, by default those of the config.
     """
     knobs = section or config.sampler
     length = length or config.data.length
-    ignored = () if sampler.needs.two_times else ("two_times",)
-    problems = _misfits(config, sampler.needs, f"sampler {name!r} needs", ignored)
+    problems = []
     only = sampler.steps_for(length)
     wrong = ", ".join(str(steps) for steps in knobs.steps if only not in (None, steps))
     if wrong:

@@ -36,8 +36,8 @@ def load(
     Args:
       path: the run's ``--workdir``; or an official Lightning ``.ckpt``, ``.safetensors`` file, or
         folder with config.json and model.safetensors. Nothing in such a file is ever executed.
-      weights: "ema" (the moving average; the default), "raw" (the trained parameters), and for an
-        official .ckpt also "ema:DECAY". Without an average the default falls back to raw weights.
+      weights: "ema" (the default), "raw" (the trained parameters), and for an official .ckpt also
+        "ema:DECAY". Without an EMA the default falls back to raw weights.
       step: a certain checkpoint of a workdir; the newest good one by default.
       tokenizer, length, heads: for official checkpoints that do not tell them. The tokenizer is
         gpt2, bert-base-uncased, or a folder (see `interop.settings.text_setup`).

@@ -5,7 +5,6 @@ samplers of tokens bring a loop of their own, `Sampler.run`.
 """
 
 import abc
-import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from flm_jax.contracts import Contract, Needs
 from flm_jax.flow.at import At
 from flm_jax.flow.combination import Combination
 from flm_jax.flow.posterior import Posterior
-from flm_jax.sampling import Sampling, SamplingKnobs
+from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields
 
 
 class Move(NamedTuple):
@@ -139,9 +138,10 @@ class Sampler(Contract, unfinished=True):
 
     def without_effect(self, knobs: SamplingKnobs) -> list[str]:
         """A sentence for every knob that is set and would do nothing here."""
-        defaults = dataclasses.asdict(SamplingKnobs())
+        known = {field.name: field for field in knob_fields()}
         return [
-            f"{name}={value:g} has no effect on {self.kind}; leave it at {defaults[name]:g}"
+            f"{name}={value:g} has no effect on {self.kind}; leave it at {known[name].default:g} "
+            f"({name}: {known[name].metadata['meaning']})"
             for name, value in knobs.changed().items()
             if name not in self.uses
         ]

@@ -24,7 +24,7 @@ from flm_jax.errors import UserError
 from flm_jax.host import numerics, progress, sharding
 from flm_jax.inference import checkpoints_of
 from flm_jax.training import step as step_lib
-from flm_jax.training.session import Run
+from flm_jax.training.session import Session
 
 _SHOWN = 12
 
@@ -57,17 +57,17 @@ def reproduce(path: pathlib.Path, workdir: pathlib.Path) -> dict:
     config = dataclasses.replace(config, train=quiet)
     numerics.check_devices()
     with tempfile.TemporaryDirectory(prefix="flm_jax_reproduce_") as scratch:
-        run = Run(config, pathlib.Path(scratch))
-        run.checkpoints = Checkpoints(place)
-        with run.log:
-            start, state = _state_before(run, step)
-            mask, key = run.mask(), run.train_key()
+        session = Session(config, pathlib.Path(scratch))
+        session.checkpoints = Checkpoints(place)
+        with session.log:
+            start, state = _state_before(session, step)
+            mask, key = session.mask(), session.train_key()
             for _ in progress.bar(range(start + 1, step), desc="repeating steps", delay=2):
-                tokens = sharding.global_rows(next(run.batches)["tokens"], run.mesh)
-                state, _ = run.train_step(state, run.frozen, tokens, mask, key)
+                tokens = sharding.global_rows(next(session.batches)["tokens"], session.mesh)
+                state, _ = session.train_step(state, session.frozen, tokens, mask, key)
             result = {"step": step, "checkpoint": start, "steps_repeated": step - 1 - start}
-            result |= _examine(run, state, facts, key)
-            run.batches.close()
+            result |= _examine(session, state, facts, key)
+            session.batches.close()
     return result
 
 
@@ -83,30 +83,34 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     return facts
 
 
-def _state_before(run: Run, step: int) -> tuple[int, step_lib.TrainState]:
-    older = [n for n in run.checkpoints.steps() if n < step]
+def _state_before(session: Session, step: int) -> tuple[int, step_lib.TrainState]:
+    older = [n for n in session.checkpoints.steps() if n < step]
     if older:
-        return run.restore(older[-1])
-    return 0, run.initial()
+        return session.restore(older[-1])
+    return 0, session.initial()
 
 
-def _examine(run: Run, state: step_lib.TrainState, facts: dict, key: jax.Array) -> dict:
+def _examine(session: Session, state: step_lib.TrainState, facts: dict, key: jax.Array) -> dict:
     """Gradients of the batch, and of each of its rows alone with the noise it has in the batch."""
     gradients = jax.jit(
         step_lib.make_gradients(
-            run.make_nets,
-            run.experiment.loss,
-            run.experiment.space,
-            run.experiment.clock,
-            run.config.optim.accumulation_steps,
+            session.make_nets,
+            session.experiment.loss,
+            session.experiment.space,
+            session.experiment.clock,
+            session.config.optim.accumulation_steps,
         )
     )
     key = jax.random.fold_in(key, int(facts["step"]) - 1)
-    others = {**run.frozen, **state.loss, **({"ema": state.ema} if "ema" in run.make_nets else {})}
-    tokens = sharding.global_rows(facts["tokens"], run.mesh)
+    others = {
+        **session.frozen,
+        **state.loss,
+        **({"ema": state.ema} if "ema" in session.make_nets else {}),
+    }
+    tokens = sharding.global_rows(facts["tokens"], session.mesh)
 
     def look(mask: np.ndarray):
-        mask = sharding.global_rows(mask, run.mesh)
+        mask = sharding.global_rows(mask, session.mesh)
         grads, values = gradients(state.params, others, tokens, mask, key)
         return grads, {name: float(values[name]) for name in ("loss", "grad_norm")}
 

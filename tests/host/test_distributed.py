@@ -313,7 +313,7 @@ def test_a_loss_that_is_not_finite_ends_all_processes_with_the_whole_batch_kept(
         kept = facts["tokens"]
     assert kept.shape == (8, 12)
     config = config_lib.load(str(file))
-    run = loop.Run(config, tmp_path / "other")
-    rows = [next(run.batches)["tokens"] for _ in range(step)]
+    session = loop.Session(config, tmp_path / "other")
+    rows = [next(session.batches)["tokens"] for _ in range(step)]
     np.testing.assert_array_equal(kept, rows[-1])
     assert (mirror / str(step - 1) / "MANIFEST.json").is_file(), job.shown()

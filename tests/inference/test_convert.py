@@ -17,8 +17,8 @@ import flm_jax
 from flm_jax import inference, tokenizers
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
+from flm_jax.inference import choose_sampler
 from flm_jax.inference import conversion as convert_tool
-from flm_jax.inference import model as model_lib
 from flm_jax.inference.conversion import Choices, convert
 from flm_jax.interop import hub_layout, layout, official
 from flm_jax.tokenizers.bert import BertRecipe
@@ -122,7 +122,7 @@ def test_diagonal_of_a_flow_map_gives_the_network_its_time_twice(tmp_path, lette
 def test_one_sentence_when_a_flow_map_is_used_on_its_diagonal(tmp_path, letters, monkeypatch):
     said = []
     note = lambda level, message, n, *args: said.append(message % args)  # noqa: E731
-    monkeypatch.setattr(model_lib.logging, "log_first_n", note)
+    monkeypatch.setattr(choose_sampler.logging, "log_first_n", note)
     for name, sizes in (("one", ONE_TIME), ("two", TWO_TIMES)):
         folder, _ = hub(tmp_path / name, sizes)
         model = flm_jax.load(folder, tokenizer=letters)

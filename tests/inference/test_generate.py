@@ -4,10 +4,13 @@ import io
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 
+import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -18,6 +21,7 @@ from flm_jax.cli import flags as command_line
 from flm_jax.cli import generate
 from flm_jax.cli.streams import NobodyReads
 from flm_jax.errors import UserError
+from flm_jax.host import sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -166,7 +170,7 @@ def test_the_module_runs_as_a_program_without_a_traceback():
     assert "Traceback" not in done.stderr and not done.stdout
 
 
-def test_load_takes_the_average_unless_raw_weights_are_asked_for(finished, model):
+def test_load_takes_the_ema_unless_raw_weights_are_asked_for(finished, model):
     raw = flm_jax.load(finished[1], weights="raw")
     older = flm_jax.load(finished[1], step=4)
     assert (model.step, raw.step, older.step) == (12, 12, 4)
@@ -201,6 +205,71 @@ def test_what_is_left_out_comes_from_the_config(model):
         model.generate(2, 0)
 
 
+def test_numbers_of_numpy_are_as_good_and_nothing_else_is(model):
+    same = model.generate(
+        np.int64(3), steps=np.int64(2), seed=np.int32(1), temperature=np.float32(1)
+    )
+    np.testing.assert_array_equal(same.tokens, model.generate(3, 2, 1, temperature=1.0).tokens)
+    assert json.loads(json.dumps(same.rows())) == same.rows()
+    assert type(same.steps) is type(same.seed) is int
+    for name, value in [
+        ("num_samples", 3.0), ("num_samples", True), ("num_samples", "3"), ("steps", np.float32(2)),
+        ("steps", [2]), ("seed", None), ("seed", np.True_), ("batch_size", 2.5), ("length", "8"),
+        ("patience", 1.5),
+    ]:  # fmt: skip
+        sentence = f"{name}={value!r} must be a whole number, for example {name}=8"
+        with pytest.raises(UserError) as error:
+            model.generate(**{name: value})
+        assert str(error.value) == sentence
+    with pytest.raises(UserError, match="^temperature='hot' must be a number$"):
+        model.generate(1, temperature="hot")
+
+
+def test_a_denoiser_says_which_samplers_it_has(model):
+    for knobs in {}, {"gamma": 0.8}:
+        with pytest.raises(UserError) as error:
+            model.generate(1, 2, sampler="flow_map", **knobs)
+        assert str(error.value) == (
+            "the sampler 'flow_map' does not fit this model, a denoiser of one time; use euler; a "
+            "flow map comes by distilling it (loss psd, lsd or esd)"
+        )
+    with pytest.raises(UserError, match="'autoregressive' does not fit this .*; use euler$"):
+        model.generate(1, 2, sampler="autoregressive")
+    with pytest.raises(UserError) as error:
+        model.generate(1, 2, gamma=0.8)
+    assert str(error.value) == (
+        "gamma=0.8 has no effect on the sampler Euler; leave it at 0 (gamma: share of "
+        "fresh noise in every jump of a flow map (official: LM1B 0.8, OpenWebText 1))\n"
+        "samplers that use gamma: flow_map (for flow maps)"
+    )
+
+
+def test_a_model_shows_what_it_is(model):
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    assert repr(model) == (
+        f"FlowModel(denoiser, {size:,} parameters, vocabulary {model.experiment.vocab_size}, "
+        "length 12, tokenizer characters, training step 12)"
+    )
+    names = dir(flm_jax)
+    assert {"FlowModel", "Samples", "UserError", "load", "__version__"} <= {*names}
+    assert all(hasattr(flm_jax, name) for name in names)
+    assert flm_jax.__version__ == metadata.version("flm_jax")
+
+
+@pytest.mark.parametrize("meshed", [False, True], ids=["loaded", "of a training session"])
+def test_a_pickled_model_samples_the_same(model, meshed):
+    """The mesh stays behind: the copy samples on one device."""
+    if meshed:
+        mesh = sharding.make_mesh((8, 1, 1))
+        params = sharding.place(model.params, sharding.shardings(model.params, mesh))
+        model = flm_jax.FlowModel(model.experiment, model.tokenizer, params, model.step, mesh)
+    texts = model.generate(8, 2).texts
+    assert model.programs.kept
+    copy = pickle.loads(pickle.dumps(model))
+    assert not copy.programs.kept and repr(copy) == repr(model)
+    assert copy.generate(8, 2).texts == texts
+
+
 def test_knobs_of_the_decode_and_of_the_flow_have_an_effect(model):
     def tokens(**knobs):
         return model.generate(8, 3, seed=0, **knobs).tokens
@@ -221,17 +290,17 @@ def test_knobs_of_the_decode_and_of_the_flow_have_an_effect(model):
 
 def test_a_number_of_steps_is_compiled_once(model):
     model.generate(2, 2)
-    programs = len(model._compiled)
+    programs = len(model.programs.kept)
     model.generate(2, 2, seed=9)
-    assert len(model._compiled) == programs
+    assert len(model.programs.kept) == programs
 
 
 def test_numbers_of_samples_share_programs(model):
     """A program for 4 writes 3: the same ones as ever, and no more."""
     four = model.generate(4, 2)
-    programs = len(model._compiled)
+    programs = len(model.programs.kept)
     three = model.generate(3, 2)
-    assert len(model._compiled) == programs
+    assert len(model.programs.kept) == programs
     np.testing.assert_array_equal(three.tokens, four.tokens[:3])
     assert len(three.texts) == 3
 

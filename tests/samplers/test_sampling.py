@@ -64,7 +64,7 @@ for wrong in (3, -1):
         print("check", error)
 for shyness in (None, 1.0, 1.0):
     model.generate(1, 1, shyness=shyness)
-print("programs", len(model._compiled), [key[0].shyness for key in model._compiled])
+print("programs", len(model.programs.kept), [key.rule.shyness for key in model.programs.kept])
 options = evaluate.Options("x", knobs={{"shyness": 1.0}})
 print("origin", evaluate._origin(model, options, 1)["shyness"])
 print("default", "shyness" in evaluate._origin(model, evaluate.Options("x"), 1))
@@ -92,7 +92,9 @@ def test_a_new_field_is_a_knob_everywhere(tmp_path):
         "programs 2 [0.5, 1.0]",
         "origin 1.0",
         "default False",
-        "unused shyness=1 has no effect on the sampler Euler; leave it at 0.5",
+        "unused shyness=1 has no effect on the sampler Euler; leave it at 0.5 "
+        "(shyness: how shy it is)",
+        "samplers that use shyness: shy",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Learning rates, clipping, AdamW and the moving average against literal numbers."""
+"""Learning rates, clipping, AdamW and the EMA against literal numbers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -99,19 +99,19 @@ def test_the_optimizer_is_adamw_after_clipping():
         (10**6, 0.9999, 0.9999),
     ],
 )
-def test_the_average_keeps_the_official_share_of_the_past(n, decay, kept):
+def test_the_ema_keeps_the_official_share_of_the_past(n, decay, kept):
     ema = optim.ema_update(
         {"w": jnp.asarray([1.0])}, {"w": jnp.asarray([0.0])}, jnp.int32(n), decay
     )
     assert float(ema["w"][0]) == pytest.approx(kept, abs=1e-7)
 
 
-def test_an_average_without_decay_is_the_parameters():
+def test_an_ema_without_decay_is_the_parameters():
     new = jnp.asarray([0.1, -3.0, 1e-6])
     ema = optim.ema_update(jnp.asarray([2.0, 5.0, 1.0]), new, jnp.int32(500), 0.0)
     np.testing.assert_array_equal(ema, new)
 
 
-def test_the_average_follows_its_parameters_exactly_when_they_rest():
+def test_the_ema_follows_its_parameters_exactly_when_they_rest():
     x = jnp.asarray([0.1, -3.0])
     np.testing.assert_array_equal(optim.ema_update(x, x, jnp.int32(3), 0.999), x)

@@ -1,4 +1,4 @@
-"""The training step: accumulation, frozen networks, the average, metrics, held-out sums."""
+"""The training step: accumulation, frozen networks, the EMA, metrics, held-out sums."""
 
 import dataclasses
 
