@@ -1,10 +1,11 @@
-"""Where arrays live: a mesh of three axes and a table from parameter path to partition.
+"""Where arrays live: a mesh of three axes and the rule from parameter path to partition.
 
 ``data`` and ``fsdp`` share the batch; ``fsdp`` also shares the parameters, the optimizer state
-and the average; ``tensor`` shares the vocabulary dimension. Models know nothing of this.
+and the EMA; ``tensor`` shares the vocabulary dimension. Models know nothing of this.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,8 +27,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 SMALL = 2**16  # entries; smaller arrays are replicated
 
 
-def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
-    """A mesh of (data, fsdp, tensor) over ``devices`` (all by default)."""
+def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of (data, fsdp, tensor) over ``devices`` of JAX (all by default)."""
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
