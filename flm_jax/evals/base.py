@@ -1,4 +1,4 @@
-"""What an evaluator is, and the table that sets models, yardsticks and data side by side.
+"""What an evaluator is, and the table that sets models, baselines and data side by side.
 
 An evaluator is a callable: token rows in, ``(name, value)`` pairs out, with a `Column` for each
 name. `table` runs evaluators over several sets of rows and gives plain JSON for ``results.json``;
@@ -10,15 +10,15 @@ import dataclasses
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, TypedDict
 
 import numpy as np
 
 from flm_jax.contracts import Contract
 from flm_jax.host import progress
 
-# What evaluators and yardsticks are fitted on at most: the beginning of the training split. All of
+# What evaluators and baselines are fitted on at most: the beginning of the training split. All of
 # OpenWebText (8 million documents, 9 billion tokens) would take hours and fill the memory.
 TRAINING_ROWS = 100_000
 TRAINING_DOCUMENTS = 1_000_000
@@ -38,12 +38,47 @@ class Column:
     better: str | None = None
     unit: str | None = None
 
+    def record(self) -> "ColumnRecord":
+        return {
+            "key": self.key,
+            "title": self.title,
+            "help": self.help,
+            "better": self.better,
+            "unit": self.unit,
+        }
+
+
+class ColumnRecord(TypedDict):
+    """A `Column` in JSON."""
+
+    key: str
+    title: str
+    help: str
+    better: str | None
+    unit: str | None
+
+
+class Line(TypedDict):
+    """What was measured on one set of samples; a value is None where it is undefined."""
+
+    name: str
+    kind: str
+    tokens: int
+    values: dict[str, float | None]
+
+
+class Table(TypedDict):
+    """What `table` returns and results.json holds: lines of values by column."""
+
+    columns: list[ColumnRecord]
+    rows: list[Line]
+
 
 class Evaluator(Contract, unfinished=True):
     """Measures samples.
 
-    The constructor of a row of `EVALS` takes tokenizer, train_rows int (R, L), train_documents (an
-    iterable of texts), and its own options (`eval_options`).
+    The constructor of an entry of `EVALS` takes tokenizer, train_rows int (R, L), train_documents
+    (an iterable of texts), and its own options (`eval_options`).
 
     Attributes:
       columns: what a call yields, in the order of display.
@@ -60,25 +95,24 @@ class Evaluator(Contract, unfinished=True):
 
 def table(
     evaluators: Sequence[Evaluator], named_tokens: Sequence[tuple[str, str, np.ndarray]]
-) -> dict:
-    """Return {"columns", "rows"}, plain JSON values, one row per (name, kind, tokens_NL).
+) -> Table:
+    """Return {"columns", "rows"}, plain JSON values, one line per (name, kind, tokens_NL).
 
-    `kind` is "model", "yardstick" or "data". Undefined values are None. "tokens" tells how many
-    tokens a row was measured on: entropies of few tokens come out too low, so compare rows of one
-    size only.
+    `kind` is "model", "yardstick" (a baseline) or "data". "tokens" tells how many tokens a line
+    was measured on: entropies of few tokens come out too low, so compare lines of one size only.
     """
     columns = [column for evaluator in evaluators for column in evaluator.columns]
-    rows = []
+    rows: list[Line] = []
     for name, kind, tokens_NL in progress.bar(named_tokens, desc="measuring texts", delay=2):
-        values = {}
+        values: dict[str, float | None] = {}
         for evaluator in evaluators:
             values |= {key: _plain(value) for key, value in evaluator(tokens_NL)}
         size = int(np.size(tokens_NL))
         rows.append({"name": name, "kind": kind, "tokens": size, "values": values})
-    return {"columns": [dataclasses.asdict(column) for column in columns], "rows": rows}
+    return {"columns": [column.record() for column in columns], "rows": rows}
 
 
-def format_table(results: dict, width: int | None = None) -> str:
+def format_table(results: Table, width: int | None = None) -> str:
     """Return the table of `table` as aligned plain text, one line per row, titles above.
 
     Columns beyond `width` characters follow in further blocks with the names of the rows again, so
@@ -108,7 +142,7 @@ def format_table(results: dict, width: int | None = None) -> str:
     return "\n\n".join("\n".join(text(line, block) for line in lines) for block in blocks)
 
 
-def format_value(value: float | None, column: dict) -> str:
+def format_value(value: float | None, column: Mapping[str, object]) -> str:
     """Return a table cell: 71.3 %, 2.41, or a dash where there is no value."""
     if value is None or not math.isfinite(value):
         return "–"

@@ -1,13 +1,12 @@
 """Samples of a model beside n-gram samplers and held-out text, with every metric at hand."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
 from flm_jax.data import Data, fixed_batch
 from flm_jax.data.synthetic import Documents
-from flm_jax.evals import YARDSTICKS, gpt2
+from flm_jax.evals import BASELINES, gpt2
 from flm_jax.evals import base as evals
 from flm_jax.evals.artefact import Artefact
 from flm_jax.evals.base import Evaluator
@@ -28,7 +27,7 @@ def table(
     found: Mapping[int, Artefact],
     data: Data | None,
     scorer: gpt2.Scorer | None,
-) -> dict:
+) -> evals.Table:
     """{"columns", "rows"} of `evals.table` for samples by number of steps.
 
     With `data`: text statistics, and rows for n-gram samplers and held-out text, of as many tokens.
@@ -42,7 +41,7 @@ def table(
         documents = data.corpus.source("train")
         own = Truth if isinstance(documents, Documents) else TextStatistics
         evaluators = [own(tokenizer, train_rows, documents)]
-        for name, sampler in YARDSTICKS.items():
+        for name, sampler in BASELINES.items():
             rows = sampler(train_rows, count, length, SEED)
             named.append((f"{name} sampler", "yardstick", rows))
         held_out = fixed_batch(data.rows["valid"], count, SEED)["tokens"]
@@ -53,4 +52,4 @@ def table(
     for row, stored in zip(measured["rows"], found.values(), strict=False):
         row["values"][_TIME.key] = 1000 * stored.seconds / len(stored.texts)
     columns = {column["key"]: column for column in measured["columns"]}  # an entropy may come twice
-    return {"columns": [*columns.values(), dataclasses.asdict(_TIME)], "rows": measured["rows"]}
+    return {"columns": [*columns.values(), _TIME.record()], "rows": measured["rows"]}

@@ -164,7 +164,7 @@ def expected_total_variation(
 def product_of_marginals(train_rows: np.ndarray, n: int, seed: int) -> np.ndarray:
     """int32 rows (n, L) whose positions are independent, each with its marginal in training.
 
-    What a model writes that gets every position right but sees no other position: the yardstick
+    What a model writes that gets every position right but sees no other position: the baseline
     for one-step samplers. Of K tuples of m words a share of K^(1-m) is valid: 0.4 % for 16 triples.
     """
     train_rows = np.asarray(train_rows)

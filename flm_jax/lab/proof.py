@@ -159,7 +159,7 @@ def run_one(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, dict[
         own = row["kind"] == "model"
         if own:
             rows[f"{config.stage}, {row['name'].split(', ')[-1]}"] = row["values"]
-        elif config.stage == "flm":  # yardsticks are the same for all methods
+        elif config.stage == "flm":  # baselines are the same for all methods
             rows[row["name"]] = row["values"]
     return rows
 

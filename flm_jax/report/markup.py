@@ -4,6 +4,7 @@ import html
 import json
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 
 def escape(value) -> str:
@@ -119,6 +120,6 @@ def tabs(
     return f'<div class="tabs">{"".join(parts)}<div class="panels">{bodies}</div></div>'
 
 
-def is_number(value) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether the value of a JSON file is a number (a truth value is none)."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -60,6 +60,11 @@ class Tokenizer(Contract, unfinished=True):
     def fingerprint(self) -> str:
         """SHA-256 (hex) over everything that decides what encode and decode return."""
 
+    @property
+    def specials(self) -> set[int]:
+        """PAD, BOS and EOS, those that there are."""
+        return {i for i in (self.bos_id, self.eos_id, self.pad_id) if i is not None}
+
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without BOS, EOS or any other special token."""

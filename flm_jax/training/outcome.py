@@ -21,7 +21,7 @@ from flm_jax import config as config_lib
 from flm_jax import report
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
-from flm_jax.evals import EVALS, YARDSTICKS, truth
+from flm_jax.evals import BASELINES, EVALS, truth
 from flm_jax.evals import base as evals
 from flm_jax.experiment import Experiment
 from flm_jax.host import distributed, files
@@ -141,7 +141,7 @@ def results(run: Run, model: FlowModel, step: int) -> dict:
 
 
 def _table(run: Run, samples: list[Samples]) -> dict:
-    """The evaluators on the samples, on yardsticks fitted on the training rows, on held-out data.
+    """The evaluators on the samples, on baselines fitted on the training rows, on held-out data.
 
     All on the same number of tokens, because entropies of few tokens come out too low.
     """
@@ -165,7 +165,7 @@ def _table(run: Run, samples: list[Samples]) -> dict:
     count, length = samples[0].tokens.shape
     label = label_of(run.experiment)
     named = [(f"{label}, {s.steps} step{'s' * (s.steps > 1)}", "model", s.tokens) for s in samples]
-    for name, draw in YARDSTICKS.items():
+    for name, draw in BASELINES.items():
         named.append((f"{name} sampler", "yardstick", draw(train_rows, count, length, SAMPLE_SEED)))
     if "truth" in run.config.evals:
         marginals = truth.product_of_marginals(train_rows, count, SAMPLE_SEED)
