@@ -11,7 +11,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, TypedDict
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from flm_jax.host import progress
 # OpenWebText (8 million documents, 9 billion tokens) would take hours and fill the memory.
 TRAINING_ROWS = 100_000
 TRAINING_DOCUMENTS = 1_000_000
+# What results.json holds: "columns", "rows" (name, kind, tokens, values by column; None where a
+# value is undefined), and whatever a command adds.
+Results: TypeAlias = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,41 +40,6 @@ class Column:
     help: str
     better: str | None = None
     unit: str | None = None
-
-    def record(self) -> "ColumnRecord":
-        return {
-            "key": self.key,
-            "title": self.title,
-            "help": self.help,
-            "better": self.better,
-            "unit": self.unit,
-        }
-
-
-class ColumnRecord(TypedDict):
-    """A `Column` in JSON."""
-
-    key: str
-    title: str
-    help: str
-    better: str | None
-    unit: str | None
-
-
-class Line(TypedDict):
-    """What was measured on one set of samples; a value is None where it is undefined."""
-
-    name: str
-    kind: str
-    tokens: int
-    values: dict[str, float | None]
-
-
-class Table(TypedDict):
-    """What `table` returns and results.json holds: lines of values by column."""
-
-    columns: list[ColumnRecord]
-    rows: list[Line]
 
 
 class Evaluator(Contract, unfinished=True):
@@ -95,24 +63,24 @@ class Evaluator(Contract, unfinished=True):
 
 def table(
     evaluators: Sequence[Evaluator], named_tokens: Sequence[tuple[str, str, np.ndarray]]
-) -> Table:
+) -> Results:
     """Return {"columns", "rows"}, plain JSON values, one line per (name, kind, tokens_NL).
 
     `kind` is "model", "yardstick" (a baseline) or "data". "tokens" tells how many tokens a line
     was measured on: entropies of few tokens come out too low, so compare lines of one size only.
     """
     columns = [column for evaluator in evaluators for column in evaluator.columns]
-    rows: list[Line] = []
+    rows = []
     for name, kind, tokens_NL in progress.bar(named_tokens, desc="measuring texts", delay=2):
-        values: dict[str, float | None] = {}
+        values = {}
         for evaluator in evaluators:
             values |= {key: _plain(value) for key, value in evaluator(tokens_NL)}
         size = int(np.size(tokens_NL))
         rows.append({"name": name, "kind": kind, "tokens": size, "values": values})
-    return {"columns": [column.record() for column in columns], "rows": rows}
+    return {"columns": [dataclasses.asdict(column) for column in columns], "rows": rows}
 
 
-def format_table(results: Table, width: int | None = None) -> str:
+def format_table(results: Results, width: int | None = None) -> str:
     """Return the table of `table` as aligned plain text, one line per row, titles above.
 
     Columns beyond `width` characters follow in further blocks with the names of the rows again, so

@@ -1,5 +1,6 @@
 """Samples of a model beside n-gram samplers and held-out text, with every metric at hand."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -27,7 +28,7 @@ def table(
     found: Mapping[int, Artefact],
     data: Data | None,
     scorer: gpt2.Scorer | None,
-) -> evals.Table:
+) -> evals.Results:
     """{"columns", "rows"} of `evals.table` for samples by number of steps.
 
     With `data`: text statistics, and rows for n-gram samplers and held-out text, of as many tokens.
@@ -52,4 +53,4 @@ def table(
     for row, stored in zip(measured["rows"], found.values(), strict=False):
         row["values"][_TIME.key] = 1000 * stored.seconds / len(stored.texts)
     columns = {column["key"]: column for column in measured["columns"]}  # an entropy may come twice
-    return {"columns": [*columns.values(), _TIME.record()], "rows": measured["rows"]}
+    return {"columns": [*columns.values(), dataclasses.asdict(_TIME)], "rows": measured["rows"]}

@@ -5,7 +5,7 @@ and the EMA; ``tensor`` shares the vocabulary dimension. Models know nothing of 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,21 +32,23 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The partition of one array by its path, for example "params/blocks/qkv/kernel"."""
+def partition(path: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:
+    """The partition of one array by its path, for example "params/blocks/qkv/kernel".
+
+    ``axis_sizes`` is `Mesh.shape`.
+    """
     for pattern, axes in RULES:
         if re.search(pattern, path) and len(axes) == len(shape):
             axes = ["fsdp" if axis == "?" else axis for axis in axes]
             fits = [
-                a if a and n % mesh.shape[a] == 0 else None
+                a if a and n % axis_sizes[a] == 0 else None
                 for a, n in zip(axes, shape, strict=True)
             ]
             return P(*fits)
-    return _fsdp(shape, mesh)
+    return _fsdp(shape, axis_sizes["fsdp"])
 
 
-def _fsdp(shape: tuple[int, ...], mesh: Mesh) -> P:
-    size = mesh.shape["fsdp"]
+def _fsdp(shape: tuple[int, ...], size: int) -> P:
     if size == 1 or int(np.prod(shape)) < SMALL:
         return P()
     for axis in sorted(range(len(shape)), key=lambda a: -shape[a]):
@@ -62,7 +64,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         name = "/".join(
             str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
         )
-        return NamedSharding(mesh, partition(name, leaf.shape, mesh))
+        return NamedSharding(mesh, partition(name, leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(one, tree)
 

@@ -206,19 +206,20 @@ def make_config(
     """The config of one run of the proof, with ``scale`` times its training steps."""
     from configs import proof
 
-    tree = proof.get_config(f"{language},{method},{size}")
-    tree.seed = seed
-    tree.train.steps = max(2, round(scale * tree.train.steps))
-    tree.optim.warmup_steps = min(tree.optim.warmup_steps, tree.train.steps // 2)
+    tree = proof.get_config(f"{language},{method},{size}").to_dict()
+    train, optim, model = tree["train"], tree["optim"], tree["model"]
+    tree["seed"] = seed
+    train["steps"] = max(2, round(scale * train["steps"]))
+    optim["warmup_steps"] = min(optim["warmup_steps"], train["steps"] // 2)
     earlier = BEFORE.get(method, "flm")
     if earlier:
         source = str(folder / f"{language}_{earlier}_{seed}")
-        # What a residual learns is no denoiser: the network made of both starts as the denoiser.
+        # What a residual learns is not a denoiser: the network made of both starts as the denoiser.
         first = source if earlier != "residual" else str(folder / f"{language}_flm_{seed}")
-        tree.init_from = first
-        needs_teacher = tree.model.two_times and tree.loss.options.get("on_diagonal") != "data"
-        tree.teacher = source if needs_teacher else ""
-    return config_lib.resolve(tree.to_dict())
+        tree["init_from"] = first
+        on_data = tree["loss"]["options"].get("on_diagonal") == "data"
+        tree["teacher"] = source if model["two_times"] and not on_data else ""
+    return config_lib.resolve(tree)
 
 
 def gather(

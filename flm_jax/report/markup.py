@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: float, noun: str) -> str:
     """Return "1 step" or "1,200 steps"."""
     return f"{number(count)} {noun}{'' if count == 1 else 's'}"
 

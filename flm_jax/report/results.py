@@ -31,7 +31,7 @@ def table(run: Run) -> tuple[str, str]:
             _cell(row, column, data.get(column["key"]), i in marks[column["key"]])
             for column in columns
         )
-        kind = escape(_KINDS.get(row["kind"], row["kind"]) + (", repeats itself" * poor[i]))
+        kind = escape(_KINDS.get(row["kind"], str(row["kind"])) + (", repeats itself" * poor[i]))
         lines.append(
             f'<tr class="{escape(row["kind"])}"><th scope="row">{escape(row["name"])}'
             f"<small>{kind}</small></th>{cells}</tr>"

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from flm_jax.flow import space
 from flm_jax.flow.posterior import Combination, Posterior
+from flm_jax.flow.trees import Tree
 from flm_jax.samplers import base
 
 _one_program = False  # what `whole` sets
@@ -54,7 +55,9 @@ def compiled(static_argnames: tuple[str, ...]) -> Callable[[Callable], Callable]
     return decorate
 
 
-def one_by_one(step: Callable, state: Any, steps: int) -> tuple[Any, Any]:
+def one_by_one(
+    step: Callable[[Tree, jax.Array], tuple[Tree, Tree]], state: Tree, steps: int
+) -> tuple[Tree, Tree]:
     """`samplers.base.loop` as a loop of Python: a `lax.scan` would be one more large program."""
     if steps == 0:
         _, one = jax.eval_shape(step, state, jnp.asarray(0, jnp.int32))
