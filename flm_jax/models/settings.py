@@ -1,4 +1,4 @@
-"""What a network is made from: the section "model" of a config, which says what each setting means."""
+"""What a network is made from; a config says what each of these means."""
 
 from typing import Protocol
 
