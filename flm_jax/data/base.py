@@ -15,7 +15,7 @@ SPLITS = ("train", "valid", "test")
 
 
 class Corpus(Contract, unfinished=True):
-    """Documents of text in splits; a row of `DATASETS` is a class of these.
+    """Documents of text in splits; `DATASETS` names classes of these.
 
     The keyword arguments of the constructor are the options a user may set under `data.options`.
     Pickled without the documents: tokenizing processes get a copy to call `detokenize` on.

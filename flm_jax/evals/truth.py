@@ -120,7 +120,7 @@ def documents(tokens_NL: np.ndarray, tokenizer) -> list[str | None]:
 
 
 def measure(language: Language, samples: Sequence[str | None]) -> dict[str, float]:
-    """The values of `COLUMNS` for samples as text; None stands for a row that is no document.
+    """The values of `COLUMNS` for samples as text; None stands for a row that is not a document.
 
     nan where a value is undefined: without valid samples, or for a language that is too large.
     Raises ValueError without samples.

@@ -60,7 +60,7 @@ def define_flags() -> None:
         "rows of configs/proof.py METHODS; those they start from are added",
     )
     flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")
-    flags.DEFINE_string("size", "default", "row of configs/proof.py SIZES, in a folder of its own")
+    flags.DEFINE_string("size", "default", "name in configs/proof.py SIZES, in a folder of its own")
     flags.DEFINE_float("scale", 1.0, "factor on the number of training steps")
     flags.DEFINE_float(
         "grid_power", 4.0, "sampler.grid_power of the second grid of every model; 1 = no second one"

@@ -20,6 +20,7 @@ class Letters:
     """A tokenizer of single letters; upper case is spelled in lower case."""
 
     vocab_size, bos_id, eos_id, pad_id = len(LETTERS) + 3, BOS, EOS, PAD
+    specials = {BOS, EOS, PAD}
 
     def encode(self, text):
         return [3 + LETTERS.index(letter) for letter in text.lower()]
