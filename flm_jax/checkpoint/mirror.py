@@ -1,7 +1,7 @@
 """A second home for the steps of a run: any place that fsspec reaches, copied after the commit.
 
     URL/MIRROR.json             which run owns this place, and its config
-    URL/1200/params/... meta/   the files of a step, MANIFEST.json last: a step without one does not count
+    URL/1200/params/... meta/   the files of a step, MANIFEST.json last: a step without is not one
 
 Each file is read back and compared with its SHA-256; one that agrees already is not copied again,
 so that an interrupted copy goes on where it was. Only numbered folders of a place that this run

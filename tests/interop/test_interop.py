@@ -208,7 +208,7 @@ def test_unreadable_sources(tmp_path):
         "absent.ckpt": "no file or folder",
         "list.ckpt": "holds no dictionary",
         "none.ckpt": "has no weights",
-        "twice.ckpt": "has the tensor vocab_embed.embedding twice; it is not an official checkpoint",
+        "twice.ckpt": "has the tensor vocab_embed.embedding twice; it is not an official",
         "odd.ckpt": "odd.ckpt has no state_dict; give a checkpoint of the official training",
     }.items():
         with pytest.raises(UserError, match=sentence):
