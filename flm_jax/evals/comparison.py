@@ -7,7 +7,7 @@ import numpy as np
 
 from flm_jax.data import Data, fixed_batch
 from flm_jax.data.synthetic import Documents
-from flm_jax.evals import YARDSTICKS, gpt2
+from flm_jax.evals import BASELINES, gpt2
 from flm_jax.evals import base as evals
 from flm_jax.evals.artefact import Artefact
 from flm_jax.evals.base import Evaluator
@@ -28,7 +28,7 @@ def table(
     found: Mapping[int, Artefact],
     data: Data | None,
     scorer: gpt2.Scorer | None,
-) -> dict:
+) -> evals.Results:
     """{"columns", "rows"} of `evals.table` for samples by number of steps.
 
     With `data`: text statistics, and rows for n-gram samplers and held-out text, of as many tokens.
@@ -42,7 +42,7 @@ def table(
         documents = data.corpus.source("train")
         own = Truth if isinstance(documents, Documents) else TextStatistics
         evaluators = [own(tokenizer, train_rows, documents)]
-        for name, sampler in YARDSTICKS.items():
+        for name, sampler in BASELINES.items():
             rows = sampler(train_rows, count, length, SEED)
             named.append((f"{name} sampler", "yardstick", rows))
         held_out = fixed_batch(data.rows["valid"], count, SEED)["tokens"]

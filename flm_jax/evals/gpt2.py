@@ -11,13 +11,14 @@ import functools
 import json
 import os
 import pathlib
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.errors import UserError
+from flm_jax.flow.trees import Params
 from flm_jax.host import folders, progress
 from flm_jax.tokenizers.gpt2 import Gpt2
 
@@ -68,7 +69,7 @@ class Scorer:
     """A loaded GPT-2: parameters on the device, tokenizer, end-of-text id, the folder's name."""
 
     config: Config
-    params: dict[str, Any]
+    params: Params
     tokenizer: Gpt2
     eos_id: int
     name: str
@@ -106,7 +107,7 @@ def load(folder: str | os.PathLike) -> Scorer:
     return Scorer(config, jax.device_put(params), tokenizer, eos_id, folder.name)
 
 
-def features(params: dict, config: Config, tokens_BL: jax.Array, mask_BL: jax.Array) -> jax.Array:
+def features(params: Params, config: Config, tokens_BL: jax.Array, mask_BL: jax.Array) -> jax.Array:
     """The last layer's normalised features, float32 (B, L, D)."""
     length = tokens_BL.shape[1]
     h_BLD = params["tokens"][tokens_BL] + params["positions"][None, :length]
@@ -199,20 +200,23 @@ def _read_config(folder: pathlib.Path) -> tuple[Config, int]:
             "give a folder with a GPT-2 in the Hugging Face layout"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no GPT-2 configuration ({error}); download it again") from None
+        raise UserError(
+            f"{path} is not a GPT-2 configuration ({error}); download it again"
+        ) from None
     for key, values in _ASSUMED.items():
         if raw.get(key, values[0]) not in values:
             raise UserError(
                 f"{path} has {key} = {raw[key]!r}, but only {values[0]!r} is supported; "
                 "use gpt2, gpt2-medium, gpt2-large or gpt2-xl"
             )
-    config = Config(*sizes, epsilon)
+    vocab_size, width, depth, heads, positions = sizes
+    config = Config(vocab_size, width, depth, heads, positions, epsilon)
     if config.width % config.heads or raw.get("n_inner") not in (None, 4 * config.width):
         raise UserError(f"{path} has sizes that no GPT-2 has; use one of the published ones")
     return config, raw.get("eos_token_id", config.vocab_size - 1)
 
 
-def _read_params(folder: pathlib.Path, config: Config) -> dict[str, Any]:
+def _read_params(folder: pathlib.Path, config: Config) -> Params:
     from safetensors import SafetensorError, safe_open
 
     path = folder / _WEIGHTS
@@ -221,7 +225,7 @@ def _read_params(folder: pathlib.Path, config: Config) -> dict[str, Any]:
             where = {}  # name inside the transformer -> (open file, its name there, its path)
             for path in _shards(folder):
                 file = stack.enter_context(safe_open(path, framework="np"))
-                for name in file.keys():  # noqa: SIM118 - the file object is no dictionary
+                for name in file.keys():  # noqa: SIM118 - the file object is not a dictionary
                     where[name.removeprefix("transformer.")] = file, name, path
 
             def tensor(name: str, *shape: int) -> np.ndarray:
@@ -245,7 +249,7 @@ def _read_params(folder: pathlib.Path, config: Config) -> dict[str, Any]:
             return _assemble(tensor, "lm_head.weight" in where, config)
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{path} is missing or no readable safetensors file ({error}); put the "
+                f"{path} is missing or not a readable safetensors file ({error}); put the "
                 f"{_WEIGHTS} of a GPT-2 there (a pytorch_model.bin is not read)"
             ) from None
 
@@ -260,11 +264,11 @@ def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
         if not names or any(pathlib.PurePath(name).name != name for name in names):
             raise ValueError("its weight_map names no files of this folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of shards ({error}); download it again") from None
+        raise UserError(f"{index} is not an index of shards ({error}); download it again") from None
     return [folder / name for name in names]
 
 
-def _assemble(tensor, has_head: bool, config: Config) -> dict[str, Any]:
+def _assemble(tensor: Callable[..., np.ndarray], has_head: bool, config: Config) -> Params:
     """Our parameter dict; blocks are stacked on axis 0 so that a scan can run over them."""
     width = config.width
     blocks: dict[str, np.ndarray] = {}

@@ -86,7 +86,7 @@ class TextStatistics(base.Evaluator):
 
     def __init__(self, tokenizer, train_rows: np.ndarray, train_documents: Iterable[str]):
         self._tokenizer = tokenizer
-        self._separators = sorted({tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} - {None})
+        self._separators = sorted(tokenizer.specials)
         self._words: set[int] = set()
         self._documents: set[int] = set()
         first = itertools.islice(train_documents, base.TRAINING_DOCUMENTS)

@@ -60,7 +60,7 @@ def define_flags() -> None:
         "rows of configs/proof.py METHODS; those they start from are added",
     )
     flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")
-    flags.DEFINE_string("size", "default", "row of configs/proof.py SIZES, in a folder of its own")
+    flags.DEFINE_string("size", "default", "name in configs/proof.py SIZES, in a folder of its own")
     flags.DEFINE_float("scale", 1.0, "factor on the number of training steps")
     flags.DEFINE_float(
         "grid_power", 4.0, "sampler.grid_power of the second grid of every model; 1 = no second one"
@@ -159,7 +159,7 @@ def run_one(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, dict[
         own = row["kind"] == "model"
         if own:
             rows[f"{config.stage}, {row['name'].split(', ')[-1]}"] = row["values"]
-        elif config.stage == "flm":  # yardsticks are the same for all methods
+        elif config.stage == "flm":  # baselines are the same for all methods
             rows[row["name"]] = row["values"]
     return rows
 
@@ -206,19 +206,20 @@ def make_config(
     """The config of one run of the proof, with ``scale`` times its training steps."""
     from configs import proof
 
-    tree = proof.get_config(f"{language},{method},{size}")
-    tree.seed = seed
-    tree.train.steps = max(2, round(scale * tree.train.steps))
-    tree.optim.warmup_steps = min(tree.optim.warmup_steps, tree.train.steps // 2)
+    tree = proof.get_config(f"{language},{method},{size}").to_dict()
+    train, optim, model = tree["train"], tree["optim"], tree["model"]
+    tree["seed"] = seed
+    train["steps"] = max(2, round(scale * train["steps"]))
+    optim["warmup_steps"] = min(optim["warmup_steps"], train["steps"] // 2)
     earlier = BEFORE.get(method, "flm")
     if earlier:
         source = str(folder / f"{language}_{earlier}_{seed}")
-        # What a residual learns is no denoiser: the network made of both starts as the denoiser.
+        # What a residual learns is not a denoiser: the network made of both starts as the denoiser.
         first = source if earlier != "residual" else str(folder / f"{language}_flm_{seed}")
-        tree.init_from = first
-        needs_teacher = tree.model.two_times and tree.loss.options.get("on_diagonal") != "data"
-        tree.teacher = source if needs_teacher else ""
-    return config_lib.resolve(tree.to_dict())
+        tree["init_from"] = first
+        on_data = tree["loss"]["options"].get("on_diagonal") == "data"
+        tree["teacher"] = source if model["two_times"] and not on_data else ""
+    return config_lib.resolve(tree)
 
 
 def gather(

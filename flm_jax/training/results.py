@@ -17,7 +17,7 @@ import numpy as np
 from flm_jax import config as config_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
-from flm_jax.evals import EVALS, YARDSTICKS, truth
+from flm_jax.evals import BASELINES, EVALS, truth
 from flm_jax.evals import base as evals
 from flm_jax.experiment import Experiment
 from flm_jax.host import command, distributed, files
@@ -133,7 +133,7 @@ def results(session: Session, model: FlowModel, step: int) -> dict:
 
 
 def _table(session: Session, samples: list[Samples]) -> dict:
-    """The evaluators on the samples, on yardsticks fitted on the training rows, on held-out data.
+    """The evaluators on the samples, on baselines fitted on the training rows, on held-out data.
 
     All on the same number of tokens, because entropies of few tokens come out too low.
     """
@@ -157,7 +157,7 @@ def _table(session: Session, samples: list[Samples]) -> dict:
     count, length = samples[0].tokens.shape
     label = _label(session.experiment)
     named = [(f"{label}, {s.steps} step{'s' * (s.steps > 1)}", "model", s.tokens) for s in samples]
-    for name, draw in YARDSTICKS.items():
+    for name, draw in BASELINES.items():
         named.append((f"{name} sampler", "yardstick", draw(train_rows, count, length, SAMPLE_SEED)))
     if "truth" in session.config.evals:
         marginals = truth.product_of_marginals(train_rows, count, SAMPLE_SEED)

@@ -59,7 +59,7 @@ def test_a_config_then_its_folder(tmp_path):
 
     for words, sentence in (
         ([str(tmp_path)], "holds no prepared rows; give a folder that flm_jax.data.prepare made"),
-        ([str(tmp_path / "no")], "is no folder; give a folder"),
+        ([str(tmp_path / "no")], "is not a folder; give a folder"),
         ([str(tmp_path / "cache"), "--split=dev"], "no split 'dev' in"),
         ([str(tmp_path / "cache"), "more"], "unexpected word 'more'"),
         ([str(tmp_path / "cache"), f"--config={tmp_path}/c.py"], "either the folder"),

@@ -88,7 +88,7 @@ def test_folders_that_do_not_go_together(made, tmp_path):
         data.load_data(section(tmp_path / "a"), {})
     for options, sentence in (
         ({}, "needs options.path: the --data_dir"),
-        ({"path": str(tmp_path / "nowhere")}, "nowhere is no folder; give a folder that"),
+        ({"path": str(tmp_path / "nowhere")}, "nowhere is not a folder; give a folder that"),
     ):
         with pytest.raises(errors.UserError, match=sentence):
             data.load_data({**section(""), "options": options}, {})

@@ -196,6 +196,9 @@ def test_bad_arguments_get_a_sentence(tokenizer, tmp_path):
     unpadded = types.SimpleNamespace(name="gpt2", pad_id=None)
     with pytest.raises(errors.UserError, match="needs padding, but tokenizer 'gpt2' has no padd"):
         data.pack(Letters(), unpadded, "train", 8, tmp_path, packing="one_per_row")
+    endless = types.SimpleNamespace(name="theirs", bos_id=1, eos_id=None)
+    with pytest.raises(errors.UserError, match="tokenizer 'theirs' has no EOS; choose one that"):
+        data.pack(Letters(), endless, "train", 8, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.UserError, match=r"cannot write packed rows to .*\$FLM_JAX_CACHE"):
         data.pack(Letters(), tokenizer, "train", 8, tmp_path / "file")

@@ -58,7 +58,7 @@ def test_packed_rows_are_the_documents_and_wrapped_ones_are_not(language, tmp_pa
     rows_NL, texts = loaded.rows["train"][:], loaded.corpus.source("train")
     assert truth.documents(rows_NL, loaded.tokenizer) == list(texts)
     assert len(rows_NL) == 3000 and loaded.tokenizer.vocab_size < 60
-    assert len(np.unique(rows_NL[:, -1])) == 1  # the n-gram yardsticks ask for it
+    assert len(np.unique(rows_NL[:, -1])) == 1  # the n-gram baselines ask for it
     values = truth.measure(loaded.corpus.language, texts)
     assert values["valid"] == 1
     args = (loaded.corpus, loaded.tokenizer, "train", LENGTHS[language] + 2, tmp_path)
@@ -255,7 +255,7 @@ def test_the_table_of_a_run_gets_its_numbers(language, tmp_path):
     named = [("marginals", "yardstick", truth.product_of_marginals(train, 500, 0))]
     named += [
         (name, "yardstick", draw(train, 500, LENGTHS[language], 0))
-        for name, draw in evals.YARDSTICKS.items()
+        for name, draw in evals.BASELINES.items()
     ]
     table = base.table([evaluator], [*named, ("held-out", "data", valid)])
     shares = [row["values"]["valid"] for row in table["rows"]]

@@ -168,7 +168,7 @@ def test_the_cap_of_the_logits_can_be_chosen(shared, tmp_path, caplog):
     source = shared / "golden/ckpt/flm_feb_two_emas.ckpt"
     choices = Choices(tokenizer=letters, logit_cap=0.0)
     model = inference.load(convert(source, tmp_path / "run", choices))
-    assert "holds a list of averages" in caplog.text and "--logit_cap=0" in caplog.text
+    assert "holds a list of EMAs" in caplog.text and "--logit_cap=0" in caplog.text
     direct = flm_jax.load(source, tokenizer=letters, logit_cap=0.0)
     assert direct.config == model.config and direct.config.model.logit_cap == 0.0
     recorded = np.load(shared / "golden/ckpt/flm_feb_two_emas_expected.npz")

@@ -163,7 +163,7 @@ def test_files_of_another_origin_are_not_overwritten(run, tmp_path):
         (b"", "lines are missing"),
     ):
         path.write_bytes(damage)
-        with pytest.raises(UserError, match=rf"is no whole file of samples \(.*{what}.*remove it"):
+        with pytest.raises(UserError, match=rf"not a whole file of samples \(.*{what}.*remove it"):
             evaluate(options(run, **asked))
 
 

@@ -85,6 +85,7 @@ FOREIGN = {
     "data/python_prose.py": 1,
     "host/download.py": 1,
     "host/memory.py": 1,
+    "host/numerics.py": 1,
     "host/sharding.py": 3,
     "host/watchdog.py": 2,
     "interop/pickle_machine.py": 1,

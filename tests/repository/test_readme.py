@@ -79,7 +79,7 @@ def test_the_map_of_the_code_names_folders_that_exist():
 
 
 @pytest.mark.slow
-def test_the_quickstart_ends_in_a_table_of_model_yardsticks_and_data(tmp_path):
+def test_the_quickstart_ends_in_a_table_of_model_baselines_and_data(tmp_path):
     small = {"train.steps": 2, "train.batch_size": 8, "train.eval_rows": 8, "train.sample_every": 0}
     small |= {"sampler.steps": (1, 2), "sampler.num_samples": 8, "sampler.batch_size": 8}
     config = config_lib.load("configs/quickstart.py", small)

@@ -133,7 +133,7 @@ def profile() -> None:
     def of(space: str) -> tuple[dict[str, float], str]:
         planned = plans[space]
         prepared, width = prepare(planned), planned.config.model.width
-        known = profiling.operations(prepared.compiled.as_text())
+        known = profiling.operations(prepared.compiled.as_text() or "")
         prepared.run()  # warms up
         found, wall = profiling.profile(prepared.run, known, folder / space, planned.repeats)
         kinds = profiling.by_kind(found, known, planned.vocab_size, width)

@@ -18,6 +18,7 @@ from flm_jax.flow import noise
 from flm_jax.flow.combination import Combination
 from flm_jax.flow.logits import LazyLogits
 from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.trees import Tree
 from flm_jax.samplers import loops
 
 _one_program = False  # what `whole` sets
@@ -56,7 +57,9 @@ def compiled(static_argnames: tuple[str, ...]) -> Callable[[Callable], Callable]
     return decorate
 
 
-def one_by_one(step: Callable, state: Any, steps: int) -> tuple[Any, Any]:
+def one_by_one(
+    step: Callable[[Tree, jax.Array], tuple[Tree, Tree]], state: Tree, steps: int
+) -> tuple[Tree, Tree]:
     """`samplers.loops.loop` as a loop of Python: a `lax.scan` would be one more large program."""
     if steps == 0:
         _, one = jax.eval_shape(step, state, jnp.asarray(0, jnp.int32))

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 
@@ -57,7 +57,7 @@ KINDS: dict[str, Check] = {
     "sampler/two_model_": sampling.two_model,
     "sampler/two_stage_": sampling.two_stage,
     "train/adamw": training.train,
-    "train/ema": training.average,
+    "train/ema": training.ema,
     "init/random": initial.random,
     "init/student": initial.student,
     "ckpt/": forward.checkpoint,
@@ -82,7 +82,7 @@ def run(
     """Every comparison of every case whose name has ``only`` in it (or matches it, as a pattern).
 
     ``emit`` is called with each row as it is made, in the order of the cases. Nothing that is
-    wrong with a case stops the run or is left out: it becomes a row that is not ok. With ``jobs``
+    wrong with a case stops the run or is omitted: it becomes a row that is not ok. With ``jobs``
     above 1 that many processes share the cases; most of the time goes into compiling. ``whole``
     compiles every loss and sampler as one program (`programs.whole`).
 
@@ -118,7 +118,9 @@ def end_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever; this ends it."""
 
     def watch():
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # a worker has one
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -177,7 +179,7 @@ def chosen(name: str, only: str) -> bool:
     return not only or only in name or fnmatch.fnmatchcase(name, only)
 
 
-def longest(table: dict, name: str):
+def longest(known: Mapping[str, Check], name: str) -> Check | None:
     """The value of the longest key that ``name`` begins with, or None."""
-    keys: Iterable[str] = (key for key in table if name.startswith(key))
-    return table.get(max(keys, key=len, default=""))
+    keys: Iterable[str] = (key for key in known if name.startswith(key))
+    return known.get(max(keys, key=len, default=""))

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from flm_jax import config as config_lib
 from flm_jax.experiment import Experiment
 from flm_jax.flow import space as space_lib
+from flm_jax.flow.trees import Params
 from flm_jax.host import numerics
 from flm_jax.lab.benchmark.measure import Calls, frozen_models, networks
 from flm_jax.models.dit import count_parameters
@@ -34,8 +34,8 @@ class Work:
 
     config: config_lib.Config
     vocab_size: int
-    state: Any
-    frozen: Any
+    state: step_lib.TrainState
+    frozen: dict[str, Params]
     projected: bool
     joint_width: int
     evaluations: float
@@ -57,9 +57,9 @@ class Work:
 class Program:
     """A training step with the shapes of its arguments (state, frozen, tokens, mask, key)."""
 
-    step: Callable[..., Any]
+    step: Callable[..., tuple[step_lib.TrainState, dict[str, jax.Array]]]
     state: step_lib.TrainState
-    frozen: dict[str, Any]
+    frozen: dict[str, Params]
     batch: tuple[int, int]
     calls: Calls  # counts while the step is traced
 
@@ -75,7 +75,7 @@ class Program:
         mask = jax.ShapeDtypeStruct(self.batch, jnp.float32)
         return self.state, self.frozen, tokens, mask, jax.eval_shape(lambda: numerics.key(0))
 
-    def compiled(self) -> Any:
+    def compiled(self) -> jax.stages.Compiled:
         """Compiled as training does it: the state is given away and comes back."""
         return jax.jit(self.step, donate_argnums=0).lower(*self.arguments).compile()
 
