@@ -7,7 +7,15 @@ validation.py    every clash explained before anything compiles
 """
 
 from flm_jax.config.building import build, build_sampler
-from flm_jax.config.loading import differences, from_json, load, resolve, to_dict, to_json
+from flm_jax.config.loading import (
+    differences,
+    from_json,
+    load,
+    resolve,
+    resolve_section,
+    to_dict,
+    to_json,
+)
 from flm_jax.config.settings import (
     Clock,
     Config,
@@ -48,6 +56,7 @@ __all__ = [
     "load",
     "mesh_shape",
     "resolve",
+    "resolve_section",
     "sampler_problems",
     "to_dict",
     "to_json",

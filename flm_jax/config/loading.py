@@ -23,6 +23,8 @@ from flm_jax.registry import nearest
 # the row of the section's table that had it).
 _MOVED = (("sampler", "gamma", "gamma", "flow_map"),)
 
+_Section = typing.TypeVar("_Section")
+
 _CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -50,7 +52,38 @@ def resolve(config: Any) -> Config:
     """
     if isinstance(config, Config):
         return config
-    return _resolve_section(_with_new_names(_plain(config, "the config")), Config, "")
+    return resolve_section(Config, _with_new_names(_plain(config, "the config")))
+
+
+def resolve_section(
+    section: type[_Section], values: _Section | collections.abc.Mapping, name: str = ""
+) -> _Section:
+    """A section of the config, say `Data`, from its values; missing knobs take their default.
+
+    Args:
+      values: by key, of any type that can be converted; or the section itself.
+      name: of the section in messages, "data".
+
+    Raises UserError for an unknown key (with the nearest known one) or a value of a wrong type.
+    """
+    if isinstance(values, section):
+        return values
+    hints = typing.get_type_hints(section)
+    if not isinstance(values, collections.abc.Mapping):
+        raise UserError(
+            f"config section {name!r} is {values!r} but must be a section with the keys "
+            + ", ".join(hints)
+        )
+    found = {}
+    for key, value in values.items():
+        full = f"{name}.{key}" if name else key
+        if key not in hints:
+            raise _unknown_key(full, list(hints))
+        if dataclasses.is_dataclass(hints[key]):
+            found[key] = resolve_section(hints[key], value, full)
+        else:
+            found[key] = coerce(value, hints[key], full)
+    return section(**found)
 
 
 def to_dict(config: Config) -> dict:
@@ -140,26 +173,6 @@ def _without_removed(tree: Any) -> Any:
         if isinstance(part, dict):
             part.pop(name, None)
     return tree
-
-
-def _resolve_section(tree: Any, section: type, prefix: str) -> Any:
-    if dataclasses.is_dataclass(type(tree)):
-        tree = dataclasses.asdict(tree)
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"config section {prefix[:-1]!r} is {tree!r} but must be a section with the keys "
-            + ", ".join(field.name for field in dataclasses.fields(section))
-        )
-    hints = typing.get_type_hints(section)
-    values = {}
-    for name, value in tree.items():
-        if name not in hints:
-            raise _unknown_key(f"{prefix}{name}", list(hints))
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = _resolve_section(value, hints[name], f"{prefix}{name}.")
-        else:
-            values[name] = coerce(value, hints[name], f"{prefix}{name}")
-    return section(**values)
 
 
 def _plain(config: Any, where: str) -> dict:

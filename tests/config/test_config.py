@@ -13,6 +13,7 @@ from config_changes import Distilling, changed, sentence
 from flm_jax import config as config_lib
 from flm_jax import data, losses, samplers, tokenizers
 from flm_jax.config import Config, settings
+from flm_jax.configs import common
 
 TABLES = {
     "loss": losses.LOSSES,
@@ -47,13 +48,38 @@ def config_file(tmp_path):
 # The files
 
 
-def test_common_shows_every_knob_with_its_default():
-    shown = config_lib.load("configs/common.py")
-    for key, _ in settings.knobs():
-        assert settings.value_at(shown, key) == settings.value_at(Config(), key), key
-    source = (ROOT / "configs/common.py").read_text()
-    missing = [key for key, _ in settings.knobs() if key.rpartition(".")[2] not in source]
-    assert not missing
+def test_common_starts_from_the_defaults_and_takes_what_users_write(config_file):
+    assert config_lib.load("configs/common.py") == Config()
+    model = dataclasses.asdict(Config().model)
+    assert model | common.PRESETS["small"] == model
+    changes = """
+        from flm_jax.configs import common
+
+        def get_config(stage="pretrain"):
+            config = common.get_config(stage)
+            config.optim.learning_rate = 1
+            config.sampler.steps = [1, 8]
+            config.data.options.path = "a.txt"
+            config.data.options.update(parts=[1, 2])
+            config.model.update(common.PRESETS["tiny"], dropout=0)
+            config.tokenizer = common.pieces(64)
+            config.evals = ["truth"]
+            config.eval_options.truth = dict(rows=3)
+            config.teacher = "runs/a"
+            return config
+        """
+    assert config_lib.load(config_file(changes)) == changed(
+        optim__learning_rate=1.0,
+        sampler__steps=(1, 8),
+        data__options={"path": "a.txt", "parts": [1, 2]},
+        model={**model, **common.PRESETS["tiny"], "dropout": 0.0},
+        tokenizer={"name": "sentencepiece", "options": {"vocab_size": 64}},
+        evals=("truth",),
+        eval_options={"truth": {"rows": 3}},
+        teacher="runs/a",
+    )
+    changes = changes.replace("config.optim.learning_rate", "config.optim.learnin_rate")
+    assert "did you mean optim.learning_rate?" in sentence(config_lib.load, config_file(changes))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

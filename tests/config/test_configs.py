@@ -6,10 +6,10 @@ import pathlib
 import pytest
 import tiny
 
-from configs import common
 from flm_jax import config as config_lib
 from flm_jax import experiment
 from flm_jax.checkpoint import Checkpoints
+from flm_jax.configs import common
 from flm_jax.errors import UserError
 from flm_jax.training import loop
 

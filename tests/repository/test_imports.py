@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "cli": LAYER_1 | LAYER_2 | LAYER_3 | {"training", "lab"},
     "main": {"cli", "config", "host", "experiment", "training"},
     "flm_jax": {"inference"},  # the public names in flm_jax/__init__.py, lazily
-    "configs": {"configs"},
+    "configs": {"configs", "config"},
 }
 
 # Library to the rooms that may import it, anywhere in the file.
