@@ -1,7 +1,8 @@
 """Configuration: from a file in ``configs/`` and command-line overrides to a frozen `Config`.
 
 settings.py      the knobs with defaults, meanings and limits
-loading.py       file or dict -> Config; Config <-> JSON; what differs between two configs
+files.py         --config=FILE:STAGE -> what get_config of the file gives
+loading.py       that, a dict or JSON -> Config; Config -> JSON; what differs between two
 building.py      a row of a table (loss, sampler, data set, ...) from its options
 validation.py    every clash explained before anything compiles
 """

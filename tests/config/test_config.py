@@ -3,8 +3,6 @@
 import dataclasses
 import pathlib
 import re
-import sys
-import textwrap
 import typing
 
 import pytest
@@ -34,18 +32,7 @@ class Plain:
     limit: int | None = None
 
 
-@pytest.fixture
-def config_file(tmp_path):
-    """Writes a config file and returns its path as text."""
-
-    def write(text, name="mine.py"):
-        (tmp_path / name).write_text(textwrap.dedent(text))
-        return str(tmp_path / name)
-
-    return write
-
-
-# The files
+# The files of ours; how files are found and run is in test_config_files.py
 
 
 def test_common_starts_from_the_defaults_and_takes_what_users_write(config_file):
@@ -100,41 +87,6 @@ def test_own_text_is_a_matter_of_one_override(tmp_path):
     missing = config_lib.load("configs/text_files.py").data
     args = (data.DATASETS, missing.name, missing.options, "data set")
     assert "needs options.path" in sentence(config_lib.build, *args)
-
-
-def test_stage_after_the_colon():
-    assert config_lib.load("configs/python_prose.py:characters").tokenizer.name == "characters"
-    assert "no stage 'distil'" in sentence(config_lib.load, "configs/quickstart.py:distil")
-
-
-def test_config_files_work_from_any_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p and pathlib.Path(p) != ROOT])
-    for name in [name for name in sys.modules if name.split(".")[0] == "configs"]:
-        monkeypatch.delitem(sys.modules, name)
-    assert config_lib.load(str(ROOT / "configs/quickstart.py")).data.name == "unicode_names"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("x = (", "mine.py, line 1: SyntaxError"),
-        ("\n\nimport nothing_of_the_kind", "mine.py, line 3: ModuleNotFoundError"),
-        ("def get_config():\n    return 1 / 0", "mine.py, line 2: ZeroDivisionError"),
-        ("config = 3", "must define get_config()"),
-        ("def get_config():\n    return 3", "must return a ConfigDict"),
-        ("def get_config():\n    pass", "must return a ConfigDict"),
-    ],
-)
-def test_broken_config_files(config_file, text, expected):
-    assert expected in sentence(config_lib.load, config_file(text))
-
-
-def test_missing_config_files(config_file, tmp_path):
-    assert "did you mean configs/quickstart.py?" in sentence(config_lib.load, "quickstrat.py")
-    assert "is a folder" in sentence(config_lib.load, str(tmp_path))
-    path = config_file("def get_config():\n    return {}")
-    assert "takes no argument, but got 'x'" in sentence(config_lib.load, path + ":x")
 
 
 # Values

@@ -150,7 +150,9 @@ def test_text_and_tokenizer_of_the_users_own(tmp_path, monkeypatch):
     assert sentence(data.plan, text, {"name": broken}, tmp_path) == "tokenizer " + failed
     args = (evals.EVALS, broken, {}, "evaluator")
     assert sentence(config_lib.build, *args, tokenizer=made.tokenizer) == "evaluator " + failed
-    (tmp_path / "flm_tokenizer.json").write_text(json.dumps(dict(name=broken, fingerprint="", files={})))
+    (tmp_path / "flm_tokenizer.json").write_text(
+        json.dumps(dict(name=broken, fingerprint="", files={}))
+    )
     assert sentence(tokenizers.load, tmp_path) == "tokenizer " + failed
 
 
