@@ -93,7 +93,7 @@ def test_defaults_and_edges_are_valid():
         ),
         ({"teacher": "runs/a"}, "teacher='runs/a' is set but loss 'flow_matching' uses none"),
         ({"model__two_times": True}, "a network of one time but model.two_times=True"),
-        ({"loss": DISTILLING, "model__two_times": True}, "loss 'psd' needs a teacher"),
+        ({"loss": DISTILLING, "model__two_times": True}, "loss 'psd' needs a teacher; give --con"),
         ({"loss": DISTILLING, "teacher": "t"}, "model.two_times=False; set model.two_times=True"),
     ],
 )
