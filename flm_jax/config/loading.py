@@ -55,7 +55,7 @@ def resolve(config: Any) -> Config:
 def resolve_section(
     section: type[_Section], values: _Section | collections.abc.Mapping, name: str = ""
 ) -> _Section:
-    """A section of the config, say `Data`, from its values; missing knobs take their default.
+    """A section of the config, from its values; missing knobs take their default.
 
     Args:
       values: by key, of any type that can be converted; or the section itself.

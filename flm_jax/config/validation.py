@@ -59,7 +59,7 @@ def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
 
 
 def validate_section(section: Any) -> None:
-    """Raises UserError unless every value of one section, say a `Sampler`, is within its limits."""
+    """Raises UserError unless every value of one section is within its limits."""
     values = dataclasses.asdict(section)
     found = (knobs.problem(f.name, values[f.name], f) for f in dataclasses.fields(section))
     problems = [sentence for sentence in found if sentence]
