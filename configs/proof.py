@@ -14,7 +14,7 @@ duo_curriculum, a stage before it) and ar (autoregressive). Sizes: default, and 
 width, four times the batch and twice the steps of a flow map.
 """
 
-from configs import common
+from flm_jax.configs import common
 from flm_jax.errors import UserError
 
 # data.length, options of the language, tokenizer, training steps of a denoiser and of a flow map

@@ -1,13 +1,22 @@
 """Configuration: from a file in ``configs/`` and command-line overrides to a frozen `Config`.
 
 settings.py      the knobs with defaults, meanings and limits
-loading.py       file or dict -> Config; Config <-> JSON; what differs between two configs
+files.py         --config=FILE:STAGE -> what get_config of the file gives
+loading.py       that, a dict or JSON -> Config; Config -> JSON; what differs between two
 building.py      a row of a table (loss, sampler, data set, ...) from its options
 validation.py    every clash explained before anything compiles
 """
 
 from flm_jax.config.building import build, build_sampler
-from flm_jax.config.loading import differences, from_json, load, resolve, to_dict, to_json
+from flm_jax.config.loading import (
+    differences,
+    from_json,
+    load,
+    resolve,
+    resolve_section,
+    to_dict,
+    to_json,
+)
 from flm_jax.config.settings import (
     Clock,
     Config,
@@ -50,6 +59,7 @@ __all__ = [
     "load",
     "mesh_shape",
     "resolve",
+    "resolve_section",
     "suits",
     "to_dict",
     "to_json",

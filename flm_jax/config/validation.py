@@ -59,7 +59,7 @@ def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
 
 
 def validate_section(section: Any) -> None:
-    """Raises UserError unless every value of one section, say a `Sampler`, is within its limits."""
+    """Raises UserError unless every value of one section is within its limits."""
     values = dataclasses.asdict(section)
     found = (knobs.problem(f.name, values[f.name], f) for f in dataclasses.fields(section))
     problems = [sentence for sentence in found if sentence]
@@ -267,16 +267,19 @@ def _check_evaluators(config: Config, table: collections.abc.Mapping[str, Any]) 
 def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
     problems = []
     if loss.needs.teacher and not config.teacher:
-        problems.append(f"loss {name!r} needs a teacher; set teacher=CHECKPOINT")
-    if config.teacher and not loss.needs.teacher:
+        problems.append(
+            f"loss {name!r} needs a teacher; give --config.teacher=WORKDIR, that of the run which "
+            "it learns from, or another checkpoint"
+        )
+    elif config.teacher and not loss.needs.teacher:
         problems.append(
             f"teacher={config.teacher!r} is set but loss {name!r} uses none; "
             "remove teacher or choose a distillation loss"
         )
-    if config.init_from == "teacher" and not config.teacher:
+    elif config.init_from == "teacher" and not config.teacher:
         problems.append(
             "init_from='teacher' starts from the network that teacher names, but teacher is "
-            "empty; set teacher=CHECKPOINT or init_from=''"
+            "empty; give --config.teacher=CHECKPOINT or set init_from=''"
         )
     if config.model.attention == "tokamax" and loss.needs.forward_derivatives:
         problems.append(

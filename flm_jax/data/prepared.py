@@ -2,9 +2,9 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from flm_jax import errors, tokenizers
+from flm_jax import config, errors, tokenizers
 from flm_jax.data import base, statistics
 from flm_jax.data.rows import Rows, prepared_below
 from flm_jax.host import folders
@@ -75,7 +75,7 @@ class Prepared(base.Corpus):
             "characters": dict.fromkeys(documents),
         }
 
-    def rows(self, split: str, section: Mapping) -> Rows:
+    def rows(self, split: str, section: config.Data) -> Rows:
         """The rows of a split, if they are what the data section of a config asks for.
 
         Raises:
@@ -83,15 +83,17 @@ class Prepared(base.Corpus):
         """
         base.check_split(self, split)
         rows = self._rows[split]
-        for key in ("length", "packing"):
-            if rows.manifest[key] != section[key]:
+        for key, asked in (("length", section.length), ("packing", section.packing)):
+            if rows.manifest[key] != asked:
                 raise errors.UserError(
                     f"{rows.path} was prepared with data.{key}={rows.manifest[key]}, but the "
-                    f"config has {section[key]}; set data.{key}={rows.manifest[key]}"
+                    f"config has {asked}; set data.{key}={rows.manifest[key]}"
                 )
         return rows
 
-    def check_tokenizer(self, section: Mapping, given: tokenizers.Tokenizer | None) -> None:
+    def check_tokenizer(
+        self, section: config.Tokenizer, given: tokenizers.Tokenizer | None
+    ) -> None:
         """Raises UserError unless the rows were made with the tokenizer that is asked for.
 
         Args:
@@ -102,7 +104,7 @@ class Prepared(base.Corpus):
         if given is not None:
             statistics.check_tokenizer(first, given, "the tokenizer of the model")
             return
-        name, size = section.get("name", ""), (section.get("options") or {}).get("vocab_size")
+        name, size = section.name, section.options.get("vocab_size")
         ours = self.tokenizer
         if name and name != ours.name or size and int(size) != ours.vocab_size:
             wanted = f"{name}, {size} ids" if size else name

@@ -48,7 +48,8 @@ def text_setup(
                 "workdir of its run"
             )
         options = section["options"] | ({"folder": str(folder)} if folder is not None else {})
-        tokenizer = tokenizers.build({**section, "options": options}, lambda: ())
+        recipe = config_lib.build(tokenizers.TOKENIZERS, section["name"], options, "tokenizer")
+        tokenizer = recipe.build(lambda: ())
     config_lib.validate_vocabulary(found.sizes.vocab_size, tokenizer.vocab_size, str(found.path))
     if length < 3:
         raise UserError(f"length={length} must be at least 3: BOS, one token, EOS")

@@ -106,7 +106,7 @@ def check(
     grid_power: float,
 ) -> None:
     """UserError unless all are known: better now than after hours of training."""
-    from configs import proof
+    from flm_jax.configs import proof
 
     for what, given, known in (
         ("languages", languages, proof.LANGUAGES),
@@ -204,7 +204,7 @@ def make_config(
     size: str = "default",
 ) -> config_lib.Config:
     """The config of one run of the proof, with ``scale`` times its training steps."""
-    from configs import proof
+    from flm_jax.configs import proof
 
     tree = proof.get_config(f"{language},{method},{size}").to_dict()
     train, optim, model = tree["train"], tree["optim"], tree["model"]

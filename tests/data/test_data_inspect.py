@@ -9,8 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+from recipes import make_tokenizer
 
-from flm_jax import data, errors, tokenizers
+from flm_jax import data, errors
 from flm_jax.data import base, page, rows, shards, statistics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -160,7 +161,7 @@ def test_the_page_is_whole_escaped_and_its_bars_are_the_counts(prepared):
 
 
 def test_a_folder_with_another_tokenizer_is_refused_naming_both(prepared):
-    other = tokenizers.build({"name": "characters"}, lambda: ["xyz"])
+    other = make_tokenizer({"name": "characters"}, lambda: ["xyz"])
     found = prepared.rows["train"]
     other.save(found.path / rows.TOKENIZER_FOLDER)
     with pytest.raises(errors.UserError) as caught:

@@ -8,8 +8,9 @@ import sys
 import types
 
 import pytest
+from recipes import make_tokenizer
 
-from flm_jax import data, errors, tokenizers
+from flm_jax import data, errors
 from flm_jax.data import speed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def run(tmp_path, *words):
 
 def test_whole_batches_are_counted_for_the_time_asked_for(text, tmp_path, monkeypatch):
     corpus = data.load_corpus({"name": "text_files", "options": {"path": str(text)}})
-    tokenizer = tokenizers.build({"name": "characters"}, lambda: corpus.source("train"))
+    tokenizer = make_tokenizer({"name": "characters"}, lambda: corpus.source("train"))
     rows = data.pack(corpus, tokenizer, "train", 8, tmp_path / "cache")
     ticks = iter(range(100))
     clock = types.SimpleNamespace(

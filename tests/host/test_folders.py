@@ -4,9 +4,9 @@ import pathlib
 import pwd
 
 import pytest
+from recipes import make_tokenizer
 
 import flm_jax
-from flm_jax import tokenizers
 from flm_jax.cli import flags as command_line
 from flm_jax.data import base
 from flm_jax.data.published import base as published
@@ -68,7 +68,7 @@ def test_without_a_home_what_needs_one_says_so(no_home, tmp_path, monkeypatch):
         lambda: base.cache_folder("~/here"),
         lambda: flm_jax.load("~/run"),
         lambda: vocabulary_files.find("t", "", (("vocab.txt",),), ("some/t",)),
-        lambda: tokenizers.build({"name": "gpt2", "options": {}}, []),
+        lambda: make_tokenizer({"name": "gpt2", "options": {}}, []),
     ):
         with pytest.raises(UserError, match="home folder, but there is none: .*FLM_JAX_CACHE=FOLD"):
             act()

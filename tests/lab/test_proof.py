@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from configs import proof as proof_config
+from flm_jax.configs import proof as proof_config
 from flm_jax.errors import UserError
 from flm_jax.lab import proof
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from configs import common
 from flm_jax import config as config_lib
+from flm_jax.configs import common
 from flm_jax.errors import UserError
 from flm_jax.models import attention, dit
 from flm_jax.models.layers import TimeEmbedding

@@ -78,7 +78,7 @@ FOREIGN = {
     "checkpoint/stores.py": 1,
     "cli/streams.py": 1,
     "config/coercion.py": 3,
-    "config/loading.py": 2,
+    "config/loading.py": 1,
     "contracts.py": 1,
     "data/documents.py": 2,
     "data/published/streams.py": 1,

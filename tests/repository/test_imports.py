@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "cli": LAYER_1 | LAYER_2 | LAYER_3 | {"training", "lab"},
     "main": {"cli", "config", "host", "experiment", "training"},
     "flm_jax": {"inference"},  # the public names in flm_jax/__init__.py, lazily
-    "configs": {"configs"},
+    "configs": {"configs", "config"},
 }
 
 # Library to the rooms that may import it, anywhere in the file.
@@ -108,8 +108,10 @@ def violations(path: str, source: str) -> list[str]:
     found = []
     for name, line, at_top in imports(path, source):
         library, _, rest = name.partition(".")
-        if library in ("flm_jax", "configs"):
-            target = rest.partition(".")[0] if library == "flm_jax" else "configs"
+        if library == "configs":
+            found.append(f"{path}:{line}: {name} may be a user's; ours is flm_jax.configs")
+        if library == "flm_jax":
+            target = rest.partition(".")[0]
             # `from flm_jax import __version__` has no room: only names in the table are judged
             if target not in (room, *OPEN) and target not in MAY_IMPORT[room]:
                 found.append(f"{path}:{line}: {room} may not import {name}")
@@ -166,6 +168,8 @@ def test_imports_follow_the_architecture(file):
         ("flm_jax/__init__.py", "from flm_jax import inference"),
         ("flm_jax/utils.py", ""),
         ("configs/mine.py", "from flm_jax.losses import LOSSES"),
+        ("configs/mine.py", "from configs import common"),
+        ("configs/mine.py", "from . import common"),
     ],
 )
 def test_planted_violations_are_found(path, source):
@@ -196,7 +200,8 @@ def test_planted_violations_are_found(path, source):
         ),
         ("flm_jax/main.py", "from flm_jax import config, training"),
         ("flm_jax/__init__.py", "def load(path):\n    from flm_jax import inference"),
-        ("configs/mine.py", "from ml_collections import ConfigDict\nfrom configs import common"),
+        ("configs/mine.py", "from ml_collections import ConfigDict\nfrom flm_jax import config"),
+        ("configs/mine.py", "from flm_jax.configs import common"),
     ],
 )
 def test_what_is_allowed_passes(path, source):
