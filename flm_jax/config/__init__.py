@@ -7,7 +7,15 @@ validation.py    every clash explained before anything compiles
 """
 
 from flm_jax.config.building import build, build_sampler
-from flm_jax.config.loading import differences, from_json, load, resolve, to_dict, to_json
+from flm_jax.config.loading import (
+    changed,
+    differences,
+    from_json,
+    load,
+    resolve,
+    to_dict,
+    to_json,
+)
 from flm_jax.config.settings import (
     Clock,
     Config,
@@ -43,6 +51,7 @@ __all__ = [
     "Train",
     "build",
     "build_sampler",
+    "changed",
     "differences",
     "from_json",
     "load",

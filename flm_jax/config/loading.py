@@ -37,8 +37,13 @@ def load(path: str, overrides: collections.abc.Mapping[str, Any] | None = None) 
 
     Raises UserError if the file is missing, fails, or does not fit.
     """
-    tree = _plain(_call_get_config(path), path)
-    for key, value in (overrides or {}).items():
+    return changed(_plain(_call_get_config(path), path), overrides or {})
+
+
+def changed(config: Config | dict, overrides: collections.abc.Mapping[str, Any]) -> Config:
+    """A config with other values by dotted name, as `load` applies them."""
+    tree = _plain(config, "the config")
+    for key, value in overrides.items():
         _override(tree, key, value)
     return resolve(tree)
 

@@ -16,6 +16,17 @@ def pasteable(*words: str) -> str:
     return " ".join([_program(), *map(_quoted, words)])
 
 
+def this() -> str:
+    """The command of this process, ready to be pasted."""
+    program, *words = sys.argv
+    path = pathlib.Path(program)
+    if path.parts[-2:] == ("flm_jax", "main.py"):  # python -m flm_jax.main
+        return pasteable("train", *words)
+    if path.stem == "flm" or path.parts[-2:] == ("flm_jax", "__main__.py"):
+        return pasteable(*words)
+    return shlex.join(sys.argv)
+
+
 def _program() -> str:
     script = pathlib.Path(sys.executable).with_name("flm.exe" if os.name == "nt" else "flm")
     if not script.is_file():
