@@ -45,10 +45,7 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     name, rest = _split(words)
     if not name:
         exits.exit_with(lambda: _without_command(words))
-    command = load(name)
-    if any(word in _HELP for word in rest):
-        exits.exit_with(lambda: print(help.page(name, command)))
-    exits.exit_with(lambda: run(command, rest), command.needs_reader)
+    start(name, load(name), rest)
 
 
 def load(name: str) -> Command:
@@ -56,14 +53,17 @@ def load(name: str) -> Command:
     return importlib.import_module(f"flm_jax.cli.{COMMANDS[name]}").COMMAND
 
 
-def run(command: Command, words: Sequence[str]) -> int | None:
-    """Parses its words and does the work; returns the exit code, None is 0.
+def start(name: str, command: Command, words: Sequence[str]) -> NoReturn:
+    """Runs a command, which need not be in the table, and exits with its code."""
 
-    Raises UserError for whatever is wrong with the words.
-    """
-    options = parse(command.options, words)
-    _prepare_absl()
-    return command.run(options)
+    def work() -> int | None:
+        options = parse(command.options, words)
+        _prepare_absl()
+        return command.run(options)
+
+    if any(word in _HELP for word in words):
+        exits.exit_with(lambda: print(help.page(name, command)))
+    exits.exit_with(work, command.needs_reader)
 
 
 def _split(words: list[str]) -> tuple[str, list[str]]:
@@ -80,9 +80,9 @@ def _without_command(words: list[str]) -> None:
         abouts = {name: load(name).about for name in COMMANDS}
         return print(help.overview(abouts))
     if first in ("--version", "-version", "version"):
-        import flm_jax
+        from flm_jax import __version__
 
-        return print(f"flm_jax {flm_jax.__version__}")
+        return print(f"flm_jax {__version__}")
     if first.startswith("-"):
         raise UserError(
             f"{first} comes after a command, as in: flm train {first} ...; see flm help"

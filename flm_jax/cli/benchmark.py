@@ -2,7 +2,7 @@ r"""Speed and memory of the training step or of sampling, on synthetic tokens.
 
     flm benchmark train --config=configs/bench_cpu.py --space=both --json
     flm benchmark sample --config=configs/bench_cpu.py --space=projected
-    flm benchmark sample --config=configs/bench_cpu.py:distill      (a flow map)
+    flm benchmark sample --config=configs/bench_cpu.py:distill  # a flow map
     flm benchmark train --config=configs/owt.py --batch=16
     flm benchmark sweep --config=configs/bench_cpu.py --batch=8 --output=DIR \
         --vary_batch=2,4,16 --vary_length=32,64,256 --vary_vocab=2000,8000,120000
@@ -39,7 +39,7 @@ class Options(Asked, Configured):
         "what to measure",
         word=True,
         choices=(*ONE, *MANY, PROFILE),
-        needed="say what to measure, train or sample (or sweep, table or profile of these)",
+        needed="say what to measure, train or sample (or sweep, table or profile of these, or data)",
     )
     space: str = knob("both", "state space", choices=(*SPACES, "both"))
     rounds: int = knob(1, "processes per space, in turn", at_least=1)

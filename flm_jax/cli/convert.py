@@ -1,8 +1,8 @@
 """Convert official PyTorch checkpoints to a workdir of ours, or back.
 
-    flm convert lm1b_flm.ckpt runs/lm1b            official -> workdir
-    flm convert FOLDER runs/owt --tokenizer=gpt2   config.json + model.safetensors
-    flm convert runs/lm1b export                   workdir -> model.safetensors
+    flm convert lm1b_flm.ckpt runs/lm1b            # official -> workdir
+    flm convert FOLDER runs/owt --tokenizer=gpt2   # config.json + model.safetensors
+    flm convert runs/lm1b export                   # workdir -> model.safetensors
 
 SOURCE decides the direction. A workdir made so serves generate, evaluate and --config.init_from. A
 .ckpt gives both the raw weights and the average; --weights says which average (ema:0.999), or that

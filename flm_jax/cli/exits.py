@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from flm_jax.cli import streams
 from flm_jax.errors import UserError
 from flm_jax.host.folders import no_home
 
 
-def exit_with(command: Callable[[], int | None], needs_reader: bool = True) -> None:
+def exit_with(command: Callable[[], int | None], needs_reader: bool = True) -> NoReturn:
     """Runs a command to its end and exits with the code that it returns; None is 0.
 
     A UserError is printed as "error: ..." on stderr, exit code 2 (`errors.TryAgain`: 75), no

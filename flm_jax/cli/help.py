@@ -39,7 +39,7 @@ def overview(abouts: Mapping[str, str]) -> str:
 def _example(about: str) -> str:
     """The first command of a docstring, with the lines that a backslash continues."""
     found = re.search(r"^ *(flm (?:[^\n]*\\\n)*[^\n]*)", about, re.MULTILINE)
-    words = found[1].replace("\\\n", " ").partition("   ")[0] if found else ""
+    words = found[1].replace("\\\n", " ").partition("  #")[0] if found else ""
     return " ".join(words.split())
 
 

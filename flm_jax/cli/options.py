@@ -117,7 +117,8 @@ class Option:
 
     def read(self, text: str) -> Any:
         """The value that a text means; UserError if it has another type or is out of range."""
-        kind, name = self.plain_type, f"--{self.name}"
+        kind = self.plain_type
+        name = self.name.upper() if self.limits.get("word") else f"--{self.name}"
         parts = text.split(",") if typing.get_origin(kind) is tuple else ["one"]
         empty = not all(part.strip() for part in parts)
         try:
@@ -221,7 +222,7 @@ def full_names(known: Mapping[str, Option]) -> dict[str, list[str]]:
     if "config" in known:
         for key, _ in settings.knobs():
             names.setdefault(key.rpartition(".")[2], []).append(f"--config.{key}")
-    return names | {name: [f"--{name}"] for name, o in known.items() if not o.limits.get("word")}
+    return names | {name: [f"--{name}"] for name in known}
 
 
 def _unknown(name: str, known: Mapping[str, Option]) -> UserError:

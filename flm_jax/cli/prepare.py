@@ -1,5 +1,6 @@
 r"""Tokenise and pack the text of a config before training; resumable.
 
+    flm prepare --config=configs/lm1b.py --workers=16
     flm prepare --config=configs/text_files.py --data_dir=/data/flm \
         --config.data.options.path='/corpus/*.jsonl.gz' --workers=16
 

@@ -1,7 +1,9 @@
-"""Write report.html for a training run, finished or not, and print its path.
+"""Write report.html of a training run, finished or not.
 
-flm report --workdir=runs/q
-flm report --workdir=runs/q --open
+    flm report --workdir=runs/q
+    flm report --workdir=runs/q --open
+
+The path of the page is printed.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
     flm train --config=configs/quickstart.py --workdir=runs/q
     flm train --config=configs/quickstart.py --workdir=runs/q2 --config.optim.learning_rate=1e-3
-    flm train --workdir=runs/q                                      goes on with its own config
-    flm train --workdir=runs/q --config.train.steps=5000            and further than before
+    flm train --workdir=runs/q                             # goes on with its own config
+    flm train --workdir=runs/q --config.train.steps=5000   # and further than before
 
 Ctrl-C, SIGTERM, a closed terminal (SIGHUP) or SIGUSR1 saves a checkpoint and ends; the same command
 continues. Results, samples and report.html are in the workdir.

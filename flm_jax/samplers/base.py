@@ -144,10 +144,22 @@ class Sampler(Contract, unfinished=True):
         """A sentence for every knob that is set and would do nothing here."""
         defaults = dataclasses.asdict(SamplingKnobs())
         return [
-            f"{name}={value:g} has no effect on {self.kind}; leave it at {defaults[name]:g}"
+            f"{name}={value:g} has no effect on {self.kind}; leave it at {defaults[name]:g}, or "
+            f"take a sampler that uses it: {', '.join(_users(name))}"
             for name, value in knobs.changed().items()
             if name not in self.uses
         ]
+
+
+def _users(knob: str) -> list[str]:
+    """The samplers that use a knob, and which of them are for flow maps only."""
+    from flm_jax.samplers import SAMPLERS
+
+    users = {name: row for name, row in SAMPLERS.items() if knob in row.uses}
+    only = {
+        name: " (for flow maps)" if row().needs.two_times else "" for name, row in users.items()
+    }
+    return [name + where for name, where in only.items()]
 
 
 class LoopSampler(Sampler, unfinished=True):
