@@ -39,7 +39,7 @@ class Options(Asked, Configured):
         "what to measure",
         word=True,
         choices=(*ONE, *MANY, PROFILE),
-        needed="say what to measure, train or sample (or sweep, table or profile of these, or data)",
+        needed="say what to measure, train, sample or data (or sweep, table or profile of these)",
     )
     space: str = knob("both", "state space", choices=(*SPACES, "both"))
     rounds: int = knob(1, "processes per space, in turn", at_least=1)

@@ -156,10 +156,9 @@ def _users(knob: str) -> list[str]:
     from flm_jax.samplers import SAMPLERS
 
     users = {name: row for name, row in SAMPLERS.items() if knob in row.uses}
-    only = {
-        name: " (for flow maps)" if row().needs.two_times else "" for name, row in users.items()
-    }
-    return [name + where for name, where in only.items()]
+    return [
+        f"{name} (for flow maps)" if row().needs.two_times else name for name, row in users.items()
+    ]
 
 
 class LoopSampler(Sampler, unfinished=True):

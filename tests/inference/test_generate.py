@@ -116,8 +116,8 @@ def test_samples_that_cannot_be_saved_are_shown(finished, tmp_path, monkeypatch,
         (["--step=5"], "has no checkpoint of step 5; it has 4, 8, 12"),
         (
             ["--gamma=0.5"],
-            "gamma=0.5 has no effect on the sampler Euler; leave it at 0, or take a sampler that uses "
-            "it: flow_map (for flow maps)",
+            "gamma=0.5 has no effect on the sampler Euler; leave it at 0, or take a sampler that "
+            "uses it: flow_map (for flow maps)",
         ),
         (["more"], "unexpected argument 'more'"),
         (["--stpes=3"], "unknown option --stpes; did you mean --steps?"),

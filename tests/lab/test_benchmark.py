@@ -141,8 +141,8 @@ def test_both_spaces_and_their_ratios(mode):
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        ([*TINY], "say what to measure, train or sample (or sweep, table or profile of"),
-        (["fly", *TINY], "what=fly is not known; use train or sample or sweep or table or profile"),
+        ([*TINY], "say what to measure, train, sample or data (or sweep, table or"),
+        (["fly", *TINY], "WHAT=fly is not known; use train or sample or sweep or"),
         (["sweep", *TINY], "say where with --output=FOLDER"),
         (
             ["sweep", *TINY, "--output=x", "--vary_vocab=80,many"],

@@ -8,6 +8,7 @@ epoch, and every save that was reported restorable until it was deleted by its p
 purpose. Writes result.json to --workdir; exit code 0 if all is well, 1 if not.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,50 +16,52 @@ import shutil
 import sys
 import tempfile
 
-from absl import flags
 from tests.soak import faults, kills
 
-from flm_jax.cli import flags as command_line
+from flm_jax import cli
+from flm_jax.cli.command import Command
 from flm_jax.errors import UserError
-
-KILLS = flags.DEFINE_integer("kills", 50, "SIGKILLs and SIGTERMs in all", lower_bound=1)
-MINUTES = flags.DEFINE_float("minutes", 20.0, "no new fault after this time", lower_bound=0.1)
-WORKDIR = flags.DEFINE_string("workdir", "", "new or empty folder ('' = a temporary one)")
-SEED = flags.DEFINE_integer("seed", 1, "which moments and faults", lower_bound=0)
-INSIDE = flags.DEFINE_boolean("inside", False, "used by the command itself: the disk is private")
+from flm_jax.knobs import knob
 
 _QUOTA = "size=8m"
 
 
-def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    given = WORKDIR.value or tempfile.mkdtemp(prefix="flm_jax_soak_")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    kills: int = knob(50, "SIGKILLs and SIGTERMs in all", at_least=1)
+    minutes: float = knob(20.0, "no new fault after this time", at_least=0.1)
+    workdir: str = knob("", "new or empty folder ('' = a temporary one)")
+    seed: int = knob(1, "which moments and faults", at_least=0)
+    inside: bool = knob(False, "used by the command itself: the disk is private")
+
+
+def run(options: Options) -> int:
+    given = options.workdir or tempfile.mkdtemp(prefix="flm_jax_soak_")
     folder = pathlib.Path(given).expanduser().absolute()
-    if INSIDE.value:
-        return _inside(folder, refusal="")
+    if options.inside:
+        return _inside(options, folder, refusal="")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--workdir={folder} is not empty; give a new folder")
     (folder / "run" / "checkpoints").mkdir(parents=True)
     refusal = faults.quota_refusal()
     if refusal:
         print(f"without a full disk: no small disk can be mounted here ({refusal})")
-        return _inside(folder, refusal)
+        return _inside(options, folder, refusal)
     mount = f'mount -t tmpfs -o {_QUOTA} none "$0" && exec "$@"'
     command = [
         *("unshare", "-rm", "sh", "-c", mount, str(folder / "run" / "checkpoints")),
         *(sys.executable, "-m", "tests.soak", "--inside", f"--workdir={folder}"),
-        *(f"--kills={KILLS.value}", f"--minutes={MINUTES.value}", f"--seed={SEED.value}"),
+        *(f"--kills={options.kills}", f"--minutes={options.minutes}", f"--seed={options.seed}"),
     ]
     os.execvp(command[0], command)
 
 
-def _inside(folder: pathlib.Path, refusal: str) -> int:
-    result = kills.soak(folder, KILLS.value, MINUTES.value, SEED.value, refusal)
+def _inside(options: Options, folder: pathlib.Path, refusal: str) -> int:
+    result = kills.soak(folder, options.kills, options.minutes, options.seed, refusal)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     passed = result["passed"]
-    if passed and not WORKDIR.value:
+    if passed and not options.workdir:
         shutil.rmtree(folder, ignore_errors=True)
     print(
         f"soak {'PASSED' if passed else 'FAILED'}: {result['kills']} kills in "
@@ -70,4 +73,5 @@ def _inside(folder: pathlib.Path, refusal: str) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run_main(main, needs_reader=False)
+    command = Command(__doc__ or "", Options, run, needs_reader=False)
+    cli.start("soak", command, sys.argv[1:])

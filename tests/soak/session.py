@@ -8,21 +8,25 @@ A line is one system call, so it survives the death of the process, and a torn o
 missing end.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import random
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 
+from flm_jax import cli
 from flm_jax import config as config_lib
 from flm_jax.checkpoint import Checkpoints
-from flm_jax.cli import flags as command_line
+from flm_jax.cli.command import Command
 from flm_jax.errors import UserError
 from flm_jax.host import numerics
+from flm_jax.knobs import knob
 from flm_jax.training import loop
 from flm_jax.training import workdir as workdir_lib
 
@@ -148,11 +152,20 @@ class RecordedBatches:
 
 
 @numerics.pinned()
-def main(workdir: pathlib.Path, record: pathlib.Path, steps: int, seed: int) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    workdir: str = knob("", "of the run", word=True)
+    record: str = knob("", "the file that lines are added to", word=True)
+    steps: int = knob(0, "of the run", word=True)
+    seed: int = knob(0, "of the run and of its text", word=True)
+
+
+def run(options: Options) -> int:
+    workdir, record = pathlib.Path(options.workdir), pathlib.Path(options.record)
     jax.config.update("jax_compilation_cache_dir", str(record.parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    config = tiny_config(record.parent, steps, seed)
+    config = tiny_config(record.parent, options.steps, options.seed)
     loop.outcome.finish = lambda run, state, step, why: run.record(
         complete=step, digest=digest(state)
     )
@@ -162,6 +175,4 @@ def main(workdir: pathlib.Path, record: pathlib.Path, steps: int, seed: int) -> 
 
 
 if __name__ == "__main__":
-    command_line.run_main(
-        lambda argv: main(pathlib.Path(argv[1]), pathlib.Path(argv[2]), int(argv[3]), int(argv[4]))
-    )
+    cli.start("session", Command(__doc__ or "", Options, run), sys.argv[1:])
