@@ -142,7 +142,7 @@ def plan(
     corpus = load_corpus(section)
     if isinstance(corpus, Prepared):
         raise errors.UserError(
-            "data set 'prepared' is prepared already; look at it with flm_jax.data.inspect DIR"
+            "data set 'prepared' is prepared already; look at it with flm inspect FOLDER"
         )
     if tokenizer is None:
         recipe = config.build(
