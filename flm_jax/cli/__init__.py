@@ -33,6 +33,7 @@ COMMANDS = {
     "proof": "proof",
     "reproduce": "reproduce",
     "report": "report",
+    "completion": "completion",
 }
 _HELP = ("-h", "--h", "-help", "--help", "--helpfull")
 

@@ -242,6 +242,25 @@ def test_a_real_process_shows_one_sentence():
     assert (main.returncode, main.stderr) == (2, expected)
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["ge"], "generate"),
+        (["generate", "--st"], "--step= --steps="),
+        (["train", "--steps=1", "--config.optim.l"], "--config.optim.learning_rate="),
+        (["benchmark", "data", "--se"], "--seconds="),
+        (["benchmark", "train", "--js"], "--json"),
+    ],
+)
+def test_the_shell_completes(words, completed, capsys):
+    call("completion", "bash")
+    script = capsys.readouterr().out
+    script += f"COMP_WORDS=(flm {shlex.join(words)}) COMP_CWORD={len(words)}; _flm; "
+    script += 'echo "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (completed, "")
+
+
 def test_the_package_tells_its_public_names():
     assert set(dir(flm_jax)) >= {"load", "FlowModel", "Samples", "UserError", "__version__"}
     with pytest.raises(AttributeError, match="has no attribute 'sample'"):

@@ -43,7 +43,7 @@ def plain(path: pathlib.Path) -> str:
 def old_commands(text: str, is_python: bool) -> list[str]:
     """Old commands in a text; modules that Python code imports are none."""
     imported = set()
-    if is_python:
+    if is_python and OLD.search(text):
         nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import | ast.ImportFrom)]
         imported = {number for n in nodes for number in range(n.lineno, (n.end_lineno or 0) + 1)}
     lines = enumerate(text.splitlines(), 1)
