@@ -12,7 +12,7 @@ parse(Options, ["--workdir", "runs/q", "--config=configs/owt.py", "--config.seed
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from flm_jax import config as config_lib
@@ -104,9 +104,9 @@ class Option:
 
     @property
     def default(self) -> Any:
-        """None where the default is made: a config, a dict."""
-        given = self.field.default
-        return None if isinstance(given, ConfigFile) or given is dataclasses.MISSING else given
+        """The value when it is not given; None if that depends on a config."""
+        found = self.field.default
+        return None if self.goes_to != self.name or isinstance(found, ConfigFile) else found
 
     @property
     def plain_type(self) -> Any:
@@ -157,30 +157,19 @@ def parse(kind: type[T], words: Sequence[str]) -> T:
     for word in rest:
         if word == "--":
             plain += rest
-        elif not word.startswith("-") or word == "-":
+            continue
+        if not word.startswith("-") or word == "-":
             plain.append(word)
+            continue
+        name, text = _name_and_text(word, rest, known)
+        if name == "config":
+            path = text
+        elif name not in known:
+            overrides[name.removeprefix("config.")] = text
+        elif known[name].goes_to == name:
+            values[name] = known[name].read(text)
         else:
-            name, equals, text = word.lstrip("-").partition("=")
-            option = known.get(name)
-            positive = known.get(name.removeprefix("no"))
-            if option and option.plain_type is bool and not equals:
-                text = "true"
-            elif not option and positive and positive.plain_type is bool and not equals:
-                option, text = positive, "false"
-            elif not option and not ("config" in known and name.startswith("config.")):
-                raise _unknown(name, known)
-            elif not equals:
-                text = next(rest, "--")
-                if text.startswith("--"):
-                    raise UserError(f"--{name} has no value; write --{name}=VALUE")
-            if option is None:
-                overrides[name.removeprefix("config.")] = text
-            elif name == "config":
-                path = text
-            elif option.goes_to == option.name:
-                values[option.name] = option.read(text)
-            else:
-                values.setdefault(option.goes_to, {})[option.name] = option.read(text)
+            values.setdefault(known[name].goes_to, {})[name] = known[name].read(text)
     if "config" in known:
         values["config"] = ConfigFile(path, overrides)
     places = [option for option in known.values() if option.limits.get("word")]
@@ -194,6 +183,23 @@ def parse(kind: type[T], words: Sequence[str]) -> T:
         if option.limits.get("needed") and not values.get(option.goes_to):
             raise UserError(option.limits["needed"])
     return kind(**values)
+
+
+def _name_and_text(word: str, rest: Iterator[str], known: Mapping[str, Option]) -> tuple[str, str]:
+    """The option or config.KEY that a word names, and its value, which may be the next word."""
+    name, equals, text = word.lstrip("-").partition("=")
+    is_key = "config" in known and name.startswith("config.")
+    if name not in known and not is_key:
+        positive = known.get(name.removeprefix("no"))
+        if equals or positive is None or positive.plain_type is not bool:
+            raise _unknown(name, known)
+        return positive.name, "false"
+    if not equals and not is_key and known[name].plain_type is bool:
+        return name, "true"
+    text = text if equals else next(rest, "--")
+    if not equals and text.startswith("--"):
+        raise UserError(f"--{name} has no value; write --{name}=VALUE")
+    return name, text
 
 
 def words_of(options: Any) -> list[str]:
