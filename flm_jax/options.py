@@ -5,6 +5,7 @@ and checked by `flm_jax.cli.options`); None takes what the model's config has. N
 """
 
 import dataclasses
+from typing import Any
 
 from flm_jax.knobs import knob
 from flm_jax.sampling import knob_fields
@@ -45,6 +46,11 @@ class Loading(Reading):
         None, "where the denoiser of a correction (loss residual) is now, if it was moved"
     )
 
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `inference.load`."""
+        values = {field.name: vars(self)[field.name] for field in dataclasses.fields(Loading)}
+        return {"path": values.pop("checkpoint"), **values}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawing(Loading):
@@ -64,6 +70,11 @@ class Drawing(Loading):
     batch_size: int | None = knob(None, "texts written at one time", at_least=1)
     sampler: str = knob("", "sampler by name; '' = that of the config")
     knobs: dict[str, float] = knob({}, "sampling knobs", each=knob_fields())
+
+    def drawing(self) -> dict[str, Any]:
+        """The arguments of `FlowModel.generate`, besides ``steps``."""
+        names = "num_samples", "seed", "batch_size", "sampler"
+        return {name: vars(self)[name] for name in names} | self.knobs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

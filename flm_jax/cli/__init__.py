@@ -78,7 +78,7 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
 def _without_command(words: list[str]) -> None:
     first = words[0] if words else "--help"
     if first in _HELP:
-        abouts = {name: load(name).about for name in COMMANDS}
+        abouts = {name: load(name).about or name for name in COMMANDS}
         return print(help.overview(abouts))
     if first in ("--version", "-version", "version"):
         from flm_jax import __version__

@@ -32,28 +32,9 @@ def run(options: Options) -> None:
 
     output = files.output("--output", options.output) if options.output else None
     memory.keep_small()
-    model = inference.load(
-        options.checkpoint,
-        options.weights,
-        options.step,
-        tokenizer=options.tokenizer,
-        length=options.length,
-        heads=options.heads,
-        logit_cap=options.logit_cap,
-        teacher=options.teacher,
-    )
-
-    def draw(steps: int) -> "Samples":
-        return model.generate(
-            options.num_samples,
-            steps,
-            options.seed,
-            batch_size=options.batch_size,
-            sampler=options.sampler,
-            **options.knobs,
-        )
-
-    drawn = (draw(steps) for steps in options.steps or model.config.sampler.steps)
+    model = inference.load(**options.loading())
+    counts = options.steps or model.config.sampler.steps
+    drawn = (model.generate(steps=steps, **options.drawing()) for steps in counts)
     if output is None:
         for samples in drawn:
             show(samples)

@@ -48,7 +48,7 @@ def page(name: str, command: Command) -> str:
     options = options_of(command.options)
     places = [_placeholder(option) for option in options.values() if option.limits.get("word")]
     usage = " ".join(["flm", name, *places, "[--option=value ...]"])
-    lines = [f"usage: {usage}", "", command.about.strip(), "", "Options:"]
+    lines = [f"usage: {usage}", "", (command.about or "").strip(), "", "Options:"]
     for option in sorted(options.values(), key=lambda option: not option.limits.get("word")):
         lines.append(_entry(_head(option), _meaning(option.field, option.name, option.default)))
     if "config" in options:

@@ -58,25 +58,30 @@ def run(options: Options) -> None:
         return
     config = options.config.value
     wanted = [_custom(options) if text == "custom" else chips.parse(text) for text in options.chips]
-    for _, number in wanted:
-        _check_mesh(options.mesh, number)
+    meshes = [_mesh(options.mesh, number) for _, number in wanted]
     with progress.Waiting("tracing the training step"):
         work = program.of_config(config, options.vocab)
-    mesh = options.mesh or None
-    found = [predict.predict(work, chip, number, options.share, mesh) for chip, number in wanted]
+    found = [
+        predict.predict(work, chip, number, options.share, mesh)
+        for (chip, number), mesh in zip(wanted, meshes, strict=True)
+    ]
     if options.json:
         print(json.dumps([report.as_json(work, p) for p in found]))
     else:
         print("\n\n".join(report.report(work, p) for p in found))
 
 
-def _check_mesh(mesh: tuple[int, ...], number: int) -> None:
-    """UserError unless --mesh has that many chips."""
-    if mesh and (len(mesh) != 3 or math.prod(mesh) != number):
+def _mesh(given: tuple[int, ...], number: int) -> tuple[int, int, int] | None:
+    """--mesh for that many chips; None to choose."""
+    if not given:
+        return None
+    if len(given) != 3 or math.prod(given) != number:
         raise UserError(
-            f"--mesh={','.join(map(str, mesh))} must be data,fsdp,tensor with a product of "
+            f"--mesh={','.join(map(str, given))} must be data,fsdp,tensor with a product of "
             f"{number}, the number of chips; for example --mesh={number},1,1"
         )
+    data, fsdp, tensor = given
+    return data, fsdp, tensor
 
 
 def _custom(options: Options) -> tuple["Chip", int]:

@@ -26,8 +26,6 @@ from flm_jax.inference.heldout import HeldOut
 from flm_jax.options import Evaluation
 from flm_jax.sampling import settled
 
-_LOADED = ("weights", "step", "teacher", *inference.OF_OFFICIAL)
-
 
 @numerics.pinned()
 def evaluate(options: Evaluation) -> dict:
@@ -36,9 +34,7 @@ def evaluate(options: Evaluation) -> dict:
     Raises UserError for anything wrong with the options, before sampling where it can be known.
     """
     output = files.output("--output", options.output) if options.output else None
-    values = dataclasses.asdict(options)
-    asked = {name: values[name] for name in _LOADED}
-    model = inference.load(options.checkpoint, **asked)
+    model = inference.load(**options.loading())
     counts = model.config.sampler.steps if options.steps is None else options.steps
     counts = tuple(dict.fromkeys(counts))
     _sampler(model, options, counts)  # before anything is sampled
@@ -48,8 +44,9 @@ def evaluate(options: Evaluation) -> dict:
         weights = artefact.weights_sha256(model.params)
         found = {n: draw(model, n, options, weights, folder) for n in counts}
         results = comparison.table(model.tokenizer, found, data, scorer)
-        known = data is not None and model.experiment.has_denoiser
-        results["held_out"] = held_out_loss(model, data, options) if known else None
+        results["held_out"] = None
+        if data is not None and model.experiment.has_denoiser:
+            results["held_out"] = held_out_loss(model, data, options)
         kept = options.samples or output
         results["samples"] = [str(folder / _file_name(n)) for n in counts] if kept else []
     results = {
@@ -101,14 +98,7 @@ def draw(
             )
         print(f"the samples of {steps} steps are those of {path}", file=sys.stderr)
         return stored
-    samples = model.generate(
-        options.num_samples,
-        steps,
-        options.seed,
-        batch_size=options.batch_size,
-        sampler=options.sampler,
-        **options.knobs,
-    )
+    samples = model.generate(steps=steps, **options.drawing())
     made = Artefact(origin, samples.tokens, samples.texts, samples.seconds)
     artefact.write(path, made, checkpoint=options.checkpoint, checkpoint_step=model.step)
     return artefact.read(path, list(origin))
@@ -167,12 +157,14 @@ def _origin(model: inference.FlowModel, options: Evaluation, steps: int) -> dict
 @contextlib.contextmanager
 def _samples_folder(given: str | None, output: pathlib.Path | None) -> Iterator[pathlib.Path]:
     """--samples, else a folder beside --output, else one that is removed at the end."""
-    if given is None and output is None:
-        with tempfile.TemporaryDirectory() as folder:
-            yield pathlib.Path(folder)
+    if given:
+        folder = pathlib.Path(given).expanduser()
+    elif output is not None:
+        folder = output.with_name(f"{output.stem}_samples")
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield pathlib.Path(temporary)
         return
-    beside = output and output.with_name(f"{output.stem}_samples")
-    folder = pathlib.Path(given).expanduser() if given else beside
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--samples={folder} is a file; give the name of a folder")
     files.check_writable(folder / _file_name(1))

@@ -68,10 +68,10 @@ def test_samples_that_cannot_be_saved_are_shown(finished, tmp_path, monkeypatch,
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    def interrupted(self, count, steps, *_, **__):
+    def interrupted(self, steps, **options):
         if steps == 3:
             raise KeyboardInterrupt
-        return draw(self, count, steps)
+        return draw(self, steps=steps, **options)
 
     draw = flm_jax.FlowModel.generate
     if fails == "disk":
