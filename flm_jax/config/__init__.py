@@ -9,6 +9,7 @@ validation.py    every clash explained before anything compiles
 
 from flm_jax.config.building import build, build_sampler
 from flm_jax.config.loading import (
+    changed,
     differences,
     from_json,
     load,
@@ -53,6 +54,7 @@ __all__ = [
     "Train",
     "build",
     "build_sampler",
+    "changed",
     "differences",
     "from_json",
     "knob_problems",

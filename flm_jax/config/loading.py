@@ -34,10 +34,16 @@ def load(path: str, overrides: collections.abc.Mapping[str, Any] | None = None) 
     """
     file, stage = files.find(path)
     if file.suffix == ".json":
-        tree = dataclasses.asdict(_stored(file, stage))
+        config: Config | dict = _stored(file, stage)
     else:
-        tree = _plain(files.run(file, stage), path)
-    for key, value in (overrides or {}).items():
+        config = _plain(files.run(file, stage), path)
+    return changed(config, overrides or {})
+
+
+def changed(config: Config | dict, overrides: collections.abc.Mapping[str, Any]) -> Config:
+    """A config with other values by dotted name, as `load` applies them."""
+    tree = _plain(config, "the config")
+    for key, value in overrides.items():
         _override(tree, key, value)
     return resolve(tree)
 

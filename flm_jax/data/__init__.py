@@ -132,7 +132,7 @@ def plan(
     corpus = load_corpus(section)
     if isinstance(corpus, Prepared):
         raise errors.UserError(
-            "data set 'prepared' is prepared already; look at it with flm_jax.data.inspect DIR"
+            "data set 'prepared' is prepared already; look at it with flm inspect FOLDER"
         )
     if tokenizer is None:
         asked = config.resolve_section(config.Tokenizer, tokenizer_section, "tokenizer")

@@ -11,13 +11,13 @@ from flm_jax.host import folders
 
 
 class Prepared(base.Corpus):
-    """Folders of flm_jax.data.prepare, copied from another machine, with the tokenizer in them.
+    """Folders of `flm prepare`, copied from another machine, with the tokenizer in them.
 
     The documents of this corpus are the texts of the rows.
     """
 
     name = "prepared"
-    kind = "rows that flm_jax.data.prepare made"
+    kind = "rows that flm prepare made"
     licence = "as that of the text they were made from"
 
     def __init__(self, path: str | Sequence[str] = ()):
@@ -31,7 +31,7 @@ class Prepared(base.Corpus):
         """
         if not path:
             raise errors.UserError(
-                "data set 'prepared' needs options.path: the --data_dir of flm_jax.data.prepare"
+                "data set 'prepared' needs options.path: the --data_dir of flm prepare"
             )
         given = [path] if isinstance(path, (str, pathlib.PurePath)) else list(path)
         found: dict[str, Rows] = {}

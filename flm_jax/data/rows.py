@@ -146,7 +146,7 @@ def prepared_below(folder: pathlib.Path) -> list[Rows]:
         if unfinished or folder.name.endswith(".part"):
             what = f"holds only unfinished rows ({(unfinished or folder).name})"
         raise errors.UserError(
-            f"{folder} {what}; give a folder that flm_jax.data.prepare made, or let it finish"
+            f"{folder} {what}; give a folder that flm prepare made, or let it finish"
         )
     return [open_rows(path) for path in whole]
 
@@ -201,7 +201,7 @@ def _manifest(folder: pathlib.Path) -> dict:
     except FileNotFoundError:
         raise errors.UserError(
             f"{path} is missing, so {folder} holds no prepared rows; give a folder that "
-            "flm_jax.data.prepare made, or delete this one to prepare it again"
+            "flm prepare made, or delete this one to prepare it again"
         ) from None
     except OSError as error:
         raise errors.UserError(

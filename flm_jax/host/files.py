@@ -60,6 +60,18 @@ def check_writable(path: pathlib.Path) -> None:
         probe.unlink()
 
 
+def output(option: str, given: str) -> pathlib.Path:
+    """The file that an option of a command names; UserError, before any work, if it cannot be."""
+    path = pathlib.Path(given).expanduser()
+    # Not pathlib's is_dir, which raises an error for a name that is too long.
+    if os.path.isdir(path):
+        raise UserError(f"{option}={given} is a folder; give the name of a file")
+    if not os.path.isdir(path.absolute().parent):
+        raise UserError(f"{option}={given}: there is no folder {path.parent}; make it first")
+    check_writable(path)
+    return path
+
+
 def _is_written_into(path: pathlib.Path) -> bool:
     """Whether what is there is not a regular file; a folder is one, so that opening it says so."""
     if _DESCRIPTORS.fullmatch(str(path.absolute())):

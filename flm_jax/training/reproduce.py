@@ -1,25 +1,14 @@
-"""Repeats the step of a training run whose loss or gradient was not finite, and says where.
-
-    flm reproduce runs/q/nonfinite/step_00000120.npz
-
-The file holds the batch, its step, the seed and the config of the run; parameters and optimizer
-come from the newest checkpoint before that step (or from the beginning), and the steps between are
-repeated. One process, any number of devices; the run itself is not touched. Exit code 0 if the
-numbers are not finite again, 1 if they are finite.
-"""
+"""The step of a training run whose loss or gradient was not finite, repeated and looked into."""
 
 import dataclasses
-import json
 import pathlib
 import tempfile
 
 import jax
 import numpy as np
-from absl import flags
 
 from flm_jax import config as config_lib
 from flm_jax.checkpoint import Checkpoints
-from flm_jax.cli import flags as command_line
 from flm_jax.errors import UserError
 from flm_jax.host import numerics, progress, sharding
 from flm_jax.inference import checkpoints_of
@@ -27,23 +16,6 @@ from flm_jax.training import step as step_lib
 from flm_jax.training.session import Session
 
 _SHOWN = 12
-
-
-def define_flags() -> None:
-    """The flag of the tool; in a function, because other tools have one of the same name."""
-    flags.DEFINE_string("workdir", "", "of the run, if the file lies elsewhere now")
-
-
-def main(argv: list[str]) -> int:
-    if len(argv) != 2:
-        raise UserError("give one file, for example runs/q/nonfinite/step_00000120.npz")
-    path = pathlib.Path(argv[1]).expanduser()
-    given = flags.FLAGS.workdir
-    workdir = pathlib.Path(given).expanduser() if given else path.parent.parent
-    result = reproduce(path, workdir)
-    print(json.dumps(result, indent=1))
-    print("reproduced" if result["reproduced"] else "NOT reproduced: all numbers are finite here")
-    return 0 if result["reproduced"] else 1
 
 
 @numerics.pinned()
@@ -132,8 +104,3 @@ def _examine(session: Session, state: step_lib.TrainState, facts: dict, key: jax
         # A gradient that is not finite may reach all rows through what they share; a loss does not.
         "rows": bad["loss"] or bad["grad_norm"],
     }
-
-
-if __name__ == "__main__":
-    define_flags()
-    command_line.run_main(main)

@@ -17,6 +17,7 @@ from unittest.mock import Mock
 import numpy as np
 import published_layouts as layouts
 import pytest
+from commands import flm
 from recipes import make_tokenizer
 
 from flm_jax import data, errors
@@ -374,13 +375,8 @@ def get_config():
 
 
 def command(folder, *flags):
-    return subprocess.run(
-        [sys.executable, "-m", "flm_jax.data.prepare", f"--config={folder / 'c.py'}", *flags],
-        env={**os.environ, "FLM_JAX_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    environment = {**os.environ, "FLM_JAX_CACHE": str(folder / "cache")}
+    return flm("prepare", f"--config={folder / 'c.py'}", *flags, env=environment)
 
 
 def test_the_command_prepares_once_and_training_finds_it(tmp_path, monkeypatch):
@@ -401,9 +397,9 @@ def test_the_command_prepares_once_and_training_finds_it(tmp_path, monkeypatch):
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     for flags, sentence in (
         ([f"--data_dir={place}", "--verify"], "shard-00000.npy does not have the SHA-256 it was"),
-        (["--workers=-1"], "--workers is -1, but must be 0 or more"),
+        (["--workers=-1"], "--workers=-1 must be at least 0"),
         (["--splits=train,dev"], "has no split 'dev'; it has train, valid, test"),
-        (["words"], "unexpected word 'words'"),
+        (["words"], "unexpected argument 'words'"),
         (["--config.data.length=9999999", "--workers=0"], "not enough for one row of length"),
     ):
         done = command(tmp_path, *flags)

@@ -3,11 +3,11 @@
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import types
 
 import pytest
+from commands import flm
 from recipes import make_tokenizer
 
 from flm_jax import data, errors
@@ -32,13 +32,8 @@ def text(tmp_path):
 
 
 def run(tmp_path, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "flm_jax.data.speed", *words],
-        env={**os.environ, "FLM_JAX_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    environment = {**os.environ, "FLM_JAX_CACHE": str(tmp_path / "cache")}
+    return flm("benchmark", "data", *words, env=environment)
 
 
 def test_whole_batches_are_counted_for_the_time_asked_for(text, tmp_path, monkeypatch):

@@ -3,27 +3,21 @@
 import io
 import json
 import os
-import pathlib
 import pickle
 import shutil
-import subprocess
 import sys
 from importlib import metadata
 
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
+from commands import call, flm
 from runs import finished as finished  # a fixture
 
 import flm_jax
-from flm_jax.cli import flags as command_line
-from flm_jax.cli import generate
 from flm_jax.cli.streams import NobodyReads
 from flm_jax.errors import UserError
 from flm_jax.host import sharding
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -31,17 +25,14 @@ def model(finished):
     return flm_jax.load(finished[1])
 
 
-def call(*words: str) -> int:
-    """Exit code of the command line, run in this process."""
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_:
-        command_line.run_main(generate.main, ["generate", *words])
-    return exit_.value.code
+def generate(*words: str) -> int:
+    return call("generate", *words)
 
 
 def test_the_command_writes_texts_and_a_file(finished, model, tmp_path, capsys):
     output = tmp_path / "samples.jsonl"
     arguments = [f"--checkpoint={finished[1]}", "--steps=1,3", "--num_samples=3", "--seed=5"]
-    assert call(*arguments, f"--output={output}") == 0
+    assert generate(*arguments, f"--output={output}") == 0
     printed = capsys.readouterr().out
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["sampler_steps"], row["index"]) for row in rows] == [
@@ -56,7 +47,7 @@ def test_the_command_writes_texts_and_a_file(finished, model, tmp_path, capsys):
     assert f"wrote 6 samples to {output}" in printed
     assert [p.name for p in tmp_path.iterdir()] == ["samples.jsonl"]
     before = output.read_bytes()
-    assert call(*arguments, f"--output={output}") == 0
+    assert generate(*arguments, f"--output={output}") == 0
     assert output.read_bytes() == before
     assert rows == [row for steps in (1, 3) for row in model.generate(3, steps, seed=5).rows()]
 
@@ -72,7 +63,7 @@ def test_samples_are_saved_before_they_are_shown(finished, tmp_path, monkeypatch
     output = tmp_path / "samples.jsonl"
     arguments = [f"--checkpoint={finished[1]}", "--steps=1,3", "--num_samples=2"]
     monkeypatch.setattr(sys, "stdout", Unreadable())
-    assert call(*arguments, f"--output={output}") == 141
+    assert generate(*arguments, f"--output={output}") == 141
     assert len(output.read_text().splitlines()) == 4
 
 
@@ -81,10 +72,10 @@ def test_samples_that_cannot_be_saved_are_shown(finished, tmp_path, monkeypatch,
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    def interrupted(self, count, steps, *_, **__):
+    def interrupted(self, steps, **options):
         if steps == 3:
             raise KeyboardInterrupt
-        return draw(self, count, steps)
+        return draw(self, steps=steps, **options)
 
     draw = flm_jax.FlowModel.generate
     if fails == "disk":
@@ -94,7 +85,7 @@ def test_samples_that_cannot_be_saved_are_shown(finished, tmp_path, monkeypatch,
     output = tmp_path / "samples.jsonl"
     output.write_text("older")
     arguments = [f"--checkpoint={finished[1]}", "--steps=1,3", "--num_samples=2"]
-    assert call(*arguments, f"--output={output}") == (2 if fails == "disk" else 130)
+    assert generate(*arguments, f"--output={output}") == (2 if fails == "disk" else 130)
     out, err = capsys.readouterr()
     assert "--- 1 step," in out and ("--- 3 steps," in out) == (fails == "disk")
     assert len(out.splitlines()) == (6 if fails == "disk" else 3) and "wrote" not in out
@@ -105,33 +96,39 @@ def test_samples_that_cannot_be_saved_are_shown(finished, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["--steps=0"], "--steps=0 is not a list of positive whole numbers such as 1,8,32"),
-        (["--steps=abc"], "--steps=abc is not a list of positive whole numbers"),
+        (["--steps=0"], "0 in --steps must be at least 1"),
+        (["--steps=abc"], "--steps=abc is not a list of whole numbers such as 1,8,32"),
         (["--steps=1,,8"], "--steps=1,,8 is not a list"),
         (["--steps="], "--steps= is not a list"),
         (["--num_samples=0"], "num_samples=0 must be at least 1"),
-        (["--num_samples=many"], "num_samples"),
+        (["--num_samples=many"], "--num_samples=many is not a whole number"),
         (["--batch_size=0"], "batch_size=0 must be at least 1"),
         (["--top_p=2"], "top_p=2.0 must be at most 1"),
         (["--top_p=0"], "top_p=0.0 must be greater than 0"),
         (["--temperature=-1"], "temperature=-1.0 must be at least 0"),
-        (["--temperature=nan"], "temperature=nan must be at least 0"),
+        (["--temperature=nan"], "--temperature=nan is not a finite number"),
         (["--denoiser_temperature=0"], "denoiser_temperature=0.0 must be greater than 0"),
         (["--prior_scale=-2"], "prior_scale=-2.0 must be greater than 0"),
         (["--grid_power=0"], "grid_power=0.0 must be greater than 0"),
-        (["--grid_power=inf"], "grid_power=inf must be below inf"),
+        (["--grid_power=inf"], "--grid_power=inf is not a finite number"),
         (["--seed=-1"], "seed=-1 must be at least 0"),
-        (["--seed=99999999999"], "seed=99999999999 must be at least 0 and below"),
+        (["--seed=99999999999"], "--seed=99999999999 must be below 4294967296"),
         (["--sampler=eulr"], "unknown sampler 'eulr'; did you mean euler"),
         (["--weights=best"], "weights='best' is unknown; choose ema or raw"),
         (["--output=nowhere/x.jsonl"], "there is no folder nowhere; make it first"),
         (["--output=."], "--output=. is a folder; give the name of a file"),
+        (["--step=5"], "has no checkpoint of step 5; it has 4, 8, 12"),
+        (
+            ["--gamma=0.5"],
+            "gamma=0.5 has no effect on the sampler Euler; leave it at 0, or take a sampler that "
+            "uses it: flow_map (for flow maps)",
+        ),
         (["more"], "unexpected argument 'more'"),
-        (["--stpes=3"], "stpes"),
+        (["--stpes=3"], "unknown option --stpes; did you mean --steps?"),
     ],
 )
 def test_a_wrong_flag_is_one_sentence_and_exit_code_2(finished, words, sentence, capsys):
-    assert call(f"--checkpoint={finished[1]}", "--steps=1", *words) == 2
+    assert generate(f"--checkpoint={finished[1]}", "--steps=1", *words) == 2
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if line.startswith(("error", "       "))]
     assert len(lines) == 1 and sentence in lines[0], error
@@ -140,7 +137,7 @@ def test_a_wrong_flag_is_one_sentence_and_exit_code_2(finished, words, sentence,
 
 def test_a_wrong_checkpoint_is_one_sentence(finished, tmp_path, capsys):
     def fails(*words: str) -> str:
-        assert call("--steps=1", *words) == 2
+        assert generate("--steps=1", *words) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and len(error.splitlines()) == 1, error
         return error
@@ -163,8 +160,7 @@ def test_a_wrong_checkpoint_is_one_sentence(finished, tmp_path, capsys):
 
 
 def test_the_module_runs_as_a_program_without_a_traceback():
-    words = [sys.executable, "-m", "flm_jax.cli.generate", "--checkpoint=x", "--steps=none"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = flm("generate", "--checkpoint=x", "--steps=none", timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --steps=none is not a list")
     assert "Traceback" not in done.stderr and not done.stdout

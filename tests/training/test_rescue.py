@@ -13,7 +13,7 @@ from processes import Job, config_file
 from runs import finished  # noqa: F401, a fixture
 from test_train import assert_same_run, change, steps_of
 
-from flm_jax.cli import flags as command_line
+from flm_jax.cli import exits
 from flm_jax.data import Batches
 from flm_jax.errors import TryAgain, UserError
 from flm_jax.host import distributed
@@ -149,11 +149,11 @@ def test_a_run_that_is_over_is_not_said_to_be_running(finished, tmp_path, monkey
 def test_exit_codes_of_what_may_be_tried_again(capsys):
     assert distributed.exit_code(TryAgain("x")) == 75 and distributed.exit_code(UserError("x")) == 2
 
-    def main(argv):
+    def work():
         raise TryAgain("a worker died")
 
     with pytest.raises(SystemExit) as end:
-        command_line.run_main(main, ["program"])
+        exits.exit_with(work)
     assert end.value.code == 75 and "error: a worker died" in capsys.readouterr().err
 
 

@@ -32,6 +32,11 @@ from collections.abc import Callable, Container, Iterable, Mapping
 
 import jax
 
+from flm_jax.errors import UserError
+from flm_jax.host import files
+from flm_jax.lab.benchmark import PROFILE
+from flm_jax.lab.benchmark.measure import Plan, prepare
+
 KINDS = (
     HEAD, PRODUCTS, LOGITS, TABLE, RANDOM, COPIES, REST,
 ) = (
@@ -219,3 +224,32 @@ def report(
         source = "/".join(known[name].source.split("/")[-3:])
         lines.append(f"| {name} | {source} | {text} | {1e3 * value:,.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def check_devices() -> None:
+    """UserError if there are several."""
+    if jax.device_count() > 1:
+        raise UserError(
+            f"profile sorts work by the shapes of one device, but there are {jax.device_count()}; "
+            "hide the others (JAX_PLATFORMS=cpu, CUDA_VISIBLE_DEVICES=0)"
+        )
+
+
+def of_plans(
+    plans: Mapping[str, Plan], folder: pathlib.Path
+) -> tuple[dict[str, dict[str, float]], str]:
+    """({space: {kind of work: seconds}}, the tables, which are also in profile.md of the folder).
+
+    JAX's traces are kept in the folder.
+    """
+    kinds, tables = {}, []
+    for space, plan in plans.items():
+        prepared = prepare(plan)
+        known = operations(prepared.compiled.as_text())
+        prepared.run()  # warms up
+        found, wall = profile(prepared.run, known, folder / space, plan.repeats)
+        kinds[space] = by_kind(found, known, plan.vocab_size, plan.config.model.width)
+        tables.append(f"{space}\n\n{report(found, known, kinds[space], wall)}")
+    text = "\n".join(tables)
+    files.write_atomically(folder / f"{PROFILE}.md", text)
+    return kinds, text

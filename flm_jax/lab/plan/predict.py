@@ -26,6 +26,7 @@ class Prediction:
     seconds: timing.Seconds
     steps: int
     largest_batch: int
+    share: float
 
     @property
     def memory_bytes(self) -> float:
@@ -78,7 +79,7 @@ def predict(
         chip, chips, chosen, steps, reason(best, bool(fitting), mesh is not None, chosen, steps),
         memory(cut, chosen, accelerator), timing.flops(cut),
         timing.seconds(cut, chip, chosen, share), work.config.train.steps,
-        largest_batch(work, chip, chosen),
+        largest_batch(work, chip, chosen), share,
     )  # fmt: skip
 
 

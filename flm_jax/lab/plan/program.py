@@ -13,7 +13,10 @@ from flm_jax.flow import space as space_lib
 from flm_jax.flow.trees import Params
 from flm_jax.host import numerics
 from flm_jax.lab.benchmark.measure import Calls, frozen_models, networks
+from flm_jax.lab.benchmark.vocabulary import vocabulary_size
+from flm_jax.losses import LOSSES
 from flm_jax.models.dit import count_parameters
+from flm_jax.samplers import SAMPLERS
 from flm_jax.training import optim
 from flm_jax.training import step as step_lib
 
@@ -81,6 +84,20 @@ class Program:
 
 
 @numerics.pinned()
+def of_config(config: config_lib.Config, vocab_size: int = 0) -> Work:
+    """The work of a config as it stands; shapes are enough, so no checkpoint need exist.
+
+    ``vocab_size``: 0 = that of the tokenizer. Raises UserError if the config does not fit together.
+    """
+    size = vocabulary_size(config, vocab_size)
+    if config.loss.name in LOSSES:
+        loss = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss")
+        teacher = "planned" if loss.needs.teacher else ""
+        config = dataclasses.replace(config, init_from="", teacher=teacher)
+    config_lib.validate(config, {"loss": LOSSES, "sampler": SAMPLERS})
+    return work(config, size)
+
+
 def work(config: config_lib.Config, vocab_size: int) -> Work:
     """Shapes and counts of a config's training step."""
     experiment = Experiment(config, vocab_size)

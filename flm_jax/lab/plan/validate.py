@@ -119,3 +119,17 @@ def rows() -> Iterator[Row]:
     """All shapes, one at a time."""
     for name, shape in SHAPES.items():
         yield compare(name, shape)
+
+
+def report() -> Iterator[str]:
+    """Lines of two tables: predicted and real memory, predicted and counted products."""
+    yield "| shape | predicted | compiled step | ratio |\n|---|---:|---:|---:|"
+    for row in rows():
+        kind = "" if row.name in FITTED else " (held out)"
+        megabytes = f"{row.predicted / 1e6:.0f} MB | {row.measured / 1e6:.0f} MB"
+        yield f"| {row.name}{kind} | {megabytes} | {row.ratio:.2f} |"
+    yield "\n| products of a step | predicted | counted | ratio |\n|---|---:|---:|---:|"
+    for loss in ("flow_matching", "psd", "lsd", "esd", "residual", "masked_diffusion"):
+        predicted, real = compare_flops(loss)
+        giga = f"{predicted / 1e9:.2f} G | {real / 1e9:.2f} G"
+        yield f"| {loss} | {giga} | {predicted / real:.2f} |"
