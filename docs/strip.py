@@ -1,0 +1,117 @@
+"""Draws docs/strip.svg, the picture of the README, from two finished runs.
+
+    python docs/strip.py runs/quickstart runs/quickstart_fmlm > docs/strip.svg
+
+Nothing is selected: both parts show the first sample of seed 0.
+"""
+
+import html
+import sys
+
+import numpy as np
+
+import flm_jax
+from flm_jax.report.strip import shown, spread
+
+EVALUATIONS = 32  # of the denoiser
+ROWS = 7  # of them are shown
+COLUMNS = 12  # positions of the sequence
+PIXELS = 8, 3  # of the noise at a position
+LEFT, CELL, HEIGHT, GAP = 128, 68, 24, 4
+WIDTH = LEFT + COLUMNS * CELL + 12
+STYLE = """
+  svg { font: 13px ui-monospace, Menlo, Consolas, monospace; }
+  .paper { fill: #ffffff; } .ink { fill: #1f2328; } .faint { fill: #656d76; }
+  .cell { fill: #2da44e; }
+  .title { font: 600 14px system-ui, sans-serif; } .label { font: 12px system-ui, sans-serif; }
+  @media (prefers-color-scheme: dark) {
+    .paper { fill: #161b22; } .ink { fill: #e6edf3; } .faint { fill: #9198a1; }
+  }
+"""
+
+
+class Picture:
+    """Rows from top to bottom."""
+
+    def __init__(self):
+        self.parts, self.y = [], 10
+
+    def text(self, x: float, y: float, words: str, kind: str, more: str = "") -> None:
+        words = html.escape(words)
+        self.parts.append(f'<text x="{x:g}" y="{y:g}" class="{kind}"{more}>{words}</text>')
+
+    def line(self, words: str, kind: str) -> None:
+        self.y += 20
+        self.text(14, self.y - 4, words, kind)
+
+    def noise(self, state_LW: np.ndarray) -> None:
+        """The state that sampling starts from: its first numbers at each position, as greys."""
+        self.text(LEFT - 12, self.y + 16, "noise", "faint label", ' text-anchor="end"')
+        across, down = PIXELS
+        width, height = (CELL - GAP) / across, (HEIGHT - GAP) / down
+        for column, numbers in enumerate(state_LW[:COLUMNS, : across * down]):
+            for i, grey in enumerate(np.clip(0.5 + numbers / 4, 0, 1)):
+                x, y = LEFT + column * CELL + i % across * width, self.y + i // across * height
+                self.parts.append(
+                    f'<rect x="{x:g}" y="{y:.1f}" width="{width:g}" height="{height:.1f}" '
+                    f'class="faint" opacity="{grey:.1f}"/>'
+                )
+        self.y += HEIGHT
+
+    def tokens(self, label: str, pieces: list[str], confidence_L: np.ndarray) -> None:
+        """The likeliest token at every position, the greener the surer."""
+        self.text(LEFT - 12, self.y + 15, label, "faint label", ' text-anchor="end"')
+        for column, piece in enumerate(pieces):
+            x, sure = LEFT + column * CELL, confidence_L[column]
+            self.parts.append(
+                f'<rect x="{x}" y="{self.y}" width="{CELL - GAP}" height="{HEIGHT - GAP}" rx="3" '
+                f'class="cell" opacity="{0.06 + 0.5 * sure:.2f}"/>'
+            )
+            words = shown(piece)[0].strip() or "␣"
+            squeeze = f' textLength="{CELL - GAP - 6}" lengthAdjust="spacingAndGlyphs"'
+            more = ' text-anchor="middle"' + (squeeze if len(words) > 7 else "")
+            self.text(x + (CELL - GAP) / 2, self.y + 15, words, "ink", more)
+        self.y += HEIGHT
+
+    def svg(self) -> str:
+        height = self.y + 12
+        return "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+                f'width="{WIDTH}" height="{height}">',
+                f"<style>{STYLE}</style>",
+                '<rect width="100%" height="100%" rx="8" class="paper"/>',
+                *self.parts,
+                "</svg>",
+            ]
+        )
+
+
+def draw(picture: Picture, model: flm_jax.FlowModel, steps: int) -> None:
+    path = model.generate(num_samples=1, steps=steps, seed=0, trajectory=True).trajectory
+    assert path is not None
+    picture.noise(np.asarray(path.states[0, 0]))
+    for i in spread(steps, ROWS):
+        pieces = [model.tokenizer.piece(int(token)) for token in path.tokens_SBL[i, 0, :COLUMNS]]
+        picture.tokens(f"evaluation {i + 1}", pieces, np.asarray(path.confidence_SBL[i, 0]))
+
+
+def main(denoiser_run: str, flow_map_run: str) -> None:
+    denoiser, flow_map = flm_jax.load(denoiser_run), flm_jax.load(flow_map_run)
+    picture = Picture()
+    picture.line(f"Denoiser (FLM): {EVALUATIONS} network evaluations", "ink title")
+    draw(picture, denoiser, EVALUATIONS)
+    picture.y += 8
+    picture.line("Flow map (FMLM): one network evaluation", "ink title")
+    draw(picture, flow_map, 1)
+    picture.y += 4
+    picture.line(
+        f"The first {COLUMNS} tokens of the first sample, the greener the surer. "
+        f"configs/quickstart.py after {denoiser.step} and {flow_map.step} training steps on a CPU.",
+        "faint label",
+    )
+    print(picture.svg())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
