@@ -92,7 +92,7 @@ def test_the_map_of_the_code_is_that_of_the_tree():
 
 
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launch/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 
