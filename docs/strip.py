@@ -5,6 +5,7 @@
 Nothing is selected: both parts show the first sample of seed 0.
 """
 
+import collections
 import html
 import sys
 
@@ -15,10 +16,10 @@ from flm_jax.report.strip import shown, spread
 
 EVALUATIONS = 32  # of the denoiser
 ROWS = 7  # of them are shown
-COLUMNS = 12  # positions of the sequence
+SHOWN = slice(1, 13)  # positions of the sequence; the first one is always BOS
 PIXELS = 8, 3  # of the noise at a position
 LEFT, CELL, HEIGHT, GAP = 128, 68, 24, 4
-WIDTH = LEFT + COLUMNS * CELL + 12
+WIDTH = LEFT + (SHOWN.stop - SHOWN.start) * CELL + 12
 STYLE = """
   svg { font: 13px ui-monospace, Menlo, Consolas, monospace; }
   .paper { fill: #ffffff; } .ink { fill: #1f2328; } .faint { fill: #656d76; }
@@ -47,15 +48,15 @@ class Picture:
     def noise(self, state_LW: np.ndarray) -> None:
         """The state that sampling starts from: its first numbers at each position, as greys."""
         self.text(LEFT - 12, self.y + 16, "noise", "faint label", ' text-anchor="end"')
-        across, down = PIXELS
+        (across, down), greys = PIXELS, collections.defaultdict(str)
         width, height = (CELL - GAP) / across, (HEIGHT - GAP) / down
-        for column, numbers in enumerate(state_LW[:COLUMNS, : across * down]):
-            for i, grey in enumerate(np.clip(0.5 + numbers / 4, 0, 1)):
+        for column, numbers in enumerate(state_LW[:, : across * down]):
+            for i, number in enumerate(numbers):
                 x, y = LEFT + column * CELL + i % across * width, self.y + i // across * height
-                self.parts.append(
-                    f'<rect x="{x:g}" y="{y:.1f}" width="{width:g}" height="{height:.1f}" '
-                    f'class="faint" opacity="{grey:.1f}"/>'
-                )
+                grey = round(float(np.clip(0.5 + number / 4, 0, 1)), 1)
+                greys[grey] += f"M{x:g} {y:.1f}h{width:g}v{height:.1f}h-{width:g}"
+        for grey, squares in greys.items():
+            self.parts.append(f'<path d="{squares}" class="faint" opacity="{grey}"/>')
         self.y += HEIGHT
 
     def tokens(self, label: str, pieces: list[str], confidence_L: np.ndarray) -> None:
@@ -90,10 +91,10 @@ class Picture:
 def draw(picture: Picture, model: flm_jax.FlowModel, steps: int) -> None:
     path = model.generate(num_samples=1, steps=steps, seed=0, trajectory=True).trajectory
     assert path is not None
-    picture.noise(np.asarray(path.states[0, 0]))
+    picture.noise(np.asarray(path.states[0, 0, SHOWN]))
     for i in spread(steps, ROWS):
-        pieces = [model.tokenizer.piece(int(token)) for token in path.tokens_SBL[i, 0, :COLUMNS]]
-        picture.tokens(f"evaluation {i + 1}", pieces, np.asarray(path.confidence_SBL[i, 0]))
+        pieces = [model.tokenizer.piece(int(token)) for token in path.tokens_SBL[i, 0, SHOWN]]
+        picture.tokens(f"evaluation {i + 1}", pieces, np.asarray(path.confidence_SBL[i, 0, SHOWN]))
 
 
 def main(denoiser_run: str, flow_map_run: str) -> None:
@@ -106,8 +107,8 @@ def main(denoiser_run: str, flow_map_run: str) -> None:
     draw(picture, flow_map, 1)
     picture.y += 4
     picture.line(
-        f"The first {COLUMNS} tokens of the first sample, the greener the surer. "
-        f"configs/quickstart.py after {denoiser.step} and {flow_map.step} training steps on a CPU.",
+        f"The first sample of configs/quickstart.py after {denoiser.step} and {flow_map.step} "
+        "training steps on a CPU; the greener, the surer; ¶ ends a name.",
         "faint label",
     )
     print(picture.svg())
