@@ -19,7 +19,9 @@ from flm_jax.flow.at import At
 from flm_jax.flow.posterior import one_hot
 from flm_jax.flow.space import SPACES
 from flm_jax.flow.times import draw_stratified, stratified
+from flm_jax.losses import LOSSES
 from flm_jax.losses.base import Loss, PerToken
+from flm_jax.samplers import SAMPLERS
 from flm_jax.training import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -68,6 +70,13 @@ def test_the_jumps_of_a_flow_map_run_in_both_spaces(space_name, tmp_path, monkey
     width = tiny.V if space_name == "onehot" else config.model.width
     assert names["clean"].shape == names["half_way"].shape == (4, config.data.length, width)
     assert not np.allclose(names["clean"], names["half_way"], atol=0.1)
+
+
+def test_the_readme_names_every_loss_sampler_and_config():
+    named = set(re.findall(r"`([\w-]+)`", (ROOT / "README.md").read_text()))
+    configs = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    tools = {"__init__", "common", "bench_cpu"}
+    assert {*LOSSES, *SAMPLERS, *configs} - tools <= named
 
 
 def test_the_map_of_the_code_is_that_of_the_tree():
