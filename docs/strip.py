@@ -12,10 +12,9 @@ import sys
 import numpy as np
 
 import flm_jax
-from flm_jax.report.strip import shown, spread
+from flm_jax.report.strip import shown
 
-EVALUATIONS = 32  # of the denoiser
-ROWS = 7  # of them are shown
+SEEN = 1, 2, 3, 5, 9, 16, 32  # evaluations of the denoiser; the last one is their number
 SHOWN = slice(1, 13)  # positions of the sequence; the first one is always BOS
 PIXELS = 8, 3  # of the noise at a position
 LEFT, CELL, HEIGHT, GAP = 128, 68, 24, 4
@@ -68,10 +67,15 @@ class Picture:
                 f'<rect x="{x}" y="{self.y}" width="{CELL - GAP}" height="{HEIGHT - GAP}" rx="3" '
                 f'class="cell" opacity="{0.06 + 0.5 * sure:.2f}"/>'
             )
-            words = shown(piece)[0].strip() or "␣"
+            words = piece.strip() or "␣"
             squeeze = f' textLength="{CELL - GAP - 6}" lengthAdjust="spacingAndGlyphs"'
             more = ' text-anchor="middle"' + (squeeze if len(words) > 7 else "")
             self.text(x + (CELL - GAP) / 2, self.y + 15, words, "ink", more)
+        self.y += HEIGHT
+
+    def reading(self, words: str) -> None:
+        self.text(LEFT - 12, self.y + 15, "reads", "faint label", ' text-anchor="end"')
+        self.text(LEFT, self.y + 15, " ".join(words.split()), "ink")
         self.y += HEIGHT
 
     def svg(self) -> str:
@@ -88,23 +92,29 @@ class Picture:
         )
 
 
-def draw(picture: Picture, model: flm_jax.FlowModel, steps: int) -> None:
-    path = model.generate(num_samples=1, steps=steps, seed=0, trajectory=True).trajectory
+def draw(picture: Picture, model: flm_jax.FlowModel, seen: tuple[int, ...]) -> None:
+    path = model.generate(num_samples=1, steps=seen[-1], seed=0, trajectory=True).trajectory
     assert path is not None
     picture.noise(np.asarray(path.states[0, 0, SHOWN]))
-    for i in spread(steps, ROWS):
-        pieces = [model.tokenizer.piece(int(token)) for token in path.tokens_SBL[i, 0, SHOWN]]
-        picture.tokens(f"evaluation {i + 1}", pieces, np.asarray(path.confidence_SBL[i, 0, SHOWN]))
+    pieces = []
+    for i in seen:
+        tokens_L, confidence_L = (
+            path.tokens_SBL[i - 1, 0, SHOWN],
+            path.confidence_SBL[i - 1, 0, SHOWN],
+        )
+        pieces = [shown(model.tokenizer.piece(int(token)))[0] for token in tokens_L]
+        picture.tokens(f"evaluation {i}", pieces, np.asarray(confidence_L))
+    picture.reading("".join(pieces))
 
 
 def main(denoiser_run: str, flow_map_run: str) -> None:
     denoiser, flow_map = flm_jax.load(denoiser_run), flm_jax.load(flow_map_run)
     picture = Picture()
-    picture.line(f"Denoiser (FLM): {EVALUATIONS} network evaluations", "ink title")
-    draw(picture, denoiser, EVALUATIONS)
+    picture.line(f"Denoiser (FLM): {SEEN[-1]} network evaluations", "ink title")
+    draw(picture, denoiser, SEEN)
     picture.y += 8
     picture.line("Flow map (FMLM): one network evaluation", "ink title")
-    draw(picture, flow_map, 1)
+    draw(picture, flow_map, (1,))
     picture.y += 4
     picture.line(
         f"The first sample of configs/quickstart.py after {denoiser.step} and {flow_map.step} "
