@@ -1,6 +1,7 @@
 """What a `Combination` is a sum of: a coefficient times one vector over the vocabulary per token.
 
-Every kind of vector is a class, and none of them exists as an array (B, L, V):
+Every kind of vector is a class. Only the last one is an array (B, L, V); of the others a chunk of
+tokens exists at a time:
 
     Probability     p, the softmax of capped logits
     Tangent         dp, the derivative of p along the tangent of its features

@@ -33,7 +33,7 @@ from flm_jax.flow.randomness import normals, random_tokens, two_each, uniforms
 from flm_jax.flow.space import Space, per_token
 from flm_jax.flow.vocabulary import first_largest
 from flm_jax.losses.base import Batch
-from flm_jax.losses.masked_diffusion import TokenDiffusion, refuse_weight
+from flm_jax.losses.token_diffusion import TokenDiffusion, refuse_weight
 
 
 @dataclasses.dataclass(frozen=True)
