@@ -63,13 +63,13 @@ def validate_section(section: Any) -> None:
     values = dataclasses.asdict(section)
     found = (knobs.problem(f.name, values[f.name], f) for f in dataclasses.fields(section))
     problems = [sentence for sentence in found if sentence]
-    if not problems and isinstance(section, settings.Sampler):
+    if not problems and isinstance(section, settings.SamplerConfig):
         problems += _check_decode(section)
     if problems:
         raise UserError("\n".join(problems))
 
 
-def mesh_shape(mesh: settings.Mesh, num_devices: int) -> tuple[int, int, int]:
+def mesh_shape(mesh: settings.MeshConfig, num_devices: int) -> tuple[int, int, int]:
     """Sizes of the axes (data, fsdp, tensor); -1 takes the devices that the others leave.
 
     Raises UserError if their product cannot be ``num_devices``.
@@ -132,7 +132,7 @@ def validate_vocabulary(model_vocab: int, tokenizer_vocab: int, where: str) -> N
         )
 
 
-def _check_model(model: settings.Model) -> list[str]:
+def _check_model(model: settings.ModelConfig) -> list[str]:
     if model.width % model.heads:
         fits = [h for h in range(1, model.width + 1) if model.width % h == 0]
         fits = [h for h in fits if (model.width // h) % 2 == 0]
@@ -148,7 +148,7 @@ def _check_model(model: settings.Model) -> list[str]:
     return []
 
 
-def _check_attention(model: settings.Model) -> list[str]:
+def _check_attention(model: settings.ModelConfig) -> list[str]:
     if model.attention == "tokamax" and importlib.util.find_spec("tokamax") is None:
         return [
             "model.attention='tokamax' needs the library tokamax, which is not installed; "
@@ -185,7 +185,7 @@ def _check_training(config: Config) -> list[str]:
     return problems
 
 
-def _check_mesh(mesh: settings.Mesh) -> list[str]:
+def _check_mesh(mesh: settings.MeshConfig) -> list[str]:
     sizes = dataclasses.asdict(mesh)
     problems = [
         f"mesh.{axis}=0 must be a number of devices, or -1 for all that remain"
@@ -198,7 +198,7 @@ def _check_mesh(mesh: settings.Mesh) -> list[str]:
     return problems
 
 
-def _check_decode(sampler: settings.Sampler) -> list[str]:
+def _check_decode(sampler: settings.SamplerConfig) -> list[str]:
     twice = {steps for steps in sampler.steps if sampler.steps.count(steps) > 1}
     if twice:
         return [f"{min(twice)} is more than once in sampler.steps; name every number once"]
@@ -309,7 +309,7 @@ def knob_problems(
     config: Config,
     sampler: Writer,
     name: str,
-    section: settings.Sampler | None = None,
+    section: settings.SamplerConfig | None = None,
     length: int | None = None,
 ) -> list[str]:
     """Why a sampler cannot run with these knobs, one sentence each.

@@ -87,13 +87,13 @@ class TrainingText:
         return (self.corpus.detokenize(texts[i * len(texts) // count]) for i in range(count))
 
 
-def load_corpus(section: config.Data | Mapping) -> Corpus:
+def load_corpus(section: config.DataConfig | Mapping) -> Corpus:
     """The corpus of a config's data section.
 
     Raises:
       UserError: unknown key, data set or option; a path without files.
     """
-    section = config.resolve_section(config.Data, section, "data")
+    section = config.resolve_section(config.DataConfig, section, "data")
     return config.build(DATASETS, section.name, section.options, "data set")
 
 
@@ -108,8 +108,8 @@ class Plan:
 
 
 def plan(
-    data_section: config.Data | Mapping,
-    tokenizer_section: config.Tokenizer | Mapping,
+    data_section: config.DataConfig | Mapping,
+    tokenizer_section: config.TokenizerConfig | Mapping,
     cache_dir: str | os.PathLike = "",
     splits: Sequence[str] = ("train", "valid"),
     tokenizer: tokenizers.Tokenizer | None = None,
@@ -127,7 +127,7 @@ def plan(
     Raises:
       UserError: anything wrong with the sections, the text or the cache folder.
     """
-    section = config.resolve_section(config.Data, data_section, "data")
+    section = config.resolve_section(config.DataConfig, data_section, "data")
     folder = cache_folder(section.cache_dir or cache_dir)
     corpus = load_corpus(section)
     if isinstance(corpus, Prepared):
@@ -135,7 +135,7 @@ def plan(
             "data set 'prepared' is prepared already; look at it with flm inspect FOLDER"
         )
     if tokenizer is None:
-        asked = config.resolve_section(config.Tokenizer, tokenizer_section, "tokenizer")
+        asked = config.resolve_section(config.TokenizerConfig, tokenizer_section, "tokenizer")
         recipe = config.build(tokenizers.TOKENIZERS, asked.name, asked.options, "tokenizer")
         text = TrainingText(corpus, limit=section.tokenizer_documents)
         tokenizer = recipe.build(text, str(folder), text.fingerprint)
@@ -145,8 +145,8 @@ def plan(
 
 
 def load_data(
-    data_section: config.Data | Mapping,
-    tokenizer_section: config.Tokenizer | Mapping,
+    data_section: config.DataConfig | Mapping,
+    tokenizer_section: config.TokenizerConfig | Mapping,
     cache_dir: str | os.PathLike = "",
     splits: Sequence[str] = ("train", "valid"),
     tokenizer: tokenizers.Tokenizer | None = None,
@@ -155,11 +155,12 @@ def load_data(
 
     The arguments and errors are those of `plan`.
     """
-    section = config.resolve_section(config.Data, data_section, "data")
+    section = config.resolve_section(config.DataConfig, data_section, "data")
     if section.name == Prepared.name:
         corpus = load_corpus(section)
         corpus.check_tokenizer(
-            config.resolve_section(config.Tokenizer, tokenizer_section, "tokenizer"), tokenizer
+            config.resolve_section(config.TokenizerConfig, tokenizer_section, "tokenizer"),
+            tokenizer,
         )
         rows = {split: corpus.rows(split, section) for split in splits}
         return Data(corpus, corpus.tokenizer, rows)

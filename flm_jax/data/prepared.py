@@ -75,7 +75,7 @@ class Prepared(base.Corpus):
             "characters": dict.fromkeys(documents),
         }
 
-    def rows(self, split: str, section: config.Data) -> Rows:
+    def rows(self, split: str, section: config.DataConfig) -> Rows:
         """The rows of a split, if they are what the data section of a config asks for.
 
         Raises:
@@ -92,7 +92,7 @@ class Prepared(base.Corpus):
         return rows
 
     def check_tokenizer(
-        self, section: config.Tokenizer, given: tokenizers.Tokenizer | None
+        self, section: config.TokenizerConfig, given: tokenizers.Tokenizer | None
     ) -> None:
         """Raises UserError unless the rows were made with the tokenizer that is asked for.
 

@@ -45,7 +45,7 @@ def choose(
     options: dict[str, Any] | None,
     knobs: Mapping[str, Any],
     length: int | None,
-) -> tuple[Sampler, config_lib.Sampler]:
+) -> tuple[Sampler, config_lib.SamplerConfig]:
     """See `FlowModel.sampler`; ``with_teacher``: the model is sampled with a frozen denoiser."""
     section = experiment.config.sampler
     name = name or section.name
@@ -77,7 +77,7 @@ def _check(
     experiment: Experiment,
     with_teacher: bool,
     rule: Sampler,
-    chosen: config_lib.Sampler,
+    chosen: config_lib.SamplerConfig,
     length: int | None,
 ) -> None:
     """UserError unless the sampler is made for this model, and the knobs for the sampler."""

@@ -138,7 +138,7 @@ def held_out_loss(model: inference.FlowModel, data: Data, options: Evaluation) -
 
 def _sampler(
     model: inference.FlowModel, options: Evaluation, counts: tuple[int, ...]
-) -> config_lib.Sampler:
+) -> config_lib.SamplerConfig:
     """The sampler section as it is used; UserError for values out of range."""
     own = {"steps": counts, "num_samples": options.num_samples, "batch_size": options.batch_size}
     return model.sampler(options.sampler, {}, {**options.knobs, **own})[1]
@@ -149,7 +149,7 @@ def _origin(model: inference.FlowModel, options: Evaluation, steps: int) -> dict
     section = _sampler(model, options, (steps,))
     origin = {"name": section.name, "options": dict(section.options), **section.changed()}
     cap = model.config.model.logit_cap  # not a weight, and can be chosen for an official file
-    if cap != config_lib.Model().logit_cap:
+    if cap != config_lib.ModelConfig().logit_cap:
         origin["logit_cap"] = cap
     return origin | {"length": model.config.data.length}
 

@@ -174,7 +174,7 @@ class FlowModel:
         options: dict[str, Any] | None = None,
         knobs: Mapping[str, Any] = types.MappingProxyType({}),
         length: int | None = None,
-    ) -> tuple[Sampler, config_lib.Sampler]:
+    ) -> tuple[Sampler, config_lib.SamplerConfig]:
         """The sampler of the config or another one, and the config's section as it is used.
 
         Args:

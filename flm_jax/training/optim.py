@@ -90,7 +90,7 @@ def adam(beta1: float, beta2: float, eps: float) -> Selective:
 
 
 def optimizer(settings: Any, steps: int) -> Selective:
-    """The transformation of a `config.Optim` section for a run of ``steps`` updates.
+    """The transformation of a `config.OptimConfig` section for a run of ``steps`` updates.
 
     The state is that of `optax.adamw` after a clipping.
     """

@@ -167,7 +167,7 @@ def test_text_and_tokenizer_of_the_users_own(tmp_path, monkeypatch):
     ],
 )
 def test_mesh_shape(mesh, devices, shape):
-    assert config_lib.mesh_shape(config_lib.Mesh(*mesh), devices) == shape
+    assert config_lib.mesh_shape(config_lib.MeshConfig(*mesh), devices) == shape
 
 
 def test_devices_are_checked():

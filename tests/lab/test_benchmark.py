@@ -106,7 +106,7 @@ def test_sampling_counts_every_step(steps, monkeypatch):
     ],
 )
 def test_the_size_of_a_vocabulary_without_its_text(name, options, given, size):
-    tokenizer = config_lib.Tokenizer(name=name, options=options)
+    tokenizer = config_lib.TokenizerConfig(name=name, options=options)
     config = dataclasses.replace(config_lib.Config(), tokenizer=tokenizer)
     if size is None:
         with pytest.raises(UserError, match="'characters' is not known .* give --vocab=SIZE"):

@@ -136,7 +136,7 @@ def test_imports_follow_the_architecture(file):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("flm_jax/flow/clock.py", "from flm_jax.config import Clock"),
+        ("flm_jax/flow/clock.py", "from flm_jax.config import ClockConfig"),
         ("flm_jax/flow/clock.py", "def f():\n    from flm_jax import config"),
         ("flm_jax/flow/clock.py", "import flm_jax.losses.psd as psd"),
         ("flm_jax/flow/clock.py", "from ..models import dit"),

@@ -102,7 +102,7 @@ def test_a_new_field_is_a_knob_everywhere(tmp_path):
 
 
 def test_the_section_of_the_config_has_the_same_knobs_and_defaults():
-    section = config_lib.Sampler()
+    section = config_lib.SamplerConfig()
     assert section.sampling(7) == Sampling(steps=7)
     changed = dataclasses.replace(section, gamma=0.5, patience=2)
     assert changed.sampling(3) == Sampling(gamma=0.5, patience=2, steps=3)

@@ -5,17 +5,17 @@ import numpy as np
 import optax
 import pytest
 
-from flm_jax.config import Optim
+from flm_jax.config import OptimConfig
 from flm_jax.training import optim
 
 
 def rates(steps: int, upto: int, **settings) -> list[float]:
-    schedule = optim.schedule(Optim(**settings), steps)
+    schedule = optim.schedule(OptimConfig(**settings), steps)
     return [float(schedule(jnp.asarray(i))) for i in range(upto)]
 
 
 def test_official_schedule_starts_at_zero_and_stays_at_the_peak():
-    schedule = optim.schedule(Optim(), 1_000_000)
+    schedule = optim.schedule(OptimConfig(), 1_000_000)
     values = [float(schedule(i)) for i in (0, 1, 1250, 2499, 2500, 999_999)]
     np.testing.assert_allclose(
         values, [0, 3e-4 / 2500, 1.5e-4, 3e-4 * 2499 / 2500, 3e-4, 3e-4], rtol=1e-4
@@ -69,7 +69,7 @@ def test_clipping_divides_by_norm_plus_a_millionth():
 
 
 def test_the_optimizer_is_adamw_after_clipping():
-    settings = Optim(
+    settings = OptimConfig(
         learning_rate=0.1, warmup_steps=1, weight_decay=0.01, beta1=0.9, beta2=0.99, clip_norm=1.0
     )
     transformation = optim.optimizer(settings, 10)

@@ -97,7 +97,7 @@ class Causal:
         unknown = set(self.tensors) - {entry.name for entry in self.entries}
         if unknown:
             raise GoldenError(f"a causal network has no tensor {min(unknown)}")
-        settings = config.Model(
+        settings = config.ModelConfig(
             width=width,
             depth=sizes.depth,
             heads=case.option("n_heads"),

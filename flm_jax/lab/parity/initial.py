@@ -76,7 +76,7 @@ def student(case: Case, checks: Checks) -> None:
     for kind, expected in content.items():
         weighted = any(name.startswith("learnable_loss_weighting") for name in expected)
         blocks = {name.split(".")[1] for name in expected if name.startswith("blocks.")}
-        settings = config.Model(width=8, depth=len(blocks), heads=2, cond_dim=4)
+        settings = config.ModelConfig(width=8, depth=len(blocks), heads=2, cond_dim=4)
         of_two = dataclasses.replace(settings, two_times=True, loss_weighting=weighted)
         teacher, own = dit.build(settings, 11), dit.build(of_two, 11)
         source, fresh = (

@@ -41,7 +41,7 @@ def model(
     case: Case, sizes: layout.Sizes, cap: float, heads: int | None = None, dtype: str = "float32"
 ) -> dit.Model:
     """The architecture of a network of these sizes; dropout comes from the case (README: 0)."""
-    settings = config.Model(
+    settings = config.ModelConfig(
         width=sizes.hidden_size,
         depth=sizes.depth,
         heads=case.option("n_heads") if heads is None else heads,

@@ -83,7 +83,7 @@ class Recorded(Loss):
 @functools.partial(jax.jit, static_argnames=("model", "loss", "settings", "space"))
 def update(
     state: step_lib.TrainState, tokens_BL: jax.Array, mask_BL: jax.Array, draws: dict,
-    clock: clock_lib.Clock, *, model: dit.Model, loss: FlowMatching, settings: config.Optim,
+    clock: clock_lib.Clock, *, model: dit.Model, loss: FlowMatching, settings: config.OptimConfig,
     space: str,
 ) -> tuple[step_lib.TrainState, dict[str, jax.Array]]:  # fmt: skip
     """One optimizer step through `step.make_train_step`."""
@@ -128,8 +128,8 @@ def train(case: Case, checks: Checks) -> None:
             times(case, checks, loss, sizes)
 
 
-def optimizer_settings(case: Case) -> config.Optim:
-    return config.Optim(
+def optimizer_settings(case: Case) -> config.OptimConfig:
+    return config.OptimConfig(
         learning_rate=case.option("lr"),
         beta1=case.option("beta1"),
         beta2=case.option("beta2"),

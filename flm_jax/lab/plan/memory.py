@@ -85,7 +85,7 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
     return found
 
 
-def queries_at_once(model: config_lib.Model, length: int) -> int:
+def queries_at_once(model: config_lib.ModelConfig, length: int) -> int:
     """Queries of a sequence whose scores exist at one time, as `models.attention` decides it."""
     if model.attention == "tokamax":
         return 0

@@ -105,7 +105,7 @@ def accumulations(work: Work, chips: int, mesh: tuple[int, int, int] | None) -> 
     """Numbers of micro-batches from the config's own on, doubling while each chip has a row."""
     groups = mesh[0] * mesh[1] if mesh else chips
     config = work.config
-    settled = config_lib.Mesh(*mesh) if mesh else config_lib.Mesh(data=chips)
+    settled = config_lib.MeshConfig(*mesh) if mesh else config_lib.MeshConfig(data=chips)
     config_lib.validate_devices(
         dataclasses.replace(config, mesh=settled), chips if not mesh else groups * mesh[2]
     )

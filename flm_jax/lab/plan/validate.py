@@ -55,9 +55,9 @@ def config_of(shape: Shape) -> config_lib.Config:
     return config_lib.Config(
         space=space,
         teacher="planned" if LOSSES[name]().needs.teacher else "",
-        data=config_lib.Data(name="shape", length=shape["length"]),
-        tokenizer=config_lib.Tokenizer(name="shape"),
-        model=config_lib.Model(
+        data=config_lib.DataConfig(name="shape", length=shape["length"]),
+        tokenizer=config_lib.TokenizerConfig(name="shape"),
+        model=config_lib.ModelConfig(
             **{k: shape[k] for k in ("width", "depth", "heads")},
             dropout=0.0,
             head_chunk=chunk,
@@ -65,9 +65,9 @@ def config_of(shape: Shape) -> config_lib.Config:
             attention=shape.get("attention", "auto"),
             two_times=LOSSES[name]().needs.two_times,
         ),
-        loss=config_lib.Loss(name=name),
-        optim=config_lib.Optim(accumulation_steps=shape.get("steps", 1)),
-        train=config_lib.Train(batch_size=shape["batch"]),
+        loss=config_lib.LossConfig(name=name),
+        optim=config_lib.OptimConfig(accumulation_steps=shape.get("steps", 1)),
+        train=config_lib.TrainConfig(batch_size=shape["batch"]),
     )
 
 
