@@ -88,7 +88,7 @@ def check(
     languages: Sequence[str], methods: Sequence[str], seeds: Sequence[int], size: str
 ) -> None:
     """UserError unless all are known: better now than after hours of training."""
-    from flm_jax.configs import proof
+    from flm_jax.configs import proof  # pyright: ignore[reportAttributeAccessIssue]
 
     for what, given, known in (
         ("languages", languages, proof.LANGUAGES),
@@ -180,7 +180,7 @@ def make_config(
     size: str = "default",
 ) -> config_lib.Config:
     """The config of one run of the proof, with ``scale`` times its training steps."""
-    from flm_jax.configs import proof
+    from flm_jax.configs import proof  # pyright: ignore[reportAttributeAccessIssue]
 
     tree = proof.get_config(f"{language},{method},{size}").to_dict()
     train, optim, model = tree["train"], tree["optim"], tree["model"]

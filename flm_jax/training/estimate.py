@@ -4,6 +4,8 @@ Products of the training step as it is traced, over the rate at which this machi
 matrices of the model's shapes.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 
@@ -60,7 +62,7 @@ def step_flops(session: Session) -> float:
     tokens, mask = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
     key = jax.eval_shape(lambda: jax.random.key(0))
     return products.products(
-        session.train_step.__wrapped__, (session.state_shape, session.frozen, tokens, mask, key)
+        inspect.unwrap(session.train_step), (session.state_shape, session.frozen, tokens, mask, key)
     )
 
 

@@ -82,8 +82,8 @@ def _examine(session: Session, state: step_lib.TrainState, facts: dict, key: jax
     tokens = sharding.global_rows(facts["tokens"], session.mesh)
 
     def look(mask: np.ndarray):
-        mask = sharding.global_rows(mask, session.mesh)
-        grads, values = gradients(state.params, others, tokens, mask, key)
+        shared = sharding.global_rows(mask, session.mesh)
+        grads, values = gradients(state.params, others, tokens, shared, key)
         return grads, {name: float(values[name]) for name in ("loss", "grad_norm")}
 
     grads, values = look(facts["mask"])

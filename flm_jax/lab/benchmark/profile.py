@@ -245,7 +245,7 @@ def of_plans(
     kinds, tables = {}, []
     for space, plan in plans.items():
         prepared = prepare(plan)
-        known = operations(prepared.compiled.as_text())
+        known = operations(prepared.compiled.as_text() or "")
         prepared.run()  # warms up
         found, wall = profile(prepared.run, known, folder / space, plan.repeats)
         kinds[space] = by_kind(found, known, plan.vocab_size, plan.config.model.width)
