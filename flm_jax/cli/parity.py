@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import os
 import time
-from importlib import metadata
 
 from flm_jax.cli.command import Command
 from flm_jax.errors import UserError
@@ -71,6 +70,8 @@ def run(options: Options) -> int:
 
 def _prepare() -> None:
     """What XLA must be told before jax is imported."""
+    from importlib import metadata
+
     # The time goes into compiling many small programs. An XLA that does not know a flag would
     # abort, so the others are for the versions they were tried with.
     flags = "--xla_backend_optimization_level=0"

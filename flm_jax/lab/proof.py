@@ -2,17 +2,9 @@
 
 For every language and seed: a denoiser (FLM), its flow maps (FMLM), and baselines (masked diffusion
 and, if asked for, uniform-state diffusion and an autoregressive network) with the same backbone and
-as many training steps as both together, all from configs/proof.py. Every
-run is an ordinary training run in a folder of its own: what is finished is not trained again, what
-was interrupted goes on. The table is the mean over seeds and half their range.
-
-Samplers of vectors are run on two grids: steps even in tau, and the same numbers of steps that
-become shorter towards the end (``grid_power``; rows "fmlm, grid 4, 8 steps"), where texts are lost.
-
-Validity alone would praise a model that writes one valid text again and again, or only the easy
-ones. So there are two more tables: total variation from the truth and the share of its texts that
-occur; for a language too large for these, the share of different texts among the valid ones and
-their mean log-likelihood under the truth, to be compared with those of held-out data.
+as many training steps as both together, all from configs/proof.py. Every run is an ordinary
+training run in a folder of its own: what is finished is not trained again, what was interrupted
+goes on. The table is the mean over seeds and half their range. More: flm proof --help.
 """
 
 import json

@@ -222,6 +222,8 @@ def test_the_overview_and_a_mistake_load_nothing_heavy():
                 cli.main(words)
             except SystemExit:
                 pass
+        from flm_jax.cli import parity
+        parity._prepare()  # of the XLA that is not there yet
         print([name for name in {heavy} if name in sys.modules], file=sys.stderr)
     """
     done = subprocess.run(
