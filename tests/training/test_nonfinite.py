@@ -60,7 +60,7 @@ def test_stop_keeps_the_step_before_and_the_batch_and_is_repeatable(
     command = pasteable("reproduce", str(file))
     assert str(error.value) == (
         "loss is nan at step 7; step 6 is saved; try a lower learning rate than 0.003, a longer "
-        f"warm-up, or loop.nonfinite=skip; look at its batch with: {command}"
+        f"warm-up, or train.nonfinite=skip; look at its batch with: {command}"
     )
     assert Checkpoints(workdir / "checkpoints").steps() == [4, 6]
     assert [row["step"] for row in runlog.read(workdir) if "loss" in row] == [2, 4, 6]
