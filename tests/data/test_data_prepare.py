@@ -197,7 +197,7 @@ if __name__ == "__main__":
 
 def start(tmp_path, cache, processes, count=10_000):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=os.path.dirname(__file__)))
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests")))
     command = [sys.executable, str(script), str(cache), str(processes), str(count)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
