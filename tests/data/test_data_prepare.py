@@ -199,11 +199,7 @@ if __name__ == "__main__":
 
 def start(tmp_path, cache, processes, count=10_000):
     script = tmp_path / "script.py"
-<<<<<<< HEAD
     script.write_text(SCRIPT.format(folders=[str(ROOT / "tests/data"), str(ROOT / "tests")]))
-=======
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests")))
->>>>>>> issue22-types
     command = [sys.executable, str(script), str(cache), str(processes), str(count)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
