@@ -181,7 +181,7 @@ def test_what_a_kill_leaves_is_cleared_up(tokenizer, tmp_path, small, monkeypatc
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import test_data_prepare as t
 from flm_jax import tokenizers
 from flm_jax.data import packing, shards, workers
@@ -197,7 +197,7 @@ if __name__ == "__main__":
 
 def start(tmp_path, cache, processes, count=10_000):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests")))
+    script.write_text(SCRIPT.format(tests=[str(ROOT / "tests" / "data"), str(ROOT / "tests")]))
     command = [sys.executable, str(script), str(cache), str(processes), str(count)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
