@@ -8,12 +8,15 @@ them; it is imported wherever the run is trained or loaded.
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
+from typing import TypeVar, cast
 
 from flm_jax.contracts import Contract
 from flm_jax.errors import UserError
 
+Row = TypeVar("Row")
 
-def find(registry: Mapping[str, type], name: str, what: str) -> type:
+
+def find(registry: Mapping[str, type[Row]], name: str, what: str) -> type[Row]:
     """The class of that name; ``what`` is the word for it in messages: "loss", "sampler".
 
     Raises UserError for a name that is no row, or a class that cannot be had or keeps another
@@ -36,7 +39,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]}?" if match else ""
 
 
-def _imported(registry: Mapping[str, type], name: str, what: str) -> type:
+def _imported(registry: Mapping[str, type[Row]], name: str, what: str) -> type[Row]:
     module_name, _, class_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -55,10 +58,10 @@ def _imported(registry: Mapping[str, type], name: str, what: str) -> type:
             f"{what} {name!r}: {class_name} of {module_name} is no "
             f"{contract.__module__}.{contract.__qualname__}; {have}"
         )
-    return found
+    return cast(type[Row], found)
 
 
-def _contract(registry: Mapping[str, type]) -> type:
+def _contract(registry: Mapping[str, type[Row]]) -> type:
     """The contract that the rows of a registry keep."""
     row = next(iter(registry.values()))
     return next((base for base in row.__mro__ if Contract in base.__bases__), object)

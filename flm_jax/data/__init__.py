@@ -158,6 +158,7 @@ def load_data(
     section = config.resolve_section(config.DataConfig, data_section, "data")
     if section.name == Prepared.name:
         corpus = load_corpus(section)
+        assert isinstance(corpus, Prepared)  # by its name
         corpus.check_tokenizer(
             config.resolve_section(config.TokenizerConfig, tokenizer_section, "tokenizer"),
             tokenizer,

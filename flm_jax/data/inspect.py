@@ -102,7 +102,7 @@ def of_folders(
     if not wanted and split:
         splits = ", ".join(sorted({rows.manifest["split"] for rows in every}))
         raise errors.UserError(f"no split {split!r} in {folder}; choose one of {splits}")
-    found = []
+    found: list[tuple[Rows, tokenizers.Tokenizer, statistics.Statistics]] = []
     for rows in wanted or every:
         tokenizer = statistics.tokenizer_of(rows)
         found.append((rows, tokenizer, statistics.measure(rows, tokenizer.vocab_size)))
