@@ -22,7 +22,7 @@ RAW = AS_LINES.splitlines()
 
 def put(path, content):
     content = content if isinstance(content, bytes) else content.encode()
-    path.write_bytes(gzip.compress(content) if path.suffix.lower() == ".gz" else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix.lower() == ".gz" else content)
     return str(path)
 
 
