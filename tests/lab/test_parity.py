@@ -226,7 +226,7 @@ def test_a_tolerance_is_ten_times_the_record_and_an_ulp_is_always_allowed():
 
 
 def test_the_expected_gradient_of_the_table_is_clean_plus_projected_noise(monkeypatch):
-    monkeypatch.setattr(objective.space_lib, "JITTER", 0.0)
+    monkeypatch.setattr(objective.noise_lib, "JITTER", 0.0)
     rng = np.random.default_rng(0)
     table, gradient, clean = (rng.normal(size=(7, 3)) for _ in range(3))
     result = objective.projected(table, gradient, clean)
