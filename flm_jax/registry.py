@@ -19,7 +19,7 @@ Row = TypeVar("Row")
 def find(registry: Mapping[str, type[Row]], name: str, what: str) -> type[Row]:
     """The class of that name; ``what`` is the word for it in messages: "loss", "sampler".
 
-    Raises UserError for a name that is no row, or a class that cannot be had or keeps another
+    Raises UserError for a name that is not in it, or a class that cannot be had or keeps another
     contract.
     """
     if name in registry:

@@ -5,7 +5,7 @@
     flm convert runs/lm1b export                   # workdir -> model.safetensors
 
 SOURCE decides the direction. A workdir made so serves generate, evaluate and --config.init_from. A
-.ckpt gives both the raw weights and the average; --weights says which average (ema:0.999), or that
+.ckpt gives both the raw weights and the EMA; --weights says which EMA (ema:0.999), or that
 the raw weights are to stand for it (raw). Nothing inside a file is ever executed, and DESTINATION
 appears whole or not at all.
 """

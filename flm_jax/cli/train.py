@@ -61,7 +61,7 @@ def _workdir(given: str) -> pathlib.Path:
     if "://" in given:
         direct = given.startswith(("gs://", "s3://"))
         raise UserError(
-            f"--workdir={given} is no local or mounted folder; choose one, and have its "
+            f"--workdir={given} is not a local or mounted folder; choose one, and have its "
             f"checkpoints {'written' if direct else 'copied'} with "
             f"--config.train.{'checkpoints' if direct else 'mirror'}={given}"
         )

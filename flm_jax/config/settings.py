@@ -14,7 +14,7 @@ from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     name: str = knob("", "data set, a row of flm_jax.data.DATASETS")
-    length: int = knob(128, "tokens per block, beginning and end marks included", at_least=3)
+    length: int = knob(128, "tokens per block, BOS and EOS included", at_least=3)
     packing: str = knob(
         "wrap",
         "documents to blocks (wrap = end to end, one_per_row = each alone, padded)",
@@ -110,7 +110,7 @@ class OptimConfig:
     )
     clip_norm: float = knob(1.0, "clip the gradient's global norm (0 = off)", at_least=0)
     ema_decay: float = knob(
-        0.9999, "decay of the averaged parameters (0 = off)", at_least=0, below=1
+        0.9999, "decay of the EMA of the parameters (0 = off)", at_least=0, below=1
     )
     accumulation_steps: int = knob(1, "micro-batches per optimizer step", at_least=1)
 

@@ -96,7 +96,11 @@ def _check(
             f"{distil if rule.needs.two_times and this == 'denoiser' else ''}"
         )
     problems = config_lib.knob_problems(experiment.config, rule, chosen.name, chosen, length)
-    problems += [_used_by(knob) for knob in chosen.changed() if knob not in rule.uses]
+    unused = [knob for knob in chosen.changed() if knob not in rule.uses]
+    problems = [
+        problem + "".join(_used_by(knob) for knob in unused if problem.startswith(f"{knob}="))
+        for problem in problems
+    ]
     if problems:
         raise UserError("\n".join(problems))
 
@@ -106,10 +110,10 @@ def _suits(experiment: Experiment, with_teacher: bool, rule: Sampler) -> bool:
 
 
 def _used_by(knob: str) -> str:
-    """Which samplers use a knob."""
+    """Words for the end of a sentence: which samplers use a knob."""
     users = {name: row for name, row in SAMPLERS.items() if knob in row.uses}
     listed = [name + " (for flow maps)" * row().needs.two_times for name, row in users.items()]
-    return f"samplers that use {knob}: {', '.join(listed)}"
+    return f"; samplers that use it: {', '.join(listed)}"
 
 
 def whole(name: str, value: Any) -> int:

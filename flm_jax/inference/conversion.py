@@ -47,10 +47,10 @@ def convert(source: str, destination: str, asked: Reading = Reading()) -> pathli
     if inference.is_workdir(come):
         given = [name for name in inference.OF_OFFICIAL if values[name] is not None]
         if given:
-            raise UserError(f"{come} is a workdir, which knows its {given[0]}; leave it away")
+            raise UserError(f"{come} is a workdir, which knows its {given[0]}; omit it")
         return _export(come, go, asked)
     if asked.step is not None:
-        raise UserError(f"{come} is no workdir, so step={asked.step} cannot be chosen")
+        raise UserError(f"{come} is not a workdir, so step={asked.step} cannot be chosen")
     return _import(come, go, asked)
 
 

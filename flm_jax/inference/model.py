@@ -231,7 +231,9 @@ class FlowModel:
 
     def _check_flow_map(self) -> None:
         if not self.config.model.two_times or self.frozen:
-            raise UserError("this model is no flow map (a network of two times); distil it first")
+            raise UserError(
+                "this model is not a flow map (a network of two times); distil it first"
+            )
 
     def _all_params(self) -> dict[str, Any]:
         frozen = {role: model.params for role, model in self.frozen.items()}

@@ -45,13 +45,13 @@ class LeftToRight(TokenSampler):
         """UserError for ids that are none of a vocabulary, and if no token is left to draw."""
         if not -1 <= self.bos_id < size:
             raise UserError(
-                f"sampler option bos_id={self.bos_id} is no token of this model; give an id from 0 "
+                f"sampler option bos_id={self.bos_id} is not a token of this model; give an id from 0 "
                 f"to {size - 1}, or -1 for the tokenizer's BOS"
             )
         unknown = [token for token in self.never if not 0 <= token < size]
         if unknown:
             raise UserError(
-                f"sampler option never={_listed(self.never)}: {unknown[0]} is no token of this "
+                f"sampler option never={_listed(self.never)}: {unknown[0]} is not a token of this "
                 f"model; give ids from 0 to {size - 1}"
             )
         if len(set(self.never)) == size:

@@ -90,7 +90,11 @@ def zipped():
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.txt", gzip.compress(TEXT.encode(), mtime=0), "is not text but a gzip file; give its name"),
+        (
+            "a.txt",
+            gzip.compress(TEXT.encode(), mtime=0),
+            "is not text but a gzip file; give its name",
+        ),
         ("a.txt", bz2.compress(TEXT.encode()), "is not text but a bzip2 file; unpack it"),
         ("a.txt", lzma.compress(TEXT.encode()), "is not text but an xz file; unpack it"),
         ("a.jsonl", b"\x28\xb5\x2f\xfd" + b"x" * 9, "is not text but a zstd file; unpack it"),

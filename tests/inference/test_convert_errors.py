@@ -124,7 +124,7 @@ def test_what_must_be_asked_for(tmp_path, letters):
         with pytest.raises(UserError, match=sentence):
             convert(path, tmp_path / "out", Reading(**options))
         assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="a.ckpt is no workdir, so step=3 cannot be chosen"):
+    with pytest.raises(UserError, match="a.ckpt is not a workdir, so step=3 cannot be chosen"):
         convert(path, tmp_path / "out", Reading(step=3, tokenizer=letters, length=L))
     with pytest.raises(UserError, match="step=3 cannot be chosen"):
         flm_jax.load(path, step=3, tokenizer=letters, length=L)

@@ -157,7 +157,7 @@ def test_files_of_another_origin_are_not_overwritten(run, tmp_path):
     for damage, what in (
         (before[:-40], ""),
         (before.replace(b'"index": 1', b'"index": 4'), "lines are missing"),
-        (before.replace(b'"tokens": [', b'"tokens": [0.5, '), "tokens are no whole numbers"),
+        (before.replace(b'"tokens": [', b'"tokens": [0.5, '), "tokens are not whole numbers"),
         (before.replace(b'"seed": 0', b'"seed": 9', 1), "its lines have different origins"),
         (b"{}", "'index'"),
         (b"", "lines are missing"),

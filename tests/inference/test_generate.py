@@ -120,8 +120,9 @@ def test_samples_that_cannot_be_saved_are_shown(finished, tmp_path, monkeypatch,
         (["--step=5"], "has no checkpoint of step 5; it has 4, 8, 12"),
         (
             ["--gamma=0.5"],
-            "gamma=0.5 has no effect on the sampler Euler; leave it at 0, or take a sampler that "
-            "uses it: flow_map (for flow maps)",
+            "gamma=0.5 has no effect on the sampler Euler; leave it at 0 (gamma: share of fresh "
+            "noise in every jump of a flow map (official: LM1B 0.8, OpenWebText 1)); samplers that "
+            "use it: flow_map (for flow maps)",
         ),
         (["more"], "unexpected argument 'more'"),
         (["--stpes=3"], "unknown option --stpes; did you mean --steps?"),
@@ -235,8 +236,8 @@ def test_a_denoiser_says_which_samplers_it_has(model):
         model.generate(1, 2, gamma=0.8)
     assert str(error.value) == (
         "gamma=0.8 has no effect on the sampler Euler; leave it at 0 (gamma: share of "
-        "fresh noise in every jump of a flow map (official: LM1B 0.8, OpenWebText 1))\n"
-        "samplers that use gamma: flow_map (for flow maps)"
+        "fresh noise in every jump of a flow map (official: LM1B 0.8, OpenWebText 1)); "
+        "samplers that use it: flow_map (for flow maps)"
     )
 
 

@@ -234,13 +234,13 @@ def test_what_is_left_keeps_its_law_at_any_temperature_and_nucleus(top_p, temper
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"never": (3, V)}, f"never=3,{V}: {V} is no token of this model; give ids from 0 to"),
-        ({"never": -1}, "never=-1: -1 is no token of this model"),
+        ({"never": (3, V)}, f"never=3,{V}: {V} is not a token of this model; give ids from 0 to"),
+        ({"never": -1}, "never=-1: -1 is not a token of this model"),
         ({"never": tuple(range(V))}, f"never names all {V} tokens"),
         ({"never": "mask"}, "option 'never' of sampler 'autoregressive'.* must be an integer"),
         ({"never": 1.5}, "must be an integer"),
-        ({"bos_id": V}, f"bos_id={V} is no token of this model"),
-        ({"bos_id": -2}, "bos_id=-2 is no token of this model"),
+        ({"bos_id": V}, f"bos_id={V} is not a token of this model"),
+        ({"bos_id": -2}, "bos_id=-2 is not a token of this model"),
     ],
 )
 def test_ids_that_are_no_tokens_are_refused(options, sentence):

@@ -96,8 +96,7 @@ def test_a_new_field_is_a_knob_everywhere(tmp_path):
         "origin 1.0",
         "default False",
         "unused shyness=1 has no effect on the sampler Euler; leave it at 0.5 "
-        "(shyness: how shy it is)",
-        "samplers that use shyness: shy",
+        "(shyness: how shy it is); samplers that use it: shy",
     ]
 
 

@@ -65,7 +65,7 @@ def test_psd_starts_as_its_teacher_and_writes_in_one_step(finished, tmp_path, ca
     zero, half, one = (np.full(2, tau, np.float32) for tau in (0.0, 0.5, 1.0))
     np.testing.assert_allclose(student.flow_map(state, zero, zero), state, atol=1e-6)
     assert student.semigroup_defect(state, zero, half, one).shape == (2, 12)
-    with pytest.raises(UserError, match="this model is no flow map"):
+    with pytest.raises(UserError, match="this model is not a flow map"):
         teacher.flow_map(state, zero, one)
 
 
@@ -157,7 +157,7 @@ def test_two_stages_of_the_first_version(finished, tmp_path):
     assert second.generate(num_samples=2, steps=1).tokens.shape == (2, 12)
     with pytest.raises(UserError, match="is a correction, not a denoiser"):
         run(distil(finished, "psd", teacher=str(tmp_path / "g")), tmp_path / "x")
-    with pytest.raises(UserError, match="is no run of the loss 'residual'"):
+    with pytest.raises(UserError, match="is not a run of the loss 'residual'"):
         run(distil(finished, "second_stage"), tmp_path / "y")
 
 

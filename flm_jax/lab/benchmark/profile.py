@@ -6,7 +6,7 @@ kinds follow from these alone, so that no model or loss needs to name its parts:
     products of the head        matrix products with an axis of V, and the fusions they are in
     other products              of blocks, attention and time embedding
     passes over logits          else, with an axis of V and none of D (one-hot: its states, too)
-    arrays of the table's size  else, with axes of V and D: optimizer, average, summed gradients
+    arrays of the table's size  else, with axes of V and D: optimizer, EMA, summed gradients
     random numbers              generators and what turns their bits into normals
     copies                      copies, transposes, slices and their updates
     everything else             norms, activations, softmaxes of attention, sums of gradients
