@@ -55,7 +55,7 @@ def _imported(registry: Mapping[str, type[Row]], name: str, what: str) -> type[R
         fitting = [n for n in classes if issubclass(vars(module)[n], contract)]
         have = f"those are: {', '.join(sorted(fitting))}" if fitting else "there is none in it"
         raise UserError(
-            f"{what} {name!r}: {class_name} of {module_name} is no "
+            f"{what} {name!r}: {class_name} of {module_name} is not a "
             f"{contract.__module__}.{contract.__qualname__}; {have}"
         )
     return cast(type[Row], found)

@@ -45,8 +45,8 @@ class LeftToRight(TokenSampler):
         """UserError for ids that are none of a vocabulary, and if no token is left to draw."""
         if not -1 <= self.bos_id < size:
             raise UserError(
-                f"sampler option bos_id={self.bos_id} is not a token of this model; give an id from 0 "
-                f"to {size - 1}, or -1 for the tokenizer's BOS"
+                f"sampler option bos_id={self.bos_id} is not a token of this model; give an id "
+                f"from 0 to {size - 1}, or -1 for the tokenizer's BOS"
             )
         unknown = [token for token in self.never if not 0 <= token < size]
         if unknown:
