@@ -10,7 +10,7 @@ The benchmark draws its tokens at random; the corpus and tokenizer named here on
 this is (LM1B's, with a network that two cores can move), and would train it.
 """
 
-from configs import common
+from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):

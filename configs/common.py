@@ -1,9 +1,9 @@
-"""The base of every config: all knobs with their default values, and the model sizes.
+"""What every config starts from: the defaults, the model sizes, and the stages of a method.
 
 Not a runnable experiment: it names no data set. A config file starts from here and changes what
 differs:
 
-    from configs import common
+    from flm_jax.configs import common
 
     def get_config(stage="pretrain"):
         config = common.get_config(stage)
@@ -11,14 +11,18 @@ differs:
         config.model.update(common.PRESETS["tiny"])
         return config
 
-Every value can be overridden on the command line, for example --config.optim.learning_rate=1e-3.
-The meaning of each knob: `python -m flm_jax.main --help`, or flm_jax/config/settings.py.
+`flm train --help` prints every knob with its default and meaning; they stand in
+flm_jax/config/settings.py and nowhere else. Every value can be overridden on the command line, for
+example --config.optim.learning_rate=1e-3.
 """
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from flm_jax.config import Config
 from flm_jax.errors import UserError
 
 # The sizes of the official code; heads of 32 or 64, time conditioning 128 wide in all of them.
@@ -28,9 +32,7 @@ PRESETS = {
     "medium": dict(width=1024, depth=24, heads=16, cond_dim=128),
     "xlarge": dict(width=1600, depth=48, heads=25, cond_dim=128),
 }
-
-
-# loss, sampler
+# Loss and sampler of each.
 BASELINES = {
     "mdlm": ("masked_diffusion", "ancestral_masked"),
     "duo": ("uniform_diffusion", "ancestral_uniform"),
@@ -47,106 +49,11 @@ def get_config(stage: str = "pretrain") -> ConfigDict:
         "distill" a flow map (FMLM) from the denoiser that --config.teacher names. "residual" and
         then "second_stage" make one in the two steps of the method's first version: a correction of
         the denoiser, and a flow map of both together, whose --config.teacher is the correction.
+        The others are baselines.
     """
     if stage not in STAGES:
-        raise UserError(f"this config has no stage {stage!r}; it has {', '.join(STAGES)}")
-    config = ConfigDict()
-    config.seed = 1
-    config.stage = stage
-    config.space = "auto"
-    config.init_from = ""
-    config.teacher = ""
-    config.data = ConfigDict(
-        dict(
-            name="",
-            length=128,
-            packing="wrap",
-            cache_dir="",
-            num_workers=0,
-            drop_remainder_every=0,
-            tokenizer_documents=100_000,
-            options={},
-        )
-    )
-    config.tokenizer = ConfigDict(dict(name="", options={}))
-    config.model = ConfigDict(
-        dict(
-            **PRESETS["small"],
-            mlp_ratio=4,
-            dropout=0.1,
-            attention_cap=50.0,
-            attention="auto",
-            learned_positions=0,
-            logit_cap=30.0,
-            causal=False,
-            mask_token=False,
-            two_times=False,
-            loss_weighting=False,
-            dtype="float32",
-            remat=True,
-            scan_unroll=1,
-            head_init="zero",
-            head_chunk=0,
-        )
-    )
-    config.clock = ConfigDict(dict(name="decoding_accuracy", quadrature="gauss_hermite"))
-    config.loss = ConfigDict(dict(name="flow_matching", options={}))
-    config.optim = ConfigDict(
-        dict(
-            learning_rate=3e-4,
-            beta1=0.9,
-            beta2=0.999,
-            eps=1e-8,
-            weight_decay=0.0,
-            warmup_steps=2500,
-            schedule="constant",
-            final_scale=0.0,
-            clip_norm=1.0,
-            ema_decay=0.9999,
-            accumulation_steps=1,
-        )
-    )
-    config.train = ConfigDict(
-        dict(
-            batch_size=512,
-            steps=1_000_000,
-            max_minutes=0.0,
-            log_every=100,
-            eval_every=5_000,
-            sample_every=10_000,
-            save_every=5_000,
-            keep_latest=2,
-            keep_best=1,
-            watchdog_seconds=30.0,
-            nonfinite="stop",
-            nonfinite_limit=10,
-            spike_factor=10.0,
-            checkpoints="",
-            mirror="",
-            compilation_cache="workdir",
-            eval_rows=512,
-            eval_taus=(0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95),
-        )
-    )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
-    config.sampler = ConfigDict(
-        dict(
-            name="euler",
-            steps=(1, 8, 32),
-            num_samples=64,
-            batch_size=32,
-            temperature=0.0,
-            top_p=1.0,
-            denoiser_temperature=1.0,
-            prior_scale=1.0,
-            grid_power=1.0,
-            gamma=0.0,
-            patience=0,
-            options={},
-        )
-    )
-    config.evals = ("text_statistics",)
-    config.eval_options = ConfigDict()
+        raise _no_stage(stage)
+    config = ConfigDict(dataclasses.asdict(Config()))
     if stage in _AFTER_PRETRAINING:
         _AFTER_PRETRAINING[stage](config)
     return config
@@ -227,11 +134,16 @@ def split_stage(stage: str, *words: str) -> tuple[str, set[str]]:
     given = {part for part in parts if part in words}
     stages = [part for part in parts if part not in words]
     if len(stages) > 1 or stages and stages[0] not in STAGES:
-        raise UserError(
-            f"this config has no stage {stage!r}; write one of {', '.join(STAGES)}"
-            + (f", and after a comma {', '.join(words)}" if words else "")
-        )
+        raise _no_stage(stage, words)
     return (stages or ["pretrain"])[0], given
+
+
+def _no_stage(stage: str, words: Sequence[str] = ()) -> UserError:
+    after = f", and after a comma {' or '.join(words)}" if words else ""
+    return UserError(
+        f"this config has no stage {stage!r}; write one of {', '.join(STAGES)} after the colon"
+        + after
+    )
 
 
 def pieces(vocab_size: int) -> ConfigDict:

@@ -22,7 +22,7 @@ released FMLM was trained for 550,000 steps from random parameters with beta2=0.
 are those of the official script.
 """
 
-from configs import common
+from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):

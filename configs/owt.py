@@ -22,7 +22,7 @@ for validation. The official code also drops the remainder of every 1000 documen
 --config.data.drop_remainder_every=1000 does it here.
 """
 
-from configs import common
+from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):

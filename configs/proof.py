@@ -8,13 +8,13 @@ Expected:  see benchmarks/proof.md
 
 The stage is LANGUAGE,METHOD[,SIZE]. Languages: city_pairs, addition, brackets, grammar. Methods:
 flm (the denoiser), fmlm (its flow map by PSD; needs --config.teacher), fmlm_ema (the same, targets
-by the average), fmlm_self, lsd, esd, residual and second_stage (other objectives); with the budget
+by the EMA), fmlm_self, lsd, esd, residual and second_stage (other objectives); with the budget
 of flm and fmlm together mdlm (masked diffusion), duo (uniform-state diffusion, the steps of flm in
 duo_curriculum, a stage before it) and ar (autoregressive). Sizes: default, and large with twice the
 width, four times the batch and twice the steps of a flow map.
 """
 
-from configs import common
+from flm_jax.configs import common
 from flm_jax.errors import UserError
 
 # data.length, options of the language, tokenizer, training steps of a denoiser and of a flow map

@@ -12,7 +12,7 @@ official code. The stages residual and second_stage make the flow map in two ste
 are baselines; see common.py.
 """
 
-from configs import common
+from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):

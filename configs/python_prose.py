@@ -9,7 +9,7 @@ Expected:  not measured yet; the text depends on the Python version, so numbers 
 of writing pieces of words; stages and words are those of text_files.py.
 """
 
-from configs import text_files
+from flm_jax.configs import text_files
 
 
 def get_config(stage="pretrain"):

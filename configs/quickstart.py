@@ -14,7 +14,7 @@ Reached:   on 2 shared cores, 2026-11-25, step 963 of 2300 and 442 of 800; 8 min
            and 2.69/2.96 nats; of the data 2.76.
 """
 
-from configs import common
+from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):

@@ -14,7 +14,7 @@ residual and second_stage make the flow map in two steps, mdlm, duo and ar are b
 common.py.
 """
 
-from configs import common
+from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):

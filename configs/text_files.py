@@ -19,7 +19,7 @@ diffusion), duo (uniform diffusion) and ar (autoregressive) are baselines. Other
 --config.train.max_minutes, and for code or verse --config.data.options.keep_indentation=True.
 """
 
-from configs import common
+from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):

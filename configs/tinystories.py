@@ -16,7 +16,7 @@ The stages residual and second_stage make the flow map in two steps, mdlm, duo a
 see common.py.
 """
 
-from configs import common
+from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):

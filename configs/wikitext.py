@@ -13,7 +13,7 @@ stages residual and second_stage make the flow map in two steps, mdlm, duo and a
 common.py.
 """
 
-from configs import common
+from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):

@@ -37,7 +37,7 @@ class Needs:
     Attributes:
       teacher: a frozen denoiser, network "teacher".
       residual: a frozen correction of the teacher, network "residual".
-      ema: the student with its averaged parameters, network "ema".
+      ema: the student with the EMA of its parameters, network "ema".
       two_times: a student of two times, a flow map (`model.two_times`).
       forward_derivatives: derivatives of the student taken forward, by `jax.jvp`.
       causal: a causal student (`model.causal`).

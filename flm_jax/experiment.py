@@ -25,7 +25,7 @@ from flm_jax.sampling import SamplingKnobs
 
 
 def tables() -> dict[str, dict]:
-    """All tables that names in a config are looked up in, for `config.validate`."""
+    """All registries that names in a config are looked up in, for `config.validate`."""
     from flm_jax.data import DATASETS
     from flm_jax.tokenizers import TOKENIZERS
 

@@ -9,6 +9,9 @@ def knob(default: Any, meaning: str, **limits: Any) -> Any:
 
     Limits: ``above``, ``at_least``, ``below``, ``at_most`` (numbers), ``choices`` (a tuple) and
     ``nonempty`` (tuples). For a tuple field the limits hold for each element.
+
+    For options of commands (`flm_jax.cli.options`) also: ``word`` (given without its name),
+    ``needed`` (the sentence when it is missing) and ``each`` (of a dict: the fields of its values).
     """
     metadata = {"meaning": meaning, "limits": limits}
     if isinstance(default, dict):  # a dict cannot be hashed, so it takes part in == but not in hash

@@ -8,15 +8,18 @@ them; it is imported wherever the run is trained or loaded.
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
+from typing import TypeVar, cast
 
 from flm_jax.contracts import Contract
 from flm_jax.errors import UserError
 
+Row = TypeVar("Row")
 
-def find(registry: Mapping[str, type], name: str, what: str) -> type:
+
+def find(registry: Mapping[str, type[Row]], name: str, what: str) -> type[Row]:
     """The class of that name; ``what`` is the word for it in messages: "loss", "sampler".
 
-    Raises UserError for a name that is no row, or a class that cannot be had or keeps another
+    Raises UserError for a name that is not in it, or a class that cannot be had or keeps another
     contract.
     """
     if name in registry:
@@ -36,7 +39,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]}?" if match else ""
 
 
-def _imported(registry: Mapping[str, type], name: str, what: str) -> type:
+def _imported(registry: Mapping[str, type[Row]], name: str, what: str) -> type[Row]:
     module_name, _, class_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -52,13 +55,13 @@ def _imported(registry: Mapping[str, type], name: str, what: str) -> type:
         fitting = [n for n in classes if issubclass(vars(module)[n], contract)]
         have = f"those are: {', '.join(sorted(fitting))}" if fitting else "there is none in it"
         raise UserError(
-            f"{what} {name!r}: {class_name} of {module_name} is no "
+            f"{what} {name!r}: {class_name} of {module_name} is not a "
             f"{contract.__module__}.{contract.__qualname__}; {have}"
         )
-    return found
+    return cast(type[Row], found)
 
 
-def _contract(registry: Mapping[str, type]) -> type:
+def _contract(registry: Mapping[str, type[Row]]) -> type:
     """The contract that the rows of a registry keep."""
     row = next(iter(registry.values()))
     return next((base for base in row.__mro__ if Contract in base.__bases__), object)

@@ -2,7 +2,7 @@
 # Trains on a GKE cluster that has the JobSet controller: fills in launch/gke_jobset.yaml.
 #
 #   launch/gke_jobset.sh run NAME --type=v5p-64 --image=IMAGE --claim=CLAIM [--spot] [--dry-run] \
-#       -- --config=configs/owt.py --workdir=/mnt/flm/owt [more flags of flm_jax.main]
+#       -- --config=configs/owt.py --workdir=/mnt/flm/owt [more flags of flm train]
 #   launch/gke_jobset.sh status NAME | logs NAME | stop NAME
 #
 # Types: v4-N, v5p-N (N cores), v5e-N, v6e-N (N chips) are one slice; GPUxCOUNT is COUNT on each of

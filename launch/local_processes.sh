@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on one machine: CPU, 1 to 8 GPUs or one TPU host. One process uses all devices.
 #
-#   launch/local_processes.sh --config=configs/owt.py --workdir=runs/owt [more flags of flm_jax.main]
+#   launch/local_processes.sh --config=configs/owt.py --workdir=runs/owt [more flags of flm train]
 #   launch/local_processes.sh --processes=2 --config=... --workdir=...    several processes on the CPU
 #   launch/local_processes.sh --dry-run ...                               prints the commands only
 #

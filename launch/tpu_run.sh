@@ -2,7 +2,7 @@
 # Installs the last commit on all workers of a slice and starts a run there, in the background.
 #
 #   launch/tpu_run.sh NAME --zone=ZONE [--nfs=HOST:/SHARE] [--project=P] [--dry-run] \
-#       -- --config=configs/owt.py --workdir=/mnt/flm/owt [more flags of flm_jax.main]
+#       -- --config=configs/owt.py --workdir=/mnt/flm/owt [more flags of flm train]
 #
 # --nfs mounts a share (for example Filestore) at /mnt/flm on each worker; a slice of several hosts
 # needs --workdir on such storage. Every step looks first whether it is done: given again, it

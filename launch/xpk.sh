@@ -2,7 +2,7 @@
 # Trains on a GKE cluster that was made with XPK (pip install xpk), on TPUs or GPUs.
 #
 #   launch/xpk.sh NAME --cluster=C --zone=ZONE --project=P --image=IMAGE --type=v5p-64 [--slices=1] \
-#       -- --config=configs/owt.py --workdir=/mnt/flm/owt [more flags of flm_jax.main]
+#       -- --config=configs/owt.py --workdir=/mnt/flm/owt [more flags of flm train]
 #   launch/xpk.sh ... --dry-run                                prints the exact command
 #
 # IMAGE is built from launch/tpu.Dockerfile or launch/cuda.Dockerfile. --workdir must be on storage

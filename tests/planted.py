@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from flm_jax.evals import gpt2
-from flm_jax.flow import clock, head, maps, space
+from flm_jax.flow import clock, head, maps, noise
 from flm_jax.lab.parity import goldens, runner
 from flm_jax.lab.parity.checks import Row
 from flm_jax.losses import FlowMatching
@@ -134,7 +134,7 @@ PLANTS = {
     ),
     "noise_gradient": Plant(
         "loss: noise that the projected space draws",
-        space,
+        noise,
         "project_noise",
         result(),
         LOSSES,

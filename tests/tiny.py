@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax import config as config_lib
-from flm_jax.config import Model
+from flm_jax.config import ModelConfig
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
@@ -26,7 +26,7 @@ V, B, L, D = 16, 4, 6, 8
 
 def model(vocab_size: int = V, **changes) -> dit.Model:
     settings = dict(width=D, depth=2, heads=2, cond_dim=4, dropout=0.0, head_chunk=8)
-    return dit.build(Model(**{**settings, **changes}), vocab_size)
+    return dit.build(ModelConfig(**{**settings, **changes}), vocab_size)
 
 
 def needs(row: Loss | Sampler) -> dict[str, bool]:

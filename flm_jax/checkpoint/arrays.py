@@ -12,9 +12,12 @@ from absl import logging as absl_logging
 
 from flm_jax.checkpoint.manifest import Damaged
 from flm_jax.errors import UserError
+from flm_jax.flow.trees import Tree
+
+Leaves = dict[str, tuple[tuple[int, ...], str]]  # path "a.b.0" to (shape, dtype name)
 
 
-def compare(folder: pathlib.Path, tree: Any, stored: dict[str, tuple]) -> None:
+def compare(folder: pathlib.Path, tree: Tree, stored: Leaves) -> None:
     """Raises UserError unless names, shapes and dtypes of a tree are those that are stored."""
     wanted = leaves(tree)
     start = f"checkpoint {folder} does not fit this config:"
@@ -30,9 +33,9 @@ def compare(folder: pathlib.Path, tree: Any, stored: dict[str, tuple]) -> None:
         raise UserError(f"{start} its array {extra[0]} {stored[extra[0]][0]} is unknown here")
 
 
-def leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Path "a.b.0" to (shape, dtype name); the same for a tuple, list, dataclass or dict."""
-    found = {}
+def leaves(tree: Tree) -> Leaves:
+    """What a tree holds, by path; the same for a tuple, list, dataclass or dict."""
+    found: Leaves = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         # A field of a NamedTuple or dataclass becomes a dict key in the file, a tuple a list.
         keys = [getattr(k, "name", getattr(k, "idx", getattr(k, "key", k))) for k in path]
@@ -40,13 +43,13 @@ def leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     return found
 
 
-def stored_arrays(folder: os.PathLike) -> dict[str, tuple]:
+def stored_arrays(folder: os.PathLike) -> Leaves:
     """What an item holds, as `leaves` says it; each array is opened, none is read."""
     ocp = import_orbax()
     return leaves(ocp.StandardCheckpointHandler().metadata(literal(folder)).tree)
 
 
-def read_back(folder: os.PathLike, promised: dict[str, dict[str, tuple]]) -> None:
+def read_back(folder: os.PathLike, promised: dict[str, Leaves]) -> None:
     """Raises Damaged unless the items of a step, just written, hold what ``promised`` says.
 
     orbax may lose arrays and call the save a success, and hashes of what is there do not tell.
@@ -60,7 +63,7 @@ def read_back(folder: os.PathLike, promised: dict[str, dict[str, tuple]]) -> Non
                 raise Damaged(f"{item} was written with {name} as {stored[name]}, not {facts}")
 
 
-def read_item(folder: pathlib.Path, tree: Any) -> Any:
+def read_item(folder: pathlib.Path, tree: Tree) -> Tree:
     """Reads one item in the structure and the shardings of ``tree``."""
     ocp = import_orbax()
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -74,8 +77,8 @@ def read_item(folder: pathlib.Path, tree: Any) -> Any:
         return reader.restore(literal(folder), args=wanted)
 
 
-def literal(folder: str | os.PathLike):
-    """A folder as orbax takes it, in which brackets are brackets."""
+def literal(folder: str | os.PathLike) -> Any:
+    """A folder as orbax takes it (an etils.epath.Path), in which brackets are brackets."""
     return _literal_path()(folder)
 
 

@@ -22,6 +22,7 @@ import collections.abc
 import contextlib
 import json
 import os
+import pathlib
 import uuid
 from typing import Any
 
@@ -29,7 +30,7 @@ from flm_jax.checkpoint import manifest
 from flm_jax.checkpoint.arrays import import_orbax, literal
 from flm_jax.checkpoint.folder import ASIDE, ASIDE_KEPT
 from flm_jax.checkpoint.numbered import NumberedFolders, refuse_pattern
-from flm_jax.checkpoint.stores import PATIENCE_S, STORES
+from flm_jax.checkpoint.stores import PATIENCE_S, STORES, FileSystem
 from flm_jax.errors import UserError
 
 OWNER = "RUN.json"
@@ -45,7 +46,7 @@ class Bucket(NumberedFolders):
             places = " and ".join(f"{known}://BUCKET/FOLDER" for known in STORES)
             raise UserError(
                 f"train.checkpoints={url} cannot be written directly, only {places} can; "
-                f"leave it away and have the checkpoints copied with --config.train.mirror={url}"
+                f"omit it and have the checkpoints copied with --config.train.mirror={url}"
             )
         if not self.bucket or not self.prefix:
             raise UserError(
@@ -58,13 +59,13 @@ class Bucket(NumberedFolders):
         self.url = f"{scheme}://{self._root}"
 
     @property
-    def path(self):
+    def path(self) -> pathlib.Path:
         """What orbax and its readers take for a folder."""
         self._store.file_system(self.url)  # so that etils gets it with our settings
         return literal(self.url)
 
     @property
-    def _fs(self):
+    def _fs(self) -> FileSystem:
         return self._store.file_system(self.url)
 
     def check(self) -> None:
@@ -152,7 +153,7 @@ class Bucket(NumberedFolders):
 
     def options(
         self,
-        saving: collections.abc.Callable[[], int],
+        saving: collections.abc.Callable[[], int | None],
         read_back: collections.abc.Callable[[os.PathLike], None],
     ) -> dict[str, Any]:
         """What orbax is told of this kind of place; as in `Folder`."""

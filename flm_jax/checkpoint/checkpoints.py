@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import logging
@@ -15,6 +15,12 @@ from flm_jax.checkpoint import arrays, manifest
 from flm_jax.checkpoint.bucket import Bucket
 from flm_jax.checkpoint.folder import Folder
 from flm_jax.errors import UserError
+from flm_jax.flow.trees import Tree
+
+if TYPE_CHECKING:
+    import orbax.checkpoint
+
+Meta = dict[str, Any]  # what JSON can hold, beside the arrays of a step
 
 _META = "meta"
 _FULL = "No space left on device"
@@ -42,12 +48,12 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, keep_latest: int = 2, keep_best: int = 1):
         _check_name(str(folder))
         self.bucket = Bucket(str(folder)) if "://" in str(folder) else None
-        self._place = self.bucket or Folder(folder)
+        self._place: Bucket | Folder = self.bucket or Folder(folder)
         self._keep_latest = keep_latest
         self._keep_best = keep_best
-        self._manager = None
+        self._manager: orbax.checkpoint.CheckpointManager | None = None
         self._saving: int | None = None
-        self._promised: dict[str, dict[str, tuple]] = {}  # what the step being saved must hold
+        self._promised: dict[str, arrays.Leaves] = {}  # what the step being saved must hold
         self._unsaved: UserError | None = None  # why the last save did not even begin
         self._damaged: set[int] = set()
 
@@ -58,7 +64,7 @@ class Checkpoints:
         self.close()
 
     @property
-    def folder(self):
+    def folder(self) -> pathlib.Path:
         """Where the steps lie: a pathlib.Path, or etils' equivalent for a bucket."""
         return self._place.path
 
@@ -83,7 +89,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        items: collections.abc.Mapping[str, Any],
+        items: collections.abc.Mapping[str, Tree],
         meta: collections.abc.Mapping[str, Any],
         metric: float | None = None,
         wait: bool = False,
@@ -107,8 +113,8 @@ class Checkpoints:
         except UserError as error:
             _warn_loudly(error)
         metrics = {"metric": float(metric)} if metric is not None and _finite(metric) else None
-        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        args[_META] = ocp.args.JsonSave(dict(meta))
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args = ocp.args.Composite(**saved, **{_META: ocp.args.JsonSave(dict(meta))})
         try:
             if step not in self._damaged and step in self.steps():
                 return False
@@ -117,7 +123,7 @@ class Checkpoints:
             self._set_damaged_aside()
             if self._manager is None:
                 self._manager = self._open_manager()
-            self._manager.save(step, args=ocp.args.Composite(**args), metrics=metrics, force=True)
+            self._manager.save(step, args=args, metrics=metrics, force=True)
         except Exception as error:  # tensorstore has exceptions of its own for a full disk
             self._saving = step
             self._unsaved = self._failed(error)
@@ -151,8 +157,8 @@ class Checkpoints:
                 self._manager = None
 
     def restore(
-        self, abstract_items: collections.abc.Mapping[str, Any], step: int | None = None
-    ) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        self, abstract_items: collections.abc.Mapping[str, Tree], step: int | None = None
+    ) -> tuple[int, dict[str, Tree], Meta]:
         """Returns (step, items, meta) of the newest good step, or of the given one.
 
         Args:
@@ -186,7 +192,7 @@ class Checkpoints:
                 if step is None:
                     logging.warning("checkpoint %s is damaged, skipped: %s", candidate, error)
 
-    def restore_meta(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
+    def restore_meta(self, step: int | None = None) -> tuple[int, Meta]:
         """Returns (step, meta) like `restore`, reading no arrays."""
         found, _, meta = self.restore({}, step)
         return found, meta
@@ -221,7 +227,9 @@ class Checkpoints:
             "restore a backup, or start over in another folder"
         )
 
-    def _restore_step(self, step: int, abstract_items: Any) -> tuple[dict, dict]:
+    def _restore_step(
+        self, step: int, abstract_items: collections.abc.Mapping[str, Tree]
+    ) -> tuple[dict[str, Tree], Meta]:
         folder = self.folder / str(step)
         hashed = self._place.verify(step, [*abstract_items, _META])
         if not hashed:
@@ -266,11 +274,12 @@ class Checkpoints:
             f"({_first_line(error)}); the same command tries again"
         )
 
-    def _open_manager(self):
+    def _open_manager(self) -> "orbax.checkpoint.CheckpointManager":
         ocp = arrays.import_orbax()
         from orbax.checkpoint import checkpoint_managers
 
         # Not max_to_keep with best_fn: that deletes the latest step when it is not among the best.
+        policies: list[checkpoint_managers.PreservationPolicy]
         policies = [checkpoint_managers.LatestN(self._keep_latest)]
         if self._keep_best:
             policies.append(
@@ -342,7 +351,7 @@ def _warn_loudly(error: UserError) -> None:
     logging.error("CHECKPOINT NOT SAVED: %s; training goes on and the next save tries again", error)
 
 
-def _metric(metrics: Any) -> float:
+def _metric(metrics: collections.abc.Mapping[str, float]) -> float:
     return metrics["metric"]
 
 

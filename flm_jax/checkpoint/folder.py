@@ -46,7 +46,7 @@ class Folder:
 
     def options(
         self,
-        saving: collections.abc.Callable[[], int],
+        saving: collections.abc.Callable[[], int | None],
         read_back: collections.abc.Callable[[os.PathLike], None],
     ) -> dict[str, Any]:
         """What orbax is told of this kind of place.

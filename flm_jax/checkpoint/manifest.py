@@ -43,7 +43,7 @@ def write(folder: pathlib.Path) -> None:
     temporary.replace(folder / MANIFEST)
 
 
-def text(files: collections.abc.Mapping[str, tuple[int, str]]) -> str:
+def text(files: collections.abc.Mapping[str, tuple[int, str | None]]) -> str:
     """The content of a manifest; ``files`` is path to (size, hash)."""
     listed = {name: list(files[name]) for name in sorted(files)}
     return json.dumps({"version": 1, "files": listed}, indent=1)
@@ -139,16 +139,15 @@ def hash_of(file: BinaryIO, kind: str = "") -> str | None:
         while block := file.read(_BLOCK):
             total.update(block)
         return CRC32C + base64.b64encode(total.digest()).decode()
-    return kind + hashlib.file_digest(file, _md5 if kind == MD5 else "sha256").hexdigest()
+    total = hashlib.md5(usedforsecurity=False) if kind == MD5 else hashlib.sha256()
+    while block := file.read(_BLOCK):
+        total.update(block)
+    return kind + total.hexdigest()
 
 
 def _hash_at(path: pathlib.Path, kind: str = "") -> str | None:
     with path.open("rb") as file:
         return hash_of(file, kind)
-
-
-def _md5():
-    return hashlib.md5(usedforsecurity=False)
 
 
 def _crc32c():

@@ -1,7 +1,7 @@
 """A second home for the steps of a run: any place that fsspec reaches, copied after the commit.
 
     URL/MIRROR.json             which run owns this place, and its config
-    URL/1200/params/... meta/   the files of a step, MANIFEST.json last: a step without is no step
+    URL/1200/params/... meta/   the files of a step, MANIFEST.json last: a step without is not one
 
 Each file is read back and compared with its SHA-256; one that agrees already is not copied again,
 so that an interrupted copy goes on where it was. Only numbered folders of a place that this run
@@ -16,13 +16,14 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from absl import logging
 
 from flm_jax.checkpoint import manifest
 from flm_jax.checkpoint.checkpoints import Checkpoints
 from flm_jax.checkpoint.numbered import NumberedFolders, refuse_pattern
+from flm_jax.checkpoint.stores import FileSystem
 from flm_jax.errors import UserError
 from flm_jax.host import files
 
@@ -105,7 +106,7 @@ class Mirror(NumberedFolders):
             files.write_atomically(self._workdir / OWNER, content)
         self._owned = True
 
-    def _owner(self) -> dict | None:
+    def _owner(self) -> dict[str, str] | None:
         try:
             return json.loads(self._fs.cat_file(f"{self._root}/{OWNER}"))
         except FileNotFoundError:
@@ -169,7 +170,8 @@ class Mirror(NumberedFolders):
     def __exit__(self, kind, *_):
         """Copies the rest. Raises UserError if that fails: nobody would try again."""
         self._over.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         if kind is not None:
             return self.try_sync("the same command tries again")
         try:
@@ -309,7 +311,7 @@ def _refuse_to_take_over(config: str) -> None:
     raise UserError("the mirror has steps of a run that this workdir does not know")
 
 
-def _reach(url: str) -> tuple[Any, str]:
+def _reach(url: str) -> tuple[FileSystem, str]:
     """(file system, path) of a URL; nothing is touched yet."""
     import fsspec
     from fsspec.implementations.local import LocalFileSystem

@@ -1,8 +1,7 @@
 """Numbered folders where nothing can be renamed: a step is one of them with a manifest in it."""
 
-from typing import Any
-
 from flm_jax.checkpoint import manifest
+from flm_jax.checkpoint.stores import FileSystem
 from flm_jax.errors import UserError
 
 
@@ -19,8 +18,8 @@ class NumberedFolders:
     """What `Bucket` and `Mirror` have in common: an fsspec file system and a path in it."""
 
     url: str
-    _fs: Any
     _root: str
+    _fs: FileSystem
 
     def steps(self) -> list[int]:
         """Steps that are there whole, oldest first."""

@@ -9,12 +9,13 @@ import functools
 import hashlib
 import os
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from flm_jax.checkpoint import manifest
 from flm_jax.errors import UserError
 
 PATIENCE_S = 30.0
+FileSystem: TypeAlias = Any  # an fsspec.AbstractFileSystem, which has no usable types
 Files = dict[str, tuple[int, str]]  # path to (size, kind of checksum and checksum)
 
 
@@ -26,7 +27,7 @@ class Store:
     extra: ClassVar[str]
     troubles: ClassVar[tuple[tuple[str, str, str], ...]]
 
-    def file_system(self, url: str):
+    def file_system(self, url: str) -> FileSystem:
         """The file system that etils, and so orbax, uses; raises UserError without the library."""
         # Beside TensorFlow etils would take its file system, which has caches of its own.
         os.environ.setdefault("EPATH_USE_TF", "false")
@@ -42,7 +43,7 @@ class Store:
                 f"({error}); run pip install 'flm_jax[{self.extra}]'"
             ) from error
 
-    def _file_system(self):
+    def _file_system(self) -> FileSystem:
         raise NotImplementedError
 
     def look_for(self, bucket: str, prefix: str) -> None:
@@ -85,7 +86,7 @@ class GoogleStorage(Store):
     def _file_system(self):
         import logging
 
-        import fsspec
+        import fsspec.config
         import gcsfs  # noqa: F401
         import google.cloud.storage  # noqa: F401, orbax asks it whether folders are real
 
@@ -155,7 +156,7 @@ class S3(Store):
 
     def _file_system(self):
         import botocore.session  # noqa: F401
-        import fsspec
+        import fsspec.config
         import s3fs  # noqa: F401
 
         if region := os.environ.get("AWS_REGION"):  # botocore knows the other name only

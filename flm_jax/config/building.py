@@ -9,17 +9,17 @@ from typing import Any
 from flm_jax import registry
 from flm_jax.config.coercion import coerce
 from flm_jax.errors import UserError
-from flm_jax.registry import nearest
+from flm_jax.registry import Row, nearest
 from flm_jax.sampling import SamplingKnobs
 
 
 def build(
-    table: collections.abc.Mapping[str, Any],
+    table: collections.abc.Mapping[str, type[Row]],
     name: str,
     options: collections.abc.Mapping[str, Any],
     what: str,
     **supplied: Any,
-) -> Any:
+) -> Row:
     """The object of that name with options coerced to their annotations, and what is supplied.
 
     Args:
@@ -44,11 +44,11 @@ def build(
 
 
 def build_sampler(
-    table: collections.abc.Mapping[str, Any],
+    table: collections.abc.Mapping[str, type[Row]],
     name: str,
     options: collections.abc.Mapping[str, Any],
     knobs: SamplingKnobs,
-) -> Any:
+) -> Row:
     """The sampler of that name; knobs that it uses and has as fields come from ``knobs``."""
     row: Any = registry.find(table, name, "sampler")
     values = dataclasses.asdict(knobs)

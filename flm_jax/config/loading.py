@@ -4,41 +4,46 @@ import collections.abc
 import copy
 import dataclasses
 import difflib
-import inspect
 import json
 import pathlib
-import sys
-import traceback
-import types
 import typing
 from typing import Any
 
-from flm_jax.config import settings
+from flm_jax.config import files, settings
 from flm_jax.config.coercion import coerce, parse_literal
 from flm_jax.config.settings import Config
 from flm_jax.errors import UserError
-from flm_jax.registry import nearest
 
 # Old names of knobs, in stored configs, config files and on the command line: (section, old, new,
 # the row of the section's table that had it).
 _MOVED = (("sampler", "gamma", "gamma", "flow_map"),)
 
-_CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
+_Section = typing.TypeVar("_Section")
 
 
 def load(path: str, overrides: collections.abc.Mapping[str, Any] | None = None) -> Config:
-    """Loads ``get_config()`` of a Python file and applies overrides.
+    """Loads ``get_config()`` of a Python file, or a stored config, and applies overrides.
 
     Args:
-      path: "configs/quickstart.py", or "configs/quickstart.py:distill" to call
-        ``get_config("distill")``.
+      path: "configs/quickstart.py" or, from any folder, "quickstart"; with ":distill" behind it to
+        call ``get_config("distill")``. "runs/quickstart/config.json" is what a run was told.
       overrides: dotted names to values, for example ``{"optim.learning_rate": 1e-3}``; text is
         parsed as on the command line.
 
     Raises UserError if the file is missing, fails, or does not fit.
     """
-    tree = _plain(_call_get_config(path), path)
-    for key, value in (overrides or {}).items():
+    file, stage = files.find(path)
+    if file.suffix == ".json":
+        config: Config | dict = _stored(file, stage)
+    else:
+        config = _plain(files.run(file, stage), path)
+    return changed(config, overrides or {})
+
+
+def changed(config: Config | dict, overrides: collections.abc.Mapping[str, Any]) -> Config:
+    """A config with other values by dotted name, as `load` applies them."""
+    tree = _plain(config, "the config")
+    for key, value in overrides.items():
         _override(tree, key, value)
     return resolve(tree)
 
@@ -50,7 +55,38 @@ def resolve(config: Any) -> Config:
     """
     if isinstance(config, Config):
         return config
-    return _resolve_section(_with_new_names(_plain(config, "the config")), Config, "")
+    return resolve_section(Config, _with_new_names(_plain(config, "the config")))
+
+
+def resolve_section(
+    section: type[_Section], values: _Section | collections.abc.Mapping, name: str = ""
+) -> _Section:
+    """A section of the config, from its values; missing knobs take their default.
+
+    Args:
+      values: by key, of any type that can be converted; or the section itself.
+      name: of the section in messages, "data".
+
+    Raises UserError for an unknown key (with the nearest known one) or a value of a wrong type.
+    """
+    if isinstance(values, section):
+        return values
+    hints = typing.get_type_hints(section)
+    if not isinstance(values, collections.abc.Mapping):
+        raise UserError(
+            f"config section {name!r} is {values!r} but must be a section with the keys "
+            + ", ".join(hints)
+        )
+    found = {}
+    for key, value in values.items():
+        full = f"{name}.{key}" if name else key
+        if key not in hints:
+            raise _unknown_key(full, list(hints))
+        if dataclasses.is_dataclass(hints[key]):
+            found[key] = resolve_section(hints[key], value, full)
+        else:
+            found[key] = coerce(value, hints[key], full)
+    return section(**found)
 
 
 def to_dict(config: Config) -> dict:
@@ -101,6 +137,17 @@ def differences(old: Config, new: Config, *, everything: bool = False) -> list[s
     return lines
 
 
+def _stored(file: pathlib.Path, stage: str) -> Config:
+    if stage:
+        raise UserError(
+            f"{file} is the config of one run and has no stages; leave {':' + stage!r} away"
+        )
+    try:
+        return from_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, UserError) as error:
+        raise UserError(f"{file} is not the stored config of a run: {error}") from error
+
+
 def _unknown_key(key: str, known: list[str]) -> UserError:
     """Looks for the same name elsewhere, then a near name in this section, then anywhere."""
     section, _, last = key.rpartition(".")
@@ -142,26 +189,6 @@ def _without_removed(tree: Any) -> Any:
     return tree
 
 
-def _resolve_section(tree: Any, section: type, prefix: str) -> Any:
-    if dataclasses.is_dataclass(type(tree)):
-        tree = dataclasses.asdict(tree)
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"config section {prefix[:-1]!r} is {tree!r} but must be a section with the keys "
-            + ", ".join(field.name for field in dataclasses.fields(section))
-        )
-    hints = typing.get_type_hints(section)
-    values = {}
-    for name, value in tree.items():
-        if name not in hints:
-            raise _unknown_key(f"{prefix}{name}", list(hints))
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = _resolve_section(value, hints[name], f"{prefix}{name}.")
-        else:
-            values[name] = coerce(value, hints[name], f"{prefix}{name}")
-    return section(**values)
-
-
 def _plain(config: Any, where: str) -> dict:
     """A private nested dict of a ConfigDict, dict or Config."""
     if isinstance(config, Config):
@@ -190,54 +217,3 @@ def _override(tree: dict, key: str, value: Any) -> None:
         # Text stays text where the config file has text, so that a path may look like a number.
         value = value if isinstance(current, str) else parse_literal(value)
     node[last] = value
-
-
-def _call_get_config(path: str) -> Any:
-    """Runs the file and calls its get_config, turning every failure into one sentence."""
-    file_name, _, argument = path.partition(":")
-    file = pathlib.Path(file_name)
-    if not file.exists() and (_CHECKOUT / file).is_file():
-        file = _CHECKOUT / file  # our own configs, from any folder and in an installed package
-    if not file.is_file():
-        raise UserError(_missing_file(file))
-    if _CHECKOUT.joinpath("configs/common.py").is_file() and str(_CHECKOUT) not in sys.path:
-        sys.path.append(str(_CHECKOUT))  # `from configs import common` from any folder
-    try:
-        module = types.ModuleType("flm_jax_user_config")
-        module.__file__ = str(file)
-        sys.modules[module.__name__] = module  # dataclasses look their module up there
-        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
-        if not callable(getattr(module, "get_config", None)):
-            raise UserError(
-                f"{file}: a config file must define get_config(); see configs/common.py"
-            )
-        if argument and not inspect.signature(module.get_config).parameters:
-            raise UserError(
-                f"{file}: get_config() takes no argument, but got {argument!r} after ':'"
-            )
-        return module.get_config(*([argument] if argument else []))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(_failed_file(file, error)) from error
-
-
-def _missing_file(file: pathlib.Path) -> str:
-    if file.is_dir():
-        return f"config file {file} is a folder; give a .py file in it"
-    here = sorted(pathlib.Path("configs").glob("*.py")) or sorted(_CHECKOUT.glob("configs/*.py"))
-    names = [str(name) for name in here if name.stem not in ("common", "__init__")]
-    hint = nearest(str(file), names) or nearest(f"configs/{file.stem}.py", names)
-    known = f"; there are: {', '.join(names)}" if names else "; check the path"
-    return f"config file {file} does not exist{hint or known}"
-
-
-def _failed_file(file: pathlib.Path, error: Exception) -> str:
-    if isinstance(error, SyntaxError):
-        line, place = error.lineno, error.filename or file
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        frames = [f for f in frames if f.filename == str(file)] or list(frames)
-        line, place = frames[-1].lineno, frames[-1].filename
-    what = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"config file {place}, line {line}: {type(error).__name__}: {' '.join(what.split())}"

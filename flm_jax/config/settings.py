@@ -12,9 +12,9 @@ from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class DataConfig:
     name: str = knob("", "data set, a row of flm_jax.data.DATASETS")
-    length: int = knob(128, "tokens per block, beginning and end marks included", at_least=3)
+    length: int = knob(128, "tokens per block, BOS and EOS included", at_least=3)
     packing: str = knob(
         "wrap",
         "documents to blocks (wrap = end to end, one_per_row = each alone, padded)",
@@ -34,13 +34,13 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenizer:
+class TokenizerConfig:
     name: str = knob("", "tokenizer, a row of flm_jax.tokenizers.TOKENIZERS")
     options: dict = knob({}, "arguments of the tokenizer itself, for example options.vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ModelConfig:
     width: int = knob(768, "width of the residual stream", at_least=1)
     depth: int = knob(12, "number of blocks", at_least=1)
     heads: int = knob(12, "attention heads; must divide the width", at_least=1)
@@ -77,7 +77,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Clock:
+class ClockConfig:
     name: str = knob(
         "decoding_accuracy",
         "time the network sees (identity = no reparametrisation)",
@@ -91,13 +91,13 @@ class Clock:
 
 
 @dataclasses.dataclass(frozen=True)
-class Loss:
+class LossConfig:
     name: str = knob("flow_matching", "objective, a row of flm_jax.losses.LOSSES")
     options: dict = knob({}, "arguments of the objective itself")
 
 
 @dataclasses.dataclass(frozen=True)
-class Optim:
+class OptimConfig:
     learning_rate: float = knob(3e-4, "peak learning rate", above=0)
     beta1: float = knob(0.9, "AdamW first-moment decay", at_least=0, below=1)
     beta2: float = knob(0.999, "AdamW second-moment decay", at_least=0, below=1)
@@ -110,13 +110,13 @@ class Optim:
     )
     clip_norm: float = knob(1.0, "clip the gradient's global norm (0 = off)", at_least=0)
     ema_decay: float = knob(
-        0.9999, "decay of the averaged parameters (0 = off)", at_least=0, below=1
+        0.9999, "decay of the EMA of the parameters (0 = off)", at_least=0, below=1
     )
     accumulation_steps: int = knob(1, "micro-batches per optimizer step", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class TrainConfig:
     batch_size: int = knob(512, "sequences per optimizer step, over all devices", at_least=1)
     steps: int = knob(1_000_000, "optimizer steps in all", at_least=1)
     max_minutes: float = knob(0.0, "stop training after this time (0 = no limit)", at_least=0)
@@ -156,14 +156,14 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh:
+class MeshConfig:
     data: int = knob(-1, "devices along the batch (-1 = all that remain)", at_least=-1)
     fsdp: int = knob(1, "devices that share parameters and batch (-1 = the rest)", at_least=-1)
     tensor: int = knob(1, "devices that share the vocabulary (-1 = the rest)", at_least=-1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler(SamplingKnobs):
+class SamplerConfig(SamplingKnobs):
     name: str = knob("euler", "sampler, a row of flm_jax.samplers.SAMPLERS")
     steps: tuple[int, ...] = knob(
         (1, 8, 32), "numbers of network evaluations to sample with", at_least=1, nonempty=True
@@ -191,15 +191,15 @@ class Config:
     )
     init_from: str = knob("", "checkpoint whose parameters start this run ('' = random)")
     teacher: str = knob("", "checkpoint of the frozen teacher ('' = none)")
-    data: Data = Data()
-    tokenizer: Tokenizer = Tokenizer()
-    model: Model = Model()
-    clock: Clock = Clock()
-    loss: Loss = Loss()
-    optim: Optim = Optim()
-    train: Train = Train()
-    mesh: Mesh = Mesh()
-    sampler: Sampler = Sampler()
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    clock: ClockConfig = ClockConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    sampler: SamplerConfig = SamplerConfig()
     evals: tuple[str, ...] = knob(
         ("text_statistics",), "evaluators to run, rows of flm_jax.evals.EVALS"
     )

@@ -59,17 +59,17 @@ def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
 
 
 def validate_section(section: Any) -> None:
-    """Raises UserError unless every value of one section, say a `Sampler`, is within its limits."""
+    """Raises UserError unless every value of one section is within its limits."""
     values = dataclasses.asdict(section)
     found = (knobs.problem(f.name, values[f.name], f) for f in dataclasses.fields(section))
     problems = [sentence for sentence in found if sentence]
-    if not problems and isinstance(section, settings.Sampler):
+    if not problems and isinstance(section, settings.SamplerConfig):
         problems += _check_decode(section)
     if problems:
         raise UserError("\n".join(problems))
 
 
-def mesh_shape(mesh: settings.Mesh, num_devices: int) -> tuple[int, int, int]:
+def mesh_shape(mesh: settings.MeshConfig, num_devices: int) -> tuple[int, int, int]:
     """Sizes of the axes (data, fsdp, tensor); -1 takes the devices that the others leave.
 
     Raises UserError if their product cannot be ``num_devices``.
@@ -132,7 +132,7 @@ def validate_vocabulary(model_vocab: int, tokenizer_vocab: int, where: str) -> N
         )
 
 
-def _check_model(model: settings.Model) -> list[str]:
+def _check_model(model: settings.ModelConfig) -> list[str]:
     if model.width % model.heads:
         fits = [h for h in range(1, model.width + 1) if model.width % h == 0]
         fits = [h for h in fits if (model.width // h) % 2 == 0]
@@ -148,7 +148,7 @@ def _check_model(model: settings.Model) -> list[str]:
     return []
 
 
-def _check_attention(model: settings.Model) -> list[str]:
+def _check_attention(model: settings.ModelConfig) -> list[str]:
     if model.attention == "tokamax" and importlib.util.find_spec("tokamax") is None:
         return [
             "model.attention='tokamax' needs the library tokamax, which is not installed; "
@@ -185,7 +185,7 @@ def _check_training(config: Config) -> list[str]:
     return problems
 
 
-def _check_mesh(mesh: settings.Mesh) -> list[str]:
+def _check_mesh(mesh: settings.MeshConfig) -> list[str]:
     sizes = dataclasses.asdict(mesh)
     problems = [
         f"mesh.{axis}=0 must be a number of devices, or -1 for all that remain"
@@ -198,7 +198,7 @@ def _check_mesh(mesh: settings.Mesh) -> list[str]:
     return problems
 
 
-def _check_decode(sampler: settings.Sampler) -> list[str]:
+def _check_decode(sampler: settings.SamplerConfig) -> list[str]:
     twice = {steps for steps in sampler.steps if sampler.steps.count(steps) > 1}
     if twice:
         return [f"{min(twice)} is more than once in sampler.steps; name every number once"]
@@ -267,16 +267,19 @@ def _check_evaluators(config: Config, table: collections.abc.Mapping[str, Any]) 
 def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
     problems = []
     if loss.needs.teacher and not config.teacher:
-        problems.append(f"loss {name!r} needs a teacher; set teacher=CHECKPOINT")
-    if config.teacher and not loss.needs.teacher:
+        problems.append(
+            f"loss {name!r} needs a teacher; give --config.teacher=WORKDIR, that of the run which "
+            "it learns from, or another checkpoint"
+        )
+    elif config.teacher and not loss.needs.teacher:
         problems.append(
             f"teacher={config.teacher!r} is set but loss {name!r} uses none; "
             "remove teacher or choose a distillation loss"
         )
-    if config.init_from == "teacher" and not config.teacher:
+    elif config.init_from == "teacher" and not config.teacher:
         problems.append(
             "init_from='teacher' starts from the network that teacher names, but teacher is "
-            "empty; set teacher=CHECKPOINT or init_from=''"
+            "empty; give --config.teacher=CHECKPOINT or set init_from=''"
         )
     if config.model.attention == "tokamax" and loss.needs.forward_derivatives:
         problems.append(
@@ -286,22 +289,36 @@ def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
     return problems + _misfits(config, loss.needs, f"loss {name!r} trains")
 
 
-def sampler_problems(
+def sampler_problems(config: Config, sampler: Writer, name: str) -> list[str]:
+    """Why a sampler cannot run on the model of a config, one sentence each."""
+    misfits = _misfits(config, sampler.needs, f"sampler {name!r} needs", _ignored(sampler))
+    return misfits + knob_problems(config, sampler, name)
+
+
+def suits(config: Config, sampler: Writer) -> bool:
+    """Whether a sampler is made for models of this kind."""
+    return not _misfits(config, sampler.needs, "", _ignored(sampler))
+
+
+def _ignored(sampler: Writer) -> tuple[str, ...]:
+    """A network of two times is a denoiser on its diagonal, so samplers of one time can use it."""
+    return () if sampler.needs.two_times else ("two_times",)
+
+
+def knob_problems(
     config: Config,
     sampler: Writer,
     name: str,
-    section: settings.Sampler | None = None,
+    section: settings.SamplerConfig | None = None,
     length: int | None = None,
 ) -> list[str]:
-    """Why a sampler cannot run on the model of a config, one sentence each.
+    """Why a sampler cannot run with these knobs, one sentence each.
 
-    A network of two times is a denoiser on its diagonal, so samplers of one time can use it.
-    ``section`` holds the knobs, ``length`` is that of the texts, by default those of the config.
+    ``section`` holds the knobs, ``length`` is that of the samples, by default those of the config.
     """
     knobs = section or config.sampler
     length = length or config.data.length
-    ignored = () if sampler.needs.two_times else ("two_times",)
-    problems = _misfits(config, sampler.needs, f"sampler {name!r} needs", ignored)
+    problems = []
     only = sampler.steps_for(length)
     wrong = ", ".join(str(steps) for steps in knobs.steps if only not in (None, steps))
     if wrong:

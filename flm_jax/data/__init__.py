@@ -57,17 +57,6 @@ __all__ = [
     "split_row",
 ]
 
-_KEYS = {
-    "name": "",
-    "length": 128,
-    "packing": "wrap",
-    "cache_dir": "",
-    "num_workers": 0,
-    "drop_remainder_every": 0,
-    "tokenizer_documents": 100_000,
-    "options": {},
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -98,14 +87,14 @@ class TrainingText:
         return (self.corpus.detokenize(texts[i * len(texts) // count]) for i in range(count))
 
 
-def load_corpus(data_section: Mapping) -> Corpus:
+def load_corpus(section: config.DataConfig | Mapping) -> Corpus:
     """The corpus of a config's data section.
 
     Raises:
       UserError: unknown key, data set or option; a path without files.
     """
-    section = _checked(data_section)
-    return config.build(DATASETS, section["name"], section["options"], "data set")
+    section = config.resolve_section(config.DataConfig, section, "data")
+    return config.build(DATASETS, section.name, section.options, "data set")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +108,8 @@ class Plan:
 
 
 def plan(
-    data_section: Mapping,
-    tokenizer_section: Mapping,
+    data_section: config.DataConfig | Mapping,
+    tokenizer_section: config.TokenizerConfig | Mapping,
     cache_dir: str | os.PathLike = "",
     splits: Sequence[str] = ("train", "valid"),
     tokenizer: tokenizers.Tokenizer | None = None,
@@ -128,8 +117,9 @@ def plan(
     """Corpus and tokenizer as a config asks for them; a tokenizer may be trained here.
 
     Args:
-      data_section: `{"name": "unicode_names", "length": 32, "options": {...}, ...}`; see `_KEYS`.
-      tokenizer_section: `{"name": "sentencepiece", "options": {"vocab_size": 1024}}`.
+      data_section: of a config, or a dict of what differs from its defaults, for example
+        `{"name": "unicode_names", "length": 32}`.
+      tokenizer_section: likewise, `{"name": "sentencepiece", "options": {"vocab_size": 1024}}`.
       cache_dir: used when the section's own `cache_dir` is empty.
       splits: which splits to pack.
       tokenizer: take this one (of a checkpoint) and ignore `tokenizer_section`.
@@ -137,39 +127,26 @@ def plan(
     Raises:
       UserError: anything wrong with the sections, the text or the cache folder.
     """
-    section = _checked(data_section)
-    folder = cache_folder(section["cache_dir"] or cache_dir)
+    section = config.resolve_section(config.DataConfig, data_section, "data")
+    folder = cache_folder(section.cache_dir or cache_dir)
     corpus = load_corpus(section)
     if isinstance(corpus, Prepared):
         raise errors.UserError(
-            "data set 'prepared' is prepared already; look at it with flm_jax.data.inspect DIR"
+            "data set 'prepared' is prepared already; look at it with flm inspect FOLDER"
         )
     if tokenizer is None:
-        recipe = config.build(
-            tokenizers.TOKENIZERS,
-            tokenizer_section.get("name", ""),
-            tokenizer_section.get("options") or {},
-            "tokenizer",
-        )
-        text = TrainingText(corpus, limit=section["tokenizer_documents"])
+        asked = config.resolve_section(config.TokenizerConfig, tokenizer_section, "tokenizer")
+        recipe = config.build(tokenizers.TOKENIZERS, asked.name, asked.options, "tokenizer")
+        text = TrainingText(corpus, limit=section.tokenizer_documents)
         tokenizer = recipe.build(text, str(folder), text.fingerprint)
-    orders = {
-        split: Order(
-            corpus,
-            tokenizer,
-            split,
-            section["length"],
-            section["drop_remainder_every"],
-            section["packing"],
-        )
-        for split in splits
-    }
+    how = section.length, section.drop_remainder_every, section.packing
+    orders = {split: Order(corpus, tokenizer, split, *how) for split in splits}
     return Plan(corpus, tokenizer, orders, folder)
 
 
 def load_data(
-    data_section: Mapping,
-    tokenizer_section: Mapping,
+    data_section: config.DataConfig | Mapping,
+    tokenizer_section: config.TokenizerConfig | Mapping,
     cache_dir: str | os.PathLike = "",
     splits: Sequence[str] = ("train", "valid"),
     tokenizer: tokenizers.Tokenizer | None = None,
@@ -178,21 +155,16 @@ def load_data(
 
     The arguments and errors are those of `plan`.
     """
-    if data_section.get("name") == Prepared.name:
-        section, corpus = _checked(data_section), load_corpus(data_section)
-        corpus.check_tokenizer(tokenizer_section, tokenizer)
+    section = config.resolve_section(config.DataConfig, data_section, "data")
+    if section.name == Prepared.name:
+        corpus = load_corpus(section)
+        assert isinstance(corpus, Prepared)  # by its name
+        corpus.check_tokenizer(
+            config.resolve_section(config.TokenizerConfig, tokenizer_section, "tokenizer"),
+            tokenizer,
+        )
         rows = {split: corpus.rows(split, section) for split in splits}
         return Data(corpus, corpus.tokenizer, rows)
-    made = plan(data_section, tokenizer_section, cache_dir, splits, tokenizer)
+    made = plan(section, tokenizer_section, cache_dir, splits, tokenizer)
     rows = {split: prepare_split(order, made.folder)[0] for split, order in made.orders.items()}
     return Data(made.corpus, made.tokenizer, rows)
-
-
-def _checked(section: Mapping) -> dict:
-    """The section with defaults filled in."""
-    for key in section:
-        if key not in _KEYS:
-            raise errors.UserError(
-                f"the data section has no key {key!r}; its keys are {', '.join(_KEYS)}"
-            )
-    return {**_KEYS, **section, "options": dict(section.get("options") or {})}

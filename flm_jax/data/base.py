@@ -15,7 +15,7 @@ SPLITS = ("train", "valid", "test")
 
 
 class Corpus(Contract, unfinished=True):
-    """Documents of text in splits; a row of `DATASETS` is a class of these.
+    """Documents of text in splits; `DATASETS` names classes of these.
 
     The keyword arguments of the constructor are the options a user may set under `data.options`.
     Pickled without the documents: tokenizing processes get a copy to call `detokenize` on.
@@ -59,7 +59,7 @@ class MemoryCorpus(Corpus, unfinished=True):
         """Split -> documents; called once."""
 
     @functools.cached_property
-    def _documents(self) -> dict[str, tuple[str, ...]]:
+    def _documents(self) -> Mapping[str, Sequence[str]]:
         return {split: tuple(texts) for split, texts in self.read().items()}
 
     def __getstate__(self) -> dict:
@@ -80,7 +80,7 @@ class MemoryCorpus(Corpus, unfinished=True):
 
 
 @functools.lru_cache(maxsize=8)
-def _hash_texts(texts: tuple[str, ...]) -> str:
+def _hash_texts(texts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")

@@ -4,13 +4,14 @@ import array
 import dataclasses
 import functools
 import gzip
+import io
 import json
 import pathlib
 import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 
@@ -57,11 +58,11 @@ class Reader:
     """Reads documents of files; one file is open at a time. Not for use in several threads.
 
     Attributes:
-      bad: documents in the newest `scan` that are no UTF-8 text or hold NUL.
+      bad: documents in the newest `scan` that are not UTF-8 text or hold NUL.
       first_bad: file and line of the first one.
       missing: lines of JSON without a text in it, which cannot be repaired.
       first_missing: file and line of the first one.
-      indented: documents whose indentation (a tab, two blanks or more) was left out.
+      indented: documents whose indentation (a tab, two blanks or more) was omitted.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Reader:
         self._guessed = format_ == "auto"
         self._bad_text, self._longest = bad_text, longest or 1 << 62
         self._keep_indentation = keep_indentation
-        self._open: tuple[int, BinaryIO] | None = None
+        self._open: tuple[int, io.BufferedIOBase] | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -91,7 +92,7 @@ class Reader:
         """Looks at the first bytes of every file; see `first_bytes`.
 
         Raises:
-          UserError: a file is unreadable, or no text, or another kind of text than its name says.
+          UserError: a file is unreadable, or not text, or another kind of text than its name says.
         """
         for number, path in enumerate(self._files):
             try:
@@ -104,7 +105,7 @@ class Reader:
                 raise errors.UserError(f"{path} {found}")
 
     def scan(self) -> Iterator[tuple[Place, str]]:
-        """All documents in order with their places; blank ones are left out.
+        """All documents in order with their places; blank ones are omitted.
 
         Raises:
           UserError: a file that is unreadable, empty, not UTF-8 or bad JSON, or a document that is
@@ -128,7 +129,7 @@ class Reader:
             if empty:
                 raise errors.UserError(f"{path} is empty; remove it or give a file with text")
 
-    def read(self, place: Sequence[int]) -> str:
+    def read(self, place: Sequence[int] | np.ndarray) -> str:
         """The document at a place that `scan` gave."""
         number, start, size = map(int, place)
         path = self._files[number]
@@ -142,19 +143,21 @@ class Reader:
             raise errors.UserError(f"{path} became shorter while it was read; start again")
         return self._text(path, data, 0)[0] or ""
 
-    def _file(self, number: int) -> BinaryIO:
-        if self._open is None or self._open[0] != number:
-            self.close()
-            path = self._files[number]
-            self._open = number, gzip.open(path) if self._kinds[path][1] else path.open("rb")
-        return self._open[1]
+    def _file(self, number: int) -> io.BufferedIOBase:
+        if self._open is not None and self._open[0] == number:
+            return self._open[1]
+        self.close()
+        path = self._files[number]
+        file = gzip.open(path) if self._kinds[path][1] else path.open("rb")
+        self._open = number, file
+        return file
 
     def close(self) -> None:
         if self._open is not None:
             self._open[1].close()
             self._open = None
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": None}
 
     def _pieces(self, number: int, document: str) -> Iterator[tuple[int, bytes, int]]:
@@ -182,7 +185,7 @@ class Reader:
             raise errors.UserError(unreadable(self._files[number], error)) from error
 
     def _text(self, path: pathlib.Path, data: bytes, line: int) -> tuple[str | None, bool]:
-        """(document, is it all text); "" if it is to be left out, None if JSON has no text."""
+        """(document, is it all text); "" if it is to be omitted, None if JSON has no text."""
         data, good = data.removeprefix(_BOM), True
         try:
             text = data.decode("utf-8")
@@ -228,7 +231,7 @@ class Reader:
             raise errors.UserError(f"{sentence}, or set options.bad_text to replace or skip")
 
     def _from_json(self, path: pathlib.Path, text: str, line: int) -> str | None:
-        """The text of a line; None if there is none and such lines are left out."""
+        """The text of a line; None if there is none and such lines are omitted."""
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -253,7 +256,7 @@ class Reader:
         return None
 
 
-def _whole(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes, int]]:
+def _whole(file: io.BufferedIOBase, longest: int) -> Iterator[tuple[int, bytes, int]]:
     data = file.read(longest + 1) if longest < 1 << 62 else file.read()
     if len(data) > longest:
         raise _TooLong(1)
@@ -261,7 +264,7 @@ def _whole(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes, int]]:
         yield 0, data, 1
 
 
-def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes, int]]:
+def _lines(file: io.BufferedIOBase, longest: int) -> Iterator[tuple[int, bytes, int]]:
     start = 0
     # Never more than `longest` and a bit of a line is in memory.
     for number, line in enumerate(iter(functools.partial(file.readline, longest + 2), b""), 1):
@@ -271,7 +274,7 @@ def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes, int]]:
         start += len(line)
 
 
-def _paragraphs(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes, int]]:
+def _paragraphs(file: io.BufferedIOBase, longest: int) -> Iterator[tuple[int, bytes, int]]:
     held: list[bytes] = []
     size, first, first_line = 0, 0, 1
     for start, line, number in _lines(file, longest):
@@ -290,7 +293,9 @@ def _paragraphs(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes, int]
         yield first, b"".join(held), first_line
 
 
-def _separated(file: BinaryIO, separator: bytes, longest: int) -> Iterator[tuple[int, bytes, int]]:
+def _separated(
+    file: io.BufferedIOBase, separator: bytes, longest: int
+) -> Iterator[tuple[int, bytes, int]]:
     """Pieces between separators; never holds more than one piece and one chunk."""
     start, line, searched = 0, 1, 0
     rest = bytearray()
@@ -354,7 +359,13 @@ class Located(Sequence[str]):
     def __len__(self) -> int:
         return len(self.places_N3)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self.reader.read(place) for place in self.places_N3[index]]
         return self.reader.read(self.places_N3[index])

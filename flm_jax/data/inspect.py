@@ -1,26 +1,12 @@
-"""Looks at text as models get it: how much there is, how it is tokenised, statistics, examples.
-
-    flm inspect --config=configs/quickstart.py [--rows=3] [--split=train]
-    flm inspect DIR [--html=page.html]
-
-DIR is a folder that flm_jax.data.prepare made, or the --data_dir that holds several.
-"""
+"""Text as models get it: how much there is, how it is tokenised, statistics, examples."""
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from absl import flags
-
-from flm_jax import config, data, errors, tokenizers
-from flm_jax.cli import flags as command_line
+from flm_jax import data, errors, tokenizers
 from flm_jax.data import page, statistics
 from flm_jax.data.rows import Rows, prepared_below
 from flm_jax.host import files
-
-CONFIG = command_line.config_flag()
-ROWS = flags.DEFINE_integer("rows", 3, "packed rows to show", lower_bound=0)
-SPLIT = flags.DEFINE_string("split", "train", "the split that the rows are taken from")
-HTML = flags.DEFINE_string("html", "", "also write a page with pictures to this file")
 
 _WIDTH = 160  # characters of a document or row that are shown
 _COMMON = 8  # tokens
@@ -100,69 +86,57 @@ def _short(text: str) -> str:
     return shown if len(shown) <= _WIDTH else shown[:_WIDTH] + " ..."
 
 
-def main(argv: list[str]) -> None:
-    """Command line."""
-    if len(argv) > 2:
-        raise errors.UserError(f"unexpected word {argv[2]!r}; flags start with --")
-    if HTML.value:
-        files.check_writable(pathlib.Path(HTML.value).expanduser())
-    if argv[1:] and CONFIG.present:
-        raise errors.UserError(f"give either the folder {argv[1]} or --config, not both")
-    if argv[1:]:
-        _folders(pathlib.Path(argv[1]).expanduser())
-    elif CONFIG.present:
-        _config()
-    else:
-        raise errors.UserError(
-            "nothing to look at; give a folder that flm_jax.data.prepare made, or --config=FILE"
-        )
+def of_folders(
+    folder: pathlib.Path, split: str | None, count: int, html: pathlib.Path | None = None
+) -> Iterator[str]:
+    """Lines about the prepared rows of a split below a folder; without one, train or all.
 
+    Args:
+      html: also write a page with pictures to this file.
 
-def _folders(folder: pathlib.Path) -> None:
+    Raises:
+      UserError: no prepared rows, or none of `split`.
+    """
     every = prepared_below(folder)
-    wanted = [rows for rows in every if rows.manifest["split"] == SPLIT.value]
-    if not wanted and flags.FLAGS[SPLIT.name].present:
+    wanted = [rows for rows in every if rows.manifest["split"] == (split or "train")]
+    if not wanted and split:
         splits = ", ".join(sorted({rows.manifest["split"] for rows in every}))
-        raise errors.UserError(f"no split {SPLIT.value!r} in {folder}; choose one of {splits}")
-    found = []
+        raise errors.UserError(f"no split {split!r} in {folder}; choose one of {splits}")
+    found: list[tuple[Rows, tokenizers.Tokenizer, statistics.Statistics]] = []
     for rows in wanted or every:
         tokenizer = statistics.tokenizer_of(rows)
         found.append((rows, tokenizer, statistics.measure(rows, tokenizer.vocab_size)))
-    _write_page(found)
+    yield from _write_page(found, html, count)
     for one in found:
-        print("\n".join(report_folder(*one, ROWS.value)))
+        yield from report_folder(*one, count)
 
 
-def _config() -> None:
-    settings = config.to_dict(CONFIG.value)
+def of_config(
+    settings: Mapping, split: str, count: int, html: pathlib.Path | None = None
+) -> Iterator[str]:
+    """Lines about the text of a config, given as its sections; its rows are packed for it."""
     plan = data.plan(
         settings["data"],
         settings["tokenizer"],
         splits=data.load_corpus(settings["data"]).splits,
     )
     rows, missing = {}, {}
-    for split, order in plan.orders.items():
+    for name, order in plan.orders.items():
         try:
-            rows[split] = data.prepare_split(order, plan.folder)[0]
+            rows[name] = data.prepare_split(order, plan.folder)[0]
         except errors.UserError as error:
-            if split in ("train", SPLIT.value):
+            if name in ("train", split):
                 raise
-            missing[split] = str(error)
+            missing[name] = str(error)
     loaded = data.Data(plan.corpus, plan.tokenizer, rows)
-    lines = list(report(loaded, missing, SPLIT.value, ROWS.value))  # refuses an unknown split
-    chosen = rows[SPLIT.value]
-    if HTML.value:
-        seen = statistics.measure(chosen, plan.tokenizer.vocab_size)
-        _write_page([(chosen, plan.tokenizer, seen)])
-    print("\n".join(lines))
+    lines = list(report(loaded, missing, split, count))  # refuses an unknown split
+    if html is not None:
+        seen = statistics.measure(rows[split], plan.tokenizer.vocab_size)
+        yield from _write_page([(rows[split], plan.tokenizer, seen)], html, count)
+    yield from lines
 
 
-def _write_page(found: Sequence) -> None:
-    if HTML.value:
-        path = pathlib.Path(HTML.value).expanduser()
-        files.write_atomically(path, page.page(found, ROWS.value))
-        print(f"pictures in {path}")
-
-
-if __name__ == "__main__":
-    command_line.run_main(main)
+def _write_page(found: Sequence, html: pathlib.Path | None, count: int) -> Iterator[str]:
+    if html is not None:
+        files.write_atomically(html, page.page(found, count))
+        yield f"pictures in {html}"

@@ -1,5 +1,6 @@
 """A split of a corpus, tokenised and packed into rows once: found in the cache, or made."""
 
+import abc
 import dataclasses
 import hashlib
 import json
@@ -63,6 +64,18 @@ class Order:
                 "has no padding token; use data.packing=wrap, or tokenizer characters or "
                 "whitespace_words"
             )
+
+        self.ends()
+
+    def ends(self) -> tuple[int, int]:
+        """(BOS, EOS); raises UserError for a tokenizer that lacks one of them."""
+        bos_id, eos_id = self.tokenizer.bos_id, self.tokenizer.eos_id
+        if bos_id is None or eos_id is None:
+            raise errors.UserError(
+                f"rows begin with BOS and end with EOS, but tokenizer {self.tokenizer.name!r} has "
+                f"no {'EOS' if eos_id is None else 'BOS'}; choose one that has both"
+            )
+        return bos_id, eos_id
 
     @property
     def dtype(self) -> np.dtype:
@@ -229,54 +242,81 @@ def _write(order: Order, writer: shards.Writer, counts: _Counts, processes: int)
     return counts
 
 
-class _Wrap:
-    """Rows that cross documents, from encoded chunks."""
+class _Packer(abc.ABC):
+    """Rows from encoded chunks.
 
-    def __init__(self, order: Order):
-        tokenizer = order.tokenizer
-        self.end = (tokenizer.eos_id,)
-        self._wrapper = wrap.Wrapper(order.length, tokenizer.bos_id, tokenizer.eos_id)
-        self.drop_remainder = self._wrapper.drop_remainder
+    Attributes:
+      end: what follows the tokens of every document in a chunk.
+    """
 
+    end: tuple[int, ...] = ()
+
+    @abc.abstractmethod
     def add(self, encoded: workers.Encoded, skipped: int) -> np.ndarray:
         """The rows that the chunk completes, without its first `skipped` tokens."""
+
+    @abc.abstractmethod
+    def place(self, count: int) -> tuple[int, int]:
+        """What of the newest chunk its first `count` rows use: (documents, tokens of the next)."""
+
+    @abc.abstractmethod
+    def drop_remainder(self) -> None:
+        """Forgets the tokens that fill no row."""
+
+
+class _Wrap(_Packer):
+    """Rows that cross documents."""
+
+    def __init__(self, order: Order):
+        bos_id, eos_id = order.ends()
+        self.end = (eos_id,)
+        self._wrapper = wrap.Wrapper(order.length, bos_id, eos_id)
+
+    def drop_remainder(self) -> None:
+        self._wrapper.drop_remainder()
+
+    def add(self, encoded: workers.Encoded, skipped: int) -> np.ndarray:
         self._ends, self._skipped = np.cumsum(encoded.lengths), skipped
         return self._wrapper.add(encoded.stream[skipped:])
 
     def place(self, count: int) -> tuple[int, int]:
-        """What of the newest chunk its first `count` rows use: (documents, tokens of the next)."""
         used = self._wrapper.used(count) + self._skipped
         documents = int(np.searchsorted(self._ends, used, side="right"))
         return documents, used - (int(self._ends[documents - 1]) if documents else 0)
 
 
-class _OnePerRow:
-    """Rows of one document each, from encoded chunks; the same methods."""
-
-    end = ()
+class _OnePerRow(_Packer):
+    """Rows of one document each."""
 
     def __init__(self, order: Order):
         self._order = order
+        self._bos_id, self._eos_id = order.ends()
+        assert order.tokenizer.pad_id is not None  # `Order.check`
+        self._pad_id = order.tokenizer.pad_id
 
     def add(self, encoded: workers.Encoded, skipped: int) -> np.ndarray:
         del skipped  # a row holds a whole document
-        tokenizer, length = self._order.tokenizer, self._order.length
         documents = np.split(encoded.stream, np.cumsum(encoded.lengths)[:-1])
-        ids = tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
-        rows = wrap.one_per_row(documents, length, *ids, self._show, encoded.chunk.first)
+        ids = self._bos_id, self._eos_id, self._pad_id
+        rows = wrap.one_per_row(
+            documents, self._order.length, *ids, self._show, encoded.chunk.first
+        )
         return np.concatenate(list(rows))
 
     def place(self, count: int) -> tuple[int, int]:
         return count, 0
 
-    def _show(self, tokens) -> str:
+    def drop_remainder(self) -> None:
+        """There is none: a row holds a whole document."""
+
+    def _show(self, tokens: wrap.Tokens) -> str:
         text = self._order.tokenizer.decode(tokens)
         shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + " ...")
         return f"{shown} of the split {self._order.split!r}"
 
 
-def _packer(order: Order) -> _Wrap | _OnePerRow:
-    return {"wrap": _Wrap, "one_per_row": _OnePerRow}[order.packing](order)
+def _packer(order: Order) -> _Packer:
+    return _Wrap(order) if order.packing == "wrap" else _OnePerRow(order)
 
 
 def _check_space(order: Order, writer: shards.Writer, expected: int) -> None:

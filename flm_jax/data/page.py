@@ -51,7 +51,7 @@ def _section(
     lengths = facts["document_lengths"]
     yield _histogram(
         "Length of documents",
-        "tokens of a document, without end marks; bins grow by quarters of a doubling",
+        "tokens of a document, without EOS; bins grow by quarters of a doubling",
         [*map(str, lengths["edges"])],
         lengths["counts"],
     )
@@ -67,7 +67,7 @@ def _section(
     )
     for number in range(min(count, len(rows))):
         text = _escape(statistics.visible(rows[number], tokenizer))
-        for special in {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} - {None}:
+        for special in tokenizer.specials:
             name = _escape(tokenizer.piece(special))
             text = text.replace(name, f"<mark>{name}</mark>")
         yield f"<h3>Block {number}</h3><pre>{text}</pre>"
@@ -101,7 +101,7 @@ def _numbers(seen: statistics.Statistics) -> list[tuple[str, str]]:
 
 
 def _histogram(title: str, note: str, labels: Sequence[str], counts: Sequence[int]) -> str:
-    """A picture of counts; empty bins at both ends are left out."""
+    """A picture of counts; empty bins at both ends are omitted."""
     full = np.flatnonzero(counts)
     first, last = (int(full[0]), int(full[-1]) + 1) if len(full) else (0, 1)
     labels, counts = labels[first:last], counts[first:last]

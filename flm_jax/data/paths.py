@@ -1,4 +1,4 @@
-"""From a path, folder, glob or a list of these to files, and a word about what is left out."""
+"""From a path, folder, glob or a list of these to files, and a word about what is omitted."""
 
 import functools
 import glob
@@ -12,7 +12,7 @@ from flm_jax import errors
 
 TEXT = (".txt", ".jsonl", ".ndjson")
 JSON = (".json",)
-_SHOWN = 3  # names of what is left out, for each reason
+_SHOWN = 3  # names of what is omitted, for each reason
 
 
 def zipped_too(suffixes: Sequence[str]) -> tuple[str, ...]:
@@ -24,7 +24,7 @@ def find(given: str | Sequence[str]) -> tuple[pathlib.Path, ...]:
 
     A link to a file is that file. Of a folder the files with an ending of TEXT are taken, or those
     of JSON if there are no others (beside text they rather describe it), upper-case endings too.
-    What is hidden, dangling, or no regular file is never read. A warning counts what is left out.
+    What is hidden, dangling, or not a regular file is never read. A warning counts what is omitted.
 
     Args:
       given: commas separate entries when the whole text is neither a file nor a pattern with files.

@@ -5,12 +5,16 @@ import multiprocessing
 import os
 import sys
 import threading
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flm_jax import errors
 from flm_jax.data.rows import Rows
 from flm_jax.data.shuffle import shuffled
+
+if TYPE_CHECKING:
+    import grain
 
 _ORDER = 2  # version of the order of rows; 1 was that of grain's own shuffle
 
@@ -47,7 +51,7 @@ class Batches:
         self._rows, self._global_batch, self._seed = rows, global_batch, seed
         self._shard = (shard_index, shard_count)
         self._num_workers = num_workers
-        self._iterator = None
+        self._iterator: grain.DatasetIterator | None = None
         self._start(0)
 
     def __iter__(self) -> "Batches":
@@ -56,7 +60,7 @@ class Batches:
     def __next__(self) -> dict[str, np.ndarray]:
         """The next batch; raises TryAgain if a worker died, UserError if one could not read."""
         try:
-            return {"tokens": next(self._iterator)[0]}
+            return {"tokens": next(self._opened())[0]}
         except Exception as error:
             if not self._num_workers:
                 raise
@@ -67,9 +71,9 @@ class Batches:
                 "data.num_workers=0 reads without them"
             ) from error
 
-    def get_state(self) -> dict:
+    def get_state(self) -> dict[str, Any]:
         """JSON-able; the same on all shards after the same number of batches."""
-        parts = self._iterator.get_state()["global_next_index"]
+        parts = self._opened().get_state()["global_next_index"]
         return {
             "next_row": self._parts.first + parts * self._parts.size,
             "seed": self._seed,
@@ -77,7 +81,7 @@ class Batches:
             "order": _ORDER,
         }
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken; shards, workers and the batch size may be others.
 
         Raises:
@@ -112,6 +116,10 @@ class Batches:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+
+    def _opened(self) -> "grain.DatasetIterator":
+        assert self._iterator is not None, "the batches were closed"
+        return self._iterator
 
     def _start(self, next_row: int) -> None:
         import grain

@@ -2,9 +2,10 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import overload
 
-from flm_jax import errors, tokenizers
+from flm_jax import config, errors, tokenizers
 from flm_jax.data import base, statistics
 from flm_jax.data.packing import PACKINGS
 from flm_jax.data.rows import Rows, prepared_below
@@ -12,13 +13,13 @@ from flm_jax.host import folders
 
 
 class Prepared(base.Corpus):
-    """Folders of flm_jax.data.prepare, copied from another machine, with the tokenizer in them.
+    """Folders of `flm prepare`, copied from another machine, with the tokenizer in them.
 
     The documents of this corpus are the texts of the rows.
     """
 
     name = "prepared"
-    kind = "rows that flm_jax.data.prepare made"
+    kind = "rows that flm prepare made"
     licence = "as that of the text they were made from"
 
     def __init__(self, path: str | Sequence[str] = ()):
@@ -32,7 +33,7 @@ class Prepared(base.Corpus):
         """
         if not path:
             raise errors.UserError(
-                "data set 'prepared' needs options.path: the --data_dir of flm_jax.data.prepare"
+                "data set 'prepared' needs options.path: the --data_dir of flm prepare"
             )
         given = [path] if isinstance(path, (str, pathlib.PurePath)) else list(path)
         found: dict[str, Rows] = {}
@@ -76,7 +77,7 @@ class Prepared(base.Corpus):
             "characters": dict.fromkeys(documents),
         }
 
-    def rows(self, split: str, section: Mapping) -> Rows:
+    def rows(self, split: str, section: config.DataConfig) -> Rows:
         """The rows of a split, if they are what the data section of a config asks for.
 
         Raises:
@@ -84,16 +85,20 @@ class Prepared(base.Corpus):
         """
         base.check_split(self, split)
         rows = self._rows[split]
-        drawn = rows.manifest["packing"] not in PACKINGS  # from a model: nothing to choose
-        for key in ("length",) if drawn else ("length", "packing"):
-            if rows.manifest[key] != section[key]:
+        asked: dict[str, int | str] = {"length": section.length}
+        if rows.manifest["packing"] in PACKINGS:  # rows drawn from a model leave nothing to choose
+            asked["packing"] = section.packing
+        for key, value in asked.items():
+            if rows.manifest[key] != value:
                 raise errors.UserError(
                     f"{rows.path} was prepared with data.{key}={rows.manifest[key]}, but the "
-                    f"config has {section[key]}; set data.{key}={rows.manifest[key]}"
+                    f"config has {value}; set data.{key}={rows.manifest[key]}"
                 )
         return rows
 
-    def check_tokenizer(self, section: Mapping, given: tokenizers.Tokenizer | None) -> None:
+    def check_tokenizer(
+        self, section: config.TokenizerConfig, given: tokenizers.Tokenizer | None
+    ) -> None:
         """Raises UserError unless the rows were made with the tokenizer that is asked for.
 
         Args:
@@ -104,7 +109,7 @@ class Prepared(base.Corpus):
         if given is not None:
             statistics.check_tokenizer(first, given, "the tokenizer of the model")
             return
-        name, size = section.get("name", ""), (section.get("options") or {}).get("vocab_size")
+        name, size = section.name, section.options.get("vocab_size")
         ours = self.tokenizer
         if name and name != ours.name or size and int(size) != ours.vocab_size:
             wanted = f"{name}, {size} ids" if size else name
@@ -122,7 +127,13 @@ class _Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._tokenizer.decode(self._rows[index])

@@ -115,7 +115,7 @@ def _root() -> pathlib.Path:
 
 
 def _sources() -> list[pathlib.Path]:
-    """The sources of the standard library, sorted; tests and what is not a library left out."""
+    """The sources of the standard library, sorted; tests and what is not a library omitted."""
     paths = []
     for folder, folders, files in os.walk(_root()):
         folders[:] = [
@@ -158,7 +158,7 @@ def _docs_of(thing: object) -> Iterator[str]:
 def paragraphs(text: str) -> Iterator[str]:
     """The paragraphs of prose in a docstring or topic, each on one line, without markup.
 
-    Code, signatures, tables, headings, field lists and directives are left out. A paragraph is
+    Code, signatures, tables, headings, field lists and directives are omitted. A paragraph is
     prose if it has at least five words, starts like a sentence and ends like one.
     """
     for block in re.split(r"\n\s*\n", text):

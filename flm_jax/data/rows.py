@@ -113,7 +113,7 @@ def open_rows(folder: pathlib.Path, facts: dict | None = None) -> Rows:
       facts: what the manifest must say.
 
     Raises:
-      UserError: the folder is no such folder, or damaged; it names the file and what to do.
+      UserError: the folder is not one of rows, or damaged; it names the file and what to do.
     """
     rows = Rows(folder, _manifest(folder))
     for key, value in (facts or {}).items():
@@ -142,11 +142,11 @@ def prepared_below(folder: pathlib.Path) -> list[Rows]:
     whole = [path for path in found if not path.name.endswith(".part")]
     if not whole:
         unfinished = next((p for place in places for p in sorted(place.glob("*.part"))), None)
-        what = "holds no prepared rows" if folder.is_dir() else "is no folder"
+        what = "holds no prepared rows" if folder.is_dir() else "is not a folder"
         if unfinished or folder.name.endswith(".part"):
             what = f"holds only unfinished rows ({(unfinished or folder).name})"
         raise errors.UserError(
-            f"{folder} {what}; give a folder that flm_jax.data.prepare made, or let it finish"
+            f"{folder} {what}; give a folder that flm prepare made, or let it finish"
         )
     return [open_rows(path) for path in whole]
 
@@ -201,7 +201,7 @@ def _manifest(folder: pathlib.Path) -> dict:
     except FileNotFoundError:
         raise errors.UserError(
             f"{path} is missing, so {folder} holds no prepared rows; give a folder that "
-            "flm_jax.data.prepare made, or delete this one to prepare it again"
+            "flm prepare made, or delete this one to prepare it again"
         ) from None
     except OSError as error:
         raise errors.UserError(

@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Writer:
         self._forget_the_rest()
         self.place = self._notes[-1]["place"] if self._notes else {}
         self.rows = sum(note["rows"] for note in self._notes)
-        self._file = None
+        self._file: BinaryIO | None = None
         self._start()
 
     @property
@@ -65,25 +66,29 @@ class Writer:
 
     def add(self, rows_NL: np.ndarray) -> None:
         """Appends at most `room` rows to the open shard."""
-        if self._file is None:
-            self._file = self._path(".npy.tmp").open("wb")
-            self._file.write(rows_lib.header(self._shard_rows, self._length, self._dtype))
         data = np.ascontiguousarray(rows_NL, self._dtype).tobytes()
-        self._file.write(data)
+        self._opened().write(data)
         self._digest.update(data)
         self._open_rows += len(rows_NL)
         self.rows += len(rows_NL)
 
-    def finish(self, place: dict) -> None:
+    def _opened(self) -> BinaryIO:
+        """The file of the open shard."""
+        if self._file is None:
+            self._file = self._path(".npy.tmp").open("wb")
+            self._file.write(rows_lib.header(self._shard_rows, self._length, self._dtype))
+        return self._file
+
+    def finish(self, place: dict[str, Any]) -> None:
         """Ends the open shard; `place` (JSON-able) is what is needed to go on behind it."""
+        file = self._opened()
         if self._open_rows < self._shard_rows:  # the last one
-            self._file.seek(0)
-            self._file.write(rows_lib.header(self._open_rows, self._length, self._dtype))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        size = os.fstat(self._file.fileno()).st_size
-        self._file.close()
-        self._file = None
+            file.seek(0)
+            file.write(rows_lib.header(self._open_rows, self._length, self._dtype))
+        file.flush()
+        os.fsync(file.fileno())
+        size = os.fstat(file.fileno()).st_size
+        self.close()
         path = self._path(".npy")
         self._path(".npy.tmp").rename(path)
         note = {
@@ -104,7 +109,7 @@ class Writer:
             self._file.close()
             self._file = None
 
-    def shards(self) -> list[dict]:
+    def shards(self) -> list[dict[str, Any]]:
         """Of each finished shard: file, rows, bytes, sha256."""
         return [{k: v for k, v in note.items() if k != "place"} for note in self._notes]
 

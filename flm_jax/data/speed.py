@@ -1,34 +1,14 @@
-"""How fast batches come from prepared rows, and how many of them a training step takes.
-
-    flm benchmark data --config=configs/text8.py:pretrain,small
-    flm benchmark data DIR [--batch_size=64] [--seconds=5] [--loaders=0]
-
-With --config the rows, the batch size and the loaders are those of the config, and in the same run
-`flm_jax.lab.benchmark` measures the training step of the config in a process of its own. DIR is a
-folder that flm_jax.data.prepare made; then there is no model.
-"""
+"""How fast batches come from prepared rows, and how many of them a training step takes."""
 
 import json
-import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
-from absl import flags
-
-from flm_jax import config, data, errors
-from flm_jax.cli import flags as command_line
+from flm_jax import data, errors
 from flm_jax.data.pipeline import Batches
-from flm_jax.data.rows import Rows, prepared_below
-
-CONFIG = command_line.config_flag()
-
-
-def define_flags() -> None:
-    """The flags of the tool; in a function, because other tools have flags of the same names."""
-    flags.DEFINE_integer("batch_size", 64, "rows per batch", lower_bound=1)
-    flags.DEFINE_float("seconds", 5.0, "how long to read", lower_bound=0.0)
-    flags.DEFINE_integer("loaders", 0, "data.num_workers of the config", lower_bound=0)
+from flm_jax.data.rows import Rows
 
 
 def measure(rows: Rows, batch_size: int, seconds: float, loaders: int) -> tuple[float, float]:
@@ -46,9 +26,9 @@ def measure(rows: Rows, batch_size: int, seconds: float, loaders: int) -> tuple[
     return count / spent, count / max(spent_cpu, 1e-6)
 
 
-def report(rows: Rows, batch_size: int, loaders: int) -> float:
+def report(rows: Rows, batch_size: int, seconds: float, loaders: int) -> float:
     """Measures, prints, and returns rows per second by the clock."""
-    rate, cpu_rate = measure(rows, batch_size, flags.FLAGS.seconds, loaders)
+    rate, cpu_rate = measure(rows, batch_size, seconds, loaders)
     print(
         f"{rows.path.name}: {rate:,.0f} rows/s, {rate * rows.length:,.0f} tokens/s, "
         f"{cpu_rate:,.0f} rows per processor second (batches of {batch_size}, {loaders} loaders)"
@@ -56,11 +36,11 @@ def report(rows: Rows, batch_size: int, loaders: int) -> float:
     return rate
 
 
-def training_rate(settings: dict, vocab_size: int, words: list[str]) -> float:
+def training_rate(settings: Mapping, vocab_size: int, words: Sequence[str]) -> float:
     """Rows per second that the training step of a config takes, measured in another process.
 
     Args:
-      words: the flags that make the config.
+      words: the --config options that make the settings.
 
     Raises:
       UserError: the benchmark failed; its own message is on stderr.
@@ -68,7 +48,7 @@ def training_rate(settings: dict, vocab_size: int, words: list[str]) -> float:
     space = settings["space"]
     if space == "auto":
         space = "projected" if vocab_size > 2 * settings["model"]["width"] else "onehot"
-    command = [sys.executable, "-m", "flm_jax.lab.benchmark", "train", f"--space={space}", "--json"]
+    command = [sys.executable, "-m", "flm_jax", "benchmark", "train", f"--space={space}", "--json"]
     done = subprocess.run(
         [*command, f"--vocab={vocab_size}", *words], stdout=subprocess.PIPE, text=True
     )
@@ -78,27 +58,11 @@ def training_rate(settings: dict, vocab_size: int, words: list[str]) -> float:
     return numbers["tokens_per_second"] / settings["data"]["length"]
 
 
-def main(argv: list[str]) -> None:
-    """Command line."""
-    if bool(argv[1:]) == bool(CONFIG.present) or len(argv) > 2:
-        raise errors.UserError(
-            "give either one folder that flm_jax.data.prepare made, or --config=FILE"
-        )
-    if argv[1:]:
-        for rows in prepared_below(pathlib.Path(argv[1]).expanduser()):
-            report(rows, flags.FLAGS.batch_size, flags.FLAGS.loaders)
-        return
-    settings = config.to_dict(CONFIG.value)
+def beside_training(settings: Mapping, words: Sequence[str], seconds: float) -> None:
+    """Measures and prints both for a config: `settings` are its sections, `words` as above."""
     loaded = data.load_data(settings["data"], settings["tokenizer"], splits=["train"])
-    rows = loaded.rows["train"]
-    rate = report(rows, settings["train"]["batch_size"], settings["data"]["num_workers"])
-    pairs = zip(["", *sys.argv], sys.argv, strict=False)
-    words = [word for last, word in pairs if word.startswith("--config") or last == "--config"]
+    batch_size, loaders = settings["train"]["batch_size"], settings["data"]["num_workers"]
+    rate = report(loaded.rows["train"], batch_size, seconds, loaders)
     taken = training_rate(settings, loaded.tokenizer.vocab_size, words)
     times = f"batches come {rate / taken:,.0f} times as fast"
     print(f"a training step takes {taken:,.0f} rows/s: {times}")
-
-
-if __name__ == "__main__":
-    define_flags()
-    command_line.run_main(main)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -100,13 +100,13 @@ def check_tokenizer(rows: Rows, tokenizer: tokenizers.Tokenizer, which: str) -> 
         )
 
 
-def visible(row_L, tokenizer: tokenizers.Tokenizer) -> str:
+def visible(row_L: Iterable[int], tokenizer: tokenizers.Tokenizer) -> str:
     """The text of a row with its special tokens written out."""
-    specials = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} - {None}
-    return "".join(_stretches(row_L, tokenizer, specials))
+    return "".join(_stretches(row_L, tokenizer))
 
 
-def _stretches(row_L, tokenizer, specials: set[int]) -> Iterator[str]:
+def _stretches(row_L: Iterable[int], tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
+    specials = tokenizer.specials
     held: list[int] = []
     for token in map(int, row_L):
         if token in specials:

@@ -54,13 +54,13 @@ class TextFiles(base.Corpus):
           json_key: where a line of JSON has its text.
           bad_text: what happens to a document that is not UTF-8 or holds a NUL byte: "stop" with
             its line, "replace" what is wrong by U+FFFD, or "skip" the document. A line that is no
-            JSON object or has no text under its key (null, a number) is left out by both of the
+            JSON object or has no text under its key (null, a number) is omitted by both of the
             latter. Such documents are counted, and a warning tells how many there were.
           longest_document: bytes a document may have, because it is tokenised as a whole; 0 = any.
           format: "auto": files called .jsonl, .json or .ndjson are JSON lines, all others text, and
             what is visibly something else is refused. "text" or "jsonl" is said of all files.
           keep_indentation: keep blanks and tabs before the first character of a document (of code,
-            of verse); left out otherwise, like blank lines before and all white space behind.
+            of verse); omitted otherwise, like blank lines before and all white space behind.
 
         Raises:
           UserError: `path` is missing, a path finds no file, or an option is not one of these.

@@ -36,7 +36,7 @@ class UnicodeNames(base.MemoryCorpus):
 
 
 def names() -> Iterator[str]:
-    """Lower-case names in code-point order; serial numbers and composed syllables left out."""
+    """Lower-case names in code-point order; serial numbers and composed syllables omitted."""
     for code in range(sys.maxunicode + 1):
         name = unicodedata.name(chr(code), "").lower()
         if name and not name.startswith(_COMPOSED) and not _SERIAL.search(name):

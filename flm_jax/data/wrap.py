@@ -11,6 +11,8 @@ import numpy as np
 
 from flm_jax import errors
 
+Tokens = Sequence[int] | np.ndarray  # of one document
+
 SHORTEST = 3  # BOS, one token, EOS
 _BUFFER = 1 << 20  # tokens gathered before they are cut
 
@@ -85,12 +87,12 @@ class Wrapper:
 
 
 def one_per_row(
-    documents: Iterable[Sequence[int]],
+    documents: Iterable[Tokens],
     length: int,
     bos_id: int,
     eos_id: int,
     pad_id: int,
-    show: Callable[[Sequence[int]], str] = str,
+    show: Callable[[Tokens], str] = str,
     first: int = 0,
 ) -> Iterator[np.ndarray]:
     """Puts each document in a row of its own: `[BOS] document [EOS] [PAD] ... [PAD]`.
@@ -131,7 +133,7 @@ def one_per_row(
 
 
 def split_row(row_L: Iterable[int], bos_id: int, eos_id: int) -> list[list[int]]:
-    """The documents, or parts of them, of one row: BOS dropped, cut at EOS, empty ones left out.
+    """The documents, or parts of them, of one row: BOS dropped, cut at EOS, empty ones omitted.
 
     The first part may be the end of a document, the last part its beginning.
     """

@@ -15,12 +15,13 @@ import jax
 import numpy as np
 
 from flm_jax.errors import UserError
+from flm_jax.flow.trees import Tree
 from flm_jax.host import files, progress
 
 
 @dataclasses.dataclass(frozen=True)
 class Artefact:
-    """One operating point: `tokens_NL` int32, `texts` one per row, `seconds` for all rows.
+    """One operating point: `tokens_NL` int32, `texts` one per sample, `seconds` for all.
 
     `origin` is plain JSON data that decides the samples: weights, seed, steps, sampler, knobs.
     """
@@ -63,14 +64,14 @@ def read(path: pathlib.Path, origin_keys: Sequence[str]) -> Artefact:
             raise ValueError("lines are missing")
         tokens_NL = np.array([row["tokens"] for row in rows])
         if tokens_NL.ndim != 2 or tokens_NL.dtype.kind != "i":
-            raise ValueError("tokens are no whole numbers")
+            raise ValueError("tokens are not whole numbers")
         origins = [{key: row[key] for key in origin_keys} for row in rows]
         if any(origin != origins[0] for origin in origins):
             raise ValueError("its lines have different origins")
         texts, seconds = [str(row["text"]) for row in rows], float(rows[0]["seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no whole file of samples ({error}); remove it, or choose another folder"
+            f"{path} is not a whole file of samples ({error}); remove it, or choose another folder"
         ) from None
     return Artefact(origins[0], tokens_NL.astype(np.int32), texts, seconds)
 
@@ -80,7 +81,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {old[key]} instead of {new[key]}" for key in new if old.get(key) != new[key]]
 
 
-def weights_sha256(params: Any) -> str:
+def weights_sha256(params: Tree) -> str:
     """SHA-256 (hex) of names, shapes, types and values: the same for any form of a checkpoint."""
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]

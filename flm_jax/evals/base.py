@@ -1,4 +1,4 @@
-"""What an evaluator is, and the table that sets models, yardsticks and data side by side.
+"""What an evaluator is, and the table that sets models, baselines and data side by side.
 
 An evaluator is a callable: token rows in, ``(name, value)`` pairs out, with a `Column` for each
 name. `table` runs evaluators over several sets of rows and gives plain JSON for ``results.json``;
@@ -10,8 +10,8 @@ import dataclasses
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
@@ -19,10 +19,13 @@ from flm_jax.contracts import Contract
 from flm_jax.host import progress
 from flm_jax.tokenizers import Tokenizer
 
-# What evaluators and yardsticks are fitted on at most: the beginning of the training split. All of
+# What evaluators and baselines are fitted on at most: the beginning of the training split. All of
 # OpenWebText (8 million documents, 9 billion tokens) would take hours and fill the memory.
 TRAINING_ROWS = 100_000
 TRAINING_DOCUMENTS = 1_000_000
+# What results.json holds: "columns", "rows" (name, kind, tokens, values by column; None where a
+# value is undefined), and whatever a command adds.
+Results: TypeAlias = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +78,8 @@ class KnownTruth(Judge, Protocol):
 class Evaluator(Contract, unfinished=True):
     """Measures samples.
 
-    The constructor of a row of `EVALS` takes tokenizer, train_rows int (R, L), train_documents (an
-    iterable of texts), and its own options (`eval_options`).
+    The constructor of an entry of `EVALS` takes tokenizer, train_rows int (R, L), train_documents
+    (an iterable of texts), and its own options (`eval_options`).
 
     Attributes:
       columns: what a call yields, in the order of display.
@@ -93,12 +96,11 @@ class Evaluator(Contract, unfinished=True):
 
 def table(
     evaluators: Sequence[Evaluator], named_tokens: Sequence[tuple[str, str, np.ndarray]]
-) -> dict:
-    """Return {"columns", "rows"}, plain JSON values, one row per (name, kind, tokens_NL).
+) -> Results:
+    """Return {"columns", "rows"}, plain JSON values, one line per (name, kind, tokens_NL).
 
-    `kind` is "model", "yardstick" or "data". Undefined values are None. "tokens" tells how many
-    tokens a row was measured on: entropies of few tokens come out too low, so compare rows of one
-    size only.
+    `kind` is "model", "yardstick" (a baseline) or "data". "tokens" tells how many tokens a line
+    was measured on: entropies of few tokens come out too low, so compare lines of one size only.
     """
     columns = [column for evaluator in evaluators for column in evaluator.columns]
     rows = []
@@ -111,7 +113,7 @@ def table(
     return {"columns": [dataclasses.asdict(column) for column in columns], "rows": rows}
 
 
-def format_table(results: dict, width: int | None = None) -> str:
+def format_table(results: Results, width: int | None = None) -> str:
     """Return the table of `table` as aligned plain text, one line per row, titles above.
 
     Columns beyond `width` characters follow in further blocks with the names of the rows again, so
@@ -141,7 +143,7 @@ def format_table(results: dict, width: int | None = None) -> str:
     return "\n\n".join("\n".join(text(line, block) for line in lines) for block in blocks)
 
 
-def format_value(value: float | None, column: dict) -> str:
+def format_value(value: float | None, column: Mapping[str, object]) -> str:
     """Return a table cell: 71.3 %, 2.41, or a dash where there is no value."""
     if value is None or not math.isfinite(value):
         return "–"

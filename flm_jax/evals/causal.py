@@ -14,8 +14,8 @@ import numpy as np
 
 from flm_jax.errors import UserError
 from flm_jax.flow.net import CausalNet
+from flm_jax.flow.randomness import sequence_keys
 from flm_jax.host import numerics, progress
-from flm_jax.samplers.base import sequence_keys
 from flm_jax.tokenizers import Tokenizer
 
 _SCORED = 4096  # tokens scored at one time
@@ -38,7 +38,7 @@ class CausalTruth:
     longest: int
     name: str
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the tokenizer and all weights."""
         leaves = jax.tree_util.tree_leaves_with_path(self.net.params)
@@ -95,7 +95,7 @@ class CausalTruth:
     def _draw(self):
         def draw(params, key, index_B, length):
             net = dataclasses.replace(self.net, params=params)
-            first_B = jnp.full(index_B.shape, self.tokenizer.bos_id, jnp.int32)
+            first_B = jnp.full(index_B.shape, first_token(self.tokenizer), jnp.int32)
             # One uniform number a token, of the 2^-32 that 32 bits can tell apart: far less random
             # numbers than noise for every entry of the vocabulary, and drawn before the loop.
             keys_B = sequence_keys(key, index_B)
@@ -115,6 +115,14 @@ class CausalTruth:
             return jnp.concatenate([first_B[None], drawn_MB]).T
 
         return jax.jit(draw, static_argnums=3)
+
+
+def first_token(tokenizer: Tokenizer) -> int:
+    """BOS, or the end of text where one special token is both; UserError without either."""
+    for token in (tokenizer.bos_id, tokenizer.eos_id):
+        if token is not None:
+            return token
+    raise UserError(f"tokenizer {tokenizer.name!r} has neither BOS nor EOS to begin a text with")
 
 
 def _inverse(p_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:

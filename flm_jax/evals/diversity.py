@@ -81,7 +81,7 @@ def distinct(tokens_NL: np.ndarray, n: int) -> float:
 
 def self_bleu(texts: list[str]) -> float:
     """Mean BLEU-4, 0 to 1, of each text with all others as references."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     # The references of all hypotheses are the same texts but one, so they are cut into n-grams
     # once; smoothing as sacrebleu has it for sentences.

@@ -173,7 +173,7 @@ def sample_entropy(tokens_NL: np.ndarray) -> np.ndarray:
 
 def clean_texts(tokenizer: Tokenizer, tokens_NL: np.ndarray) -> list[str]:
     """The rows as text without special tokens; documents inside a row are joined by line breaks."""
-    specials = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} - {None}
+    specials = tokenizer.specials
     texts = []
     for row in np.asarray(tokens_NL).tolist():
         documents: list[list[int]] = [[]]

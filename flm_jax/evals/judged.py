@@ -13,6 +13,7 @@ import numpy as np
 
 from flm_jax.evals import ngram
 from flm_jax.evals.base import Column, Evaluator, Judge
+from flm_jax.evals.causal import first_token
 from flm_jax.tokenizers import Tokenizer
 
 ORDER = 3  # of the model that is fitted on samples
@@ -65,7 +66,7 @@ def score_texts(judge: Judge, texts: Sequence[str]) -> float:
         return 0.0
     lengths = np.array([len(ids) for ids in encoded])
     rows = np.zeros((len(encoded), 1 + lengths.max()), np.int32)
-    rows[:, 0] = judge.tokenizer.bos_id
+    rows[:, 0] = first_token(judge.tokenizer)
     for row, ids in zip(rows, encoded, strict=True):
         row[1 : 1 + len(ids)] = ids
     counts = np.arange(lengths.max())[None] < lengths[:, None]

@@ -86,7 +86,7 @@ class TextStatistics(base.Evaluator):
 
     def __init__(self, tokenizer, train_rows: np.ndarray, train_documents: Iterable[str]):
         self._tokenizer = tokenizer
-        self._separators = sorted({tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} - {None})
+        self._separators = sorted(tokenizer.specials)
         self._words: set[int] = set()
         self._documents: set[int] = set()
         first = itertools.islice(train_documents, base.TRAINING_DOCUMENTS)
@@ -121,7 +121,7 @@ class TextStatistics(base.Evaluator):
 
     def _read(self, row: np.ndarray) -> tuple[list[str], list[str]]:
         """Return (whole words, complete documents with single spaces) of one block."""
-        inside = row[1:-1]
+        inside = row[1:-1] if row[-1] in self._separators else row[1:]
         ends = np.flatnonzero(np.isin(inside, self._separators))
         pieces = np.split(inside, ends)
         texts = [self._tokenizer.decode(piece.tolist()).split() for piece in pieces]

@@ -120,7 +120,7 @@ def documents(tokens_NL: np.ndarray, tokenizer) -> list[str | None]:
 
 
 def measure(language: Language, samples: Sequence[str | None]) -> dict[str, float]:
-    """The values of `COLUMNS` for samples as text; None stands for a row that is no document.
+    """The values of `COLUMNS` for samples as text; None stands for a row that is not a document.
 
     nan where a value is undefined: without valid samples, or for a language that is too large.
     Raises ValueError without samples.
@@ -164,7 +164,7 @@ def expected_total_variation(
 def product_of_marginals(train_rows: np.ndarray, n: int, seed: int) -> np.ndarray:
     """int32 rows (n, L) whose positions are independent, each with its marginal in training.
 
-    What a model writes that gets every position right but sees no other position: the yardstick
+    What a model writes that gets every position right but sees no other position: the baseline
     for one-step samplers. Of K tuples of m words a share of K^(1-m) is valid: 0.4 % for 16 triples.
     """
     train_rows = np.asarray(train_rows)

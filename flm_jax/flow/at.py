@@ -1,18 +1,20 @@
-"""What losses and samplers are evaluated with; these always travel together."""
+"""Where losses and samplers are evaluated: networks by role, their space and the clock, together.
+
+`evaluated_at` makes them of parameters, inside the function that is differentiated.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 
 from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net
+from flm_jax.flow.net import Net, Params
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import Space, without_gradients
 
-STUDENT = "student"
-MakeNet = Callable[[Any], Net]  # parameters -> network
+STUDENT, TEACHER, RESIDUAL, EMA = "student", "teacher", "residual", "ema"  # roles of networks
+MakeNet = Callable[[Params], Net]  # parameters -> network
 MakeSpace = Callable[[dict[str, jax.Array]], Space]  # embedding tables by role -> space
 
 
@@ -27,7 +29,7 @@ class At:
     @property
     def student(self) -> Net:
         """The network that learns, or that writes."""
-        return self.nets["student"]
+        return self.nets[STUDENT]
 
     def ask(
         self,
@@ -50,8 +52,8 @@ def evaluated_at(
     make_nets: Mapping[str, MakeNet],
     make_space: MakeSpace,
     clock: Clock,
-    params: Any,
-    others: Mapping[str, Any],
+    params: Params,
+    others: Mapping[str, Params],
 ) -> At:
     """The student and the other networks, which get no gradient, with their space and the clock."""
     nets = {STUDENT: make_nets[STUDENT](params)}

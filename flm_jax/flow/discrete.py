@@ -22,17 +22,6 @@ def alpha(t: jax.Array) -> jax.Array:
     return 1.0 - RATE * t
 
 
-def uniforms(keys_B: jax.Array, length: int) -> jax.Array:
-    """Uniforms in [0, 1), float32 (B, L) from one key per sequence."""
-    return jax.vmap(lambda key: jax.random.uniform(key, (length,), jnp.float32))(keys_B)
-
-
-def anywhere(keys_B: jax.Array, length: int, vocab_size: int) -> jax.Array:
-    """Tokens int32 (B, L) from the uniform distribution, from one key per sequence."""
-    draw = jax.vmap(lambda key: jax.random.randint(key, (length,), 0, vocab_size, jnp.int32))
-    return draw(keys_B)
-
-
 def without_mask(posterior: Posterior) -> Posterior:
     """The posterior over all tokens but the last one, which is the mask."""
     head = posterior.head

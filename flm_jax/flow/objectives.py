@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.flow.head import Head
+from flm_jax.flow.vocabulary import SAFE_BOUND, softmax_parts
 
 Arrays = Any  # a tree of arrays, every leaf with a (B, L) grid, or a chunk (b, l) of it
-
-SAFE_BOUND = 35.0  # exp(2 * 35) times any vocabulary is a float32, and so is exp(-35)
 
 
 class Objective(Protocol):
@@ -41,20 +40,6 @@ class Target(Protocol):
     def chunk(self, arrays: Arrays) -> jax.Array:
         """The target of a chunk, (b, l, V)."""
         ...
-
-
-def softmax_parts(logits: jax.Array, bound: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A shift m (..., 1), exp(logits - m), and the sum of these (..., 1).
-
-    m is the largest logit, so that no exponential overflows. Logits within a small ``bound``
-    cannot, and their m is 0: that saves a pass over the vocabulary.
-    """
-    if bound <= SAFE_BOUND:
-        top = jnp.zeros_like(logits[..., :1])
-    else:
-        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    weight = jnp.exp(logits - top)
-    return top, weight, jnp.sum(weight, axis=-1, keepdims=True)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens_BL"], meta_fields=[])

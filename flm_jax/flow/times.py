@@ -1,7 +1,31 @@
-"""Drawing times and dealing out their kinds over the global batch."""
+"""Times of sequences: how they are drawn for a global batch, and what they are on both clocks."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from flm_jax.flow.clock import Clock
+
+
+class Path(NamedTuple):
+    """Times of some sequences, (B,) each: of the network (tau) and of the interpolation."""
+
+    tau_s: jax.Array
+    tau_u: jax.Array
+    tau_t: jax.Array
+    s: jax.Array
+    u: jax.Array
+    t: jax.Array
+
+    @classmethod
+    def through(cls, tau_s: jax.Array, tau_u: jax.Array, tau_t: jax.Array, clock: Clock) -> "Path":
+        """From tau_s by way of tau_u to tau_t."""
+        return cls(tau_s, tau_u, tau_t, *(clock.to_t(tau) for tau in (tau_s, tau_u, tau_t)))
+
+    def rows(self, which: slice) -> "Path":
+        """The times of some of the sequences."""
+        return Path(*(x[which] for x in self))
 
 
 def stratified(uniform_N: jax.Array, permutation_N: jax.Array) -> jax.Array:
@@ -29,41 +53,9 @@ def pairs(times_2N: jax.Array) -> tuple[jax.Array, jax.Array]:
     return sorted_N2[:, 0], sorted_N2[:, 1]
 
 
-def split_counts(
-    global_size: int, diagonal_fraction: float, boundary_fraction: float
-) -> tuple[int, int, int]:
-    """Numbers of diagonal, interior and boundary samples of a global batch; they add up to it.
-
-    ``boundary_fraction`` is a share of the samples off the diagonal (the official option
-    ``boundary_prob`` is its inverse). Rows take their kind by their place in the global batch, in
-    this order, so that neither devices nor accumulation matter and no sample is lost.
-    """
-    diagonal = int(global_size * diagonal_fraction)
-    share = diagonal_fraction + (1.0 - diagonal_fraction) * boundary_fraction
-    boundary = int(global_size * share) - diagonal
-    return diagonal, global_size - diagonal - boundary, boundary
-
-
-def official_split(
-    global_size: int,
-    diagonal_fraction: float,
-    boundary_prob: float,
-    processes: int = 1,
-    process: int = 0,
-) -> tuple[int, int, int]:
-    """How many diagonal, boundary and off-diagonal samples one process of the official code has.
-
-    Parity only. Each kind's count over the global batch is shared out separately, the first
-    processes taking the remainders: the three counts of a process need not add up to its batch.
-    The official code then leaves rows without a kind (no loss), or cuts a random choice of the
-    surplus; training here splits the global batch by index and loses nothing.
-    """
-    diagonal = int(global_size * diagonal_fraction)
-    share = diagonal_fraction + (1.0 - diagonal_fraction) / boundary_prob
-    boundary = int(global_size * share) - diagonal
-
-    def share_of(count: int) -> int:
-        return count // processes + (process < count % processes)
-
-    rest = global_size - diagonal - boundary
-    return share_of(diagonal), share_of(boundary), share_of(rest)
+def in_range(
+    low: float, high: float, uniform_N: jax.Array, permutation_N: jax.Array | None
+) -> jax.Array:
+    """Times from low to high, (N,): `stratified`, or independent without a permutation."""
+    unit = uniform_N if permutation_N is None else stratified(uniform_N, permutation_N)
+    return unit * (high - low) + low

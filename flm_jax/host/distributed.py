@@ -23,7 +23,7 @@ import threading
 import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,16 @@ class Cluster:
     local_device: int | None = None
 
 
+class _Named(NamedTuple):
+    """A cluster whose launcher says everything, not yet checked; the fields of `Cluster`."""
+
+    source: str
+    coordinator: str
+    num_processes: int
+    process_id: int
+    local_device: int | None = None
+
+
 def detect(
     wanted: bool | None = None,
     coordinator: str = "",
@@ -85,16 +95,16 @@ def detect(
     missing = [name for name, value in given.items() if value is None]
     if wanted is False:
         if len(missing) < 3:
-            raise UserError("--nodistributed contradicts --coordinator; leave one of them away")
+            raise UserError("--nodistributed contradicts --coordinator; omit one of them")
         return None
     if len(missing) < 3:
-        if missing:
+        if not coordinator or num_processes is None or process_id is None:
             raise UserError(f"--{missing[0]} is missing; --coordinator=HOST:PORT, --num_processes "
                             "and --process_id belong together")  # fmt: skip
-        return _checked(Cluster("flags", **given))
-    cluster = _from_variables(environ) or _from_slurm(environ)
-    if cluster is not None:
-        return _checked(cluster)
+        return _checked(_Named("flags", coordinator, num_processes, process_id))
+    named = _from_variables(environ) or _from_slurm(environ)
+    if named is not None:
+        return _checked(named)
     if tpu_hosts is None:
         tpu_hosts = _tpu_hosts(environ)
     if tpu_hosts > 1 or (wanted and tpu_hosts == 1):
@@ -108,22 +118,22 @@ def detect(
     return None
 
 
-def _checked(cluster: Cluster) -> Cluster | None:
-    host, colon, port = cluster.coordinator.rpartition(":")
+def _checked(named: _Named) -> Cluster | None:
+    host, colon, port = named.coordinator.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
         raise UserError(
-            f"the coordinator {cluster.coordinator!r} is no HOST:PORT; give the address of process "
+            f"the coordinator {named.coordinator!r} is not HOST:PORT; give the address of process "
             "0 with a free port, for example 10.0.0.2:8476"
         )
-    if cluster.num_processes < 1 or not 0 <= cluster.process_id < cluster.num_processes:
+    if named.num_processes < 1 or not 0 <= named.process_id < named.num_processes:
         raise UserError(
-            f"process {cluster.process_id} of {cluster.num_processes} cannot be; process ids go "
+            f"process {named.process_id} of {named.num_processes} cannot be; process ids go "
             "from 0 to the number of processes - 1"
         )
-    return cluster if cluster.num_processes > 1 else None
+    return Cluster(*named) if named.num_processes > 1 else None
 
 
-def _from_variables(environ: Mapping[str, str]) -> Cluster | None:
+def _from_variables(environ: Mapping[str, str]) -> _Named | None:
     """JAX_COORDINATOR_ADDRESS and two numbers, as launchers on Kubernetes set them."""
     address = environ.get("JAX_COORDINATOR_ADDRESS")
     count = environ.get("JAX_NUM_PROCESSES", environ.get("NNODES"))
@@ -133,21 +143,24 @@ def _from_variables(environ: Mapping[str, str]) -> Cluster | None:
         return None
     if ":" not in address:
         address += ":" + environ.get("JAX_COORDINATOR_PORT", "8476")
-    return Cluster("environment", address, _number(count), _number(index))
+    return _Named("environment", address, _number(count), _number(index))
 
 
-def _from_slurm(environ: Mapping[str, str]) -> Cluster | None:
-    """A step started by srun; the script around it (sbatch, salloc) is no such step."""
+def _from_slurm(environ: Mapping[str, str]) -> _Named | None:
+    """A step started by srun; the script around it (sbatch, salloc) is not one."""
     names = "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"
     if any(name not in environ for name in names):
         return None
     job, nodes, count, index = (environ[name] for name in names)
-    host, first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes).groups()
+    if (found := re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)) is None:
+        raise UserError(f"SLURM_STEP_NODELIST={nodes!r} names no machine; check the launcher")
+    host, first = found.groups()
     port = 61440 + _number(job) % 4096  # the same on all nodes, another one for the next job
     # node tasks "2(x3),1": with more than one on a node each takes one accelerator
-    shared = re.match(r"\d+", environ.get("SLURM_STEP_TASKS_PER_NODE", "1")).group() != "1"
+    tasks = re.match(r"\d+", environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    shared = tasks is not None and tasks.group() != "1"
     local = _number(environ.get("SLURM_LOCALID", "0")) if shared else None
-    return Cluster("Slurm", f"{host}{first or ''}:{port}", _number(count), _number(index), local)
+    return _Named("Slurm", f"{host}{first or ''}:{port}", _number(count), _number(index), local)
 
 
 def _number(text: str) -> int:
@@ -214,30 +227,26 @@ def session(
 
 
 def _start(cluster: Cluster, watchdog_seconds: float, join_seconds: float) -> None:
-    options = {
-        # The runtime's own checks stay as a second line: they end a process without a sentence.
-        "initialization_timeout": round(join_seconds + 60),
-        "heartbeat_timeout_seconds": max(10, round(2 * watchdog_seconds)),
-        "shutdown_timeout_seconds": 60,
-    }
-    if cluster.coordinator is not None:
-        options |= {
-            "coordinator_address": cluster.coordinator,
-            "num_processes": cluster.num_processes,
-            "process_id": cluster.process_id,
-            "cluster_detection_method": "deactivate",
-        }
-        if cluster.local_device is not None:
-            options["local_device_ids"] = [cluster.local_device]
-        if cluster.process_id == 0:
-            _check_port(cluster)
+    local = cluster.local_device
+    if cluster.coordinator is not None and cluster.process_id == 0:
+        _check_port(cluster, int(cluster.coordinator.rpartition(":")[2]))
     joined = threading.Event()
     patience = threading.Thread(
         target=_be_patient, args=(cluster, joined, join_seconds), name="joining", daemon=True
     )
     patience.start()
     try:
-        jax.distributed.initialize(**options)
+        jax.distributed.initialize(
+            coordinator_address=cluster.coordinator,
+            num_processes=cluster.num_processes,
+            process_id=cluster.process_id,
+            local_device_ids=None if local is None else [local],
+            cluster_detection_method=None if cluster.coordinator is None else "deactivate",
+            # The runtime's own checks stay as a second line: they end a process without a sentence.
+            initialization_timeout=round(join_seconds + 60),
+            heartbeat_timeout_seconds=max(10, round(2 * watchdog_seconds)),
+            shutdown_timeout_seconds=60,
+        )
     except ValueError as error:  # nothing here says who the others are
         raise UserError(
             f"this process does not find the others ({cluster.source}): {_first_line(error)}; give "
@@ -249,9 +258,8 @@ def _start(cluster: Cluster, watchdog_seconds: float, join_seconds: float) -> No
         joined.set()
 
 
-def _check_port(cluster: Cluster) -> None:
+def _check_port(cluster: Cluster, port: int) -> None:
     """Ends process 0 with a sentence where the runtime would crash: its port is taken."""
-    port = int(cluster.coordinator.rpartition(":")[2])
     if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
         return  # it listens somewhere else
     dual = socket.has_dualstack_ipv6()
@@ -263,7 +271,9 @@ def _check_port(cluster: Cluster) -> None:
             f"process 0 may not open port {port}; give --coordinator another one, above 1023"
         ) from error
     except OSError as error:
-        _cannot_join(cluster, f"port {port} cannot be opened here ({os.strerror(error.errno)})")
+        _cannot_join(
+            cluster, f"port {port} cannot be opened here ({os.strerror(error.errno or 0)})"
+        )
 
 
 def _be_patient(cluster: Cluster, joined: threading.Event, seconds: float) -> None:
@@ -352,15 +362,20 @@ def _fail(error: BaseException, watchdog: Watchdog) -> NoReturn:
 
 
 def _client():
+    """What the processes of a job have in common, once `jax.distributed` has been started."""
     from jax._src import distributed
 
-    return distributed.global_state.client
+    client = distributed.global_state.client
+    assert client is not None
+    return client
 
 
 def _coordinator_host() -> str:
     from jax._src import distributed
 
-    return distributed.global_state.coordinator_address.rpartition(":")[0]
+    address = distributed.global_state.coordinator_address
+    assert address is not None  # JAX fills it in where the platform knows
+    return address.rpartition(":")[0]
 
 
 def is_main() -> bool:
@@ -431,7 +446,7 @@ class Agreement:
         """(devices,) with this process's number on its own devices."""
         shape = (self._sharding.mesh.size,)
 
-        def part(index):
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
             return np.full(np.empty(shape)[index].shape, number, np.int32)
 
         with jax.transfer_guard("allow"):  # meant, though JAX calls it implicit

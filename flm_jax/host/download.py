@@ -1,6 +1,6 @@
 """One file from the web: resumed where it broke off, retried, checked, and renamed when whole.
 
-It lies with the tokenizers because these may import nothing else; data sets use it too.
+Tokenizers, data sets and shipped models use it.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import BinaryIO, Protocol
 
 from flm_jax.errors import UserError
 from flm_jax.host import folders, locks
@@ -44,6 +44,19 @@ class Download:
     size: int = 0
 
 
+class Bar(Protocol):
+    """What is used of a bar of tqdm."""
+
+    n: float
+
+    def update(self, n: float = 1, /) -> object: ...
+
+    def close(self) -> object: ...
+
+
+MakeBar = Callable[..., Bar]  # called with total, initial, desc, unit, unit_scale
+
+
 class _Again(Exception):
     """The connection broke; another attempt may go on from here."""
 
@@ -51,7 +64,7 @@ class _Again(Exception):
 def fetch(
     download: Download,
     folder: str | os.PathLike,
-    bar: Callable[..., Any] | None = None,
+    bar: MakeBar | None = None,
     attempts: int = 6,
     wait: float = 1.0,
     timeout: float = 60.0,
@@ -93,7 +106,15 @@ def fetch(
     return path
 
 
-def _fill(download, file, part, bar, attempts, wait, timeout) -> None:
+def _fill(
+    download: Download,
+    file: BinaryIO,
+    part: pathlib.Path,
+    bar: MakeBar | None,
+    attempts: int,
+    wait: float,
+    timeout: float,
+) -> None:
     """Appends to the open file until it is whole."""
     failures = 0
     progress = _Progress(download, bar)
@@ -122,7 +143,9 @@ def _fill(download, file, part, bar, attempts, wait, timeout) -> None:
         progress.close()
 
 
-def _once(download: Download, file: BinaryIO, part: pathlib.Path, progress, timeout) -> None:
+def _once(
+    download: Download, file: BinaryIO, part: pathlib.Path, progress: "_Progress", timeout: float
+) -> None:
     """One connection; returns when the file is whole, raises _Again when it broke."""
     start = file.tell()
     if download.size and start == download.size:
@@ -190,7 +213,9 @@ def _check_space(part: pathlib.Path, needed: int) -> None:
         )
 
 
-def _copy(answer, file: BinaryIO, part: pathlib.Path, progress: "_Progress") -> None:
+def _copy(
+    answer: http.client.HTTPResponse, file: BinaryIO, part: pathlib.Path, progress: "_Progress"
+) -> None:
     while True:
         data = answer.read1(_CHUNK)  # what has arrived is kept if the rest does not come
         if not data:
@@ -226,8 +251,9 @@ def _check(download: Download, part: pathlib.Path) -> None:
 class _Progress:
     """A bar that appears with the first byte and outlives broken connections."""
 
-    def __init__(self, download: Download, make: Callable[..., Any] | None):
-        self._download, self._make, self._bar = download, make, None
+    def __init__(self, download: Download, make: MakeBar | None):
+        self._download, self._make = download, make
+        self._bar: Bar | None = None
 
     def start(self, total: int | None, done: int) -> None:
         if self._make is None:

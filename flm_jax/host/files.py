@@ -16,8 +16,8 @@ def write_atomically(path: pathlib.Path, content: bytes | str) -> None:
     """Writes a file so that a kill leaves either the old or the new content, never half of it.
 
     The folder is made if missing. Text becomes UTF-8, with "?" for lone surrogates. A link stays
-    one, and what it points to is replaced. What is no regular file (a device, a pipe, a descriptor
-    like /dev/stdout) cannot be replaced: the content is written into it.
+    one, and what it points to is replaced. What is not a regular file (a device, a pipe, a
+    descriptor like /dev/stdout) cannot be replaced: the content is written into it.
 
     Raises UserError if the file cannot be written; then the old one is as it was.
     """
@@ -60,8 +60,20 @@ def check_writable(path: pathlib.Path) -> None:
         probe.unlink()
 
 
+def output(option: str, given: str) -> pathlib.Path:
+    """The file that an option of a command names; UserError, before any work, if it cannot be."""
+    path = pathlib.Path(given).expanduser()
+    # Not pathlib's is_dir, which raises an error for a name that is too long.
+    if os.path.isdir(path):
+        raise UserError(f"{option}={given} is a folder; give the name of a file")
+    if not os.path.isdir(path.absolute().parent):
+        raise UserError(f"{option}={given}: there is no folder {path.parent}; make it first")
+    check_writable(path)
+    return path
+
+
 def _is_written_into(path: pathlib.Path) -> bool:
-    """Whether what is there is no regular file; a folder is one, so that opening it says so."""
+    """Whether what is there is not a regular file; a folder is one, so that opening it says so."""
     if _DESCRIPTORS.fullmatch(str(path.absolute())):
         return True
     try:

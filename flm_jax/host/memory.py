@@ -19,6 +19,8 @@ import importlib.util
 
 import jax
 
+from flm_jax.host import numerics
+
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 SECONDS = 1.0  # programs that compile faster leave little
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
@@ -40,8 +42,8 @@ def keep_small() -> None:
     else:  # products are computed elsewhere
         _glibc("mallopt", M_MMAP_THRESHOLD, MAPPED_FROM)
 
-    def listen(event: str, duration: float, **_) -> None:
-        if event == COMPILE_EVENT and duration >= SECONDS:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == COMPILE_EVENT and duration_secs >= SECONDS:
             trim()
 
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -49,8 +51,8 @@ def keep_small() -> None:
 
 def only_cpu() -> bool:
     """Whether this process will compute on CPUs, as far as that is known before devices are."""
-    if jax.config.jax_platforms:
-        return jax.config.jax_platforms == "cpu"
+    if platforms := numerics.setting("jax_platforms"):
+        return platforms == "cpu"
     return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 
 

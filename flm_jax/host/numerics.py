@@ -11,6 +11,7 @@ Left to the user are settings that change no result where they work: JAX_DEFAULT
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from absl import logging
@@ -29,6 +30,11 @@ def key(seed: int) -> jax.Array:
     return jax.random.key(seed, impl=PRNG)
 
 
+def setting(name: str) -> Any:
+    """A setting of JAX as it stands in this thread; `jax.config` gets them when JAX is imported."""
+    return getattr(jax.config, name)
+
+
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
     """JAX's own defaults inside, for this thread; also a decorator. Not for traced functions.
@@ -36,7 +42,7 @@ def pinned() -> Iterator[None]:
     Float and integer types of 32 bits where none is named, ordinary promotion of types, one
     generator, no mesh of somebody else, compiled functions, free transfers.
     """
-    if jax.config.jax_disable_jit:
+    if setting("jax_disable_jit"):
         logging.log_first_n(logging.WARNING, _COMPILED, 1)
     with (
         jax.enable_x64(False),
@@ -57,7 +63,7 @@ def check_devices() -> None:
     except (RuntimeError, AssertionError) as error:  # the second: no plugin for such a device
         why = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0]
         why = why or "there is no such device here"
-        wanted = jax.config.jax_platforms
+        wanted = setting("jax_platforms")
         raise UserError(
             f"JAX finds no device for JAX_PLATFORMS={wanted} ({why}); unset JAX_PLATFORMS, or set "
             "it to a platform of this machine, such as cpu"

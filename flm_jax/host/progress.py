@@ -10,14 +10,17 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TextIO, TypeVar
 
 import tqdm
 
 DELAY = 2.0  # what is over sooner says nothing
 REFRESH_TERMINAL, REFRESH_FILE = 1.0, 10.0
 CURSOR_UP = "\x1b[A"
+Item = TypeVar("Item")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 _silent = False
 
 
@@ -30,10 +33,10 @@ def silence() -> None:
 class _OneLineEach:
     """A file for tqdm that is not a terminal: each refresh is a line of its own, not a \\r.
 
-    For a bar inside another one tqdm moves the cursor up and down; that is left out.
+    For a bar inside another one tqdm moves the cursor up and down; that is omitted.
     """
 
-    def __init__(self, file):
+    def __init__(self, file: TextIO):
         self._file = file
 
     def write(self, text: str) -> None:
@@ -45,23 +48,23 @@ class _OneLineEach:
         self._file.flush()
 
 
-def bar(
-    iterable: Iterable | None = None, kind: type[tqdm.tqdm] = tqdm.tqdm, **options
-) -> tqdm.tqdm:
+def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
     """tqdm on stderr with the project's manners; options go to tqdm.
 
     On a terminal it is an ordinary bar. Elsewhere (a log file) it is one line at most every 10 s.
     Pass delay=2 for work that is usually short.
     """
+    return tqdm.tqdm(iterable, **_manners(options))
+
+
+def _manners(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of tqdm: ours, and those given, which win unless nothing is to be shown."""
     if not sys.stderr.isatty():
-        options = {
-            "file": _OneLineEach(sys.stderr),
-            "mininterval": REFRESH_FILE,
-            "ncols": 79,
-        } | options
+        line = {"file": _OneLineEach(sys.stderr), "mininterval": REFRESH_FILE, "ncols": 79}
+        options = {**line, **options}
         options["maxinterval"] = max(60, options["mininterval"])
-    options = {"dynamic_ncols": True, "leave": True} | options
-    return kind(iterable, **(options | ({"disable": True} if _silent else {})))
+    hidden = {"disable": True} if _silent else {}
+    return {"dynamic_ncols": True, "leave": True, **options, **hidden}
 
 
 class _TrainingBar(tqdm.tqdm):
@@ -72,7 +75,7 @@ class _TrainingBar(tqdm.tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         """Of tqdm, with ``left``: the time to the last step or, if that is less, to the limit."""
-        found = super().format_dict
+        found = dict(super().format_dict)
         done = found["n"] - found["initial"]
         rate = found["rate"] or (done / found["elapsed"] if found["elapsed"] else 0.0)
         left = (found["total"] - found["n"]) / rate if rate else math.inf
@@ -86,15 +89,15 @@ class Progress:
     """The training bar: steps, loss, tokens per second, time left."""
 
     def __init__(self, total_steps: int, start_step: int = 0, description: str = "training"):
-        self._bar = bar(
-            kind=_TrainingBar,
-            total=total_steps,
-            initial=start_step,
-            desc=description,
-            unit="step",
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+        options = {
+            "total": total_steps,
+            "initial": start_step,
+            "desc": description,
+            "unit": "step",
+            "bar_format": "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
             "[{elapsed}<{left}{postfix}]",
-        )
+        }
+        self._bar = _TrainingBar(**_manners(options))
 
     def update(
         self,
@@ -130,7 +133,7 @@ class Progress:
 class Waiting:
     """Says that something is going on, and for how long, once it has taken two seconds.
 
-        with metrics.Waiting("compiling the training step"):
+        with progress.Waiting("compiling the training step"):
             compiled = lowered.compile()
 
     shows "compiling the training step, 7 s", and in the end "compiling the training step: 9 s",
@@ -163,7 +166,7 @@ class Waiting:
         self._shown = False
         self._thread = threading.Thread(target=self._draw, name="waiting", daemon=True)
 
-    def each(self, items: Sequence[Any]) -> Iterator[Any]:
+    def each(self, items: Sequence[Item]) -> Iterator[Item]:
         """The items, one per part; tells which one is being worked on."""
         for item in items:
             self._started.append(self._clock())
@@ -204,16 +207,16 @@ class Waiting:
                 line.set_description_str(self.line())
 
 
-def announced(function: Callable, text: str) -> Callable:
+def announced(function: Callable[Arguments, Result], text: str) -> Callable[Arguments, Result]:
     """A jitted function whose first call, which compiles it, says so with a `Waiting`."""
     calls = 0
 
     @functools.wraps(function)
-    def call(*args):
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         nonlocal calls
         calls += 1
         with Waiting(text) if calls == 1 else contextlib.nullcontext():
-            return function(*args)
+            return function(*args, **kwargs)
 
     return call
 

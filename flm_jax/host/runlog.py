@@ -13,11 +13,15 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from absl import logging
 
 from flm_jax.errors import UserError
 from flm_jax.host import files
+
+if TYPE_CHECKING:
+    import tensorboardX
 
 FILE_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -34,7 +38,7 @@ class MetricsLog:
     def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True):
         self.path = pathlib.Path(workdir) / FILE_NAME
         self._tensorboard = tensorboard
-        self._events = None
+        self._events: tensorboardX.SummaryWriter | None = None
         self._purge_step = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +49,7 @@ class MetricsLog:
                 f"cannot write {self.path}: {error.strerror}; choose another --workdir"
             ) from error
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Append one line {"step", "time", **values}; values are numbers or 0-d arrays."""
         step = int(step)
         row = {"step": step, "time": round(time.time(), 3)}
@@ -80,11 +84,8 @@ class MetricsLog:
     def __exit__(self, *_):
         self.close()
 
-    def _event_writer(self):
-        if (
-            self._events is not None
-            and not self._events.file_writer.event_writer._worker.is_alive()
-        ):
+    def _event_writer(self) -> "tensorboardX.SummaryWriter | None":
+        if self._events is not None and not _is_alive(self._events):
             # Its thread ended at a full disk, say; rows for it would wait in its queue for ever.
             logging.warning(
                 "no more TensorBoard files: they could not be written; %s goes on", FILE_NAME
@@ -116,10 +117,10 @@ class MetricsLog:
             self._events = None
 
 
-def read(workdir: str | os.PathLike) -> list[dict]:
+def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl in file order; [] where there is no file.
 
-    Lines that are not JSON objects with a step are left out: a run that is still writing may show
+    Lines that are not JSON objects with a step are omitted: a run that is still writing may show
     half a line at the end.
     """
     path = pathlib.Path(workdir) / FILE_NAME
@@ -134,7 +135,16 @@ def read(workdir: str | os.PathLike) -> list[dict]:
     return rows
 
 
-def _parse(line: bytes) -> dict | None:
+def _is_alive(events: "tensorboardX.SummaryWriter") -> bool:
+    """Whether the thread that writes the event file is; tensorboardX does not tell."""
+    from tensorboardX.writer import FileWriter
+
+    writer = events.file_writer
+    worker = writer.event_writer._worker if isinstance(writer, FileWriter) else None
+    return worker is not None and worker.is_alive()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except ValueError:
@@ -142,7 +152,7 @@ def _parse(line: bytes) -> dict | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def _plain(value) -> float | int | str:
+def _plain(value: SupportsFloat) -> float | int | str:
     if isinstance(value, int):
         return value
     value = float(value)

@@ -1,10 +1,11 @@
-"""Where arrays live: a mesh of three axes and a table from parameter path to partition.
+"""Where arrays live: a mesh of three axes and the rule from parameter path to partition.
 
 ``data`` and ``fsdp`` share the batch; ``fsdp`` also shares the parameters, the optimizer state
-and the average; ``tensor`` shares the vocabulary dimension. Models know nothing of this.
+and the EMA; ``tensor`` shares the vocabulary dimension. Models know nothing of this.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,26 +27,28 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 SMALL = 2**16  # entries; smaller arrays are replicated
 
 
-def make_mesh(shape: tuple[int, int, int], devices: Any = None) -> Mesh:
-    """A mesh of (data, fsdp, tensor) over ``devices`` (all by default)."""
+def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of (data, fsdp, tensor) over ``devices`` of JAX (all by default)."""
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The partition of one array by its path, for example "params/blocks/qkv/kernel"."""
+def partition(path: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:
+    """The partition of one array by its path, for example "params/blocks/qkv/kernel".
+
+    ``axis_sizes`` is `Mesh.shape`.
+    """
     for pattern, axes in RULES:
         if re.search(pattern, path) and len(axes) == len(shape):
             axes = ["fsdp" if axis == "?" else axis for axis in axes]
             fits = [
-                a if a and n % mesh.shape[a] == 0 else None
+                a if a and n % axis_sizes[a] == 0 else None
                 for a, n in zip(axes, shape, strict=True)
             ]
             return P(*fits)
-    return _fsdp(shape, mesh)
+    return _fsdp(shape, axis_sizes["fsdp"])
 
 
-def _fsdp(shape: tuple[int, ...], mesh: Mesh) -> P:
-    size = mesh.shape["fsdp"]
+def _fsdp(shape: tuple[int, ...], size: int) -> P:
     if size == 1 or int(np.prod(shape)) < SMALL:
         return P()
     for axis in sorted(range(len(shape)), key=lambda a: -shape[a]):
@@ -61,7 +64,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         name = "/".join(
             str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
         )
-        return NamedSharding(mesh, partition(name, leaf.shape, mesh))
+        return NamedSharding(mesh, partition(name, leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(one, tree)
 

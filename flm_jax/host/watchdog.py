@@ -15,13 +15,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Protocol, TextIO
 
 from flm_jax.errors import TryAgain
 
 EXIT_CODE = TryAgain.exit_code  # restarting the job is right
 _KEY = "flm_jax watchdog"
 _BYE, _FAILED = "bye", "failed"
+
+
+class Store(Protocol):
+    """What is used of the runtime's client: a value that one process writes and others wait for."""
+
+    def key_value_set(self, key: str, value: str, /) -> None: ...
+
+    def blocking_key_value_get(self, key: str, timeout_in_ms: int, /) -> str: ...
 
 
 class Watchdog:
@@ -34,7 +42,7 @@ class Watchdog:
       host: a name of process 0's machine that all others can reach.
     """
 
-    def __init__(self, process: int, processes: int, seconds: float, store: Any, host: str):
+    def __init__(self, process: int, processes: int, seconds: float, store: Store, host: str):
         self._process, self._processes, self._seconds = process, processes, seconds
         self.before_end: Callable[[], None] | None = None  # called before this process is ended
         self._over = threading.Event()

@@ -1,6 +1,7 @@
 """Trained models: loaded, asked for samples, evaluated, converted.
 
-model.py       the model as an object that writes; loading.py reads one from disk
+model.py       the model as an object that samples; loading.py reads one from disk
+choose_sampler.py  which sampler it is sampled with; programs.py: its compiled samplers
 heldout.py     the loss on held-out rows at fixed times
 evaluation.py  samples at several numbers of steps, and every metric that can be computed
 conversion.py  official checkpoints to workdirs and back

@@ -36,8 +36,8 @@ def load(
     Args:
       path: the run's ``--workdir``; or an official Lightning ``.ckpt``, ``.safetensors`` file, or
         folder with config.json and model.safetensors. Nothing in such a file is ever executed.
-      weights: "ema" (the moving average; the default), "raw" (the trained parameters), and for an
-        official .ckpt also "ema:DECAY". Without an average the default falls back to raw weights.
+      weights: "ema" (the default), "raw" (the trained parameters), and for an official .ckpt also
+        "ema:DECAY". Without an EMA the default falls back to raw weights.
       step: a certain checkpoint of a workdir; the newest good one by default.
       tokenizer, length, heads: for official checkpoints that do not tell them. The tokenizer is
         gpt2, bert-base-uncased, or a folder (see `interop.settings.text_setup`).
@@ -51,16 +51,12 @@ def load(
     if is_workdir(source):
         given = [name for name, value in asked.items() if value is not None]
         if given:
-            raise UserError(
-                f"{path} is a workdir, which knows its {given[0]}; leave {given[0]} away"
-            )
+            raise UserError(f"{path} is a workdir, which knows its {given[0]}; omit {given[0]}")
         numerics.check_devices()
         return _load_workdir(source, weights or "ema", step, teacher)
     for name, value in (("step", step), ("teacher", teacher)):
         if value is not None:
-            raise UserError(
-                f"{path} is no workdir, so {name}={value} cannot be chosen; leave it away"
-            )
+            raise UserError(f"{path} is not a workdir, so {name}={value} cannot be chosen; omit it")
     numerics.check_devices()
     return _load_official(source, weights, **asked)
 
@@ -99,7 +95,7 @@ def _load_workdir(
     if teacher is not None and not is_correction:
         raise UserError(
             f"{folder} was trained with the loss {config.loss.name!r}, which writes without its "
-            "teacher; leave teacher away"
+            "teacher; omit teacher"
         )
     item = "params" if weights == "raw" else "ema"
     abstract = jax.eval_shape(experiment.model.init, numerics.key(0))

@@ -1,46 +1,37 @@
 """A trained model as an object: `flm_jax.load(PATH)` and `.generate(...)`."""
 
 import dataclasses
-import functools
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from flm_jax import config as config_lib
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.flow import maps
-from flm_jax.flow.at import At
+from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import Space
-from flm_jax.host import numerics, progress, sharding
+from flm_jax.host import numerics, progress
+from flm_jax.inference import choose_sampler
+from flm_jax.inference.programs import Program, Programs, counted
 from flm_jax.losses.psd import semigroup_defect
-from flm_jax.registry import nearest
-from flm_jax.samplers.adaptive import sample_until_stable
-from flm_jax.samplers.base import Sampler, Trajectory, Written, sequence_keys
-from flm_jax.sampling import Sampling, knob_fields, with_knobs
+from flm_jax.models.dit import count_parameters
+from flm_jax.samplers.base import Sampler, Trajectory
+from flm_jax.sampling import with_knobs
 from flm_jax.tokenizers import Tokenizer
-
-_ON_THE_DIAGONAL = (
-    "this model is a flow map, which the sampler %r uses on the diagonal only (both times equal), "
-    "like the model it was distilled from: take many steps, its jumps are not used"
-)
-
-
-Compiled = Callable[[dict[str, Any], jax.Array, jax.Array], Written]
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Generated texts. ``tokens`` int32 (N, L); ``seconds`` without compilation.
+    """Samples and their texts. ``tokens`` int32 (N, L); ``seconds`` without compilation.
 
-    ``evaluations`` of the network per text: ``steps``, or fewer on average with ``patience``.
+    ``evaluations`` of the network per sample: ``steps``, or fewer on average with ``patience``.
     ``trajectory`` is that of the first batch, if it was asked for.
     """
 
@@ -72,10 +63,13 @@ class FlowModel:
     Attributes:
       experiment: architecture, clock, spaces and defaults, from the config it was trained with.
       tokenizer: the one it was trained with.
-      params: its parameters (the moving average, if the checkpoint has one).
+      params: its parameters (the EMA, if the checkpoint has one).
       step: training steps behind them.
       frozen: networks that this one cannot write without, by role: the denoiser ("teacher") of a
         correction.
+      programs: its compiled samplers, kept from one call to the next.
+
+    It can be pickled; the copy compiles anew, and samples on one device.
     """
 
     def __init__(
@@ -91,15 +85,21 @@ class FlowModel:
         self.tokenizer = tokenizer
         self.params = params
         self.step = step
-        self._mesh = mesh
         self.frozen = {}
         if experiment.loss.is_correction:
             self.frozen = dict(frozen or {})
-        self._compiled: dict[tuple, Compiled] = {}
+        experiments = {role: model.experiment for role, model in self.frozen.items()}
+        experiments[STUDENT] = experiment
+        self.programs = Programs(experiments, tokenizer, mesh)
 
     @property
     def config(self) -> config_lib.Config:
         return self.experiment.config
+
+    @property
+    def kind(self) -> str:
+        """See `choose_sampler.kind`: denoiser, flow map, ..."""
+        return choose_sampler.kind(self.experiment)
 
     @with_knobs
     @numerics.pinned()
@@ -116,7 +116,7 @@ class FlowModel:
         trajectory: bool = False,
         **knobs: float | None,
     ) -> Samples:
-        """Writes ``num_samples`` texts in ``steps`` network evaluations each.
+        """Draws ``num_samples`` samples in ``steps`` network evaluations each.
 
         What is left out comes from the config's sampler section (``steps``: the last of its list).
         Sample i depends on seed and i only, not on ``num_samples``, ``batch_size`` or devices.
@@ -125,6 +125,9 @@ class FlowModel:
         Raises UserError for values out of range, and for knobs that the sampler does not use.
         """
         steps = self.config.sampler.steps[-1] if steps is None else steps
+        length = self.config.data.length if length is None else length
+        length = choose_sampler.whole("length", length)
+        seed = choose_sampler.whole("seed", seed)
         rule, chosen = self.sampler(
             sampler,
             sampler_options,
@@ -133,25 +136,22 @@ class FlowModel:
         )
         if not 0 <= seed < 2**32:
             raise UserError(f"seed={seed} must be at least 0 and below {2**32}")
-        length = self.config.data.length if length is None else length
         if length < 3:
-            raise UserError(f"length={length} must be at least 3: begin mark, one token, end mark")
-        sampling = chosen.sampling(steps)
+            raise UserError(f"length={length} must be at least 3: BOS, one token, EOS")
+        num_samples, steps = chosen.num_samples, chosen.steps[0]
 
         # Powers of two, so that few programs serve all numbers of samples; what is too many is cut
         # off, except from a trajectory, which shows a whole batch.
         bucket = num_samples if trajectory else 1 << (num_samples - 1).bit_length()
-        batch = min(bucket, chosen.batch_size)
-        if self._mesh is not None:
-            devices = sharding.batch_devices(self._mesh)
-            batch = -(-batch // devices) * devices
-        run = self._compile(rule, sampling, batch, length, trajectory)
+        batch = self.programs.whole_batch(min(bucket, chosen.batch_size))
+        program = Program(rule, chosen.sampling(steps), batch, length, trajectory)
+        sample = self.programs.compiled(program, self._all_params())
         key = numerics.key(seed)
         start = time.perf_counter()
         firsts = range(0, num_samples, batch)
-        with progress.Waiting(f"sampling, {_steps(steps)}", parts=len(firsts)) as waiting:
+        with progress.Waiting(f"sampling, {counted(steps)}", parts=len(firsts)) as waiting:
             parts = [
-                jax.tree.map(np.asarray, run(self._all_params(), key, jnp.int32(first)))
+                jax.tree.map(np.asarray, sample(self._all_params(), key, jnp.int32(first)))
                 for first in waiting.each(firsts)
             ]
         seconds = time.perf_counter() - start
@@ -174,7 +174,7 @@ class FlowModel:
         options: dict[str, Any] | None = None,
         knobs: Mapping[str, Any] = types.MappingProxyType({}),
         length: int | None = None,
-    ) -> tuple[Sampler, config_lib.Sampler]:
+    ) -> tuple[Sampler, config_lib.SamplerConfig]:
         """The sampler of the config or another one, and the config's section as it is used.
 
         Args:
@@ -184,30 +184,13 @@ class FlowModel:
 
         Raises UserError unless name, values, sampler and network fit each other.
         """
-        section = self.config.sampler
-        name = name or section.name
-        given = {knob: value for knob, value in knobs.items() if value is not None}
-        known = {field.name for field in dataclasses.fields(section)}
-        for knob in given.keys() - known:
-            raise UserError(f"there is no sampling knob {knob!r}{nearest(knob, known)}")
-        if name == section.name:
-            options = {**section.options, **(options or {})}
-        chosen = dataclasses.replace(section, **given)
-        config_lib.validate_section(chosen)
-        rule = self.experiment.sampler(name, options, chosen)
-        if name != section.name:  # the config's knobs were not meant for it
-            left = {
-                f.name: f.default for f in knob_fields() if f.name not in rule.uses | set(given)
-            }
-            chosen = dataclasses.replace(chosen, **left)
-        chosen = dataclasses.replace(chosen, name=name, options=options or {})
-        self._check_sampler(rule, chosen, length)
-        return rule, chosen
+        with_teacher = "teacher" in self.frozen
+        return choose_sampler.choose(self.experiment, with_teacher, name, options, knobs, length)
 
     def text(self, tokens_L: np.ndarray) -> str:
         """The text of one row; documents of a packed row are separated by a line break."""
-        marks = {self.tokenizer.bos_id, self.tokenizer.eos_id, self.tokenizer.pad_id}
-        ends = np.flatnonzero(np.isin(tokens_L, [mark for mark in marks if mark is not None]))
+        special = self.tokenizer.bos_id, self.tokenizer.eos_id, self.tokenizer.pad_id
+        ends = np.flatnonzero(np.isin(tokens_L, [token for token in special if token is not None]))
         documents = (self.tokenizer.decode(part.tolist()) for part in np.split(tokens_L, ends))
         return "\n".join(document for document in documents if document.strip())
 
@@ -248,76 +231,18 @@ class FlowModel:
 
     def _check_flow_map(self) -> None:
         if not self.config.model.two_times or self.frozen:
-            raise UserError("this model is no flow map (a network of two times); distil it first")
-
-    def _compile(
-        self, rule: Sampler, sampling: Sampling, batch: int, length: int, trajectory: bool
-    ) -> Compiled:
-        """The compiled sampler (params, key, first index) -> Written."""
-        signature = rule, sampling, batch, length, trajectory
-        if signature not in self._compiled:
-            function = functools.partial(
-                self._sample,
-                rule=rule,
-                sampling=sampling,
-                batch=batch,
-                length=length,
-                trajectory=trajectory,
+            raise UserError(
+                "this model is not a flow map (a network of two times); distil it first"
             )
-            out = None if self._mesh is None else sharding.replicated(self._mesh)
-            jitted = jax.jit(function, out_shardings=out)
-            example = (self._all_params(), numerics.key(0), jnp.int32(0))
-            with progress.Waiting(f"compiling the sampler for {_steps(sampling.steps)}"):
-                self._compiled[signature] = jitted.lower(*example).compile()
-        return self._compiled[signature]
-
-    def _check_sampler(self, rule: Sampler, chosen: config_lib.Sampler, length: int | None) -> None:
-        """UserError unless the sampler is made for this network, and the knobs for the sampler."""
-        problems = config_lib.sampler_problems(self.config, rule, chosen.name, chosen, length)
-        if rule.needs.teacher != ("teacher" in self.frozen):
-            wanted = "the sampler 'two_model'" if self.frozen else "another sampler"
-            problems.append(
-                f"sampler {chosen.name!r} does not fit a model trained with the loss "
-                f"{self.config.loss.name!r}; use {wanted}"
-            )
-        if problems:
-            raise UserError("\n".join(problems))
-        if self.config.model.two_times and not rule.needs.two_times:
-            logging.log_first_n(logging.WARNING, _ON_THE_DIAGONAL, 1, chosen.name)
 
     def _all_params(self) -> dict[str, Any]:
         frozen = {role: model.params for role, model in self.frozen.items()}
         return frozen | {"student": self.params}
 
-    def _sample(
-        self,
-        params: dict[str, Any],
-        key: jax.Array,
-        first: jax.Array,
-        *,
-        rule: Sampler,
-        sampling: Sampling,
-        batch: int,
-        length: int,
-        trajectory: bool,
-    ) -> Written:
-        index_B = first + jnp.arange(batch)
-        if self._mesh is not None:
-            rows = sharding.batch_sharding(self._mesh)
-            index_B = jax.lax.with_sharding_constraint(index_B, rows)
-        temperature = sampling.denoiser_temperature
-        nets = {role: model.net(params[role], temperature) for role, model in self.frozen.items()}
-        nets["student"] = self.net(
-            params["student"], temperature, diagonal=not rule.needs.two_times
+    def __repr__(self) -> str:
+        tokenizer = self.tokenizer
+        return (
+            f"FlowModel({self.kind}, {count_parameters(self.params):,} parameters, vocabulary "
+            f"{self.experiment.vocab_size:,}, length {self.config.data.length}, tokenizer "
+            f"{tokenizer.name}, training step {self.step})"
         )
-        space = self.experiment.space({role: net.table for role, net in nets.items()})
-        at = At(nets, space, self.experiment.clock)
-        keys_B = sequence_keys(key, index_B)
-        if sampling.patience and not trajectory:
-            return sample_until_stable(rule, at, keys_B, sampling, length)
-        bos_id = self.tokenizer.bos_id
-        return rule.run(at, keys_B, sampling, length, trajectory=trajectory, bos_id=bos_id)
-
-
-def _steps(count: int) -> str:
-    return f"{count} step{'s' * (count > 1)}"

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from flm_jax.flow.net import CausalNet
 from flm_jax.host import folders
 from flm_jax.inference.loading import load
 from flm_jax.interop import llama_file, llama_vocabulary
-from flm_jax.models.decoder import Shape, decoder
+from flm_jax.models.decoder import decoder
 
 
 def load_truth(path: str | pathlib.Path) -> CausalTruth:
@@ -40,8 +39,7 @@ def load_truth(path: str | pathlib.Path) -> CausalTruth:
         return CausalTruth(net, tokenizer, length + 1, source.stem)
     if _is_gpt2(source):
         scorer = gpt2.load(source)
-        shape = Shape(scorer.config.heads, scorer.config.heads, scorer.config.epsilon, True)
-        net = decoder(_nested(scorer.params), shape)
+        net = decoder(scorer.params, scorer.config.shape)
         return CausalTruth(net, scorer.tokenizer, scorer.config.positions + 1, scorer.name)
     model = load(source)
     net = model.net(model.params)
@@ -58,19 +56,3 @@ def _is_gpt2(folder: pathlib.Path) -> bool:
         return "n_embd" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-
-
-def _nested(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of `evals.gpt2` as `models.decoder` names them."""
-    blocks: dict[str, dict[str, Any]] = {}
-    for name, array in params["blocks"].items():
-        part, _, leaf = name.partition("/")
-        blocks.setdefault(part, {})[leaf] = array
-    head_VD = params.get("head", params["tokens"])
-    return {
-        "embed": {"table": params["tokens"]},
-        "positions": params["positions"],
-        "blocks": blocks,
-        "norm": {"scale": params["norm/scale"], "bias": params["norm/bias"]},
-        "head": {"kernel": head_VD.T, "bias": jnp.zeros(len(head_VD))},
-    }

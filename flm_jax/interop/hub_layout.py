@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from flm_jax.errors import UserError
+from flm_jax.flow.trees import Params
 from flm_jax.interop import layout
 
 WEIGHTS_FILE = "model.safetensors"
@@ -43,15 +44,15 @@ def refuse_other_weights(folder: pathlib.Path) -> None:
             )
 
 
-def to_params(state: Mapping[str, np.ndarray]) -> dict:
-    """Our parameter tree (float32 numpy) of an official `state`; a rotary buffer is left out.
+def to_params(state: Mapping[str, np.ndarray]) -> Params:
+    """Our parameter tree (float32 numpy) of an official `state`; a rotary buffer is omitted.
 
     Raises UserError if a tensor is missing, unknown or of the wrong shape.
     """
     shapes = {name: array.shape for name, array in state.items()}
     sizes = layout.sizes_of(shapes, "the state")
     layout.check(shapes, sizes, "the state")
-    params: dict = {}
+    params: dict[str, Any] = {}
     stacks: dict[tuple[str, ...], np.ndarray] = {}
     for entry in layout.entries(sizes):
         array = np.asarray(state[entry.name], np.float32)
@@ -66,7 +67,7 @@ def to_params(state: Mapping[str, np.ndarray]) -> dict:
     return params
 
 
-def from_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def from_params(params: Params) -> dict[str, np.ndarray]:
     """The official state (float32, parameter order, no buffer) of our tree; inverse of to_params.
 
     Raises UserError naming a leaf that is missing, unknown or of the wrong shape.
@@ -97,7 +98,7 @@ def from_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def write(
     folder: str | os.PathLike,
-    params: Mapping[str, Any],
+    params: Params,
     *,
     heads: int,
     length: int | None = None,
@@ -141,7 +142,9 @@ def write(
     return folder
 
 
-def _config(sizes: layout.Sizes, heads: int, length: int | None, config: Mapping | None) -> dict:
+def _config(
+    sizes: layout.Sizes, heads: int, length: int | None, config: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The official config.json: nested sections as the official network class reads them."""
     given = config or {}
     algo = {
@@ -200,7 +203,7 @@ def _leaf(leaves: Mapping[tuple[str, ...], np.ndarray], path: tuple[str, ...]) -
     return leaves[path]
 
 
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()):
+def _leaves(tree: Params, path: tuple[str, ...] = ()):
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, (*path, name))
@@ -208,7 +211,7 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()):
             yield (*path, name), np.asarray(value)
 
 
-def _set(tree: dict, path: tuple[str, ...], value: np.ndarray) -> None:
+def _set(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value

@@ -162,7 +162,7 @@ def heads_of(hidden_size: int, buffer: np.ndarray | None, configured: object, so
     """The number of heads: from the rotary buffer, else the config, else the known widths.
 
     `configured` is whatever a config file said (any type). Raises UserError if nothing tells, or if
-    the buffer is no rotary embedding with base 10000.
+    the buffer is not a rotary embedding with base 10000.
     """
     if buffer is not None:
         heads, rest = divmod(hidden_size, 2 * buffer.size) if buffer.size else (0, 1)

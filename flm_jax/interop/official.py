@@ -5,14 +5,15 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from flm_jax.errors import UserError
+from flm_jax.flow.trees import Params
 from flm_jax.host import progress
 from flm_jax.interop import hub_layout, layout, torch_checkpoint
-from flm_jax.interop.pickle_values import Foreign
+from flm_jax.interop.pickle_values import Foreign, Value
 
 _GPT2_WITHOUT_PAD = 50257
 # Vocabulary size -> tokenizer and block length of the published models.
@@ -23,6 +24,24 @@ _TEXT_SETUPS = {
 }
 _CONFIG_VALUES, _CONFIG_DEPTH = 20_000, 20
 _FLOATS = {"float64", "float32", "float16", "bfloat16"}
+
+
+class _Tensor(Protocol):
+    """A tensor of either kind of file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def numpy(self) -> np.ndarray: ...
+
+
+class _Found(NamedTuple):
+    """What a file holds; `tensors` under plain names, the rest as in `Official`."""
+
+    tensors: Mapping[str, _Tensor]
+    config: dict[str, Any]
+    weights: str
+    notices: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +64,13 @@ class Official:
     config: dict[str, Any]
     notices: tuple[str, ...]
 
-    def params(self) -> dict:
+    def params(self) -> Params:
         """Our parameter tree."""
         return hub_layout.to_params(self.state)
 
-    def text_setup(self, tokenizer: str | None = None, length: int | None = None):
+    def text_setup(
+        self, tokenizer: str | None = None, length: int | None = None
+    ) -> tuple[dict[str, Any], int]:
         """(tokenizer section {"name", "options"}, block length), what is given comes first.
 
         Raises UserError if one of the two stays unknown.
@@ -87,12 +108,13 @@ def read(path: str | os.PathLike, weights: str | None = None, heads: int | None 
         found = _read_safetensors(path, weights)
     else:
         found = _read_lightning(path, kind, decay)
-    tensors, config, label, notices = found
+    tensors, config, label = dict(found.tensors), found.config, found.weights
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = layout.sizes_of(shapes, path)
     layout.check(shapes, sizes, path)
     buffer = tensors.pop(layout.INV_FREQ, None)
-    model = config.get("model") if isinstance(config.get("model"), dict) else {}
+    model = config.get("model")
+    model = model if isinstance(model, dict) else {}
     if heads is None:
         buffer = None if buffer is None else buffer.numpy()
         heads = layout.heads_of(sizes.hidden_size, buffer, model.get("n_heads"), path)
@@ -106,7 +128,9 @@ def read(path: str | os.PathLike, weights: str | None = None, heads: int | None 
         name: _float32(name, tensors[name], path)
         for name in progress.bar(names, desc=f"reading {path.name}", delay=2)
     }
-    return Official(path, state, sizes, heads, label, tokenizer, length, config, tuple(notices))
+    return Official(
+        path, state, sizes, heads, label, tokenizer, length, config, tuple(found.notices)
+    )
 
 
 def _parse_weights(weights: str | None) -> tuple[str | None, float | None]:
@@ -121,7 +145,7 @@ def _parse_weights(weights: str | None) -> tuple[str | None, float | None]:
     raise UserError(f"weights={weights!r} is not known; use raw, ema or ema:DECAY (ema:0.9999)")
 
 
-def _float32(name: str, tensor: Any, path: pathlib.Path) -> np.ndarray:
+def _float32(name: str, tensor: "_Tensor", path: pathlib.Path) -> np.ndarray:
     array = tensor.numpy()
     if array.dtype.name not in _FLOATS:
         raise UserError(
@@ -142,7 +166,7 @@ def _plain_name(name: str) -> str:
     return name.replace("_orig_mod.", "").removeprefix("backbone.")
 
 
-def _read_lightning(path: pathlib.Path, kind: str | None, decay: float | None):
+def _read_lightning(path: pathlib.Path, kind: str | None, decay: float | None) -> "_Found":
     """(tensors by plain name, config, label, notices) of a .ckpt."""
     tree = torch_checkpoint.load(path)
     if not isinstance(tree, dict):
@@ -151,17 +175,18 @@ def _read_lightning(path: pathlib.Path, kind: str | None, decay: float | None):
     hyper = tree.get("hyper_parameters")
     config = _plain(hyper.get("config")) if isinstance(hyper, dict) else None
     tensors, notices = _network_tensors(path, state)
-    raw = tensors, config if isinstance(config, dict) else {}, "raw"
+    config = config if isinstance(config, dict) else {}
     if tree.get("ema_list"):
         notices.append(
-            f"{path} holds a list of averages, as the code of February 2026 wrote it; most of "
+            f"{path} holds a list of EMAs, as the code of February 2026 wrote it; most of "
             "that code had no cap on the logits, which --logit_cap=0 repeats (30 by default)"
         )
     if kind == "raw":
-        return *raw, notices
+        return _Found(tensors, config, "raw", notices)
     emas = _emas(tree)
     if not emas and kind is None:
-        return *raw, [*notices, f"{path} has no EMA weights; the raw weights are used"]
+        notices.append(f"{path} has no EMA weights; the raw weights are used")
+        return _Found(tensors, config, "raw", notices)
     ema, label = _choose_ema(path, emas, decay)
     sizes = layout.sizes_of({n: tuple(t.shape) for n, t in tensors.items()}, path)
     names = [entry.name for entry in layout.entries(sizes)]
@@ -178,15 +203,17 @@ def _read_lightning(path: pathlib.Path, kind: str | None, decay: float | None):
     averaged = dict(zip(names, ema, strict=True))
     for name, tensor in averaged.items():
         if not isinstance(tensor, torch_checkpoint.Tensor):
-            raise UserError(f"{path}: the EMA of {name} is no tensor; use --weights=raw")
+            raise UserError(f"{path}: the EMA of {name} is not a tensor; use --weights=raw")
     if layout.INV_FREQ in tensors:
         averaged[layout.INV_FREQ] = tensors[layout.INV_FREQ]
     layout.check({n: tuple(t.shape) for n, t in tensors.items()}, sizes, path)
-    return averaged, raw[1], label, notices
+    return _Found(averaged, config, label, notices)
 
 
-def _network_tensors(path: pathlib.Path, state: Any) -> tuple[dict, list[str]]:
-    """The network's own tensors under plain names; frozen teachers are left out."""
+def _network_tensors(
+    path: pathlib.Path, state: Value
+) -> tuple[dict[str, torch_checkpoint.Tensor], list[str]]:
+    """The network's own tensors under plain names; frozen teachers are omitted."""
     if not isinstance(state, dict):
         raise UserError(f"{path} has no state_dict; give a checkpoint of the official training")
     is_tensor = {n: isinstance(t, torch_checkpoint.Tensor) for n, t in state.items()}
@@ -198,7 +225,9 @@ def _network_tensors(path: pathlib.Path, state: Any) -> tuple[dict, list[str]]:
         if not is_tensor[name] or plain.startswith("teacher") or outside:
             ignored.append(str(name))
         elif plain in tensors:
-            raise UserError(f"{path} has the tensor {plain} twice; it is no official checkpoint")
+            raise UserError(
+                f"{path} has the tensor {plain} twice; it is not an official checkpoint"
+            )
         else:
             tensors[plain] = tensor
     if not tensors:
@@ -208,15 +237,15 @@ def _network_tensors(path: pathlib.Path, state: Any) -> tuple[dict, list[str]]:
     return tensors, notices
 
 
-def _emas(tree: Mapping[str, Any]) -> dict[float | None, Any]:
-    """Decay -> list of averaged tensors; the first is the default."""
+def _emas(tree: Mapping[str, Value]) -> dict[float | None, Value]:
+    """Decay -> list of the tensors of an EMA; the first is the default."""
     records = [tree.get("ema")]
     several = tree.get("ema_list")
     if isinstance(several, dict):
         records += several.values()
     elif isinstance(several, list):
         records += several
-    found: dict[float | None, Any] = {}
+    found: dict[float | None, Value] = {}
     for record in records:
         if isinstance(record, dict) and "shadow_params" in record:
             decay = record.get("decay")
@@ -225,7 +254,9 @@ def _emas(tree: Mapping[str, Any]) -> dict[float | None, Any]:
     return found
 
 
-def _choose_ema(path: pathlib.Path, emas: Mapping[float | None, Any], decay: float | None):
+def _choose_ema(
+    path: pathlib.Path, emas: Mapping[float | None, Value], decay: float | None
+) -> tuple[Value, str]:
     if not emas:
         raise UserError(f"{path} has no EMA weights; use --weights=raw")
     if decay is None:
@@ -243,7 +274,7 @@ def _choose_ema(path: pathlib.Path, emas: Mapping[float | None, Any], decay: flo
 class _SafeTensor:
     """One tensor of an open safetensors file, read on demand."""
 
-    file: Any
+    file: Any  # of safetensors.safe_open
     name: str
     shape: tuple[int, ...]
 
@@ -251,7 +282,7 @@ class _SafeTensor:
         return self.file.get_tensor(self.name)
 
 
-def _read_safetensors(path: pathlib.Path, weights: str | None):
+def _read_safetensors(path: pathlib.Path, weights: str | None) -> "_Found":
     """(tensors by plain name, config, label, notices) of a file or folder."""
     from safetensors import SafetensorError, safe_open
 
@@ -261,43 +292,43 @@ def _read_safetensors(path: pathlib.Path, weights: str | None):
     if weights is not None:
         raise UserError(
             f"{file} holds one set of weights and does not say which, so weights={weights!r} "
-            "cannot be chosen; leave --weights away"
+            "cannot be chosen; omit --weights"
         )
     try:
         opened = safe_open(file, framework="np")
         tensors = {}
-        for name in opened.keys():  # noqa: SIM118 - the file object is no dictionary
+        for name in opened.keys():  # noqa: SIM118 - the file object is not a dictionary
             shape = tuple(opened.get_slice(name).get_shape())
             plain = _plain_name(name)
             if not plain.startswith("teacher"):
                 tensors[plain] = _SafeTensor(opened, name, shape)
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{file} is no readable safetensors file ({error}); download it again"
+            f"{file} is not a readable safetensors file ({error}); download it again"
         ) from None
-    return tensors, _read_config(folder / hub_layout.CONFIG_FILE), "stored", []
+    return _Found(tensors, _read_config(folder / hub_layout.CONFIG_FILE), "stored", [])
 
 
-def _read_config(file: pathlib.Path) -> dict:
+def _read_config(file: pathlib.Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{file} is no readable JSON ({error}); download it again") from None
+        raise UserError(f"{file} is not readable JSON ({error}); download it again") from None
     if not isinstance(config, dict):
         raise UserError(f"{file} holds no JSON object; download it again")
     return config
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Value) -> Value:
     """Plain data of a pickled configuration: containers and leaves of omegaconf unwrapped.
 
     What is nested too deep or unfolds to too much (a hostile file may share parts) becomes None.
     """
     budget = _CONFIG_VALUES
 
-    def walk(value: Any, depth: int) -> Any:
+    def walk(value: Value, depth: int) -> Value:
         nonlocal budget
         budget -= 1
         if depth > _CONFIG_DEPTH or budget < 0:

@@ -1,31 +1,30 @@
 """A pickle interpreter that cannot run code: plain data in, plain data and inert placeholders out.
 
 Python's own unpickler calls what the file names. This one never looks a name up in a module: a
-global is either a row of the caller's table (a function of ours) or becomes a `Foreign`, a dead
+global is either in the caller's registry (a function of ours) or becomes a `Foreign`, a dead
 record of its name, arguments and state. Nothing is imported, no `__reduce__` target, `__setstate__`
 or extension-registry entry is reached. Work and memory stay proportional to the pickle's length.
 """
 
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from flm_jax.interop.pickle_values import Foreign, Known, PickleError, as_key, stand_ins
+from flm_jax.interop.pickle_values import Foreign, Known, PickleError, Value, as_key, stand_ins
 
 _MARK = object()
 
 
 def run(
     data: bytes,
-    table: Mapping[str, Callable],
-    persistent: Callable[[Any], Any] | None = None,
-) -> Any:
+    known: Mapping[str, Callable[..., Value]],
+    persistent: Callable[[Value], Value] | None = None,
+) -> Value:
     """The object that the pickle `data` describes.
 
-    `table` maps "module.name" to functions of ours that may be "called" by the pickle; `persistent`
+    `known` maps "module.name" to functions of ours that may be "called" by the pickle; `persistent`
     turns persistent ids into objects. Raises PickleError for anything malformed.
     """
-    machine = _Machine(table, persistent, allowance=len(data) + 1_000_000)
+    machine = _Machine(known, persistent, allowance=len(data) + 1_000_000)
     position = 0
     try:
         for opcode, arg, offset in pickletools.genops(data):
@@ -46,12 +45,17 @@ def run(
 class _Machine:
     """Stack, marks and memo of one run."""
 
-    def __init__(self, table, persistent, allowance: int):
-        self.table = {**stand_ins(self.charge), **table}
+    def __init__(
+        self,
+        known: Mapping[str, Callable[..., Value]],
+        persistent: Callable[[Value], Value] | None,
+        allowance: int,
+    ):
+        self.known = {**stand_ins(self.charge), **known}
         self.persistent = persistent
         self.allowance = allowance
         self.stack: list = []
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[int, Value] = {}
 
     def charge(self, amount: int) -> None:
         """Count copied elements: without it, a few bytes could copy a long list for ever."""
@@ -59,18 +63,18 @@ class _Machine:
         if self.allowance < 0:
             raise PickleError("it unfolds to far more data than it holds")
 
-    def finish(self) -> Any:
+    def finish(self) -> Value:
         if len(self.stack) != 1 or self.stack[0] is _MARK:
             raise PickleError("it ends with something left over")
         return self.stack[0]
 
-    def pop(self) -> Any:
+    def pop(self) -> Value:
         value = self.stack.pop()
         if value is _MARK:
             raise PickleError("a value is missing")
         return value
 
-    def top(self) -> Any:
+    def top(self) -> Value:
         value = self.stack[-1]
         if value is _MARK:
             raise PickleError("a value is missing")
@@ -84,10 +88,10 @@ class _Machine:
         return values
 
     def push_global(self, name: str) -> None:
-        known = self.table.get(name)
+        known = self.known.get(name)
         self.stack.append(Foreign(name) if known is None else Known(name, known))
 
-    def call(self, function: Any, args: Any) -> None:
+    def call(self, function: Value, args: Value) -> None:
         if not isinstance(args, tuple):
             raise PickleError("a call without an argument tuple")
         if isinstance(function, Known):
@@ -95,20 +99,20 @@ class _Machine:
         elif isinstance(function, Foreign):
             self.stack.append(Foreign(function.name, args))
         else:
-            raise PickleError("a call of something that is no function")
+            raise PickleError("a call of something that is not a function")
 
 
-def _add_items(container: Any, pairs: list) -> None:
+def _add_items(container: Value, pairs: list) -> None:
     if isinstance(container, dict):
         for key, value in pairs:
             container[as_key(key)] = value
     elif isinstance(container, Foreign):
         container.items.extend(pairs)
     else:
-        raise PickleError("items are set on something that is no dictionary")
+        raise PickleError("items are set on something that is not a dictionary")
 
 
-def _extend(container: Any, values: list) -> None:
+def _extend(container: Value, values: list) -> None:
     if isinstance(container, list):
         container.extend(values)
     elif isinstance(container, set):
@@ -116,7 +120,7 @@ def _extend(container: Any, values: list) -> None:
     elif isinstance(container, Foreign):
         container.items.extend(values)
     else:
-        raise PickleError("values are appended to something that is no list")
+        raise PickleError("values are appended to something that is not a list")
 
 
 def _pairs(values: list) -> list:
@@ -125,59 +129,62 @@ def _pairs(values: list) -> list:
     return list(zip(values[::2], values[1::2], strict=True))
 
 
-def _push(machine: _Machine, arg: Any) -> None:
+def _push(machine: _Machine, arg: Value) -> None:
     machine.stack.append(arg)
 
 
-def _constant(make: Callable[[], Any]):
+_Step = Callable[[_Machine, Value], object]
+
+
+def _constant(make: Callable[[], Value]) -> _Step:
     return lambda machine, arg: machine.stack.append(make())
 
 
-def _tuple_of(count: int):
-    def step(machine: _Machine, arg: Any) -> None:
+def _tuple_of(count: int) -> _Step:
+    def step(machine: _Machine, arg: Value) -> None:
         values = [machine.pop() for _ in range(count)]
         machine.stack.append(tuple(reversed(values)))
 
     return step
 
 
-def _from_mark(make: Callable[[list], Any]):
+def _from_mark(make: Callable[[list], Value]) -> _Step:
     return lambda machine, arg: machine.stack.append(make(machine.pop_to_mark()))
 
 
-def _get(machine: _Machine, arg: Any) -> None:
+def _get(machine: _Machine, arg: Value) -> None:
     machine.stack.append(machine.memo[int(arg)])
 
 
-def _put(machine: _Machine, arg: Any) -> None:
+def _put(machine: _Machine, arg: Value) -> None:
     machine.memo[int(arg)] = machine.top()
 
 
-def _memoize(machine: _Machine, arg: Any) -> None:
+def _memoize(machine: _Machine, arg: Value) -> None:
     machine.memo[len(machine.memo)] = machine.top()
 
 
-def _append(machine: _Machine, arg: Any) -> None:
+def _append(machine: _Machine, arg: Value) -> None:
     value = machine.pop()
     _extend(machine.top(), [value])
 
 
-def _appends(machine: _Machine, arg: Any) -> None:
+def _appends(machine: _Machine, arg: Value) -> None:
     values = machine.pop_to_mark()
     _extend(machine.top(), values)
 
 
-def _set_item(machine: _Machine, arg: Any) -> None:
+def _set_item(machine: _Machine, arg: Value) -> None:
     value, key = machine.pop(), machine.pop()
     _add_items(machine.top(), [(key, value)])
 
 
-def _set_items(machine: _Machine, arg: Any) -> None:
+def _set_items(machine: _Machine, arg: Value) -> None:
     pairs = _pairs(machine.pop_to_mark())
     _add_items(machine.top(), pairs)
 
 
-def _dict_from_mark(machine: _Machine, arg: Any) -> None:
+def _dict_from_mark(machine: _Machine, arg: Value) -> None:
     container: dict = {}
     _add_items(container, _pairs(machine.pop_to_mark()))
     machine.stack.append(container)
@@ -187,19 +194,19 @@ def _global(machine: _Machine, arg: str) -> None:
     machine.push_global(arg.replace(" ", ".", 1))
 
 
-def _stack_global(machine: _Machine, arg: Any) -> None:
+def _stack_global(machine: _Machine, arg: Value) -> None:
     name, module = machine.pop(), machine.pop()
     if not isinstance(name, str) or not isinstance(module, str):
-        raise PickleError("a global whose name is no text")
+        raise PickleError("a global whose name is not text")
     machine.push_global(f"{module}.{name}")
 
 
-def _reduce(machine: _Machine, arg: Any) -> None:
+def _reduce(machine: _Machine, arg: Value) -> None:
     args, function = machine.pop(), machine.pop()
     machine.call(function, args)
 
 
-def _new_object_ex(machine: _Machine, arg: Any) -> None:
+def _new_object_ex(machine: _Machine, arg: Value) -> None:
     keywords, args, function = machine.pop(), machine.pop(), machine.pop()
     machine.call(Foreign(getattr(function, "name", "unknown")), args)
     machine.top().state = keywords
@@ -210,24 +217,24 @@ def _instance(machine: _Machine, arg: str) -> None:
     machine.stack.append(Foreign(arg.replace(" ", ".", 1), args))
 
 
-def _object(machine: _Machine, arg: Any) -> None:
+def _object(machine: _Machine, arg: Value) -> None:
     function, *args = machine.pop_to_mark()
     machine.call(function, tuple(args))
 
 
-def _build(machine: _Machine, arg: Any) -> None:
+def _build(machine: _Machine, arg: Value) -> None:
     state = machine.pop()
     if isinstance(machine.top(), Foreign):
         machine.top().state = state
 
 
-def _persistent(machine: _Machine, arg: Any) -> None:
+def _persistent(machine: _Machine, arg: Value) -> None:
     if machine.persistent is None:
         raise PickleError("it refers to data outside of itself")
     machine.stack.append(machine.persistent(machine.pop()))
 
 
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+_STEPS: dict[str, _Step] = {
     **dict.fromkeys(
         "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING "
         "SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE "

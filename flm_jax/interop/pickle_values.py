@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
+
+Value: TypeAlias = Any  # what a pickle holds: anything, to be looked at before it is used
 
 _SCALARS = (str, int, float, complex, bytes, bool, type(None))
 
 
 class PickleError(ValueError):
-    """The bytes are no valid pickle, or use a construct that plain data never needs."""
+    """The bytes are not a valid pickle, or use a construct that plain data never needs."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -21,7 +23,7 @@ class Foreign:
 
     name: str
     args: tuple | None = None
-    state: Any = None
+    state: Value = None
     items: list = dataclasses.field(default_factory=list)
 
     def __repr__(self) -> str:
@@ -30,13 +32,13 @@ class Foreign:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Known:
-    """A global from the caller's table: `call` is our function, never the file's."""
+    """A global of the caller's registry: `call` is our function, never the file's."""
 
     name: str
     call: Callable
 
 
-def as_key(value: Any, depth: int = 0) -> Any:
+def as_key(value: Value, depth: int = 0) -> Value:
     """`value` if hashing it is cheap and runs nothing of the file's; PickleError otherwise."""
     if isinstance(value, tuple) and depth < 2 and len(value) <= 64:
         for part in value:
@@ -47,22 +49,22 @@ def as_key(value: Any, depth: int = 0) -> Any:
     raise PickleError(f"a {type(value).__name__} is used as a key")
 
 
-def stand_ins(charge: Callable[[int], None]) -> dict[str, Callable]:
+def stand_ins(charge: Callable[[int], None]) -> dict[str, Callable[..., Value]]:
     """Our functions for the few built-in calls that plain data needs, by "module.name".
 
     `charge(n)` is told of every n elements copied and may raise PickleError.
     """
 
-    def sequence(values: Any) -> list:
+    def sequence(values: Value) -> list:
         if not isinstance(values, list | tuple | set | frozenset):
-            raise PickleError("a container is filled from something that is no list")
+            raise PickleError("a container is filled from something that is not a list")
         charge(len(values))
         return list(values)
 
-    def dictionary(pairs: Any = ()) -> dict:
+    def dictionary(pairs: Value = ()) -> dict:
         return {as_key(key): value for key, value in sequence(pairs)}
 
-    def default_dictionary(_factory: Any = None, pairs: Any = ()) -> dict:
+    def default_dictionary(_factory: Value = None, pairs: Value = ()) -> dict:
         return dictionary(pairs)
 
     def encode(text: str, encoding: str = "utf-8") -> bytes:
@@ -71,24 +73,27 @@ def stand_ins(charge: Callable[[int], None]) -> dict[str, Callable]:
         charge(len(text))
         return text.encode(encoding)
 
-    def byte_array(content: Any = b"", encoding: str = "latin1") -> bytes:
+    def byte_array(content: Value = b"", encoding: str = "latin1") -> bytes:
         if isinstance(content, str):
             return encode(content, encoding)
         if not isinstance(content, bytes):
-            raise PickleError("a bytearray is built from something that is no bytes")
+            raise PickleError("a bytearray is built from something that is not bytes")
         return content
 
-    def unordered(values: Any = ()) -> set:
+    def unordered(values: Value = ()) -> set:
         return {as_key(value) for value in sequence(values)}
 
-    rows = {"collections.OrderedDict": dictionary, "collections.defaultdict": default_dictionary}
-    rows["_codecs.encode"] = encode
+    found: dict[str, Callable[..., Value]] = {
+        "collections.OrderedDict": dictionary,
+        "collections.defaultdict": default_dictionary,
+        "_codecs.encode": encode,
+    }
     for module in ("builtins", "__builtin__"):
-        rows[f"{module}.dict"] = dictionary
-        rows[f"{module}.list"] = lambda values=(): sequence(values)
-        rows[f"{module}.tuple"] = lambda values=(): tuple(sequence(values))
-        rows[f"{module}.set"] = unordered
-        rows[f"{module}.frozenset"] = lambda values=(): frozenset(unordered(values))
-        rows[f"{module}.bytes"] = byte_array
-        rows[f"{module}.bytearray"] = byte_array
-    return rows
+        found[f"{module}.dict"] = dictionary
+        found[f"{module}.list"] = lambda values=(): sequence(values)
+        found[f"{module}.tuple"] = lambda values=(): tuple(sequence(values))
+        found[f"{module}.set"] = unordered
+        found[f"{module}.frozenset"] = lambda values=(): frozenset(unordered(values))
+        found[f"{module}.bytes"] = byte_array
+        found[f"{module}.bytearray"] = byte_array
+    return found

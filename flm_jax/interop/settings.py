@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from typing import Any
 
 from flm_jax import config as config_lib
 from flm_jax import tokenizers
@@ -12,7 +13,7 @@ from flm_jax.models.layers import LOSS_WEIGHT_HIDDEN
 from flm_jax.tokenizers.base import META_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
-_FROM_FILES = ("gpt2", "bert-base-uncased")  # rows that need no training text
+_FROM_FILES = ("gpt2", "bert-base-uncased")  # those that need no training text
 # A file that tells which tokenizer a folder of published vocabulary files belongs to.
 _VOCABULARY_FILES = {
     "vocab.txt": "bert-base-uncased",
@@ -24,7 +25,7 @@ _VOCABULARY_FILES = {
 
 def text_setup(
     found: Official, asked: str | None = None, length: int | None = None
-) -> tuple[tokenizers.Tokenizer, dict, int]:
+) -> tuple[tokenizers.Tokenizer, dict[str, Any], int]:
     """(tokenizer, its config section, block length) of an official network.
 
     `asked` is a name (gpt2, bert-base-uncased), a folder with the vocabulary files of one of them,
@@ -47,10 +48,11 @@ def text_setup(
                 "workdir of its run"
             )
         options = section["options"] | ({"folder": str(folder)} if folder is not None else {})
-        tokenizer = tokenizers.build({**section, "options": options}, lambda: ())
+        recipe = config_lib.build(tokenizers.TOKENIZERS, section["name"], options, "tokenizer")
+        tokenizer = recipe.build(lambda: ())
     config_lib.validate_vocabulary(found.sizes.vocab_size, tokenizer.vocab_size, str(found.path))
     if length < 3:
-        raise UserError(f"length={length} must be at least 3: begin mark, one token, end mark")
+        raise UserError(f"length={length} must be at least 3: BOS, one token, EOS")
     return tokenizer, section, length
 
 
@@ -64,7 +66,7 @@ def check_logit_cap(logit_cap: float | None) -> None:
 
 
 def config_of(
-    found: Official, tokenizer_section: dict, length: int, logit_cap: float | None = None
+    found: Official, tokenizer_section: dict[str, Any], length: int, logit_cap: float | None = None
 ) -> config_lib.Config:
     """The config of an official network: its sizes, the official caps and clock, our defaults.
 
@@ -89,7 +91,7 @@ def config_of(
         "two_times": sizes.two_times,
         "loss_weighting": sizes.loss_weighting,
     }
-    if type(dropout) in (int, float) and 0 <= dropout < 1:
+    if isinstance(dropout, int | float) and dropout is not True and 0 <= dropout < 1:
         model["dropout"] = float(dropout)
     if logit_cap is not None:
         model["logit_cap"] = float(logit_cap)
@@ -121,7 +123,7 @@ def _inside_workdir(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _name_of(folder: pathlib.Path | None, asked: str | None) -> str | None:
-    """The row that the vocabulary files in `folder` belong to; without a folder, `asked` itself."""
+    """The tokenizer that the vocabulary files in `folder` belong to; `asked` without one."""
     if folder is None:
         return asked
     for file, name in _VOCABULARY_FILES.items():

@@ -11,14 +11,14 @@ import mmap
 import pathlib
 import zipfile
 import zlib
-from typing import Any
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
 
 from flm_jax.errors import UserError
 from flm_jax.interop import pickle_machine
-from flm_jax.interop.pickle_values import Foreign, PickleError
+from flm_jax.interop.pickle_values import Foreign, PickleError, Value
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _LOCAL_HEADER = b"PK\x03\x04"
@@ -102,15 +102,15 @@ class Tensor:
         )
 
 
-def load(path: str | pathlib.Path) -> Any:
+def load(path: str | pathlib.Path) -> Value:
     """The tree stored in the checkpoint at `path`; nothing of the file is executed.
 
-    Raises UserError if `path` is no PyTorch zip checkpoint or is damaged.
+    Raises UserError if `path` is not a PyTorch zip checkpoint or is damaged.
     """
     path = pathlib.Path(path)
     archive = _Archive(path)
     try:
-        return pickle_machine.run(archive.pickle(), _table(), archive.persistent)
+        return pickle_machine.run(archive.pickle(), _known(), archive.persistent)
     except PickleError as error:
         raise UserError(
             f"{path} does not hold a readable PyTorch checkpoint: {error}; download it again or "
@@ -152,7 +152,7 @@ class _Archive:
                 f"{self.path} is a truncated or damaged checkpoint ({error}); download it again"
             )
         return UserError(
-            f"{self.path} is no PyTorch checkpoint ({error}); give a .ckpt file, a .safetensors "
+            f"{self.path} is not a PyTorch checkpoint ({error}); give a .ckpt file, a .safetensors "
             "file or a folder with model.safetensors"
         )
 
@@ -197,14 +197,14 @@ class _Archive:
             )
         return self.read(name)
 
-    def persistent(self, reference: Any) -> Storage:
+    def persistent(self, reference: Value) -> Storage:
         """The storage a persistent id ("storage", class, key, device, element count) names."""
         match reference:
             case ("storage", Foreign(name=class_name), str(key), _, int(count)) if count >= 0:
                 storage_type = class_name.rpartition(".")[2]
                 if storage_type in _STORAGES:
                     return Storage(self, key, _DTYPES[_STORAGES[storage_type]], count)
-        raise PickleError("a reference that is no tensor storage")
+        raise PickleError("a reference that is not a tensor storage")
 
 
 def _map_file(path: pathlib.Path) -> mmap.mmap | bytes:
@@ -226,9 +226,9 @@ def _swapped(flat: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return flat.view(word).astype(word.newbyteorder("=")).view(dtype)
 
 
-def _table() -> dict:
+def _known() -> dict[str, Callable[..., Value]]:
     """Our functions for the globals that tensors and numpy scalars are made of."""
-    rows = {
+    found: dict[str, Callable[..., Value]] = {
         "torch._utils._rebuild_tensor": _tensor,
         "torch._utils._rebuild_tensor_v2": _tensor,
         "torch._utils._rebuild_tensor_v3": _tensor_with_dtype,
@@ -237,32 +237,43 @@ def _table() -> dict:
         "torch.Size": lambda sizes=(): tuple(_counts(sizes)),
     }
     for package in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        rows[f"{package}.scalar"] = _numpy_scalar
-    return rows
+        found[f"{package}.scalar"] = _numpy_scalar
+    return found
 
 
-def _counts(values: Any) -> tuple[int, ...]:
+def _counts(values: Value) -> tuple[int, ...]:
     if not isinstance(values, list | tuple) or len(values) > _MAX_DIMENSIONS:
-        raise PickleError("a tensor shape that is no short list")
+        raise PickleError("a tensor shape that is not a short list")
     if any(type(value) is not int or not 0 <= value < 2**62 for value in values):
         raise PickleError("a tensor shape with an impossible number")
     return tuple(values)
 
 
-def _tensor(storage: Any, offset: int, shape: Any, strides: Any, *_unused: Any) -> Tensor:
+def _tensor(storage: Value, offset: int, shape: Value, strides: Value, *_unused: Value) -> Tensor:
     if not isinstance(storage, Storage):
         raise PickleError("a tensor without a storage")
     return _window(storage, storage.dtype, offset, shape, strides)
 
 
-def _tensor_with_dtype(storage, offset, shape, strides, _gradient, _hooks, dtype, *_unused):
+def _tensor_with_dtype(
+    storage: Value,
+    offset: Value,
+    shape: Value,
+    strides: Value,
+    _gradient: Value,
+    _hooks: Value,
+    dtype: Value,
+    *_unused: Value,
+) -> Tensor:
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, Foreign) else None
     if not isinstance(storage, Storage) or name not in _DTYPES:
         raise PickleError("a tensor without a storage or of an unknown dtype")
     return _window(storage, _DTYPES[name], offset, shape, strides)
 
 
-def _window(storage: Storage, dtype: np.dtype, offset: Any, shape: Any, strides: Any) -> Tensor:
+def _window(
+    storage: Storage, dtype: np.dtype, offset: Value, shape: Value, strides: Value
+) -> Tensor:
     (offset,) = _counts((offset,))
     shape, strides = _counts(shape), _counts(strides)
     if len(shape) != len(strides):
@@ -272,11 +283,11 @@ def _window(storage: Storage, dtype: np.dtype, offset: Any, shape: Any, strides:
     return Tensor(storage, dtype, offset, shape, strides)
 
 
-def _first_argument(value: Any, *_unused: Any) -> Any:
+def _first_argument(value: Value, *_unused: Value) -> Value:
     return value
 
 
-def _numpy_scalar(dtype: Any, content: Any = None) -> Any:
+def _numpy_scalar(dtype: Value, content: Value = None) -> Value:
     """A numpy number as a Python number; anything but a plain number stays a placeholder."""
     code = dtype.args[0] if isinstance(dtype, Foreign) and dtype.args else None
     if isinstance(content, bytes) and isinstance(code, str) and code[:1] in "fiubc":

@@ -1,32 +1,23 @@
-"""flm proof: trains models of synthetic languages and tables their exact validity.
+"""Models of synthetic languages, trained and tabled by the exact validity of what they write.
 
 For every language and seed: a denoiser (FLM), its flow maps (FMLM), and baselines (masked diffusion
 and, if asked for, uniform-state diffusion and an autoregressive network) with the same backbone and
-as many training steps as both together, all from configs/proof.py. Every
-run is an ordinary training run in a folder of its own: what is finished is not trained again, what
-was interrupted goes on. The table is the mean over seeds and half their range.
-
-Samplers of vectors are run on two grids: steps even in tau, and the same numbers of steps that
-become shorter towards the end (``grid_power``; rows "fmlm, grid 4, 8 steps"), where texts are lost.
-
-Validity alone would praise a model that writes one valid text again and again, or only the easy
-ones. So there are two more tables: total variation from the truth and the share of its texts that
-occur; for a language too large for these, the share of different texts among the valid ones and
-their mean log-likelihood under the truth, to be compared with those of held-out data.
+as many training steps as both together, all from configs/proof.py. Every run is an ordinary
+training run in a folder of its own: what is finished is not trained again, what was interrupted
+goes on. The table is the mean over seeds and half their range. More: flm proof --help.
 """
 
 import json
-import math
 import pathlib
 import shutil
+from collections.abc import Sequence
 
 import numpy as np
-from absl import flags
 
 from flm_jax import config as config_lib
-from flm_jax.cli import flags as command_line
 from flm_jax.errors import UserError
 from flm_jax.host import files
+from flm_jax.options import Evaluation
 
 COLUMN = "valid"  # of `evals.truth`, plotted
 MORE = {
@@ -48,65 +39,48 @@ DASHED = ' stroke-dasharray="5 4"'
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#ff7f0e", "#17becf", "#7f7f7f")
 
 
-def define_flags() -> None:
-    """The flags of the tool; in a function, because other tools have flags of the same names."""
-    flags.DEFINE_string("workdir", "runs/proof", "folder of all runs")
-    flags.DEFINE_list(
-        "languages", ["city_pairs", "addition", "brackets"], "rows of configs/proof.py LANGUAGES"
-    )
-    flags.DEFINE_list(
-        "methods",
-        ["flm", "fmlm", "fmlm_ema", "mdlm"],
-        "rows of configs/proof.py METHODS; those they start from are added",
-    )
-    flags.DEFINE_list("seeds", ["1", "2", "3"], "seeds of training")
-    flags.DEFINE_string("size", "default", "row of configs/proof.py SIZES, in a folder of its own")
-    flags.DEFINE_float("scale", 1.0, "factor on the number of training steps")
-    flags.DEFINE_float(
-        "grid_power", 4.0, "sampler.grid_power of the second grid of every model; 1 = no second one"
-    )
+def prove(
+    folder: pathlib.Path,
+    languages: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    size: str = "default",
+    scale: float = 1.0,
+    grid_power: float = 4.0,
+) -> None:
+    """Trains what is not trained yet, writes proof.md and a plot per language, prints the table.
 
-
-def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    given = flags.FLAGS
-    folder = pathlib.Path(given.workdir).expanduser()
-    check(given.languages, given.methods, given.seeds, given.scale, given.size, given.grid_power)
-    if given.size != "default":
-        folder = folder / given.size
-    methods = with_earlier(given.methods)
+    Raises UserError for a name that is unknown, before anything is trained.
+    """
+    check(languages, methods, seeds, size)
+    if size != "default":
+        folder = folder / size
     runs = []
-    for language in given.languages:
-        for seed in given.seeds:
-            for method in methods:
-                config = make_config(folder, language, method, int(seed), given.scale, given.size)
+    for language in languages:
+        for seed in seeds:
+            for method in with_earlier(methods):
+                config = make_config(folder, language, method, seed, scale, size)
                 print(f"\n=== {language}, {method}, seed {seed}")
                 workdir = folder / f"{language}_{method}_{seed}"
-                rows = run_one(config, workdir) | on_grid(config, workdir, given.grid_power)
+                rows = run_one(config, workdir) | on_grid(config, workdir, grid_power)
                 runs.append((language, rows))
     every = gather(runs)
     text, found = report(every), every[COLUMN]
     try:  # saved before it is shown, and shown if it cannot be saved
         files.write_atomically(folder / "proof.md", text)
-        for language in given.languages:
+        for language in languages:
             files.write_atomically(folder / f"{language}.svg", plot(found, language))
     finally:
         print(f"\n{text}")
     print(f"table and plots: {folder}/proof.md, {folder}/*.svg")
-    return 0
 
 
 def check(
-    languages: list[str],
-    methods: list[str],
-    seeds: list[str],
-    scale: float,
-    size: str,
-    grid_power: float,
+    languages: Sequence[str], methods: Sequence[str], seeds: Sequence[int], size: str
 ) -> None:
     """UserError unless all are known: better now than after hours of training."""
-    from configs import proof
+    from flm_jax.configs import proof  # pyright: ignore[reportAttributeAccessIssue]
 
     for what, given, known in (
         ("languages", languages, proof.LANGUAGES),
@@ -118,17 +92,11 @@ def check(
                 raise UserError(f"--{what}: {name!r} is unknown; use {', '.join(known)}")
     for what, given in (("languages", languages), ("methods", methods), ("seeds", seeds)):
         if not given or len(set(given)) < len(given):
-            raise UserError(f"--{what}={','.join(given)} must name at least one, and none twice")
-    if not all(seed.isdecimal() and seed.isascii() and int(seed) < 2**32 for seed in seeds):
-        raise UserError(
-            f"--seeds={','.join(seeds)} must be whole numbers below 2**32, such as 1,2,3"
-        )
-    for name, number in (("scale", scale), ("grid_power", grid_power)):
-        if not 0 < number < math.inf:
-            raise UserError(f"--{name}={number} must be a positive, finite number")
+            shown = ",".join(map(str, given))
+            raise UserError(f"--{what}={shown} must name at least one, and none twice")
 
 
-def with_earlier(methods: list[str]) -> list[str]:
+def with_earlier(methods: Sequence[str]) -> list[str]:
     """The methods with those whose runs they need, these first."""
     ordered: list[str] = []
 
@@ -159,7 +127,7 @@ def run_one(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, dict[
         own = row["kind"] == "model"
         if own:
             rows[f"{config.stage}, {row['name'].split(', ')[-1]}"] = row["values"]
-        elif config.stage == "flm":  # yardsticks are the same for all methods
+        elif config.stage == "flm":  # baselines are the same for all methods
             rows[row["name"]] = row["values"]
     return rows
 
@@ -178,10 +146,10 @@ def on_grid(
     if "grid_power" not in SAMPLERS[config.sampler.name].uses or power == config.sampler.grid_power:
         return {}
     samples = workdir / f"grid_{power:g}"
-    options = evaluation.Options(
-        str(workdir),
-        steps,
-        config.sampler.num_samples,
+    options = Evaluation(
+        checkpoint=str(workdir),
+        steps=steps,
+        num_samples=config.sampler.num_samples,
         batch_size=config.sampler.batch_size,
         knobs={"grid_power": power},
         samples=str(samples),
@@ -204,21 +172,22 @@ def make_config(
     size: str = "default",
 ) -> config_lib.Config:
     """The config of one run of the proof, with ``scale`` times its training steps."""
-    from configs import proof
+    from flm_jax.configs import proof  # pyright: ignore[reportAttributeAccessIssue]
 
-    tree = proof.get_config(f"{language},{method},{size}")
-    tree.seed = seed
-    tree.train.steps = max(2, round(scale * tree.train.steps))
-    tree.optim.warmup_steps = min(tree.optim.warmup_steps, tree.train.steps // 2)
+    tree = proof.get_config(f"{language},{method},{size}").to_dict()
+    train, optim, model = tree["train"], tree["optim"], tree["model"]
+    tree["seed"] = seed
+    train["steps"] = max(2, round(scale * train["steps"]))
+    optim["warmup_steps"] = min(optim["warmup_steps"], train["steps"] // 2)
     earlier = BEFORE.get(method, "flm")
     if earlier:
         source = str(folder / f"{language}_{earlier}_{seed}")
-        # What a residual learns is no denoiser: the network made of both starts as the denoiser.
+        # What a residual learns is not a denoiser: the network made of both starts as the denoiser.
         first = source if earlier != "residual" else str(folder / f"{language}_flm_{seed}")
-        tree.init_from = first
-        needs_teacher = tree.model.two_times and tree.loss.options.get("on_diagonal") != "data"
-        tree.teacher = source if needs_teacher else ""
-    return config_lib.resolve(tree.to_dict())
+        tree["init_from"] = first
+        on_data = tree["loss"]["options"].get("on_diagonal") == "data"
+        tree["teacher"] = source if model["two_times"] and not on_data else ""
+    return config_lib.resolve(tree)
 
 
 def gather(
@@ -319,8 +288,3 @@ def plot(found: dict[tuple[str, str], list[float]], language: str) -> str:
         parts.append(f'<path d="M{x},{y - 4} h22" {stroke}/>')
         parts.append(f'<text x="{x + 30}" y="{y}">{name}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-if __name__ == "__main__":
-    define_flags()
-    command_line.run_main(main, needs_reader=False)

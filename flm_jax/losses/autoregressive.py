@@ -2,7 +2,7 @@
 
     loss = -log p(y_i | y_1 ... y_{i-1})      for every position but the first
 
-The first token is given (blocks begin with the begin mark) and does not count. The network is a
+The first token is given (sequences begin with BOS) and does not count. The network is a
 causal one (`model.causal`) and sees no time. The mean over the tokens that count is the negative
 log-likelihood itself.
 """

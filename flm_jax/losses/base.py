@@ -12,15 +12,17 @@ trains. Reduction over tokens happens in `flm_jax.training.step`, nowhere else.
 import abc
 import dataclasses
 import functools
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 
 from flm_jax.contracts import Contract, Needs
 from flm_jax.flow.at import At
+from flm_jax.flow.net import Params
+from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import Space
 
-Params = Any  # a tree of parameters, as flax makes it
+Key = jax.Array | None  # of dropout; without one there is none
 State = dict[str, Params]
 
 
@@ -50,7 +52,7 @@ class Batch:
 
     def keys(self, key: jax.Array) -> jax.Array:
         """One key per sequence, (B,)."""
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, self.index_B)
+        return sequence_keys(key, self.index_B)
 
 
 class PerToken(NamedTuple):
@@ -116,6 +118,12 @@ class Loss(Contract, unfinished=True):
     def next_state(self, state: State, step: jax.Array, params: Params, ema: Params) -> State:
         """The state after an update; ``step`` int32 () counts updates, this one included."""
         return state
+
+
+def dropout_keys(draws: dict[str, jax.Array], n: int) -> list[Key]:
+    """As many keys of dropout, or None in their place where there is none."""
+    key = draws.get("dropout")
+    return [None] * n if key is None else list(jax.random.split(key, n))
 
 
 def hint(count_BL: jax.Array, log_weight: jax.Array | None = None) -> jax.Array:

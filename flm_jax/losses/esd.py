@@ -20,9 +20,13 @@ import jax.numpy as jnp
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import maps
-from flm_jax.flow.posterior import Combination, Posterior
+from flm_jax.flow.at import STUDENT, TEACHER
+from flm_jax.flow.combination import Combination
+from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.times import Path
+from flm_jax.losses import options
 from flm_jax.losses.base import Batch
-from flm_jax.losses.flow_map import TEACHER, FlowMapLoss, Path, Setting, one_of
+from flm_jax.losses.flow_map import FlowMapLoss, Setting
 from flm_jax.losses.lsd import SELF
 
 
@@ -43,7 +47,7 @@ class ESD(FlowMapLoss):
 
     def __post_init__(self):
         super().__post_init__()
-        one_of("start", self.start, SELF, TEACHER)
+        options.one_of("start", self.start, SELF, TEACHER)
         if self.alpha and not 1.0 < self.alpha <= 2.0:
             raise UserError(f"alpha={self.alpha} must be 0 (squared error) or above 1, up to 2")
 
@@ -59,7 +63,7 @@ class ESD(FlowMapLoss):
     def student_times(self, path: Path, batch: Batch) -> tuple[jax.Array, jax.Array]:
         if not self.official:
             return super().student_times(path, batch)
-        diagonal = self.is_diagonal(batch)
+        diagonal = self.kinds(batch.global_size).is_diagonal(batch.index_B)
         return jnp.where(diagonal, path.s, path.tau_s), jnp.where(diagonal, path.t, path.tau_t)
 
     def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
@@ -87,15 +91,15 @@ class ESD(FlowMapLoss):
         if self.start == TEACHER:
             return self.teacher_at_s(here)
         tau_t = path.tau_t if self.official else path.tau_s
-        return here.ask("student", here.state, path.tau_s, tau_t, here.keys[0])
+        return here.at.ask(STUDENT, here.state, path.tau_s, tau_t, here.keys[0])
 
 
 def start_derivative(here: Setting, start: Posterior) -> Posterior:
     """delta_{s,t}(x_s) of the student with its total derivative in s along the flow of D_s."""
-    net, path = here.at.student, here.path
+    net, space, path = here.at.student, here.at.space, here.path
     left = 1.0 - path.s + maps.EPS_MAP
-    flow = here.space.advance(here.state, -1.0 / left, 1.0 / left, start.probability())
-    h_BLD, h_tangent = (here.space.view(x, "student") for x in (here.state, flow))
+    flow = space.advance(here.state, -1.0 / left, 1.0 / left, start.probability())
+    h_BLD, h_tangent = (space.view(x, STUDENT) for x in (here.state, flow))
 
     def features(h_BLD, tau_s):
         return net.backbone(net.params, h_BLD, tau_s, path.tau_t, here.keys[1])[0]

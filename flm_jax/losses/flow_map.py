@@ -1,49 +1,31 @@
-"""What all flow-map objectives share: kinds of samples, times, and the loss on the diagonal.
+"""What the flow-map objectives PSD, LSD and ESD share: times, networks, the loss on the diagonal.
 
 A flow map is a denoiser of two times, delta_{s,t}. On the diagonal (s = t) it is the denoiser
 itself and learns from a teacher or from the data; off it, it learns from a target built from
-networks at other times, which is what the subclasses differ in. The kinds of a global batch:
-
-    diagonal   tau_s = tau_t
-    interior   tau_s < tau_t, by length and start ("uniform_diff") or as a sorted pair
-               ("uniform_st")
-    boundary   tau_s = 0, tau_t = 1: the whole way in one jump
+networks at other times, which is what the subclasses differ in. `losses/kinds.py` deals the rows.
 """
 
 import abc
 import dataclasses
-import itertools
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flm_jax.contracts import Needs
-from flm_jax.errors import UserError
 from flm_jax.flow import times
-from flm_jax.flow.at import At
+from flm_jax.flow.at import STUDENT, TEACHER, At
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import Space
-from flm_jax.losses.base import Batch, Loss, PerToken, hint, weighted
+from flm_jax.flow.times import Path
+from flm_jax.losses import options
+from flm_jax.losses.base import Batch, Key, Loss, PerToken, dropout_keys, hint, weighted
+from flm_jax.losses.kinds import Kinds, boundary_notices
 
 UNIFORM_DIFF, UNIFORM_ST = "uniform_diff", "uniform_st"
-TEACHER, DATA = "teacher", "data"
-
-
-class Path(NamedTuple):
-    """Times of some sequences, (B,) each: of the network (tau) and of the interpolation."""
-
-    tau_s: jax.Array
-    tau_u: jax.Array
-    tau_t: jax.Array
-    s: jax.Array
-    u: jax.Array
-    t: jax.Array
-
-    def rows(self, which: slice) -> "Path":
-        return Path(*(x[which] for x in self))
+DATA = "data"
 
 
 class Setting(NamedTuple):
@@ -52,25 +34,17 @@ class Setting(NamedTuple):
     at: At  # without gradients, and so is the state
     state: jax.Array  # x_s
     path: Path
-    keys: tuple  # dropout keys of the target networks, or (None, None)
+    keys: Sequence[Key]  # of dropout in the two target networks; a teacher has none
     hint_BL: jax.Array | None = None  # what the losses will be multiplied with, see losses/base.py
 
-    @property
-    def space(self) -> Space:
-        return self.at.space
-
-    def ask(
-        self,
-        role: str,
-        state: jax.Array,
-        tau_s: jax.Array,
-        tau_t: jax.Array | None = None,
-        key: jax.Array | None = None,
-    ) -> Posterior:
-        """The posterior of the network in that role; a teacher has one time and no dropout."""
-        if role == TEACHER:
-            tau_t = key = None
-        return self.at.ask(role, state, tau_s, tau_t, key)
+    def rows(self, which: slice, kind_B: jax.Array) -> "Setting":
+        """Some of the sequences, of which only those of a kind count."""
+        hint_BL = self.hint_BL
+        return self._replace(
+            state=self.state[which],
+            path=self.path.rows(which),
+            hint_BL=None if hint_BL is None else (hint_BL * kind_B[:, None])[which],
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,18 +71,11 @@ class FlowMapLoss(Loss, unfinished=True):
     target_dropout: bool = True
 
     def __post_init__(self):
-        one_of("on_diagonal", self.on_diagonal, TEACHER, DATA)
-        one_of("off_diagonal_times", self.off_diagonal_times, UNIFORM_DIFF, UNIFORM_ST)
-        for name, value in (
-            ("diagonal_fraction", self.diagonal_fraction),
-            ("boundary_fraction", self.boundary_fraction),
-        ):
-            if not 0.0 <= value <= 1.0:
-                raise UserError(f"{name}={value} must be in [0, 1]")
-        if not 0.0 <= self.tau_min < self.tau_max <= 1.0:
-            raise UserError(
-                f"tau_min={self.tau_min}, tau_max={self.tau_max}: need 0 <= tau_min < tau_max <= 1"
-            )
+        options.one_of("on_diagonal", self.on_diagonal, TEACHER, DATA)
+        options.one_of("off_diagonal_times", self.off_diagonal_times, UNIFORM_DIFF, UNIFORM_ST)
+        options.share("diagonal_fraction", self.diagonal_fraction)
+        options.share("boundary_fraction", self.boundary_fraction)
+        options.tau_range(self.tau_min, self.tau_max)
 
     @property
     def needs(self) -> Needs:
@@ -134,35 +101,35 @@ class FlowMapLoss(Loss, unfinished=True):
         return draws
 
     def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
-        path = self.path(draws, at.clock, batch)
+        path, kinds = self.path(draws, at.clock, batch), self.kinds(batch.global_size)
         state = at.space.corrupt(draws["noise"], batch.tokens_BL, path.s)
-        key, *target_keys = _keys(draws.get("dropout"), 3)
-        if not self.target_dropout:
-            target_keys = [None] * len(target_keys)
+        key, *target_keys = dropout_keys(draws, 3)
         output = at.student(
-            at.space.view(state, "student"), *self.student_times(path, batch), key=key
+            at.space.view(state, STUDENT), *self.student_times(path, batch), key=key
         )
         setting = Setting(
             at.stopped(),
             jax.lax.stop_gradient(state),
             path,
-            tuple(target_keys),
+            target_keys if self.target_dropout else [None, None],
             jax.lax.stop_gradient(hint(batch.mask_BL, output.log_weight)),
         )
-        on, off = self.parts(batch)
+        diagonal_B = kinds.is_diagonal(batch.index_B)
+        on, off = kinds.parts(len(batch.index_B))
         loss_on = loss_off = None
         if on.stop:
-            here = _rows(setting, on, self.is_diagonal(batch))
+            here = setting.rows(on, diagonal_B)
             loss_on = self.diagonal(here, output.posterior.rows(on), batch.tokens_BL[on])
-        if off.start < len(batch.tokens_BL):
-            here = _rows(setting, off, ~self.is_diagonal(batch))
+        if off.start < off.stop:
+            here = setting.rows(off, ~diagonal_B)
             loss_off = self.off_diagonal(here, output.posterior.rows(off))
-        loss_BL, diagonal_B = self.join(batch, loss_on, loss_off)
-        count = self.counts(batch.global_size)
-        share_on, share_off = (max(n, 1) / batch.global_size for n in (count[0], sum(count[1:])))
+        loss_BL = kinds.join(batch.index_B, loss_on, loss_off)
+        share_on, share_off = (
+            max(n, 1) / batch.global_size for n in (kinds.diagonal, kinds.off_diagonal)
+        )
         metrics = {  # means over the samples of their kind
-            "loss_diagonal": jnp.where(diagonal_B, loss_BL, 0.0) / share_on,
-            "loss_off_diagonal": jnp.where(diagonal_B, 0.0, loss_BL) / share_off,
+            "loss_diagonal": jnp.where(diagonal_B[:, None], loss_BL, 0.0) / share_on,
+            "loss_off_diagonal": jnp.where(diagonal_B[:, None], 0.0, loss_BL) / share_off,
         }
         return PerToken(weighted(loss_BL, output.log_weight), batch.mask_BL, metrics)
 
@@ -178,111 +145,36 @@ class FlowMapLoss(Loss, unfinished=True):
 
     def teacher_at_s(self, here: Setting) -> Posterior:
         """D_s: the teacher's posterior at (x_s, tau_s)."""
-        return here.ask("teacher", here.state, here.path.tau_s)
+        return here.at.ask(TEACHER, here.state, here.path.tau_s)
 
     def student_times(self, path: Path, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The two times that the student is asked at."""
         return path.tau_s, path.tau_t
 
-    def counts(self, global_size: int) -> tuple[int, int, int]:
-        """Numbers of diagonal, interior and boundary samples."""
-        return times.split_counts(global_size, self.diagonal_fraction, self.boundary_fraction)
+    def kinds(self, global_size: int) -> Kinds:
+        """How many samples of a global batch are of each kind."""
+        return Kinds.of(global_size, self.diagonal_fraction, self.boundary_fraction)
 
     def notices(self, batch_size: int) -> list[str]:
-        """Says so if the numbers of rows of each kind, rounded down, leave no boundary sample."""
-        diagonal, interior, boundary = self.counts(batch_size)
-        if boundary or not interior or not self.boundary_fraction:
-            return []
-
-        def gives_one(fraction: float, batch: int) -> bool:
-            return dataclasses.replace(self, boundary_fraction=fraction).counts(batch)[2] > 0
-
-        off_diagonal = 1.0 - self.diagonal_fraction
-        least = ((diagonal + 1) / batch_size - self.diagonal_fraction) / off_diagonal
-        unit = 10.0 ** (math.floor(math.log10(least)) - 2)  # three digits of it, rounded up
-        digits = itertools.count(math.ceil(round(least / unit, 6)))
-        fraction = next(unit * n for n in digits if gives_one(unit * n, batch_size))
-        size = math.ceil(1.0 / (off_diagonal * self.boundary_fraction))
-        size += not gives_one(self.boundary_fraction, size)  # rounding may take a whole one away
-        return [
-            f"loss.options.boundary_fraction={self.boundary_fraction:g} of the {interior} rows off "
-            f"the diagonal of train.batch_size={batch_size} gives no boundary sample (the whole "
-            f"way in one jump); for one, set loss.options.boundary_fraction={fraction:.3g} or "
-            f"train.batch_size={size}, or the fraction to 0 if none is wanted"
-        ]
-
-    def parts(self, batch: Batch) -> tuple[slice, slice]:
-        """Rows that may lie on the diagonal, and rows that may lie off it.
-
-        A micro-batch takes every n-th row of the global batch, so its diagonal rows come first;
-        where the number does not divide evenly, one row is in both parts and `join` picks.
-        """
-        size = len(batch.tokens_BL)
-        micro_batches = batch.global_size // size
-        diagonal = self.counts(batch.global_size)[0]
-        return slice(0, -(-diagonal // micro_batches)), slice(diagonal // micro_batches, size)
-
-    def is_diagonal(self, batch: Batch) -> jax.Array:
-        return batch.index_B < self.counts(batch.global_size)[0]
-
-    def join(self, batch: Batch, on: jax.Array | None, off: jax.Array | None) -> tuple:
-        """The loss of all rows (B, L) from its two parts, and which rows are diagonal (B, 1)."""
-        size = len(batch.tokens_BL)
-        diagonal = self.is_diagonal(batch)[:, None]
-        if on is None:
-            return off, diagonal
-        if off is None:
-            return on, diagonal
-        on = jnp.pad(on, ((0, size - len(on)), (0, 0)))
-        off = jnp.pad(off, ((size - len(off), 0), (0, 0)))
-        return jnp.where(diagonal, on, off), diagonal
+        return boundary_notices(batch_size, self.diagonal_fraction, self.boundary_fraction)
 
     def path(self, draws: dict[str, jax.Array], clock: Clock, batch: Batch) -> Path:
         """The times of the sequences of a batch."""
-        size, index_B = batch.global_size, batch.index_B
-        diagonal, interior, _ = self.counts(size)
-
-        tau = self._unit(draws, "diagonal")
         if self.off_diagonal_times == UNIFORM_ST:
-            tau_s, tau_t = times.pairs(self._unit(draws, "pair"))
+            tau_s, tau_t = times.pairs(self._drawn(draws, "pair"))
         else:
-            length = self._unit(draws, "length")
-            tau_s = self._unit(draws, "start") * (1.0 - length)
+            length = self._drawn(draws, "length")
+            tau_s = self._drawn(draws, "start") * (1.0 - length)
             tau_t = tau_s + length
-        row = jnp.arange(size)
-        boundary = row >= diagonal + interior
-        tau_s = jnp.where(row < diagonal, tau, jnp.where(boundary, 0.0, tau_s))
-        tau_t = jnp.where(row < diagonal, tau, jnp.where(boundary, 1.0, tau_t))
-        tau_s, tau_t = (jnp.clip(x, 0.0, 1.0)[index_B] for x in (tau_s, tau_t))
-        tau_u = self.between(tau_s, tau_t, draws["between"][index_B])
-        return Path(tau_s, tau_u, tau_t, *(clock.to_t(x) for x in (tau_s, tau_u, tau_t)))
+        every = self.kinds(batch.global_size).times(self._drawn(draws, "diagonal"), tau_s, tau_t)
+        tau_s, tau_t = (x[batch.index_B] for x in every)
+        tau_u = self.between(tau_s, tau_t, draws["between"][batch.index_B])
+        return Path.through(tau_s, tau_u, tau_t, clock)
 
     def between(self, tau_s: jax.Array, tau_t: jax.Array, uniform: jax.Array) -> jax.Array:
         """tau_u, the intermediate time: half way."""
         return 0.5 * (tau_s + tau_t)
 
-    def _unit(self, draws: dict[str, jax.Array], name: str) -> jax.Array:
-        unit = draws[name]
-        if self.stratified:
-            unit = times.stratified(unit, draws[f"{name}_permutation"])
-        return unit * (self.tau_max - self.tau_min) + self.tau_min
-
-
-def one_of(name: str, value: str, *choices: str) -> None:
-    """UserError unless the option has one of these values."""
-    if value not in choices:
-        raise UserError(f"{name}={value!r} is unknown; choose {' or '.join(map(repr, choices))}")
-
-
-def _rows(setting: Setting, which: slice, kind_B: jax.Array) -> Setting:
-    """Some rows, of which only those of their kind count."""
-    hint_BL = setting.hint_BL
-    return setting._replace(
-        state=setting.state[which],
-        path=setting.path.rows(which),
-        hint_BL=None if hint_BL is None else (hint_BL * kind_B[:, None])[which],
-    )
-
-
-def _keys(key: jax.Array | None, n: int) -> list:
-    return [None] * n if key is None else list(jax.random.split(key, n))
+    def _drawn(self, draws: dict[str, jax.Array], name: str) -> jax.Array:
+        permutation = draws[f"{name}_permutation"] if self.stratified else None
+        return times.in_range(self.tau_min, self.tau_max, draws[name], permutation)

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
-from flm_jax.flow.at import At
+from flm_jax.flow import times
+from flm_jax.flow.at import STUDENT, At
+from flm_jax.flow.randomness import uniforms
 from flm_jax.flow.space import Space
-from flm_jax.flow.times import draw_stratified, stratified
+from flm_jax.losses import options
 from flm_jax.losses.base import Batch, Loss, PerToken, hint, weighted
 
 
@@ -38,10 +40,7 @@ class FlowMatching(Loss):
     given_fraction: float = 0.0
 
     def __post_init__(self):
-        if not 0.0 <= self.tau_min < self.tau_max <= 1.0:
-            raise UserError(
-                f"tau_min={self.tau_min}, tau_max={self.tau_max}: need 0 <= tau_min < tau_max <= 1"
-            )
+        options.tau_range(self.tau_min, self.tau_max)
         if not 0.0 <= self.given_fraction < 1.0:
             raise UserError(f"given_fraction={self.given_fraction} must be in [0, 1)")
 
@@ -51,7 +50,7 @@ class FlowMatching(Loss):
 
     def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
         key_time, key_noise, key_given, key_dropout = jax.random.split(key, 4)
-        uniform_N, permutation_N = draw_stratified(key_time, batch.global_size)
+        uniform_N, permutation_N = times.draw_stratified(key_time, batch.global_size)
         draws = {
             "uniform": uniform_N,
             "permutation": permutation_N,
@@ -59,8 +58,8 @@ class FlowMatching(Loss):
             "dropout": jax.random.fold_in(key_dropout, batch.index_B[0]),
         }
         if self.given_fraction:
-            uniform = jax.vmap(lambda k: jax.random.uniform(k, (batch.length,), jnp.float32))
-            draws["given"] = uniform(batch.keys(key_given)) < self.given_fraction
+            uniform_BL = uniforms(batch.keys(key_given), batch.length)
+            draws["given"] = uniform_BL < self.given_fraction
         return draws
 
     def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
@@ -69,15 +68,12 @@ class FlowMatching(Loss):
             tau = jnp.where(draws["given"], 1.0, tau[:, None])
             count_BL = count_BL * ~draws["given"]
         state = at.space.corrupt(draws["noise"], batch.tokens_BL, at.clock.to_t(tau))
-        output = at.student(at.space.view(state, "student"), tau, key=draws.get("dropout"))
+        output = at.student(at.space.view(state, STUDENT), tau, key=draws.get("dropout"))
         hint_BL = hint(count_BL, output.log_weight)
         nll_BL = -output.posterior.log_prob(batch.tokens_BL, hint_BL)
         return PerToken(weighted(nll_BL, output.log_weight), count_BL, {"nll": nll_BL})
 
     def times(self, draws: dict[str, jax.Array]) -> jax.Array:
         """tau of every sequence of the global batch, (N,)."""
-        if self.stratified:
-            unit = stratified(draws["uniform"], draws["permutation"])
-        else:
-            unit = draws["uniform"]
-        return unit * (self.tau_max - self.tau_min) + self.tau_min
+        permutation = draws["permutation"] if self.stratified else None
+        return times.in_range(self.tau_min, self.tau_max, draws["uniform"], permutation)

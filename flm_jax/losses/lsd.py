@@ -18,8 +18,11 @@ import jax.numpy as jnp
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import maps
-from flm_jax.flow.posterior import Combination, Posterior
-from flm_jax.losses.flow_map import TEACHER, FlowMapLoss, Setting, one_of
+from flm_jax.flow.at import STUDENT, TEACHER
+from flm_jax.flow.combination import Combination
+from flm_jax.flow.posterior import Posterior
+from flm_jax.losses import options
+from flm_jax.losses.flow_map import FlowMapLoss, Setting
 
 SELF = "self"
 
@@ -43,7 +46,7 @@ class LSD(FlowMapLoss):
 
     def __post_init__(self):
         super().__post_init__()
-        one_of("end", self.end, SELF, TEACHER)
+        options.one_of("end", self.end, SELF, TEACHER)
         if not 1.0 < self.alpha <= 2.0:
             raise UserError(f"alpha={self.alpha} of the entmax projection must be above 1, up to 2")
 
@@ -64,19 +67,21 @@ class LSD(FlowMapLoss):
 
     def target(self, here: Setting) -> Combination:
         """D_t(X_{s,t}) - (t-s)(1-t)/(1-s) d delta/dt, before the projection."""
-        path = here.path
-        moved = end_derivative(here, here.at.clock.dtau_dt(path.t))
+        at, path = here.at, here.path
+        moved = end_derivative(here, at.clock.dtau_dt(path.t))
         keep, add = maps.jump(path.s, path.t, maps.EPS_MAP)
-        state_t = here.space.advance(here.state, keep, add, moved.probability())
-        role = TEACHER if self.end == TEACHER else "student"
-        end = here.ask(role, state_t, path.tau_t, path.tau_t, here.keys[1])
+        state_t = at.space.advance(here.state, keep, add, moved.probability())
+        if self.end == TEACHER:
+            end = at.ask(TEACHER, state_t, path.tau_t)
+        else:
+            end = at.ask(STUDENT, state_t, path.tau_t, path.tau_t, here.keys[1])
         return end.probability() + moved.tangent(-add * (1.0 - path.t))
 
 
 def end_derivative(here: Setting, speed_B: jax.Array) -> Posterior:
     """delta_{s,t}(x_s) of the student with its derivative along speed * d/dtau_t."""
     net, path = here.at.student, here.path
-    h_BLD = here.space.view(here.state, "student")
+    h_BLD = here.at.space.view(here.state, STUDENT)
 
     def features(tau_t):
         return net.backbone(net.params, h_BLD, path.tau_s, tau_t, here.keys[0])[0]

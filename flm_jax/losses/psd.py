@@ -2,7 +2,7 @@
 
     delta_{s,t}(x) = lambda * delta_{s,u}(x) + (1 - lambda) * delta_{u,t}(X_{s,u}(x))
 
-The right side, two short jumps of the running student or its average without gradient, is the
+The right side, two short jumps of the running student or its EMA without gradient, is the
 target of the long jump on the left. At t = 1 lambda is 0: the target is the second jump alone.
 """
 
@@ -12,14 +12,16 @@ import jax
 
 from flm_jax.contracts import Needs
 from flm_jax.flow import maps
-from flm_jax.flow.at import At
-from flm_jax.flow.posterior import Combination, Posterior, one_hot
+from flm_jax.flow.at import EMA, STUDENT, At
+from flm_jax.flow.combination import Combination, one_hot
+from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import per_token
-from flm_jax.losses.flow_map import DATA, FlowMapLoss, Path, Setting, one_of
+from flm_jax.flow.times import Path
+from flm_jax.losses import options
+from flm_jax.losses.flow_map import DATA, FlowMapLoss, Setting
 
 MIDPOINT, RANDOM = "midpoint", "random"
 CROSS_ENTROPY, SQUARED = "cross_entropy", "squared"
-STUDENT, EMA = "student", "ema"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class PSD(FlowMapLoss):
       intermediate: tau_u is the "midpoint" of tau_s and tau_t, or "random" between them.
       distance: "cross_entropy" or "squared" error over the vocabulary.
       rescale: multiply the off-diagonal loss by ((t - s) / (1 - s))^2.
-      target: networks of the target: the running "student" (official) or its average, "ema".
+      target: networks of the target: the running "student" (official) or its EMA, "ema".
     """
 
     intermediate: str = MIDPOINT
@@ -40,9 +42,9 @@ class PSD(FlowMapLoss):
 
     def __post_init__(self):
         super().__post_init__()
-        one_of("intermediate", self.intermediate, MIDPOINT, RANDOM)
-        one_of("distance", self.distance, CROSS_ENTROPY, SQUARED)
-        one_of("target", self.target, STUDENT, EMA)
+        options.one_of("intermediate", self.intermediate, MIDPOINT, RANDOM)
+        options.one_of("distance", self.distance, CROSS_ENTROPY, SQUARED)
+        options.one_of("target", self.target, STUDENT, EMA)
 
     @property
     def needs(self) -> Needs:
@@ -86,18 +88,17 @@ def semigroup_defect(
     of delta_{s,u} and delta_{u,t}: 0 for an exact flow map, at most 2. ``state`` is x_s; times are
     those of the network "student", (B,).
     """
-    path = Path(tau_s, tau_u, tau_t, *(at.clock.to_t(tau) for tau in (tau_s, tau_u, tau_t)))
-    here = Setting(at, state, path, (None, None))
-    long_jump = here.ask(STUDENT, state, tau_s, tau_t).probability()
+    here = Setting(at, state, Path.through(tau_s, tau_u, tau_t, at.clock), (None, None))
+    long_jump = at.ask(STUDENT, state, tau_s, tau_t).probability()
     return semigroup(here, STUDENT).squared_error_to(long_jump)
 
 
 def semigroup(here: Setting, role: str) -> Combination:
     """lambda * delta_{s,u}(x) + (1 - lambda) * delta_{u,t}(X_{s,u}(x)), without gradient."""
-    path = here.path
-    first = here.ask(role, here.state, path.tau_s, path.tau_u, here.keys[0])
+    at, path = here.at, here.path
+    first = at.ask(role, here.state, path.tau_s, path.tau_u, here.keys[0])
     keep, add = maps.jump(path.s, path.u, maps.EPS_MAP)
-    state_u = here.space.advance(here.state, keep, add, first.probability())
-    second = here.ask(role, state_u, path.tau_u, path.tau_t, here.keys[1])
+    state_u = at.space.advance(here.state, keep, add, first.probability())
+    second = at.ask(role, state_u, path.tau_u, path.tau_t, here.keys[1])
     weight = maps.semigroup_weight(path.s, path.u, path.t)
     return first.probability(weight) + second.probability(1.0 - weight)

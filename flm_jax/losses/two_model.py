@@ -23,12 +23,14 @@ import jax.numpy as jnp
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import maps, times
-from flm_jax.flow.at import At
+from flm_jax.flow.at import RESIDUAL, STUDENT, TEACHER, At
 from flm_jax.flow.clock import Clock
-from flm_jax.flow.posterior import Combination, Posterior, array
+from flm_jax.flow.combination import Combination, array
+from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import OneHot, Space
-from flm_jax.losses.base import Batch, Loss, PerToken, hint, weighted
-from flm_jax.losses.flow_map import Path
+from flm_jax.flow.times import Path
+from flm_jax.losses import options
+from flm_jax.losses.base import Batch, Key, Loss, PerToken, dropout_keys, hint, weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +48,7 @@ class TwoModelLoss(Loss, unfinished=True):
     eps: float = maps.EPS
 
     def __post_init__(self):
-        if not 0.0 <= self.boundary_fraction <= 1.0:
-            raise UserError(f"boundary_fraction={self.boundary_fraction} must be in [0, 1]")
+        options.share("boundary_fraction", self.boundary_fraction)
         if not 0.0 < self.min_length < 1.0:
             raise UserError(f"min_length={self.min_length} must be above 0, below 1")
         if self.eps <= 0.0:
@@ -77,8 +78,7 @@ class TwoModelLoss(Loss, unfinished=True):
         boundary = draws["boundary"] < self.boundary_fraction
         length, start = jnp.where(boundary, 1.0, length), jnp.where(boundary, 0.0, start)
         length, start = length[batch.index_B], start[batch.index_B]
-        tau = (start, start + 0.5 * length, start + length)
-        return Path(*tau, *(clock.to_t(x) for x in tau))
+        return Path.through(start, start + 0.5 * length, start + length, clock)
 
 
 class HalfJumps(NamedTuple):
@@ -108,9 +108,8 @@ class Residual(TwoModelLoss):
     def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
         path = self.path(draws, at.clock, batch)
         state = at.space.corrupt(draws["noise"], batch.tokens_BL, path.s)
-        key = draws.get("dropout")
-        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-        output = at.student(at.space.view(state, "student"), path.tau_s, path.tau_t, keys[0])
+        keys = dropout_keys(draws, 3)
+        output = at.student(at.space.view(state, STUDENT), path.tau_s, path.tau_t, keys[0])
         halves = self.halves(at.stopped(), jax.lax.stop_gradient(state), path, keys[1:])
         target = self.target(halves, path, at.space, jax.lax.stop_gradient(state))
         # The prediction is f_s + step * g; f_s, which has no gradient, is taken to the other side.
@@ -122,18 +121,16 @@ class Residual(TwoModelLoss):
         metrics = {"squared_error": loss_BL}
         return PerToken(weighted(loss_BL, output.log_weight), batch.mask_BL, metrics)
 
-    def halves(
-        self, at: At, state: jax.Array, path: Path, keys: Sequence[jax.Array | None]
-    ) -> HalfJumps:
+    def halves(self, at: At, state: jax.Array, path: Path, keys: Sequence[Key]) -> HalfJumps:
         """f and g at the start and, after the first half jump, in the middle."""
-        f_s = at.ask("teacher", state, path.tau_s)
-        g_su = at.ask("student", state, path.tau_s, path.tau_u, keys[0])
+        f_s = at.ask(TEACHER, state, path.tau_s)
+        g_su = at.ask(STUDENT, state, path.tau_s, path.tau_u, keys[0])
         keep, add = maps.euler(path.s, path.u, self.eps)
         length = path.u - path.s
         move = f_s.probability(add) + g_su.logits(0.5 * length * length)
         state_u = at.space.advance(state, keep, 1.0, move)
-        f_u = at.ask("teacher", state_u, path.tau_u)
-        g_ut = at.ask("student", state_u, path.tau_u, path.tau_t, keys[1])
+        f_u = at.ask(TEACHER, state_u, path.tau_u)
+        g_ut = at.ask(STUDENT, state_u, path.tau_u, path.tau_t, keys[1])
         return HalfJumps(f_s, g_su, state_u, f_u, g_ut)
 
     def target(self, halves: HalfJumps, path: Path, space: Space, state: jax.Array) -> Combination:
@@ -174,11 +171,11 @@ class SecondStage(TwoModelLoss):
         path = self.path(draws, at.clock, batch)
         state = at.space.corrupt(draws["noise"], batch.tokens_BL, path.s)
         output = at.student(
-            at.space.view(state, "student"), path.tau_s, path.tau_t, draws.get("dropout")
+            at.space.view(state, STUDENT), path.tau_s, path.tau_t, draws.get("dropout")
         )
         fixed, still = jax.lax.stop_gradient(state), at.stopped()
-        f_s = still.ask("teacher", fixed, path.tau_s)
-        g_st = still.ask("residual", fixed, path.tau_s, path.tau_t)
+        f_s = still.ask(TEACHER, fixed, path.tau_s)
+        g_st = still.ask(RESIDUAL, fixed, path.tau_s, path.tau_t)
         step = path.t - path.s
         _, add = maps.euler(path.s, path.t, self.eps)  # the state's own share is the same in both
         target = f_s.probability(add) + g_st.logits(0.5 * step * step)

@@ -28,10 +28,12 @@ from flm_jax.errors import UserError
 from flm_jax.flow import discrete
 from flm_jax.flow.at import At
 from flm_jax.flow.clock import Clock
-from flm_jax.flow.posterior import Posterior, first_largest, over_chunks
-from flm_jax.flow.space import Space, draw_noise, per_token
+from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.randomness import normals, random_tokens, two_each, uniforms
+from flm_jax.flow.space import Space, per_token
+from flm_jax.flow.vocabulary import first_largest
 from flm_jax.losses.base import Batch
-from flm_jax.losses.masked_diffusion import TokenDiffusion, refuse_weight
+from flm_jax.losses.token_diffusion import TokenDiffusion, refuse_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +42,10 @@ class UniformDiffusion(TokenDiffusion):
 
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
         vocab_size = space.tables["student"].shape[0]
-        keys_B2 = jax.vmap(jax.random.split)(keys_B)
+        keys_move, keys_anywhere = two_each(keys_B)
         return {
-            "move": discrete.uniforms(keys_B2[:, 0], length),
-            "anywhere": discrete.anywhere(keys_B2[:, 1], length, vocab_size),
+            "move": uniforms(keys_move, length),
+            "anywhere": random_tokens(keys_anywhere, length, vocab_size),
         }
 
     def losses(
@@ -87,7 +89,7 @@ class UniformCurriculum(UniformDiffusion):
             raise UserError(f"temperature={self.temperature} must be above 0; official: 0.001")
 
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
-        return {"noise": draw_noise(keys_B, length, space.tables["student"].shape[0])}
+        return {"noise": normals(keys_B, length, space.tables["student"].shape[0])}
 
     def losses(
         self, at: At, batch: Batch, draws: dict[str, jax.Array], t_B: jax.Array
@@ -158,16 +160,16 @@ def log_values(
     posterior: Posterior, tokens_BL: jax.Array, seen_BL: jax.Array, alpha_BL: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log v(p) summed over the vocabulary, at the clean token and at the seen one, (B, L) each."""
-    head = posterior.head
+    vocab_size = posterior.head.vocab_size
 
-    def chunk(features, tokens, seen, alpha):
-        p = jax.nn.softmax(head.capped(head.raw(features)), axis=-1)
-        values = jnp.log(head.vocab_size * alpha[..., None] * p + (1.0 - alpha[..., None]))
-        vocabulary = jnp.arange(head.vocab_size, dtype=tokens.dtype)[None, None, :]
+    def chunk(logits, tokens, seen, alpha):
+        p = jax.nn.softmax(logits, axis=-1)
+        values = jnp.log(vocab_size * alpha[..., None] * p + (1.0 - alpha[..., None]))
+        vocabulary = jnp.arange(vocab_size, dtype=tokens.dtype)[None, None, :]
 
         def pick(at):
             return jnp.sum(jnp.where(vocabulary == at[..., None], values, 0.0), axis=-1)
 
         return jnp.sum(values, axis=-1), pick(tokens), pick(seen)
 
-    return over_chunks(chunk, head.chunk, posterior.features_BLD, tokens_BL, seen_BL, alpha_BL)
+    return posterior.each_chunk(chunk, tokens_BL, seen_BL, alpha_BL)

@@ -11,11 +11,11 @@ The first two are ordinary JAX: every derivative works through them, forward mod
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from flm_jax.models import kernels
 
@@ -33,7 +33,7 @@ def rotary_frequencies(head_width: int) -> np.ndarray:
     return np.float32(1.0) / wavelengths
 
 
-def rotary_tables(length: int, head_width: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+def rotary_tables(length: int, head_width: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
     """cos and sin of position times frequency, (L, head_width / 2)."""
     frequency = jnp.asarray(rotary_frequencies(head_width), dtype)
     angle = jnp.arange(length, dtype=dtype)[:, None] * frequency[None, :]

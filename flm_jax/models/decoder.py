@@ -14,7 +14,6 @@ Letters besides those of `flm_jax`: G heads of keys and values, each shared by H
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from flm_jax.flow.head import on_last_axis
 from flm_jax.flow.net import Cache, CausalNet
 from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.trees import Params
 
 _PRECISION = jax.lax.Precision.HIGHEST  # accelerators would otherwise round to bf16 or TF32
 Layer = dict[str, dict[str, jax.Array]]
@@ -76,7 +76,7 @@ class Decoder(CausalNet):
         return Posterior(h_B1D, self.head), tuple(filled)
 
 
-def decoder(params: dict[str, Any], shape: Shape, head_chunk: int = 1024) -> Decoder:
+def decoder(params: Params, shape: Shape, head_chunk: int = 1024) -> Decoder:
     """The network; its posteriors have neither soft cap nor temperature."""
 
     def backbone(params, h_BLD, tau_s=None, tau_t=None, key=None):
@@ -87,7 +87,7 @@ def decoder(params: dict[str, Any], shape: Shape, head_chunk: int = 1024) -> Dec
 
 
 def features(
-    params: dict[str, Any], shape: Shape, h_BLD: jax.Array, mask_BL: jax.Array | None = None
+    params: Params, shape: Shape, h_BLD: jax.Array, mask_BL: jax.Array | None = None
 ) -> jax.Array:
     """The last layer's normalised features (B, L, D) of embedded tokens.
 
@@ -107,7 +107,7 @@ def features(
     return _norm(shape, params["norm"], jax.lax.scan(block, h_BLD, params["blocks"])[0])
 
 
-def _placed(params: dict[str, Any], h_BLD: jax.Array, position_L: jax.Array) -> jax.Array:
+def _placed(params: Params, h_BLD: jax.Array, position_L: jax.Array) -> jax.Array:
     return h_BLD + params["positions"][position_L][None] if "positions" in params else h_BLD
 
 

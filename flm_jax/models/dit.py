@@ -24,14 +24,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flm_jax.errors import UserError
 from flm_jax.flow import chunks
 from flm_jax.flow.head import matmul_dtype
 from flm_jax.flow.net import Cache, CausalNet, Net
 from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.trees import Params, Tree
 from flm_jax.models.attention import attend, rotary_tables, rotate
 from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modulate, uniform
+from flm_jax.models.settings import Settings
 
 # Logits of an automatic chunk, MiB: on CPU near what the caches hold, else large enough to keep a
 # GPU's or TPU's matrix units busy and small against its memory.
@@ -49,7 +52,7 @@ class Block(nn.Module):
     mlp_ratio: int
     dropout: float
     attention_cap: float
-    dtype: Any
+    dtype: DTypeLike
     deterministic: bool
     causal: bool = False
     attention: str = "auto"
@@ -101,7 +104,7 @@ class Block(nn.Module):
 class Final(nn.Module):
     """The last norm and modulation (if there is conditioning) before the vocabulary head."""
 
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, h_BLD: jax.Array, conditioning: jax.Array | None) -> jax.Array:
@@ -123,7 +126,7 @@ class DiT(nn.Module):
     attention_cap: float
     two_times: bool
     loss_weighting: bool
-    dtype: Any
+    dtype: DTypeLike
     remat: bool
     scan_unroll: int
 
@@ -250,7 +253,7 @@ class Model:
     head_init: str
     module: DiT
 
-    def init(self, key: jax.Array) -> dict:
+    def init(self, key: jax.Array) -> Params:
         """Freshly initialised float32 parameters, as the official code does it.
 
         With ``head_init`` "table" the head starts as the transposed embedding table, not at zero: a
@@ -271,7 +274,7 @@ class Model:
         }
         return params
 
-    def apply(self, params: dict, *arguments: Any, **options: Any) -> tuple:
+    def apply(self, params: Params, *arguments: Any, **options: Any) -> tuple:
         """The module on its part of the parameters."""
         own = {name: tree for name, tree in params.items() if name not in ("embed", "head")}
         return self.module.apply({"params": own}, *arguments, **options)
@@ -293,7 +296,7 @@ class Model:
         rngs = None if key is None else {"dropout": key}
         return self.apply(params, h_BLD, tau_s, tau_t, deterministic=key is None, rngs=rngs)[:2]
 
-    def net(self, params: dict, temperature: float = 1.0, devices: int = 1) -> Net:
+    def net(self, params: Params, temperature: float = 1.0, devices: int = 1) -> Net:
         """The network with these parameters; ``devices`` share the batch and so each chunk.
 
         A causal one is a `CausalNet`.
@@ -310,8 +313,8 @@ class Model:
         )
 
 
-def build(settings: Any, vocab_size: int) -> Model:
-    """The model of a `config.Model` section for a vocabulary of ``vocab_size`` tokens.
+def build(settings: Settings, vocab_size: int) -> Model:
+    """The model of these settings for a vocabulary of ``vocab_size`` tokens.
 
     With ``mask_token`` the network has one token more, the last, that no tokenizer writes.
 
@@ -347,6 +350,6 @@ def build(settings: Any, vocab_size: int) -> Model:
     )
 
 
-def count_parameters(params: Any) -> int:
+def count_parameters(params: Tree) -> int:
     """Number of entries in all arrays of a tree (arrays or shapes)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

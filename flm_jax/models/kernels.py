@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.errors import UserError
+from flm_jax.models.settings import Settings
 
 COMPUTE_CAPABILITIES = ("9.0", "10.0")  # of the GPUs that the kernels are written for
 HEAD_WIDTHS = (64, 128)  # that "auto" gives to a kernel
@@ -21,8 +22,8 @@ def installed() -> bool:
     return importlib.util.find_spec("tokamax") is not None
 
 
-def settle(model: Any, forward_derivatives: bool) -> str:
-    """What "attention" of a `config.Model` means here: "auto" is a kernel where that is safe.
+def settle(model: Settings, forward_derivatives: bool) -> str:
+    """What "attention" of a network's settings means here: "auto" is a kernel where that is safe.
 
     That is: installed, bfloat16, one device of a kind that has one, and a loss that takes no
     forward derivatives. What remains "auto" is decided by the length (`attention.attend`).
@@ -38,13 +39,21 @@ def settle(model: Any, forward_derivatives: bool) -> str:
 
 
 def supported(device: Any) -> bool:
-    """Whether tokamax has a kernel, forward and backward, for a device."""
+    """Whether tokamax has a kernel, forward and backward, for a device of JAX."""
     if device.platform == "tpu":
         return True
     return getattr(device, "compute_capability", "") in COMPUTE_CAPABILITIES
 
 
-def tokamax(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, implementation=None):
+def tokamax(
+    q_BLHK: jax.Array,
+    k_BMHK: jax.Array,
+    v_BMHK: jax.Array,
+    cap: float,
+    visible_LM: jax.Array | None = None,
+    causal: bool = False,
+    implementation: str | None = None,
+) -> jax.Array:
     """`attention.attend` by tokamax: its kernel, or on a CPU its plain form ("xla").
 
     Raises UserError where the library has no kernel for the device, shape or type.

@@ -1,11 +1,11 @@
 """Layers of the backbone, with the initialisation of the official PyTorch code."""
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flm_jax.flow.head import matmul_dtype, on_last_axis
 
@@ -29,7 +29,7 @@ class Linear(nn.Module):
     features: int
     use_bias: bool = True
     zero: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,14 +1,14 @@
 """The first parameters of a network that starts from another one."""
 
-from typing import Any
-
 import jax.numpy as jnp
+
+from flm_jax.flow.trees import Params
 
 DROPPED = ("time_embed_to", "loss_weight")  # parts that only one of the two may have
 OPTIONAL = (*DROPPED, "positions")  # parts that the source may lack
 
 
-def student_from(fresh: dict[str, Any], source: dict[str, Any], correction: bool = False) -> dict:
+def student_from(fresh: Params, source: Params, correction: bool = False) -> Params:
     """The parameters of ``source`` in a network shaped like ``fresh``.
 
     A second time embedder that the source lacks gets a last layer of zeros: the flow map starts
@@ -37,7 +37,7 @@ def student_from(fresh: dict[str, Any], source: dict[str, Any], correction: bool
     return params
 
 
-def zeros(tree: dict[str, Any]) -> dict[str, Any]:
+def zeros(tree: Params) -> Params:
     return {
         name: zeros(leaf) if isinstance(leaf, dict) else jnp.zeros_like(leaf)
         for name, leaf in tree.items()

@@ -122,7 +122,9 @@ def _by_tau(run: Run) -> str:
 
 
 def _tau_of(name: str) -> float:
-    return float(_TAU.match(name).group(1).rstrip("."))
+    found = _TAU.match(name)
+    assert found is not None, name  # as `_tau_names` chooses them
+    return float(found.group(1).rstrip("."))
 
 
 def _others(run: Run, trained: str) -> str:

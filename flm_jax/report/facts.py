@@ -3,7 +3,7 @@
 import re
 
 from flm_jax.report.markup import details, duration, escape, facts, is_number, note
-from flm_jax.report.workdir import Run, why
+from flm_jax.report.workdir import Json, Run, why
 
 
 def corpus(run: Run) -> tuple[str, str]:
@@ -72,7 +72,7 @@ def _setting(value) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
-def _flat(values: dict, prefix: str = "") -> list[tuple[str, object]]:
+def _flat(values: Json, prefix: str = "") -> list[tuple[str, object]]:
     pairs = []
     for key, value in values.items():
         name = f"{prefix}{key}"

@@ -9,7 +9,7 @@ from flm_jax.evals.base import format_value
 from flm_jax.report.curves import series
 from flm_jax.report.markup import duration, escape, is_number, number, plural, short
 from flm_jax.report.results import default_row, repeats
-from flm_jax.report.workdir import Run
+from flm_jax.report.workdir import Json, Run
 
 # How a run ends well, by the word of run.json, and what to call it.
 FINISHED = {"complete": "complete", "time limit": "complete: time budget used"}
@@ -76,7 +76,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _tile(rows: list[dict], column: dict) -> tuple[str, str, str] | None:
+def _tile(rows: list[Json], column: Json) -> tuple[str, str, str] | None:
     """The value of the model at its default number of steps; real text's and others' beside it."""
     key, row = column["key"], default_row(rows)
     if row is None or not is_number(row["values"].get(key)):
@@ -92,7 +92,7 @@ def _tile(rows: list[dict], column: dict) -> tuple[str, str, str] | None:
     return column["title"], format_value(row["values"][key], column), "; ".join([name, *beside])
 
 
-def _kind(config: dict) -> str:
+def _kind(config: Json) -> str:
     """What was trained, in words."""
     loss = config.get("loss", {}).get("name", "flow_matching")
     if loss == "flow_matching":
@@ -110,7 +110,7 @@ def _corpus_name(run: Run) -> str:
     return ""
 
 
-def _device(hardware: dict) -> str:
+def _device(hardware: Json) -> str:
     device = str(hardware.get("device") or hardware.get("platform") or "")
     if hardware.get("platform") == "cpu":
         return plural(hardware["host_cores"], "CPU core") if "host_cores" in hardware else "CPU"

@@ -4,6 +4,7 @@ import html
 import json
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 
 def escape(value) -> str:
@@ -55,7 +56,7 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: float, noun: str) -> str:
     """Return "1 step" or "1,200 steps"."""
     return f"{number(count)} {noun}{'' if count == 1 else 's'}"
 
@@ -119,6 +120,6 @@ def tabs(
     return f'<div class="tabs">{"".join(parts)}<div class="panels">{bodies}</div></div>'
 
 
-def is_number(value) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether the value of a JSON file is a number (a truth value is none)."""
     return isinstance(value, int | float) and not isinstance(value, bool)

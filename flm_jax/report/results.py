@@ -1,12 +1,12 @@
-"""The table that sets model, yardsticks and real text side by side."""
+"""The table that sets model, baselines and real text side by side."""
 
 import numpy as np
 
 from flm_jax.evals.base import format_value
 from flm_jax.report.markup import details, escape, is_number, note, number
-from flm_jax.report.workdir import Run, why
+from flm_jax.report.workdir import Json, Run, why
 
-_KINDS = {"model": "model", "yardstick": "yardstick", "data": "real text"}
+_KINDS = {"model": "model", "yardstick": "baseline", "data": "real text"}
 _VARIETY = "sample_entropy"
 VARIED = 0.75  # of real text's entropy in a sample; below, a text repeats itself
 
@@ -31,7 +31,7 @@ def table(run: Run) -> tuple[str, str]:
             _cell(row, column, data.get(column["key"]), i in marks[column["key"]])
             for column in columns
         )
-        kind = escape(_KINDS.get(row["kind"], row["kind"]) + (", repeats itself" * poor[i]))
+        kind = escape(_KINDS.get(row["kind"], str(row["kind"])) + (", repeats itself" * poor[i]))
         lines.append(
             f'<tr class="{escape(row["kind"])}"><th scope="row">{escape(row["name"])}'
             f"<small>{kind}</small></th>{cells}</tr>"
@@ -59,7 +59,7 @@ def table(run: Run) -> tuple[str, str]:
     return body, f"{measured}."
 
 
-def default_row(rows: list[dict]) -> dict | None:
+def default_row(rows: list[Json]) -> Json | None:
     """The model at the number of steps that it takes when none is named.
 
     That is the last of sampler.steps, as for `FlowModel.generate`, and not the row that looks best.
@@ -67,14 +67,15 @@ def default_row(rows: list[dict]) -> dict | None:
     return next((row for row in reversed(rows) if row["kind"] == "model"), None)
 
 
-def repeats(row: dict, data: dict) -> bool:
+def repeats(row: Json, data: Json) -> bool:
     """Whether a model's texts have far less variety than real text, whose values are `data`."""
     value, real = row["values"].get(_VARIETY), data.get(_VARIETY)
-    known = row["kind"] == "model" and is_number(value) and is_number(real)
-    return known and value < VARIED * real
+    if row["kind"] != "model" or not is_number(value) or not is_number(real):
+        return False
+    return value < VARIED * real
 
 
-def best_of(values: list[float], column: dict, data: float | None) -> int:
+def best_of(values: list[float], column: Json, data: float | None) -> int:
     """Return the index of the best value of this column: the nearest to real text's, `data`.
 
     Without it the highest or the lowest, as the column says.
@@ -84,7 +85,7 @@ def best_of(values: list[float], column: dict, data: float | None) -> int:
     return int(np.argmin(values) if column.get("better") == "lower" else np.argmax(values))
 
 
-def _marked(rows: list[dict], poor: list[bool], column: dict, data: float | None) -> set[int]:
+def _marked(rows: list[Json], poor: list[bool], column: Json, data: float | None) -> set[int]:
     """Indices of the best model rows; none where all are alike or the column has no direction."""
     models = {
         i: row["values"][column["key"]]
@@ -102,7 +103,7 @@ def _marked(rows: list[dict], poor: list[bool], column: dict, data: float | None
     return {i for i, value in models.items() if value == best and not poor[i]}
 
 
-def _cell(row: dict, column: dict, data: float | None, best: bool) -> str:
+def _cell(row: Json, column: Json, data: float | None, best: bool) -> str:
     value = row["values"].get(column["key"])
     text = escape(format_value(value, column).replace(" ", "\u00a0"))
     if best:

@@ -2,7 +2,7 @@
 
 from flm_jax.report.markup import details, duration, escape, is_number, note, number, plural, tabs
 from flm_jax.report.strip import spread, strip
-from flm_jax.report.workdir import Run, why
+from flm_jax.report.workdir import Json, Run, why
 
 MAX_TEXTS = 5  # shown at once; the rest opens with a click
 MAX_PANELS = 12
@@ -38,7 +38,7 @@ def denoising(run: Run) -> tuple[str, str]:
 
 def progress(run: Run) -> tuple[str, str]:
     """How samples changed during training."""
-    by_step: dict[int, list[dict]] = {}
+    by_step: dict[int, list[Json]] = {}
     for row in run.samples:
         by_step.setdefault(row["step"], []).append(row)
     if not by_step:

@@ -5,9 +5,12 @@ import json
 import os
 import pathlib
 import re
+from typing import Any, TypeAlias
 
 from flm_jax.errors import UserError
 from flm_jax.host import runlog
+
+Json: TypeAlias = dict[str, Any]  # an object of a JSON file, whose keys may be missing
 
 WRITTEN_AT = {
     "config.json": "at the start of a run",
@@ -23,11 +26,11 @@ class Run:
     """What is known of a run. Absent parts are empty; `missing` says which, and why."""
 
     path: pathlib.Path
-    config: dict
-    run: dict
-    metrics: list[dict]
-    samples: list[dict]
-    results: dict
+    config: Json
+    run: Json
+    metrics: list[Json]
+    samples: list[Json]
+    results: Json
     missing: dict[str, str]
 
 
@@ -69,7 +72,7 @@ def _absent(name: str) -> str:
     return f"{name} is missing or empty; it is written {WRITTEN_AT[name]}"
 
 
-def _read_object(path: pathlib.Path, missing: dict[str, str]) -> dict:
+def _read_object(path: pathlib.Path, missing: dict[str, str]) -> Json:
     if not path.is_file():
         missing[path.name] = _absent(path.name)
         return {}
@@ -84,8 +87,8 @@ def _read_object(path: pathlib.Path, missing: dict[str, str]) -> dict:
     return value
 
 
-def _read_samples(folder: pathlib.Path) -> list[dict]:
-    """Return the rows of samples/step_*.jsonl by step and index; unreadable lines are left out."""
+def _read_samples(folder: pathlib.Path) -> list[Json]:
+    """Return the rows of samples/step_*.jsonl by step and index; unreadable lines are omitted."""
     rows = []
     for path in folder.glob("step_*.jsonl") if folder.is_dir() else ():
         named = re.search(r"\d+", path.name)

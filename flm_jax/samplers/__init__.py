@@ -1,8 +1,8 @@
 """Samplers, one rule per file. To add one: a frozen dataclass, a row here, a row in its test."""
 
+from flm_jax.samplers.ancestral import AncestralMasked, AncestralUniform
 from flm_jax.samplers.autoregressive import LeftToRight
 from flm_jax.samplers.base import Sampler
-from flm_jax.samplers.discrete import AncestralMasked, AncestralUniform
 from flm_jax.samplers.euler import Euler
 from flm_jax.samplers.flow_map import FlowMap
 from flm_jax.samplers.two_model import TwoModel, TwoStage

@@ -14,18 +14,19 @@ from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow.at import At
 from flm_jax.flow.net import CausalNet
-from flm_jax.flow.posterior import first_largest
+from flm_jax.flow.randomness import folded
+from flm_jax.flow.vocabulary import first_largest
 from flm_jax.samplers.base import Trajectory, Written
-from flm_jax.samplers.discrete import TokenSampler
+from flm_jax.samplers.tokens import TokenSampler
 from flm_jax.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
 class LeftToRight(TokenSampler):
-    """Draws token by token from a causal network, after the begin mark.
+    """Draws token by token from a causal network, after BOS.
 
     Attributes:
-      bos_id: the first token; -1 takes the tokenizer's begin mark.
+      bos_id: the first token; -1 takes the tokenizer's BOS.
       never: ids of tokens that are not drawn, such as a mask that the official baseline has in its
         vocabulary. The others share their probability, whatever temperature and nucleus.
     """
@@ -44,13 +45,13 @@ class LeftToRight(TokenSampler):
         """UserError for ids that are none of a vocabulary, and if no token is left to draw."""
         if not -1 <= self.bos_id < size:
             raise UserError(
-                f"sampler option bos_id={self.bos_id} is no token of this model; give an id from 0 "
-                f"to {size - 1}, or -1 for the tokenizer's begin mark"
+                f"sampler option bos_id={self.bos_id} is not a token of this model; give an id "
+                f"from 0 to {size - 1}, or -1 for the tokenizer's BOS"
             )
         unknown = [token for token in self.never if not 0 <= token < size]
         if unknown:
             raise UserError(
-                f"sampler option never={_listed(self.never)}: {unknown[0]} is no token of this "
+                f"sampler option never={_listed(self.never)}: {unknown[0]} is not a token of this "
                 f"model; give ids from 0 to {size - 1}"
             )
         if len(set(self.never)) == size:
@@ -71,18 +72,18 @@ class LeftToRight(TokenSampler):
         trajectory: bool = False,
         bos_id: int | None = None,
     ) -> Written:
-        """Tokens int32 (B, L), the first one the begin mark; see `samplers.base.Sampler.run`.
+        """Tokens int32 (B, L), the first one BOS; see `samplers.base.Sampler.run`.
 
-        In the trajectory, positions that are not written yet hold the begin mark with confidence
-        0; written ones keep the probability with which they were drawn.
+        In the trajectory, positions that are not written yet hold BOS with confidence 0; written
+        ones keep the probability with which they were drawn.
 
         Args:
           sampling: its steps are network evaluations, one per token after the first: length - 1.
           start: given first tokens (B,).
           noise: given Gumbel noise (L - 1, B, V), of all tokens.
 
-        Raises UserError for another number of steps, without a begin mark, for ids that are no
-        tokens, and for knobs that only samplers of vectors have.
+        Raises UserError for another number of steps, without a BOS, and for knobs that only
+        samplers of vectors have.
         """
         self.refuse(sampling)
         net, steps = at.student, sampling.steps
@@ -93,7 +94,6 @@ class LeftToRight(TokenSampler):
                 f"writing {length} tokens one by one takes {length - 1} steps, not {steps}; "
                 f"set steps={length - 1}"
             )
-        self.check_vocabulary(net.head.vocab_size)
         drawn_V = None
         if self.never:  # those columns of the head are left out: nothing can draw them
             drawn_V = np.delete(np.arange(net.head.vocab_size, dtype=np.int32), list(self.never))
@@ -105,8 +105,7 @@ class LeftToRight(TokenSampler):
             token_B, cache = carry
             posterior, cache = net.advance(net.table[token_B][:, None], i, cache)
             if noise is None:
-                keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
-                next_B1 = self.predict(posterior, keys)
+                next_B1 = self.predict(posterior, folded(keys_B, i))
             else:
                 head = posterior.head
                 logits_B1V = head.capped(head.raw(posterior.features_BLD))
@@ -121,14 +120,14 @@ class LeftToRight(TokenSampler):
         _, (written_SB, *seen) = jax.lax.scan(step, (first_B, cache), jnp.arange(steps))
         tokens_BL = jnp.concatenate([first_B[None], written_SB]).T
         path = self.path(tokens_BL, *seen) if trajectory else None
-        return Written(tokens_BL, jnp.full(keys_B.shape, steps), path)
+        return Written.in_all_steps(tokens_BL, steps, path)
 
     def first(self, batch: int, bos_id: int | None) -> jax.Array:
-        """The begin mark, int32 (B,)."""
+        """BOS, int32 (B,)."""
         chosen = bos_id if self.bos_id == -1 else self.bos_id
         if chosen is None:
             raise UserError(
-                "an autoregressive sampler starts from the tokenizer's begin mark, but this "
+                "an autoregressive sampler starts from the tokenizer's BOS, but this "
                 "tokenizer has none; set the sampler's option bos_id"
             )
         return jnp.full((batch,), chosen, jnp.int32)

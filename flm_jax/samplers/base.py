@@ -1,31 +1,27 @@
-"""The one sampling loop: grid, scan, last step and decode.
+"""What a sampler is: it writes sequences of tokens in so many network evaluations.
 
-A sampler is a frozen dataclass with one rule,
-
-    propose(at, carry, tau_s, tau_t) -> Move(posterior, keep, add, noise)
-
-and the loop applies ``x <- keep * x + add * p + noise * xi``. The last step applies no move: its
-posterior *is* the result, and tokens are read from it. Only a move with a ``correction`` is applied
-to the end: the result is then the last state, ``keep * x + add * p + correction``.
+Samplers of vectors are one rule, a `Move` for every step, in the loops of `samplers/loops.py`;
+samplers of tokens bring a loop of their own, `Sampler.run`.
 """
 
 import abc
-import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flm_jax.contracts import Contract, Needs
-from flm_jax.flow import maps
 from flm_jax.flow.at import At
-from flm_jax.flow.posterior import Combination, Posterior
-from flm_jax.sampling import Sampling, SamplingKnobs
+from flm_jax.flow.combination import Combination
+from flm_jax.flow.posterior import Posterior
+from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields
 
 
 class Move(NamedTuple):
-    """One step of a sampler. Coefficients are scalars, (B,) or (B, L)."""
+    """One step of a sampler of vectors: x <- keep * x + add * p + noise * xi.
+
+    Coefficients are scalars, (B,) or (B, L).
+    """
 
     posterior: Posterior
     keep: jax.Array
@@ -67,22 +63,19 @@ class Trajectory(NamedTuple):
     confidence_SBL: jax.Array
 
 
-def sequence_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
-    """One key per sequence: sample i is the same whatever batch or machine draws it."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index_B)
-
-
-def loop(step: Callable, state: Any, steps: int) -> tuple[Any, Any]:
-    """``state, seen[i] = step(state, i)`` for every i below ``steps``; seen is stacked."""
-    return jax.lax.scan(step, state, jnp.arange(steps))
-
-
 class Written(NamedTuple):
     """Tokens int32 (B, L), the network evaluations int32 (B,) that each sequence took, the way."""
 
     tokens_BL: jax.Array
     evaluations_B: jax.Array
     trajectory: Trajectory | None
+
+    @classmethod
+    def in_all_steps(
+        cls, tokens_BL: jax.Array, steps: int, trajectory: Trajectory | None = None
+    ) -> "Written":
+        """Sequences that took one evaluation per step each."""
+        return cls(tokens_BL, jnp.full(tokens_BL.shape[:1], steps), trajectory)
 
 
 class Sampler(Contract, unfinished=True):
@@ -123,14 +116,17 @@ class Sampler(Contract, unfinished=True):
         trajectory: bool = False,
         bos_id: int | None = None,
     ) -> Written:
-        """Writes one sequence of ``length`` tokens for every key (`sequence_keys`).
+        """Writes one sequence of ``length`` tokens for every key (`randomness.sequence_keys`).
+
+        `check_vocabulary` has no objection to the vocabulary of the student.
 
         Args:
           sampling: knobs that `without_effect` has no objection to.
           start: a given raw noise (B, L, space.noise_width) instead of a drawn one.
           noise: given raw noise of the steps, (steps - 1, B, L, space.noise_width).
-          trajectory: whether to return what happened on the way.
-          bos_id: the tokenizer's begin mark, for samplers that start from it.
+          trajectory: whether to return what happened on the way; then no sequence stops early,
+            whatever the patience.
+          bos_id: the tokenizer's BOS, for samplers that start from it.
         """
 
     def steps_for(self, length: int) -> int | None:
@@ -142,136 +138,10 @@ class Sampler(Contract, unfinished=True):
 
     def without_effect(self, knobs: SamplingKnobs) -> list[str]:
         """A sentence for every knob that is set and would do nothing here."""
-        defaults = dataclasses.asdict(SamplingKnobs())
+        known = {field.name: field for field in knob_fields()}
         return [
-            f"{name}={value:g} has no effect on {self.kind}; leave it at {defaults[name]:g}"
+            f"{name}={value:g} has no effect on {self.kind}; leave it at {known[name].default:g} "
+            f"({name}: {known[name].metadata['meaning']})"
             for name, value in knobs.changed().items()
             if name not in self.uses
         ]
-
-
-class LoopSampler(Sampler, unfinished=True):
-    """A sampler of vectors: one rule, `propose`; the loop around it is common."""
-
-    uses: ClassVar[frozenset[str]] = frozenset(
-        {"temperature", "top_p", "denoiser_temperature", "prior_scale", "grid_power", "patience"}
-    )
-
-    @abc.abstractmethod
-    def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
-        """The step from tau_s to tau_t, (B,) each."""
-
-    def run(
-        self,
-        at: At,
-        keys_B: jax.Array,
-        sampling: Sampling,
-        length: int,
-        *,
-        start: jax.Array | None = None,
-        noise: jax.Array | None = None,
-        trajectory: bool = False,
-        bos_id: int | None = None,
-    ) -> Written:
-        return sample(Steps(self, at, keys_B, sampling, length, noise), start, trajectory)
-
-
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """The steps of one run: what the network says at step i, where that leads, which tokens it is.
-
-    ``keys_B`` has one key per sequence (`sequence_keys`). ``noise`` is given raw noise of the
-    steps, (steps - 1, B, L, space.noise_width), instead of drawn noise.
-    """
-
-    sampler: LoopSampler
-    at: At
-    keys_B: jax.Array
-    sampling: Sampling
-    length: int
-    noise: jax.Array | None = None
-
-    @property
-    def grid(self) -> jax.Array:
-        """tau of every step and of the end, (steps + 1,)."""
-        return maps.grid(self.sampling.steps, self.sampling.grid_power)
-
-    def start(self, raw: jax.Array | None) -> Carry:
-        """The first state, of given raw noise (B, L, space.noise_width) or of drawn noise."""
-        if raw is None:
-            raw = self.at.space.noise(self._keys(0), self.length)
-        return Carry(self.at.space.scatter(raw, self.sampling.prior_scale))
-
-    def move(self, carry: Carry, i: jax.Array | int) -> Move:
-        """What the rule proposes at step i."""
-        batch = self.keys_B.shape[0]
-        tau_s, tau_t = (jnp.full((batch,), self.grid[j]) for j in (i, i + 1))
-        return self.sampler.propose(self.at, carry, tau_s, tau_t)
-
-    def advance(self, carry: Carry, i: jax.Array | int, move: Move) -> Carry:
-        """What is carried on after a step that is not the last one."""
-        space = self.at.space
-        state = space.advance(carry.state, move.keep, 1.0, move.prediction)
-        if self.sampler.stochastic:
-            if self.noise is not None:
-                raw = self.noise[i]
-            else:
-                keys_B = jax.vmap(jax.random.fold_in, (0, None))(self._keys(1), i)
-                raw = space.noise(keys_B, self.length)
-            state = space.perturb(state, raw, move.noise)
-        return carry._replace(state=state)
-
-    def read(self, move: Move) -> jax.Array:
-        """The tokens, int32 (B, L), if this is the last step."""
-        if move.correction is not None or self.sampling.temperature == 0.0:
-            return self.likeliest(move)
-        return move.posterior.sample(self._keys(2), self.sampling.temperature, self.sampling.top_p)
-
-    def likeliest(self, move: Move) -> jax.Array:
-        """The arg max of a step's prediction, int32 (B, L)."""
-        if move.correction is not None:  # the state's own share, 1e-5, cannot be seen in it
-            return move.prediction.argmax()
-        return move.posterior.argmax()
-
-    def evaluated(self) -> jax.Array:
-        """Evaluations of every sequence after all steps, int32 (B,)."""
-        return jnp.full(self.keys_B.shape, self.sampling.steps)
-
-    def _keys(self, purpose: int) -> jax.Array:
-        """Keys of the start (0), the steps (1) and the decoding (2)."""
-        return jax.vmap(jax.random.fold_in, (0, None))(self.keys_B, purpose)
-
-
-def sample(run: Steps, start: jax.Array | None = None, trajectory: bool = False) -> Written:
-    """The common loop: all steps, and what happened on the way if asked for.
-
-    ``start`` is a given raw noise (B, L, space.noise_width) instead of a drawn one.
-    """
-    space, last_step = run.at.space, run.sampling.steps - 1
-
-    def observe(carry, move):
-        if not trajectory:
-            return None
-        tokens_BL = run.likeliest(move)
-        return carry.state, tokens_BL, jnp.exp(move.posterior.log_prob(tokens_BL))
-
-    def step(carry, i):
-        move = run.move(carry, i)
-        return run.advance(carry, i, move), observe(carry, move)
-
-    carry, seen = loop(step, run.start(start), last_step)
-    last = run.move(carry, last_step)
-    tokens_BL = run.read(last)
-    if not trajectory:
-        return Written(tokens_BL, run.evaluated(), None)
-    states, tokens_SBL, confidence_SBL = jax.tree.map(
-        lambda many, one: jnp.concatenate([many, one[None]]), seen, observe(carry, last)
-    )
-    if last.correction is None:
-        final = space.advance(carry.state, 0.0, 1.0, last.posterior.probability())
-    else:
-        final = space.advance(carry.state, last.keep, 1.0, last.prediction)
-    states = jnp.concatenate([states, final[None]])
-    tau_S = run.grid[:-1]
-    path = Trajectory(tau_S, run.at.clock.to_t(tau_S), states, tokens_SBL, confidence_SBL)
-    return Written(tokens_BL, run.evaluated(), path)

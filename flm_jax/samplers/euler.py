@@ -13,8 +13,9 @@ import jax
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import maps
-from flm_jax.flow.at import At
-from flm_jax.samplers.base import Carry, LoopSampler, Move
+from flm_jax.flow.at import STUDENT, At
+from flm_jax.samplers.base import Carry, Move
+from flm_jax.samplers.loops import LoopSampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,6 @@ class Euler(LoopSampler):
             raise UserError(f"sampler option eps={self.eps} must be at least 0; official: 1e-5")
 
     def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
-        posterior = at.ask("student", carry.state, tau_s)
+        posterior = at.ask(STUDENT, carry.state, tau_s)
         keep, add = maps.euler(at.clock.to_t(tau_s), at.clock.to_t(tau_t), self.eps)
         return Move(posterior, keep, add)

@@ -14,8 +14,9 @@ import jax
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import maps
-from flm_jax.flow.at import At
-from flm_jax.samplers.base import Carry, LoopSampler, Move
+from flm_jax.flow.at import STUDENT, At
+from flm_jax.samplers.base import Carry, Move
+from flm_jax.samplers.loops import LoopSampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,5 +47,5 @@ class FlowMap(LoopSampler):
             at.clock.to_t(tau_s), at.clock.to_t(tau_t), self.gamma
         )
         aim = at.clock.to_tau(t_aim)
-        posterior = at.ask("student", carry.state, tau_s, aim)
+        posterior = at.ask(STUDENT, carry.state, tau_s, aim)
         return Move(posterior, keep, add, noise)

@@ -13,7 +13,7 @@ import jax
 
 from flm_jax.contracts import Needs
 from flm_jax.flow import maps
-from flm_jax.flow.at import At
+from flm_jax.flow.at import STUDENT, TEACHER, At
 from flm_jax.samplers.base import Carry, Move
 from flm_jax.samplers.euler import Euler
 
@@ -28,8 +28,8 @@ class TwoModel(Euler):
 
     def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
         t, t_next = at.clock.to_t(tau_s), at.clock.to_t(tau_t)
-        denoiser = at.ask("teacher", carry.state, tau_s)
-        correction = at.ask("student", carry.state, tau_s, tau_t)
+        denoiser = at.ask(TEACHER, carry.state, tau_s)
+        correction = at.ask(STUDENT, carry.state, tau_s, tau_t)
         keep, add = maps.euler(t, t_next, self.eps)
         step = t_next - t
         return Move(denoiser, keep, add, correction=correction.logits(0.5 * step * step))
@@ -44,6 +44,6 @@ class TwoStage(Euler):
         return Needs(two_times=True)
 
     def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
-        posterior = at.ask("student", carry.state, tau_s, tau_t)
+        posterior = at.ask(STUDENT, carry.state, tau_s, tau_t)
         keep, add = maps.euler(at.clock.to_t(tau_s), at.clock.to_t(tau_t), self.eps)
         return Move(posterior, keep, add)

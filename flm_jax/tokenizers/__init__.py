@@ -1,6 +1,9 @@
-"""Tokenizers: one file per kind, one row per kind in `TOKENIZERS`."""
+"""Tokenizers: one file per kind, one row per kind in `TOKENIZERS`.
 
-import dataclasses
+A row is a `Recipe`, with the options of a config's tokenizer section as fields; its `build` makes
+the `Tokenizer` of a text.
+"""
+
 import os
 
 from flm_jax import errors, registry
@@ -21,34 +24,7 @@ TOKENIZERS: dict[str, type[Recipe]] = {
     "whitespace_words": WordsRecipe,
 }
 
-__all__ = ["TOKENIZERS", "Documents", "Recipe", "Tokenizer", "build", "load"]
-
-
-def build(
-    section: dict, documents: Documents, cache_dir: str = "", fingerprint: str = ""
-) -> Tokenizer:
-    """Makes, or takes from the cache, the tokenizer that a config section asks for.
-
-    Args:
-      section: `{"name": row of TOKENIZERS, "options": {...}}`; options are the fields of the
-        row.
-      documents: called for each pass over the training text.
-      cache_dir: where trained models are kept; "" for no cache.
-      fingerprint: stands for the training text, if it is known.
-
-    Raises:
-      UserError: unknown name or option, or text that this tokenizer cannot be built from.
-    """
-    recipe = registry.find(TOKENIZERS, section.get("name") or "", "tokenizer")
-    options = dict(section.get("options") or {})
-    known = [field.name for field in dataclasses.fields(recipe)]
-    for option in options:
-        if option not in known:
-            raise errors.UserError(
-                f"tokenizer {section['name']!r} has no option {option!r}; "
-                f"its options are: {', '.join(known) or 'none'}"
-            )
-    return recipe(**options).build(documents, cache_dir, fingerprint)
+__all__ = ["TOKENIZERS", "Documents", "Recipe", "Tokenizer", "load"]
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 from flm_jax import errors
 from flm_jax.contracts import Contract
@@ -15,10 +16,11 @@ META_FILE = "flm_tokenizer.json"
 
 # A function that starts a fresh pass over the training text each time it is called.
 Documents = Callable[[], Iterable[str]]
+Meta = dict[str, Any]  # name, fingerprint, files (name to SHA-256), and what a kind adds
 
 
 class Recipe(Contract, unfinished=True):
-    """A row of `TOKENIZERS`: a dataclass whose fields are the options a user may set."""
+    """An entry of `TOKENIZERS`: a dataclass whose fields are the options a user may set."""
 
     @abc.abstractmethod
     def build(
@@ -32,9 +34,9 @@ class Recipe(Contract, unfinished=True):
           fingerprint: stands for the text; "" where nobody knows it.
         """
 
-    @staticmethod
+    @classmethod
     @abc.abstractmethod
-    def from_files(folder: str | os.PathLike, meta: dict) -> "Tokenizer":
+    def from_files(cls, folder: str | os.PathLike, meta: Meta) -> "Tokenizer":
         """Reads what `Tokenizer.save` wrote; raises UserError when it is damaged."""
 
 
@@ -42,12 +44,12 @@ class Tokenizer(Contract, unfinished=True):
     """Text to ids and back. Instances can be pickled and travel into data-loader processes.
 
     Attributes:
-      name: of its recipe, a row of `TOKENIZERS` or "module:class".
+      name: of its recipe, in `TOKENIZERS` or "module:class".
       vocab_size: ids are below it.
       bos_id, eos_id, pad_id: special tokens; None where there is none.
     """
 
-    name: str
+    name: ClassVar[str]
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
@@ -57,6 +59,11 @@ class Tokenizer(Contract, unfinished=True):
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 (hex) over everything that decides what encode and decode return."""
+
+    @property
+    def specials(self) -> set[int]:
+        """PAD, BOS and EOS, those that there are."""
+        return {i for i in (self.bos_id, self.eos_id, self.pad_id) if i is not None}
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -68,7 +75,7 @@ class Tokenizer(Contract, unfinished=True):
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; special tokens are left out. Any id below `vocab_size` is fine."""
+        """The text of `ids`; special tokens are omitted. Any id below `vocab_size` is fine."""
 
     def decode_official(self, ids: Iterable[int]) -> str:
         """The text as the official code decodes it, where it has such a tokenizer."""
@@ -93,12 +100,12 @@ def sha256(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
-def save_files(folder: str | os.PathLike, meta: dict, files: dict[str, bytes]) -> None:
+def save_files(folder: str | os.PathLike, meta: Meta, files: dict[str, bytes]) -> None:
     """Writes model files, then the meta file with their SHA-256.
 
     Args:
       folder: made if missing.
-      meta: JSON-able; needs `name` (the row in `TOKENIZERS`) and `fingerprint`.
+      meta: JSON-able; needs `name` (in `TOKENIZERS`) and `fingerprint`.
       files: file name -> content.
 
     Raises:
@@ -112,7 +119,7 @@ def save_files(folder: str | os.PathLike, meta: dict, files: dict[str, bytes]) -
     files_lib.write_atomically(folder / META_FILE, text.encode())
 
 
-def read_meta(folder: str | os.PathLike) -> dict:
+def read_meta(folder: str | os.PathLike) -> Meta:
     """The meta file of a saved tokenizer; raises UserError when missing or damaged."""
     path = pathlib.Path(folder) / META_FILE
     try:
@@ -131,7 +138,7 @@ def read_meta(folder: str | os.PathLike) -> dict:
     return meta
 
 
-def read_file(folder: str | os.PathLike, meta: dict, name: str) -> bytes:
+def read_file(folder: str | os.PathLike, meta: Meta, name: str) -> bytes:
     """A model file named in `meta`; raises UserError when its SHA-256 is not the saved one."""
     path = pathlib.Path(folder) / name
     try:

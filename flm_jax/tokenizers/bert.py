@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from flm_jax import errors
 from flm_jax.host.download import Download
@@ -73,7 +74,7 @@ class Bert(base.Tokenizer):
             lines = content.decode("utf-8").split("\n")
         except UnicodeDecodeError:
             raise errors.UserError(
-                f"{_FILE} in {source} is no UTF-8 text; copy the vocabulary file again"
+                f"{_FILE} in {source} is not UTF-8 text; copy the vocabulary file again"
             ) from None
         if lines[-1] == "":
             lines.pop()
@@ -94,14 +95,18 @@ class Bert(base.Tokenizer):
         tokenizer.add_special_tokens(list(_SPECIALS))
         return tokenizer
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_tokenizer"}
 
     def _content(self) -> bytes:
         return "".join(f"{token}\n" for token in self._tokens).encode()
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         return base.sha256(self.name, self._content())
 
     def encode(self, text: str) -> list[int]:
@@ -114,7 +119,7 @@ class Bert(base.Tokenizer):
         return [row.ids for row in rows]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Words joined by spaces, punctuation attached; special tokens but [UNK] are left out."""
+        """Words joined by spaces, punctuation attached; special tokens but [UNK] are omitted."""
         dropped = {self._ids[special] for special in _SPECIALS if special != _UNKNOWN}
         return vocabulary_files.tidy(self._joined(i for i in ids if int(i) not in dropped))
 
@@ -158,7 +163,7 @@ class BertRecipe(base.Recipe):
         del documents  # nothing to train
         return Bert.read(self.folder, self.download, cache_dir)
 
-    @staticmethod
-    def from_files(folder: str | os.PathLike, meta: dict) -> Bert:
+    @classmethod
+    def from_files(cls, folder: str | os.PathLike, meta: base.Meta) -> Bert:
         """Reads what `save` wrote; raises UserError when it is damaged."""
         return Bert._parse(base.read_file(folder, meta, _FILE), str(folder))

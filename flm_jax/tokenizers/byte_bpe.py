@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from flm_jax import errors
 from flm_jax.host import files, folders
@@ -31,7 +32,7 @@ class ByteBpe(base.Tokenizer):
         Raises:
           UserError: they are not those of such a tokenizer.
         """
-        self._tokens, self._merges = list(tokens), [tuple(pair) for pair in merges]
+        self._tokens, self._merges = list(tokens), [(left, right) for left, right in merges]
         known = set(self._tokens)
         whole = all(left in known and left + right in known for left, right in self._merges)
         if tuple(self._tokens[: len(_SPECIALS)]) != _SPECIALS or not whole:
@@ -51,14 +52,18 @@ class ByteBpe(base.Tokenizer):
         tokenizer.decoder = decoders.ByteLevel()
         return tokenizer
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_tokenizer"}
 
     def _content(self) -> bytes:
         return json.dumps({"tokens": self._tokens, "merges": self._merges}).encode()
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         return base.sha256(self.name, self._content())
 
     def encode(self, text: str) -> list[int]:
@@ -124,8 +129,8 @@ class ByteBpeRecipe(base.Recipe):
         files.write_atomically(path, made._content())
         return made
 
-    @staticmethod
-    def from_files(folder: str | os.PathLike, meta: dict) -> ByteBpe:
+    @classmethod
+    def from_files(cls, folder: str | os.PathLike, meta: base.Meta) -> ByteBpe:
         """Reads what `save` wrote; raises UserError when it is damaged."""
         return _parse(base.read_file(folder, meta, _FILE), f"{folder}/{_FILE}")
 

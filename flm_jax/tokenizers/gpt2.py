@@ -5,6 +5,7 @@ import functools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from flm_jax import errors
 from flm_jax.host.download import Download
@@ -64,7 +65,7 @@ class Gpt2(base.Tokenizer):
                     f"{source} merges {' + '.join(pair)}, which is not in its vocabulary; "
                     "take both files from the same tokenizer"
                 )
-        self._vocab, self._merges = dict(vocab), [tuple(pair) for pair in merges]
+        self._vocab, self._merges = dict(vocab), list(merges)
         self.bos_id = self.eos_id = vocab[END_OF_TEXT]
         self.pad_id = len(vocab) if pad else None
         self.vocab_size = len(vocab) + bool(pad)
@@ -98,15 +99,15 @@ class Gpt2(base.Tokenizer):
                 lines = texts[1].splitlines()
                 vocab = json.loads(texts[0])
                 merges = [ln for ln in lines if ln and not ln.startswith("#version")]
-            pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+            pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
             if not isinstance(vocab, dict) or any(len(pair) != 2 for pair in pairs):
                 raise ValueError("not a vocabulary with pairs to merge")
         except (ValueError, KeyError, TypeError) as error:
             raise errors.UserError(
-                f"{' and '.join(files)} in {source} are no GPT-2 tokenizer files ({error}); "
+                f"{' and '.join(files)} in {source} are not GPT-2 tokenizer files ({error}); "
                 "copy them again"
             ) from None
-        return cls(vocab, pairs, pad, source)
+        return cls(vocab, [(left, right) for left, right in pairs], pad, source)
 
     @functools.cached_property
     def _tokenizer(self):
@@ -119,7 +120,7 @@ class Gpt2(base.Tokenizer):
         tokenizer.add_special_tokens([AddedToken(s, normalized=False) for s in specials])
         return tokenizer
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_tokenizer"}
 
     def _files(self) -> dict[str, bytes]:
@@ -128,8 +129,12 @@ class Gpt2(base.Tokenizer):
         merges = "".join(f"{left} {right}\n" for left, right in self._merges)
         return {_VOCAB: vocab.encode(), _MERGES: b"#version: 0.2\n" + merges.encode()}
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         return base.sha256(self.name, str(self.pad_id), *self._files().values())
 
     def encode(self, text: str) -> list[int]:
@@ -185,8 +190,8 @@ class Gpt2Recipe(base.Recipe):
         del documents  # nothing to train
         return Gpt2.read(self.folder, self.pad, self.download, cache_dir)
 
-    @staticmethod
-    def from_files(folder: str | os.PathLike, meta: dict) -> Gpt2:
+    @classmethod
+    def from_files(cls, folder: str | os.PathLike, meta: base.Meta) -> Gpt2:
         """Reads what `save` wrote; raises UserError when it is damaged."""
         files = {name: base.read_file(folder, meta, name) for name in (_VOCAB, _MERGES)}
         return Gpt2._parse(files, bool(meta.get("pad")), str(folder))

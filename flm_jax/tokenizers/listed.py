@@ -29,7 +29,6 @@ class Listed(base.Tokenizer, unfinished=True):
 
     pieces: Sequence[str]
 
-    name: ClassVar[str]
     file: ClassVar[str]
     one: ClassVar[str]  # what a piece is called in messages
     separator: ClassVar[str]  # between pieces in decoded text
@@ -45,9 +44,8 @@ class Listed(base.Tokenizer, unfinished=True):
     def gather(pieces: Iterable[str]) -> Sequence[str]:
         """Pieces as they are kept, hashed and saved."""
 
-    @property
-    def vocab_size(self) -> int:
-        return len(_SPECIALS) + len(self.pieces)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vocab_size", len(_SPECIALS) + len(self.pieces))
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
@@ -110,7 +108,7 @@ class ListedRecipe(base.Recipe, unfinished=True):
         return self.made(self.made.gather(kept))
 
     @classmethod
-    def from_files(cls, folder: str | os.PathLike, meta: dict) -> Listed:
+    def from_files(cls, folder: str | os.PathLike, meta: base.Meta) -> Listed:
         """Reads what `save` wrote; raises UserError when it is damaged."""
         found = json.loads(base.read_file(folder, meta, cls.made.file))
         return cls.made(cls.made.gather(found))

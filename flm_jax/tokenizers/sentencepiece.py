@@ -9,6 +9,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from absl import logging
 
@@ -43,12 +44,13 @@ class SentencePiece(base.Tokenizer):
           UserError: not a SentencePiece model, or one without BOS or EOS.
         """
         self._model = bytes(model)
-        processor = self._processor_or_none()
-        if processor is None:
+        try:
+            processor = self._processor
+        except RuntimeError:
             raise errors.UserError(
                 f"{source} is not a SentencePiece model; give the .model file that the "
                 "SentencePiece trainer wrote (not the .vocab file)"
-            )
+            ) from None
         self.vocab_size = processor.vocab_size()
         self.bos_id, self.eos_id = processor.bos_id(), processor.eos_id()
         self._keeps_mark = processor.piece_to_id(_STAND_IN) != processor.unk_id()
@@ -60,23 +62,17 @@ class SentencePiece(base.Tokenizer):
                 "train it with bos_id and eos_id set"
             )
 
-    def _processor_or_none(self):
-        if not self._model:
-            return None
-        import sentencepiece
-
-        processor = sentencepiece.SentencePieceProcessor()
-        try:
-            processor.LoadFromSerializedProto(self._model)
-        except RuntimeError:
-            return None
-        return processor
-
     @functools.cached_property
     def _processor(self):
-        return self._processor_or_none()
+        import sentencepiece
 
-    def __getstate__(self) -> dict:
+        if not self._model:
+            raise RuntimeError("no bytes")
+        processor = sentencepiece.SentencePieceProcessor()
+        processor.LoadFromSerializedProto(self._model)
+        return processor
+
+    def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_processor"}
 
     @property
@@ -167,8 +163,8 @@ class SentencePieceRecipe(base.Recipe):
         files.write_atomically(path, model)
         return SentencePiece(model)
 
-    @staticmethod
-    def from_files(folder: str | os.PathLike, meta: dict) -> SentencePiece:
+    @classmethod
+    def from_files(cls, folder: str | os.PathLike, meta: base.Meta) -> SentencePiece:
         """Reads what `save` wrote; raises UserError when it is damaged."""
         return SentencePiece(base.read_file(folder, meta, _FILE), source=f"{folder}/{_FILE}")
 

@@ -85,7 +85,7 @@ def _read(path: pathlib.Path) -> bytes:
 
 def check_ids(vocab: Mapping[str, int], source: str) -> None:
     """UserError unless the ids are 0, 1, 2, ... without gaps or repeats."""
-    ids = vocab.values() if isinstance(vocab, Mapping) else [None]
+    ids = vocab.values()
     if any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(vocab))):
         raise errors.UserError(
             f"{source} does not number its {len(vocab)} tokens from 0 without gaps; "

@@ -21,7 +21,9 @@ PEAKS = {
 }
 
 
-def evaluation_flops(model: config_lib.Model, vocab_size: int, length: int) -> dict[str, float]:
+def evaluation_flops(
+    model: config_lib.ModelConfig, vocab_size: int, length: int
+) -> dict[str, float]:
     """FLOPs per token of one forward pass: matrix products of blocks, attention and head.
 
     A multiplication and an addition are two. Left out: norms, time embedding (per sequence), and

@@ -4,12 +4,14 @@ Products of the training step as it is traced, over the rate at which this machi
 matrices of the model's shapes.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 
 from flm_jax.config import Config
 from flm_jax.training import cost, products
-from flm_jax.training.session import Run
+from flm_jax.training.session import Session
 
 HOUR = 3600.0
 SLOWEST = 1e9  # FLOP/s: no core is slower, and
@@ -18,19 +20,19 @@ SHARE = 0.5  # of the matrix rate that a training step reaches (benchmarks/hot_p
 SMALL = {"width": 128, "depth": 4, "heads": 4}  # trains in half an hour on two cores
 
 
-def warning(run: Run, step: int) -> str:
+def warning(session: Session, step: int) -> str:
     """A sentence if the steps that are left take more than an hour on a CPU, else ""."""
-    config = run.config
+    config = session.config
     limit = 60.0 * config.train.max_minutes
     if jax.default_backend() != "cpu" or 0 < limit <= HOUR:
         return ""
     left, tokens = config.train.steps - step, config.train.batch_size * config.data.length
-    forward = cost.evaluation_flops(config.model, run.experiment.vocab_size, config.data.length)
+    forward = cost.evaluation_flops(config.model, session.experiment.vocab_size, config.data.length)
     if left * MOST * tokens * sum(forward.values()) < HOUR * SLOWEST:
         return ""
-    seconds = left * step_flops(run) / (SHARE * matrix_rate(run))
+    seconds = left * step_flops(session) / (SHARE * matrix_rate(session))
     if limit:
-        seconds = min(seconds, limit - run.clockwork.train_s)
+        seconds = min(seconds, limit - session.clockwork.train_s)
     return sentence(config, seconds) if seconds > HOUR else ""
 
 
@@ -54,22 +56,25 @@ def sentence(config: Config, seconds: float) -> str:
     return text
 
 
-def step_flops(run: Run) -> float:
+def step_flops(session: Session) -> float:
     """FLOPs of the matrix products of one training step."""
-    shape = run.config.train.batch_size, run.config.data.length
+    shape = session.config.train.batch_size, session.config.data.length
     tokens, mask = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
     key = jax.eval_shape(lambda: jax.random.key(0))
     return products.products(
-        run.train_step.__wrapped__, (run.state_shape, run.frozen, tokens, mask, key)
+        inspect.unwrap(session.train_step), (session.state_shape, session.frozen, tokens, mask, key)
     )
 
 
-def matrix_rate(run: Run) -> float:
+def matrix_rate(session: Session) -> float:
     """FLOP/s of this machine at the model's products."""
-    model, tokens = run.config.model, run.config.train.batch_size * run.config.data.length
+    model, tokens = (
+        session.config.model,
+        session.config.train.batch_size * session.config.data.length,
+    )
     rate = cost.MatrixRate(
         min(tokens, 2048), model.width, model.mlp_ratio * model.width,
-        run.experiment.vocab_size, model.dtype, 512, 0.2,
+        session.experiment.vocab_size, model.dtype, 512, 0.2,
     )  # fmt: skip
     rate.sample()
     return rate.median

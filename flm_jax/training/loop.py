@@ -1,14 +1,14 @@
 """The one training loop: step, log, evaluate, sample, save; stop when asked or when it must.
 
 A workdir belongs to one config. Training resumes there by itself, bit for bit: parameters,
-optimizer, average and the position in the data come from the newest good checkpoint, and all
+optimizer, EMA and the position in the data come from the newest good checkpoint, and all
 randomness derives from seed and step. What the loop works on is in `flm_jax.training.session`.
 """
 
 import pathlib
-import shlex
 import signal
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -18,12 +18,15 @@ from flm_jax import config as config_lib
 from flm_jax.checkpoint import Mirror
 from flm_jax.errors import TryAgain, UserError
 from flm_jax.host import distributed, memory, numerics, progress, runlog, sharding, windows
+from flm_jax.host.command import pasteable
 from flm_jax.inference import TOKENIZER_FOLDER
-from flm_jax.training import estimate, incidents, outcome
+from flm_jax.training import estimate, incidents, results, summary
 from flm_jax.training import workdir as workdir_lib
-from flm_jax.training.session import Run
+from flm_jax.training.session import Session
 from flm_jax.training.step import TrainState
 from flm_jax.training.stop import StopRequest
+
+Finish = Callable[[Session, TrainState, int, str], None]  # of (session, state, step, why)
 
 _TIME_IS_UP = 1  # what a process may want at a step; larger: 1 + the number of a signal
 
@@ -39,37 +42,43 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
     exceptions in the loop, when what was good is saved. run.json says how the session ended.
     """
     windows.refuse("training")
-    with workdir_lib.locked(workdir), outcome.end_recorded(config, workdir):
+    with workdir_lib.locked(workdir), results.end_recorded(config, workdir):
         workdir_lib.check(config, workdir)  # before devices are touched
         memory.keep_small()
         numerics.check_devices()
         if not distributed.is_main():
             progress.silence()
-        return go(Run(config, workdir))
+        return go(Session(config, workdir))
 
 
-def go(run: Run) -> int:
-    """Runs a session to its end; returns the exit code of `train`. The workdir is locked."""
-    compiled = workdir_lib.compiled_programs(run.config.train.compilation_cache, run.workdir)
-    with compiled, run.mirror, run.checkpoints, run.log:
-        distributed.before_end(lambda: outcome.record_end(run.workdir, "failed"))
-        step, state = run.restore_or_init()
+def go(session: Session, finish: Finish | None = None) -> int:
+    """Runs a session to its end; returns the exit code of `train`. The workdir is locked.
+
+    Args:
+      finish: what is done with a trained model; None: `summary.finish`.
+    """
+    compiled = workdir_lib.compiled_programs(
+        session.config.train.compilation_cache, session.workdir
+    )
+    with compiled, session.mirror, session.checkpoints, session.log:
+        distributed.before_end(lambda: results.record_end(session.workdir, "failed"))
+        step, state = session.restore_or_init()
         if distributed.is_main():
-            run.data.tokenizer.save(run.workdir / TOKENIZER_FOLDER)
-        if step < run.config.train.steps and not run.time_is_up():
-            outcome.write_run(run, step, "running")
-            for notice in run.experiment.loss.notices(run.config.train.batch_size):
+            session.data.tokenizer.save(session.workdir / TOKENIZER_FOLDER)
+        if step < session.config.train.steps and not session.time_is_up():
+            results.write_run(session, step, "running")
+            for notice in session.experiment.loss.notices(session.config.train.batch_size):
                 if distributed.is_main():
                     logging.warning("%s", notice)
-            if distributed.is_main() and (long := estimate.warning(run, step)):
+            if distributed.is_main() and (long := estimate.warning(session, step)):
                 logging.warning("%s", long)
         with StopRequest() as stop:
-            step, state, why = Loop(run, step, stop)(state)
+            step, state, why = Loop(session, step, stop)(state)
         if stop.signal is not None:
-            outcome.write_run(run, step, why)
-            run.say(f"stopped by {stop.name} at step {step}, saved; the same command continues")
+            results.write_run(session, step, why)
+            session.say(f"stopped by {stop.name} at step {step}, saved; the same command continues")
             return 128 + stop.signal
-        outcome.finish(run, state, step, why)
+        (finish or summary.finish)(session, state, step, why)
         return 0
 
 
@@ -83,18 +92,18 @@ class Loop:
     A step's metrics are looked at when the next step has been sent off.
     """
 
-    def __init__(self, run: Run, step: int, stop: StopRequest):
-        self.run, self.step, self.stop = run, step, stop
+    def __init__(self, session: Session, step: int, stop: StopRequest):
+        self.session, self.step, self.stop = session, step, stop
         self.first = self.read = step  # before this session; batches read in all
-        self.knobs = run.config.train
+        self.knobs = session.config.train
         self.progress = progress.Progress(self.knobs.steps, step)
-        self.window = runlog.Window(self.knobs.batch_size * run.config.data.length)
+        self.window = runlog.Window(self.knobs.batch_size * session.config.data.length)
         self.spikes = incidents.Spikes(self.knobs.spike_factor)
 
     def __call__(self, state: TrainState) -> tuple[int, TrainState, str]:
         """(step, state, why it ended) after the last step, which is saved."""
-        run, knobs = self.run, self.knobs
-        mask, train_key = run.mask(), run.train_key()
+        session, knobs = self.session, self.knobs
+        mask, train_key = session.mask(), session.train_key()
         saved, why, pending, metric = self.step, "complete", None, None
         compiling = True
         try:
@@ -102,13 +111,15 @@ class Loop:
                 start = time.perf_counter()
                 # Nothing may go to the device or come from it but what is meant to.
                 with jax.transfer_guard("disallow"):
-                    if wish := run.agreement(self.wish()):
+                    if wish := session.agreement(self.wish()):
                         why = "time limit" if wish == _TIME_IS_UP else "signal"
                         self.stop.signal = None if wish == _TIME_IS_UP else wish - 1
                         break
-                    tokens = sharding.global_rows(next(run.batches)["tokens"], run.mesh)
+                    tokens = sharding.global_rows(next(session.batches)["tokens"], session.mesh)
                     self.read += 1
-                    state, values = run.train_step(state, run.frozen, tokens, mask, train_key)
+                    state, values = session.train_step(
+                        state, session.frozen, tokens, mask, train_key
+                    )
                     self.step += 1
                     before, pending = pending, (self.step, values, tokens)
                     if before is not None:
@@ -120,25 +131,25 @@ class Loop:
                     before, pending = pending, None
                     self.note(*before)
                 seconds = time.perf_counter() - start
-                run.clockwork.train_s += seconds
+                session.clockwork.train_s += seconds
                 if compiling:
-                    run.clockwork.compile_s += seconds
+                    session.clockwork.compile_s += seconds
                     compiling = False
                 else:
                     self.window.add_time(seconds)
                 # A checkpoint can be the best one only if its held-out loss is known.
                 rated = due[0] or (due[2] and knobs.keep_best and knobs.eval_every)
-                metric = run.evaluate(state, self.step) if rated or last else None
+                metric = session.evaluate(state, self.step) if rated or last else None
                 if due[1]:
-                    run.write_samples(state, self.step)
+                    session.write_samples(state, self.step)
                 if due[2]:
-                    run.save(state, self.step, metric)
+                    session.save(state, self.step, metric)
                     saved = self.step
             if pending is not None:
                 before, pending = pending, None
                 self.note(*before)
             if self.step > saved:
-                run.save(state, self.step, metric)
+                session.save(state, self.step, metric)
         except NotFinite as error:
             raise self.give_up(state, *error.args) from None
         except Exception as error:
@@ -147,9 +158,9 @@ class Loop:
             raise sentence from error
         finally:
             self.progress.close()
-            run.batches.close()
+            session.batches.close()
         with progress.Waiting("writing the checkpoint"):
-            run.checkpoints.wait()
+            session.checkpoints.wait()
         return self.step, state, why
 
     def wish(self) -> int:
@@ -158,7 +169,7 @@ class Loop:
             return 1 + self.stop.signal
         if distributed.preempted(self.step):
             return 1 + signal.SIGTERM
-        return _TIME_IS_UP if self.run.time_is_up() else 0
+        return _TIME_IS_UP if self.session.time_is_up() else 0
 
     def note(self, step: int, values: dict, tokens: jax.Array) -> None:
         """Checks one step's metrics (waiting for them), logs the window's means when due."""
@@ -178,19 +189,19 @@ class Loop:
             extra = {} if speed is None else {"tokens_per_second": speed}
             if skipped:
                 extra["skipped_steps"] = skipped
-            self.run.log.write(step, self.window.means() | extra)
+            self.session.log.write(step, self.window.means() | extra)
             self.window.restart()
 
     def seconds_left(self) -> float | None:
         """Until train.max_minutes ends the run; None without a limit."""
         minutes = self.knobs.max_minutes
-        return 60 * minutes - self.run.clockwork.train_s if minutes else None
+        return 60 * minutes - self.session.clockwork.train_s if minutes else None
 
     def check(self, step: int, values: dict, tokens: jax.Array) -> tuple[dict, int, int]:
         """(metrics, bad batches in a row, skipped in all) on the host; NotFinite if too many."""
         values = {name: value.item() for name, value in jax.device_get(values).items()}
         in_a_row, skipped = values.pop("in_a_row"), values.pop("skipped")
-        if in_a_row >= self.run.skip_limit:
+        if in_a_row >= self.session.skip_limit:
             raise NotFinite(step, values, in_a_row, tokens)
         return values, in_a_row, skipped
 
@@ -201,26 +212,26 @@ class Loop:
         if distributed.is_main():
             logging.warning("gradient norm %.3g at step %d is far above the median of the last "
                             "steps, %.3g", norm, step, median)  # fmt: skip
-        self.run.log.write(step, {"spike/grad_norm": norm, "spike/median": median})
+        self.session.log.write(step, {"spike/grad_norm": norm, "spike/median": median})
 
     def keep_batch(self, step: int, values: dict, tokens: jax.Array) -> str:
         """Writes a bad batch for `flm_jax.training.reproduce`; returns what to say about it."""
-        run = self.run
-        arrays = distributed.gathered(tokens), distributed.gathered(run.mask())
+        session = self.session
+        arrays = distributed.gathered(tokens), distributed.gathered(session.mask())
         if not distributed.is_main():
             return ""
-        path = shlex.quote(str(incidents.path_of(run.workdir, step)))
-        command = f"flm reproduce {path}"
+        path = incidents.path_of(session.workdir, step)
+        command = pasteable("reproduce", str(path))
         facts = {
             "loss": values["loss"],
             "grad_norm": values["grad_norm"],
-            "seed": run.config.seed,
-            "config": config_lib.to_json(run.config),
-            "checkpoint_step": run.checkpoints.newest_known() or 0,
+            "seed": session.config.seed,
+            "config": config_lib.to_json(session.config),
+            "checkpoint_step": session.checkpoints.newest_known() or 0,
             "command": command,
         }
         try:
-            kept = incidents.keep_batch(run.workdir, step, *arrays, facts)
+            kept = incidents.keep_batch(session.workdir, step, *arrays, facts)
         except UserError as error:  # a full disk, say: the other sentence matters more
             return f" (its batch is not kept: {error})"
         return f"; look at its batch with: {command}" if kept else ""
@@ -232,27 +243,27 @@ class Loop:
 
         The state has not changed since then, though a later batch may have been sent off.
         """
-        run, good = self.run, step - in_a_row
+        session, good = self.session, step - in_a_row
         failure = ""
         try:
-            run.checkpoints.wait()
-            if good > (run.checkpoints.latest_step() or 0):
+            session.checkpoints.wait()
+            if good > (session.checkpoints.latest_step() or 0):
                 before = state.replace(skipped=state.skipped - in_a_row)
-                run.save(before, good, None, give_back=self.read - good)
-                run.checkpoints.wait()
+                session.save(before, good, None, give_back=self.read - good)
+                session.checkpoints.wait()
         except UserError as error:
             failure = f"{error}; "
-        newest = run.checkpoints.newest_known()
+        newest = session.checkpoints.newest_known()
         saved = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
         row = f" and at the {in_a_row - 1} steps before" if in_a_row > 1 else ""
         remedy = "" if self.knobs.nonfinite == "skip" else ", or train.nonfinite=skip"
         kept = self.keep_batch(step, values, tokens)
-        if isinstance(run.mirror, Mirror):
-            run.mirror.try_sync("the same command tries again")
+        if isinstance(session.mirror, Mirror):
+            session.mirror.try_sync("the same command tries again")
         distributed.meet("giving up")  # the first process that ends takes all others with it
         return UserError(
             f"{not_finite(values)} at step {step}{row}; {failure}{saved}; try a lower learning "
-            f"rate than {run.config.optim.learning_rate:g}, a longer warm-up{remedy}{kept}"
+            f"rate than {session.config.optim.learning_rate:g}, a longer warm-up{remedy}{kept}"
         )
 
     def rescue(
@@ -267,12 +278,12 @@ class Loop:
         A restart is asked for (TryAgain) if this session got further than the one before, so that
         what happens again at once comes to an end.
         """
-        run, alone = self.run, jax.process_count() == 1
+        session, alone = self.session, jax.process_count() == 1
         if not alone and distributed.is_network(error):  # another process, which is told elsewhere
             return None
         what = incidents.describe(error)
         try:
-            run.checkpoints.wait()
+            session.checkpoints.wait()
         except UserError as failure:  # of an earlier step; this one is tried nevertheless
             what += f"; {failure}"
         try:
@@ -288,9 +299,9 @@ class Loop:
         except Exception as failure:  # the same trouble again: a full disk, a broken device
             if (also := incidents.describe(failure)) not in what:
                 what += f"; {also}"
-        if isinstance(run.mirror, Mirror):
-            run.mirror.try_sync("the same command tries again")
-        newest = run.checkpoints.newest_known()
+        if isinstance(session.mirror, Mirror):
+            session.mirror.try_sync("the same command tries again")
+        newest = session.checkpoints.newest_known()
         got_on = ((newest or 0) if alone else self.step) > self.first
         saved = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
         sentence = (
@@ -302,15 +313,15 @@ class Loop:
             return (TryAgain if again else UserError)(sentence)
         if not got_on and not of_the_machine:
             return None  # a mistake in the code that a restart would meet again
-        sentence += incidents.keep_traceback(run.workdir, self.step, error)
+        sentence += incidents.keep_traceback(session.workdir, self.step, error)
         return (TryAgain if got_on else UserError)(sentence)
 
     def save_again(self, state: TrainState) -> None:
         """Saves this step unless that is done; UserError if it cannot be written."""
-        run = self.run
-        if self.step > (run.checkpoints.latest_step() or 0):
-            run.save(state, self.step, None, give_back=self.read - self.step)
-            run.checkpoints.wait()
+        session = self.session
+        if self.step > (session.checkpoints.latest_step() or 0):
+            session.save(state, self.step, None, give_back=self.read - self.step)
+            session.checkpoints.wait()
 
 
 def not_finite(values: dict) -> str:

@@ -1,8 +1,8 @@
-"""AdamW with warm-up and gradient clipping, and the moving average of the parameters.
+"""AdamW with warm-up and gradient clipping, and the EMA of the parameters.
 
 **In place.** A donated state is updated without a copy only if nothing reads an old array after its
 new one is written. So every array is first chosen, new or old, and whatever needs the new ones
-(the update needs the moments, the average needs the parameters) reads the chosen ones, behind a
+(the update needs the moments, the EMA needs the parameters) reads the chosen ones, behind a
 barrier: without it the compiler computes them again inside the reader, from the old arrays, which
 then have to be kept beside the new ones.
 """
@@ -90,7 +90,7 @@ def adam(beta1: float, beta2: float, eps: float) -> Selective:
 
 
 def optimizer(settings: Any, steps: int) -> Selective:
-    """The transformation of a `config.Optim` section for a run of ``steps`` updates.
+    """The transformation of a `config.OptimConfig` section for a run of ``steps`` updates.
 
     The state is that of `optax.adamw` after a clipping.
     """
@@ -106,13 +106,13 @@ def optimizer(settings: Any, steps: int) -> Selective:
 
 
 def ema_update(ema: Any, params: Any, updates: jax.Array, decay: float) -> Any:
-    """The average after update number ``updates`` (1, 2, ...), with the official warm-up.
+    """The EMA after update number ``updates`` (1, 2, ...), with the official warm-up.
 
     d_n = min(decay, (1 + n) / (10 + n)); ema <- ema - (1 - d_n) * (ema - params), float32.
-    Without decay the average is the parameters, exactly.
+    Without decay the EMA is the parameters, exactly.
     """
     if decay == 0.0:
         return params
     n = updates.astype(float)
     rate = jnp.maximum(1.0 - decay, 9.0 / (10.0 + n))  # 1 - d_n without float32 cancellation
-    return jax.tree.map(lambda average, new: average - rate * (average - new), ema, params)
+    return jax.tree.map(lambda old, new: old - rate * (old - new), ema, params)

@@ -1,49 +1,21 @@
-"""Repeats the step of a training run whose loss or gradient was not finite, and says where.
-
-    flm reproduce runs/q/nonfinite/step_00000120.npz
-
-The file holds the batch, its step, the seed and the config of the run; parameters and optimizer
-come from the newest checkpoint before that step (or from the beginning), and the steps between are
-repeated. One process, any number of devices; the run itself is not touched. Exit code 0 if the
-numbers are not finite again, 1 if they are finite.
-"""
+"""The step of a training run whose loss or gradient was not finite, repeated and looked into."""
 
 import dataclasses
-import json
 import pathlib
 import tempfile
 
 import jax
 import numpy as np
-from absl import flags
 
 from flm_jax import config as config_lib
 from flm_jax.checkpoint import Checkpoints
-from flm_jax.cli import flags as command_line
 from flm_jax.errors import UserError
 from flm_jax.host import numerics, progress, sharding
 from flm_jax.inference import checkpoints_of
 from flm_jax.training import step as step_lib
-from flm_jax.training.session import Run
+from flm_jax.training.session import Session
 
 _SHOWN = 12
-
-
-def define_flags() -> None:
-    """The flag of the tool; in a function, because other tools have one of the same name."""
-    flags.DEFINE_string("workdir", "", "of the run, if the file lies elsewhere now")
-
-
-def main(argv: list[str]) -> int:
-    if len(argv) != 2:
-        raise UserError("give one file, for example runs/q/nonfinite/step_00000120.npz")
-    path = pathlib.Path(argv[1]).expanduser()
-    given = flags.FLAGS.workdir
-    workdir = pathlib.Path(given).expanduser() if given else path.parent.parent
-    result = reproduce(path, workdir)
-    print(json.dumps(result, indent=1))
-    print("reproduced" if result["reproduced"] else "NOT reproduced: all numbers are finite here")
-    return 0 if result["reproduced"] else 1
 
 
 @numerics.pinned()
@@ -57,17 +29,17 @@ def reproduce(path: pathlib.Path, workdir: pathlib.Path) -> dict:
     config = dataclasses.replace(config, train=quiet)
     numerics.check_devices()
     with tempfile.TemporaryDirectory(prefix="flm_jax_reproduce_") as scratch:
-        run = Run(config, pathlib.Path(scratch))
-        run.checkpoints = Checkpoints(place)
-        with run.log:
-            start, state = _state_before(run, step)
-            mask, key = run.mask(), run.train_key()
+        session = Session(config, pathlib.Path(scratch))
+        session.checkpoints = Checkpoints(place)
+        with session.log:
+            start, state = _state_before(session, step)
+            mask, key = session.mask(), session.train_key()
             for _ in progress.bar(range(start + 1, step), desc="repeating steps", delay=2):
-                tokens = sharding.global_rows(next(run.batches)["tokens"], run.mesh)
-                state, _ = run.train_step(state, run.frozen, tokens, mask, key)
+                tokens = sharding.global_rows(next(session.batches)["tokens"], session.mesh)
+                state, _ = session.train_step(state, session.frozen, tokens, mask, key)
             result = {"step": step, "checkpoint": start, "steps_repeated": step - 1 - start}
-            result |= _examine(run, state, facts, key)
-            run.batches.close()
+            result |= _examine(session, state, facts, key)
+            session.batches.close()
     return result
 
 
@@ -83,31 +55,35 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     return facts
 
 
-def _state_before(run: Run, step: int) -> tuple[int, step_lib.TrainState]:
-    older = [n for n in run.checkpoints.steps() if n < step]
+def _state_before(session: Session, step: int) -> tuple[int, step_lib.TrainState]:
+    older = [n for n in session.checkpoints.steps() if n < step]
     if older:
-        return run.restore(older[-1])
-    return 0, run.initial()
+        return session.restore(older[-1])
+    return 0, session.initial()
 
 
-def _examine(run: Run, state: step_lib.TrainState, facts: dict, key: jax.Array) -> dict:
+def _examine(session: Session, state: step_lib.TrainState, facts: dict, key: jax.Array) -> dict:
     """Gradients of the batch, and of each of its rows alone with the noise it has in the batch."""
     gradients = jax.jit(
         step_lib.make_gradients(
-            run.make_nets,
-            run.experiment.loss,
-            run.experiment.space,
-            run.experiment.clock,
-            run.config.optim.accumulation_steps,
+            session.make_nets,
+            session.experiment.loss,
+            session.experiment.space,
+            session.experiment.clock,
+            session.config.optim.accumulation_steps,
         )
     )
     key = jax.random.fold_in(key, int(facts["step"]) - 1)
-    others = {**run.frozen, **state.loss, **({"ema": state.ema} if "ema" in run.make_nets else {})}
-    tokens = sharding.global_rows(facts["tokens"], run.mesh)
+    others = {
+        **session.frozen,
+        **state.loss,
+        **({"ema": state.ema} if "ema" in session.make_nets else {}),
+    }
+    tokens = sharding.global_rows(facts["tokens"], session.mesh)
 
     def look(mask: np.ndarray):
-        mask = sharding.global_rows(mask, run.mesh)
-        grads, values = gradients(state.params, others, tokens, mask, key)
+        shared = sharding.global_rows(mask, session.mesh)
+        grads, values = gradients(state.params, others, tokens, shared, key)
         return grads, {name: float(values[name]) for name in ("loss", "grad_norm")}
 
     grads, values = look(facts["mask"])
@@ -128,8 +104,3 @@ def _examine(run: Run, state: step_lib.TrainState, facts: dict, key: jax.Array) 
         # A gradient that is not finite may reach all rows through what they share; a loss does not.
         "rows": bad["loss"] or bad["grad_norm"],
     }
-
-
-if __name__ == "__main__":
-    define_flags()
-    command_line.run_main(main)

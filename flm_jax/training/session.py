@@ -52,18 +52,20 @@ class NoLog(contextlib.AbstractContextManager):
         pass
 
 
-class Run:
-    """One session of a run: everything built, nothing trained yet."""
+class Session:
+    """One session of a run: everything built, nothing trained yet.
+
+    A subclass may open other checkpoints and batches (`open_checkpoints`, `open_batches`).
+    """
 
     def __init__(self, config: config_lib.Config, workdir: pathlib.Path):
         self.config = config
         self.workdir = workdir
         self.clockwork = Clockwork()
-        keep = config.train.keep_latest, config.train.keep_best
-        self.checkpoints = Checkpoints(checkpoints_of(config, workdir), *keep)
+        self.checkpoints = self.open_checkpoints()
         self.mirror = contextlib.nullcontext()
         if config.train.mirror and distributed.is_main():
-            self.mirror = Mirror(config.train.mirror, self.checkpoints, workdir, *keep)
+            self.mirror = Mirror(config.train.mirror, self.checkpoints, workdir, *self._keep())
         start = time.perf_counter()
         self.data = load_data(dataclasses.asdict(config.data), dataclasses.asdict(config.tokenizer))
         self.clockwork.data_s = time.perf_counter() - start
@@ -84,14 +86,7 @@ class Run:
         self.frozen = {role: model.params for role, model in self.sources.frozen.items()}
         self.schedule = optim.schedule(config.optim, config.train.steps)
         self.optimizer = optim.optimizer(config.optim, config.train.steps)
-        self.batches = Batches(
-            self.data.rows["train"],
-            config.train.batch_size,
-            config.seed,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-            num_workers=config.data.num_workers,
-        )
+        self.batches = self.open_batches()
         self.log = runlog.MetricsLog(workdir) if distributed.is_main() else NoLog()
         self.agreement = distributed.Agreement(self.mesh)
         self.key = numerics.key(config.seed)
@@ -99,6 +94,25 @@ class Run:
         self.state_sharding = sharding.shardings(self.state_shape, self.mesh)
         self._model: FlowModel | None = None
         self._compile()
+
+    def open_checkpoints(self) -> Checkpoints:
+        """The checkpoints of the run; called before data and devices are looked at."""
+        return Checkpoints(checkpoints_of(self.config, self.workdir), *self._keep())
+
+    def open_batches(self) -> Batches:
+        """This process's part of the training batches, from the first one on."""
+        return Batches(
+            self.data.rows["train"],
+            self.config.train.batch_size,
+            self.config.seed,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+            num_workers=self.config.data.num_workers,
+        )
+
+    def _keep(self) -> tuple[int, int]:
+        """How many of the newest and of the best checkpoints are kept."""
+        return self.config.train.keep_latest, self.config.train.keep_best
 
     def _init(self, key):
         params = self.experiment.model.init(key)
@@ -207,7 +221,7 @@ class Run:
         return step, step_lib.TrainState(**counts, **{"loss": {}, **items})
 
     def start_from(self, state: step_lib.TrainState) -> step_lib.TrainState:
-        """The fresh state with the parameters (the average) of config.init_from."""
+        """The fresh state with the parameters (the EMA) of config.init_from."""
         first, source = self.sources.first, self.config.init_from
         assert first is not None  # loaded because init_from names it
         params = first_params(first, state.params, self.experiment.loss, source)
@@ -237,13 +251,13 @@ class Run:
         return fold(self.key, 1)
 
     def evaluate(self, state: step_lib.TrainState, step: int) -> float:
-        """Held-out loss of the average, logged."""
+        """Held-out loss of the EMA, logged."""
         values = self.held_out(state.ema, {**self.frozen, **state.loss})
         self.log.write(step, values)
         return values["eval/loss"]
 
     def model(self, state: step_lib.TrainState, step: int) -> FlowModel:
-        """The model as it is now, with the averaged parameters; compiled samplers are kept."""
+        """The model as it is now, with the EMA's parameters; compiled samplers are kept."""
         if self._model is None:
             self._model = FlowModel(
                 self.experiment,

@@ -42,8 +42,8 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
             frozen["residual"], teacher = teacher, teacher.frozen.get("teacher")
             if teacher is None:
                 raise UserError(
-                    f"teacher={config.teacher!r} is no run of the loss 'residual' (stage 1), which "
-                    f"the loss {config.loss.name!r} compresses; train that first"
+                    f"teacher={config.teacher!r} is not a run of the loss 'residual' (stage 1), "
+                    f"which the loss {config.loss.name!r} compresses; train that first"
                 )
         if teacher.frozen:
             raise UserError(

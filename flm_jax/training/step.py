@@ -27,7 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, loss: Loss) -> TrainState:
-    """The state before the first update; the average starts at the parameters."""
+    """The state before the first update; the EMA starts at the parameters."""
     ema, kept = (jax.tree.map(jnp.array, x) for x in (params, loss.first_state(params)))
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # buffers of their own
     return TrainState(step, params, optimizer.init(params), ema, kept, skipped, in_a_row)
@@ -111,12 +111,12 @@ def make_train_step(
 
     ``make_nets`` has a row for the student, for every role in ``frozen`` (a dict of parameters
     that are arguments, not constants), for every role that the loss keeps in its state, and for
-    "ema" where the loss needs it: that network gets the moving average. Metrics are scalars:
+    "ema" where the loss needs it: that network gets the EMA. Metrics are scalars:
     float32 means over what counts in the whole batch, and "skipped" and "in_a_row" of the new
     state.
 
-    A batch whose loss or gradient norm is not finite leaves parameters, optimizer and average as
-    they were. After ``skip_limit`` such batches in a row the state stays as it is for good, so that
+    A batch whose loss or gradient norm is not finite leaves parameters, optimizer and EMA as they
+    were. After ``skip_limit`` such batches in a row the state stays as it is for good, so that
     a loop which looks at the metrics one step late finds what was there before the first of them.
     """
 

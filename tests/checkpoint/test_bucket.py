@@ -392,7 +392,7 @@ def test_training_writes_there_and_a_new_machine_goes_on(
     server, url, tmp_path, capsys, monkeypatch
 ):
     """It goes on without any file of the first one; nobody else may have the place."""
-    monkeypatch.setattr(loop.outcome, "finish", lambda *_: None)
+    monkeypatch.setattr(loop.summary, "finish", lambda *_: None)
     config = tiny.run_config(tmp_path)
     knobs = dataclasses.replace(config.train, checkpoints=url, steps=4, save_every=2, eval_every=0)
     config = dataclasses.replace(config, train=knobs)

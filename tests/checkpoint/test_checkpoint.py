@@ -347,7 +347,7 @@ def test_a_bucket_as_workdir_is_refused_with_the_way_out(url, way_out):
     )
     assert done.returncode == 2 and not (ROOT / url[:3]).exists()
     assert done.stderr.strip() == (
-        f"error: --workdir={url} is no local or mounted folder; choose one, and have its "
+        f"error: --workdir={url} is not a local or mounted folder; choose one, and have its "
         f"checkpoints {way_out}{url}"
     )
 

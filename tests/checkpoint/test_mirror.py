@@ -246,7 +246,7 @@ def test_a_damaged_local_step_is_not_passed_on(url, tmp_path, caplog):
 def test_training_moves_to_a_new_machine(finished, tmp_path, capsys, monkeypatch):  # noqa: F811
     """Copied at the end of a session; fetched into an empty workdir and into a damaged one."""
     config, original = finished
-    monkeypatch.setattr(loop.outcome, "finish", lambda *_: None)
+    monkeypatch.setattr(loop.summary, "finish", lambda *_: None)
     place = dataclasses.replace(config.train, mirror=f"file://{tmp_path}/mirror")
     config = dataclasses.replace(config, train=place)
     shutil.copytree(original, tmp_path / "run")

@@ -1,137 +1,270 @@
-"""The command line: overrides, exit codes, --help, and one sentence for every mistake."""
+"""The command line: options, exit codes, help, and one sentence for every mistake."""
 
-import pathlib
+import dataclasses
+import re
+import shlex
 import subprocess
 import sys
 import textwrap
 
 import pytest
-from absl import flags
+from commands import ROOT, call, flm
 
-from flm_jax.cli import flags as command_line
+import flm_jax
+from flm_jax import cli
+from flm_jax.cli import exits, help
+from flm_jax.cli.options import ConfigFile, Configured, options_of, parse, words_of
 from flm_jax.config import settings
 from flm_jax.errors import UserError
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def tool():
-    """Runs a small tool in this process: tool("--config=...") -> exit code."""
-    known, defined = set(flags.FLAGS), dict(command_line._DEFINED)
-    holder = command_line.config_flag()
-
-    def main(argv):
-        tool.config, tool.words = holder.value, argv[1:]
-
-    def run(*words):
-        flags.FLAGS["config"].unparse()
-        with pytest.raises(SystemExit) as caught:
-            command_line.run_main(main, ["tool", *words])
-        return caught.value.code
-
-    tool = run
-    yield run
-    command_line._DEFINED.clear()
-    command_line._DEFINED.update(defined)
-    for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.mark_as_parsed()
-
+from flm_jax.knobs import knob
+from flm_jax.options import Drawing
 
 QUICKSTART = "--config=configs/quickstart.py"
 
 
-def test_overrides_on_the_command_line(tool):
-    code = tool(QUICKSTART, "--config.optim.beta1=0.5", "--config.seed", "4", "a", "b")
-    assert code == 0 and tool.words == ["a", "b"]
-    assert (tool.config.optim.beta1, tool.config.seed) == (0.5, 4)
-    assert tool("--config.seed=3", QUICKSTART) == 0 and tool.config.seed == 3
-    assert tool(QUICKSTART) == 0 and tool.config.seed == 1, "overrides must not outlive a run"
-    assert tool(QUICKSTART, "--config.data.options.path=a=b") == 0
-    assert tool.config.data.options["path"] == "a=b"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Configured, Drawing):
+    place: str = knob("", "a folder", word=True)
+    verify: bool = knob(False, "look twice")
+    found: bool | None = knob(None, "found out")
+    scale: float = knob(1.0, "how large", above=0)
+    names: tuple[str, ...] = knob(("a", "b"), "some", choices=("a", "b", "c"))
+
+
+def options(*words: str) -> Options:
+    return parse(Options, ["--checkpoint=x", *words])
+
+
+def test_values_are_read_as_their_types_say():
+    found = options("--steps", "1,8,32", "here", "--verify", "-nofound", "--scale=2", "--seed=1e3")
+    assert (found.steps, found.place, found.verify, found.found) == (
+        (1, 8, 32),
+        "here",
+        True,
+        False,
+    )
+    assert (found.scale, found.seed, found.batch_size, found.names) == (2.0, 1000, None, ("a", "b"))
+    assert type(found.scale) is float and type(found.seed) is int
+    assert options("--noverify", "--found=yes", "--names=").names == ()
+    assert options("--temperature=0.5", "--patience=2").knobs == {"temperature": 0.5, "patience": 2}
+    assert options("--", "--odd").place == "--odd"
+    assert options("--seed=1", "--seed=2").seed == 2
+    assert options("--teacher=a=b").teacher == "a=b"
+
+
+def test_overrides_of_the_config():
+    found = options("--config.seed", "4", QUICKSTART, "--config.optim.beta1=0.5", "here").config
+    assert (found.value.optim.beta1, found.value.seed) == (0.5, 4)
+    assert options(QUICKSTART).config.value.seed == 1
+    found = options("--config", "configs/quickstart.py", "--config.data.options.path=a=b").config
+    assert found.value.data.options["path"] == "a=b"
+
+
+def test_words_of_options_make_the_same_options():
+    words = ["here", QUICKSTART, "--config.seed=3", "--checkpoint=my run", "--steps=1,2"]
+    words += ["--patience=2", "--temperature=0.0", "--verify=True", "--names=c"]
+    found = parse(Options, words)
+    assert sorted(words_of(found)) == sorted(words)
+    again = parse(Options, words_of(found))
+    assert again == found and again.config.overrides == {"seed": "3"} and again.knobs == found.knobs
+    assert words_of(options()) == ["--checkpoint=x"]
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "sentence"),
     [
-        ([], "--config=FILE is missing"),
-        (["--config.seed=3"], "--config.seed changes a config, but no --config=FILE is given"),
-        ([QUICKSTART, "--config.seed"], "--config.seed has no value"),
-        ([QUICKSTART, "--confg=3"], "unknown flag --confg; did you mean config?"),
-        (["--config=nowhere.py"], "config file nowhere.py does not exist"),
-        (["--config"], "Missing value for flag --config"),
-        ([QUICKSTART, "--config.seed=x"], "seed must be an integer, not 'x'"),
+        (["--seed"], "--seed has no value; write --seed=VALUE"),
+        (["--seed", "--verify"], "--seed has no value; write --seed=VALUE"),
+        (["--config.seed"], "--config.seed has no value; write --config.seed=VALUE"),
+        (["--seed=x"], "--seed=x is not a whole number"),
+        (["--seed=1.5"], "--seed=1.5 is not a whole number"),
+        (["--scale=nan"], "--scale=nan is not a finite number"),
+        (["--scale=0"], "--scale=0.0 must be greater than 0"),
+        (["--verify=perhaps"], "--verify=perhaps is not true or false"),
+        (["--steps=1,,8"], "--steps=1,,8 is not a list of whole numbers such as 1,8,32"),
+        (["--steps="], "--steps= is not a list of whole numbers such as 1,8,32"),
+        (["--steps=1,0"], "0 in --steps must be at least 1"),
+        (["--names=a,d"], "d in --names is not known; use a or b or c"),
+        (["a", "b"], "unexpected argument 'b'; options are written --name=value"),
+        (["--checkpoint="], "--checkpoint=PATH is missing; give a run's --workdir or a .ckpt file"),
+        # What it is called here.
+        (["--batch-size=3"], "unknown option --batch-size; did you mean --batch_size?"),
+        (["--stpes=3"], "unknown option --stpes; did you mean --steps?"),
+        (["--confg=3"], "unknown option --confg; did you mean --config?"),
+        (["-n", "3"], "unknown option --n; did you mean --num_samples?"),
+        (["--lr=3"], "unknown option --lr; did you mean --config.optim.learning_rate?"),
+        (["--learning_rate=3"], "--learning_rate; did you mean --config.optim.learning_rate?"),
+        (["--learning-rte=3"], "--learning-rte; did you mean --config.optim.learning_rate?"),
+        (["--num_workers=3"], "--num_workers; did you mean --config.data.num_workers?"),
+        (["--epochs=3"], "--epochs; training is counted in steps: --config.train.steps=N"),
+        (["--device=cuda"], "JAX_PLATFORMS=cpu before the command chooses"),
+        (["--shyness"], "unknown option --shyness; --help lists the options"),
     ],
 )
-def test_mistakes_on_the_command_line(tool, capsys, words, expected):
-    assert tool(*words) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and expected in error and "Traceback" not in error
+def test_mistakes_get_a_sentence(words, sentence):
+    with pytest.raises(UserError) as caught:
+        options(*words)
+    assert str(caught.value).endswith(sentence) and "\n" not in str(caught.value)
 
 
-def test_several_problems_are_lined_up(tool, capsys, monkeypatch):
-    def main(argv):
+def test_names_that_several_sections_have_are_all_named():
+    """Of a command without the option itself; one without a config names no key of one."""
+    for kind, expected in (
+        (Configured, "did you mean --config.train.batch_size or --config.sampler.batch_size?"),
+        (Drawing, "did you mean --batch_size?"),
+    ):
+        with pytest.raises(UserError, match=re.escape(expected)):
+            parse(kind, ["--checkpoint=x", "--bs=3"] if kind is Drawing else ["--bs=3"])
+    with pytest.raises(UserError, match="unknown option --lr; --help lists the options"):
+        parse(Drawing, ["--lr=3"])
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        (ConfigFile(), "--config=FILE is missing; try --config=configs/quickstart.py"),
+        (ConfigFile(None, {"seed": "3"}), "--config.seed changes a config, but no --config=FILE"),
+        (ConfigFile("nowhere.py"), "config file nowhere.py does not exist"),
+        (ConfigFile("configs/quickstart.py", {"seed": "x"}), "seed must be an integer, not 'x'"),
+    ],
+)
+def test_configs_that_are_none(file, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        assert file.value
+
+
+def test_several_problems_are_lined_up(capsys):
+    def work():
         raise UserError("one\ntwo")
 
     with pytest.raises(SystemExit, match="2"):
-        command_line.run_main(main, ["tool"])
+        exits.exit_with(work)
     assert capsys.readouterr().err == "error: one\n       two\n"
 
 
 def test_exit_codes(capsys):
-    def code_of(main):
+    def code_of(work):
         with pytest.raises(SystemExit) as caught:
-            command_line.run_main(main, ["tool"])
+            exits.exit_with(work)
         return caught.value.code
 
-    def interrupted(argv):
+    def interrupted():
         raise KeyboardInterrupt
 
-    assert code_of(lambda argv: 3) == 3 and code_of(lambda argv: None) == 0
+    assert code_of(lambda: 3) == 3 and code_of(lambda: None) == 0
     assert code_of(interrupted) == 130 and "interrupted" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):  # our own bugs keep their traceback
-        command_line.run_main(lambda argv: 1 / 0, ["tool"])
+        exits.exit_with(lambda: 1 / 0)
 
 
-def test_help_lists_every_key(tool, capsys):
-    assert tool("--help") == 0
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_is_explained(name, capsys):
+    """What it does, examples that its options accept, its options and every config key."""
+    assert call(*name.split(), "--help") == 0
     text = capsys.readouterr().out
-    missing = [key for key, _ in settings.knobs() if f"--config.{key}=" not in text]
-    assert not missing and "one sentence for every mistake" in text
     assert max(map(len, text.splitlines())) <= 100
+    command = cli.load(name)
+    known = options_of(command.options)
+    for option in known.values():
+        heads = (option.name.upper(), f"--{option.name}=...", f"--[no]{option.name} ")
+        assert any(f"\n  {head}" in text for head in heads), option.name
+    keys = [key for key, _ in settings.knobs()] if "config" in known else []
+    assert [key for key in keys if f"--config.{key}=" not in text] == []
+    examples = re.findall(rf"^ +flm {name} ((?:.*\\\n)*.*)", text, re.MULTILINE)
+    assert examples
+    for example in examples:
+        words = example.replace("\\\n", " ").partition(" >> ")[0]
+        parse(command.options, shlex.split(words, comments=True))
 
 
-def test_a_real_process_shows_one_sentence(tmp_path):
-    source = """
-        from flm_jax.cli import flags as command_line
-        CONFIG = command_line.config_flag()
-        if __name__ == "__main__":
-            command_line.run_main(lambda argv: print(CONFIG.value.seed))
+def test_valid_names_are_listed(capsys):
+    call("generate", "--help")
+    assert "euler | autoregressive |" in " ".join(capsys.readouterr().out.split())
+    call("help", "train")
+    text = " ".join(capsys.readouterr().out.split())
+    for names in ("flow_matching | psd", "gpt2 | bert-base-uncased", "text_statistics | truth"):
+        assert names in text
+
+
+def test_the_overview_and_words_that_are_no_command(capsys):
+    overviews = []
+    for words in ([], ["help"], ["--help"], ["-h"]):
+        assert call(*words) == 0
+        overviews.append(capsys.readouterr().out)
+    assert len(set(overviews)) == 1
+    for name in cli.COMMANDS:
+        assert re.search(rf"^  {name}  +[A-Z].*\n +flm {name} ", overviews[0], re.MULTILINE), name
+    assert max(map(len, overviews[0].splitlines())) <= 100
+    assert call("--version") == 0 and capsys.readouterr().out == f"flm_jax {flm_jax.__version__}\n"
+    for words, sentence in (
+        (["genrate"], "there is no command 'genrate'; did you mean generate?"),
+        (["help", "trian"], "there is no command 'trian'; did you mean train?"),
+        (["xyz"], "there is no command 'xyz'; flm help lists them"),
+        ([QUICKSTART], f"{QUICKSTART} comes after a command, as in: flm train {QUICKSTART} ..."),
+    ):
+        assert call(*words) == 2
+        assert capsys.readouterr().err.startswith(f"error: {sentence}")
+
+
+def test_the_example_of_an_overview_is_whole():
+    about = "Does.\n\n    flm do a \\\n        --b=1      # remark\n    flm do c\n"
+    assert help.overview({"do": about}).splitlines()[3].strip() == "flm do a --b=1"
+
+
+def test_the_overview_and_a_mistake_load_nothing_heavy():
+    """They answer within half a second: no module of JAX, of numpy or of a room that computes."""
+    heavy = "jax", "numpy", "scipy", "flax", "orbax", "grain", "optax", "tensorboardX", "tokenizers"
+    program = f"""
+        import sys
+        from flm_jax import cli
+        for words in ([], ["generate", "--chekpoint=x"], ["train", "--workdir=none"]):
+            try:
+                cli.main(words)
+            except SystemExit:
+                pass
+        from flm_jax.cli import parity
+        parity._prepare()  # of the XLA that is not there yet
+        print([name for name in {heavy} if name in sys.modules], file=sys.stderr)
     """
-    (tmp_path / "tool.py").write_text(textwrap.dedent(source))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stderr.splitlines()[-1] == "[]", done.stderr
+    assert done.stderr.count("error: ") == 2
 
-    def run(*words):
-        command = [sys.executable, str(tmp_path / "tool.py"), QUICKSTART, *words]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
 
-    good, bad = run("--config.seed=5"), run("--config.sed=5")
-    assert (good.returncode, good.stdout, good.stderr) == (0, "5\n", "")
+def test_a_real_process_shows_one_sentence():
+    good, bad = flm("--version"), flm("inspect", QUICKSTART, "--config.sed=5")
+    assert (good.returncode, good.stderr) == (0, "") and good.stdout.startswith("flm_jax ")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr == "error: unknown config key 'sed'; did you mean seed?\n"
+    main = subprocess.run(
+        [sys.executable, "-m", "flm_jax.main", "--workdr=x"], capture_output=True, text=True
+    )
+    expected = "error: unknown option --workdr; did you mean --workdir?\n"
+    assert (main.returncode, main.stderr) == (2, expected)
 
 
-def test_all_modules_can_be_imported_together():
-    """Flags of one name in two modules would end whoever imports both, such as this suite."""
-    script = """
-        import importlib, pkgutil, flm_jax
-        names = [m.name for m in pkgutil.walk_packages(flm_jax.__path__, "flm_jax.")]
-        for name in names:
-            if not name.endswith("__main__"):
-                importlib.import_module(name)
-        print(len(names))
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 100
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["ge"], "generate"),
+        (["generate", "--st"], "--step= --steps="),
+        (["train", "--steps=1", "--config.optim.l"], "--config.optim.learning_rate="),
+        (["benchmark", "data", "--se"], "--seconds="),
+        (["benchmark", "train", "--js"], "--json"),
+    ],
+)
+def test_the_shell_completes(words, completed, capsys):
+    call("completion", "bash")
+    script = capsys.readouterr().out
+    script += f"COMP_WORDS=(flm {shlex.join(words)}) COMP_CWORD={len(words)}; _flm; "
+    script += 'echo "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (completed, "")
+
+
+def test_the_package_tells_its_public_names():
+    assert set(dir(flm_jax)) >= {"load", "FlowModel", "Samples", "UserError", "__version__"}
+    with pytest.raises(AttributeError, match="has no attribute 'sample'"):
+        assert flm_jax.sample

@@ -4,20 +4,18 @@ import os
 import pathlib
 
 import pytest
-from absl.testing import flagsaver
+from commands import call
 from official_files import hub
 
 from flm_jax import inference
-from flm_jax.cli import flags as command_line
-from flm_jax.cli import generate
 from flm_jax.data import inspect, statistics
 from flm_jax.errors import UserError
 from flm_jax.inference import evaluation
 from flm_jax.inference.conversion import convert
 from flm_jax.interop import official
 from flm_jax.lab.benchmark import sweep
-from flm_jax.lab.parity import __main__ as parity
-from flm_jax.lab.parity import runner
+from flm_jax.lab.parity import goldens, runner
+from flm_jax.options import Evaluation
 
 TOO_LONG = "x" * 250  # no name of a file that is written under a temporary name first
 
@@ -41,22 +39,16 @@ def refuses(monkeypatch, owner, name):
     monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("worked before it looked"))
 
 
-def command(main, *words: str) -> int:
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-        command_line.run_main(main, ["tool", *words])
-    return end.value.code
-
-
 def test_generate(nowhere, monkeypatch, capsys):
     refuses(monkeypatch, inference, "load")
-    assert command(generate.main, "--checkpoint=x", f"--output={nowhere}") == 2
+    assert call("generate", "--checkpoint=x", f"--output={nowhere}") == 2
     assert f"cannot write {nowhere}: " in capsys.readouterr().err
 
 
 def test_evaluate(nowhere, monkeypatch):
     refuses(monkeypatch, inference, "load")
     with pytest.raises(UserError, match=f"cannot write {nowhere}: "):
-        evaluation.evaluate(evaluation.Options("x", output=str(nowhere)))
+        evaluation.evaluate(Evaluation(checkpoint="x", output=str(nowhere)))
 
 
 def test_the_samples_of_evaluate(tmp_path):
@@ -72,14 +64,14 @@ def test_the_samples_of_evaluate(tmp_path):
 def test_pictures_of_inspect(nowhere, monkeypatch, capsys):
     refuses(monkeypatch, inspect, "prepared_below")
     refuses(monkeypatch, statistics, "measure")
-    assert command(inspect.main, "rows", f"--html={nowhere}") == 2
+    assert call("inspect", "rows", f"--html={nowhere}") == 2
     assert f"cannot write {nowhere}: " in capsys.readouterr().err
 
 
 def test_parity(nowhere, monkeypatch, capsys):
     refuses(monkeypatch, runner, "run")
-    monkeypatch.setattr(parity.goldens, "read", lambda _: [])
-    assert parity.main(["goldens", "--json", str(nowhere)]) == 2
+    monkeypatch.setattr(goldens, "read", lambda _: [])
+    assert call("parity", "goldens", "--json", str(nowhere)) == 2
     assert f"cannot write {nowhere}: " in capsys.readouterr().err
 
 

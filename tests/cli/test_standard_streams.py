@@ -22,15 +22,15 @@ def tool(tmp_path):
     def run(body: str, redirection: str = "", needs_reader: bool = True, **environment):
         source = f"""
             import pathlib, sys, time
-            from flm_jax.cli import flags as command_line
+            from flm_jax.cli import exits
             from flm_jax.errors import UserError
 
-            def main(argv):
+            def main():
                 {body}
                 pathlib.Path({str(tmp_path / "done")!r}).touch()
 
             if __name__ == "__main__":
-                command_line.run_main(main, needs_reader={needs_reader})
+                exits.exit_with(main, needs_reader={needs_reader})
         """
         (tmp_path / "tool.py").write_text(textwrap.dedent(source), encoding="utf-8")
         (tmp_path / "done").unlink(missing_ok=True)

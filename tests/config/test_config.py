@@ -3,8 +3,6 @@
 import dataclasses
 import pathlib
 import re
-import sys
-import textwrap
 import typing
 
 import pytest
@@ -13,6 +11,7 @@ from config_changes import Distilling, changed, sentence
 from flm_jax import config as config_lib
 from flm_jax import data, losses, samplers, tokenizers
 from flm_jax.config import Config, settings
+from flm_jax.configs import common
 
 TABLES = {
     "loss": losses.LOSSES,
@@ -33,27 +32,41 @@ class Plain:
     limit: int | None = None
 
 
-@pytest.fixture
-def config_file(tmp_path):
-    """Writes a config file and returns its path as text."""
-
-    def write(text, name="mine.py"):
-        (tmp_path / name).write_text(textwrap.dedent(text))
-        return str(tmp_path / name)
-
-    return write
+# The files of ours; how files are found and run is in test_config_files.py
 
 
-# The files
+def test_common_starts_from_the_defaults_and_takes_what_users_write(config_file):
+    assert config_lib.load("configs/common.py") == Config()
+    model = dataclasses.asdict(Config().model)
+    assert model | common.PRESETS["small"] == model
+    changes = """
+        from flm_jax.configs import common
 
-
-def test_common_shows_every_knob_with_its_default():
-    shown = config_lib.load("configs/common.py")
-    for key, _ in settings.knobs():
-        assert settings.value_at(shown, key) == settings.value_at(Config(), key), key
-    source = (ROOT / "configs/common.py").read_text()
-    missing = [key for key, _ in settings.knobs() if key.rpartition(".")[2] not in source]
-    assert not missing
+        def get_config(stage="pretrain"):
+            config = common.get_config(stage)
+            config.optim.learning_rate = 1
+            config.sampler.steps = [1, 8]
+            config.data.options.path = "a.txt"
+            config.data.options.update(parts=[1, 2])
+            config.model.update(common.PRESETS["tiny"], dropout=0)
+            config.tokenizer = common.pieces(64)
+            config.evals = ["truth"]
+            config.eval_options.truth = dict(rows=3)
+            config.teacher = "runs/a"
+            return config
+        """
+    assert config_lib.load(config_file(changes)) == changed(
+        optim__learning_rate=1.0,
+        sampler__steps=(1, 8),
+        data__options={"path": "a.txt", "parts": [1, 2]},
+        model={**model, **common.PRESETS["tiny"], "dropout": 0.0},
+        tokenizer={"name": "sentencepiece", "options": {"vocab_size": 64}},
+        evals=("truth",),
+        eval_options={"truth": {"rows": 3}},
+        teacher="runs/a",
+    )
+    changes = changes.replace("config.optim.learning_rate", "config.optim.learnin_rate")
+    assert "did you mean optim.learning_rate?" in sentence(config_lib.load, config_file(changes))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -74,41 +87,6 @@ def test_own_text_is_a_matter_of_one_override(tmp_path):
     missing = config_lib.load("configs/text_files.py").data
     args = (data.DATASETS, missing.name, missing.options, "data set")
     assert "needs options.path" in sentence(config_lib.build, *args)
-
-
-def test_stage_after_the_colon():
-    assert config_lib.load("configs/python_prose.py:characters").tokenizer.name == "characters"
-    assert "no stage 'distil'" in sentence(config_lib.load, "configs/quickstart.py:distil")
-
-
-def test_config_files_work_from_any_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p and pathlib.Path(p) != ROOT])
-    for name in [name for name in sys.modules if name.split(".")[0] == "configs"]:
-        monkeypatch.delitem(sys.modules, name)
-    assert config_lib.load(str(ROOT / "configs/quickstart.py")).data.name == "unicode_names"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("x = (", "mine.py, line 1: SyntaxError"),
-        ("\n\nimport nothing_of_the_kind", "mine.py, line 3: ModuleNotFoundError"),
-        ("def get_config():\n    return 1 / 0", "mine.py, line 2: ZeroDivisionError"),
-        ("config = 3", "must define get_config()"),
-        ("def get_config():\n    return 3", "must return a ConfigDict"),
-        ("def get_config():\n    pass", "must return a ConfigDict"),
-    ],
-)
-def test_broken_config_files(config_file, text, expected):
-    assert expected in sentence(config_lib.load, config_file(text))
-
-
-def test_missing_config_files(config_file, tmp_path):
-    assert "did you mean configs/quickstart.py?" in sentence(config_lib.load, "quickstrat.py")
-    assert "is a folder" in sentence(config_lib.load, str(tmp_path))
-    path = config_file("def get_config():\n    return {}")
-    assert "takes no argument, but got 'x'" in sentence(config_lib.load, path + ":x")
 
 
 # Values

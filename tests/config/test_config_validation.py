@@ -1,12 +1,14 @@
 """Clashes in a config: all found before anything compiles, each explained with its values."""
 
 import dataclasses
+import json
 import re
 
 import pytest
 from config_changes import Distilling, changed, sentence
 
 from flm_jax import config as config_lib
+from flm_jax import data, evals, tokenizers
 from flm_jax.contracts import Needs
 from flm_jax.losses import LSD, PSD, FlowMatching
 
@@ -91,7 +93,7 @@ def test_defaults_and_edges_are_valid():
         ),
         ({"teacher": "runs/a"}, "teacher='runs/a' is set but loss 'flow_matching' uses none"),
         ({"model__two_times": True}, "a network of one time but model.two_times=True"),
-        ({"loss": DISTILLING, "model__two_times": True}, "loss 'psd' needs a teacher"),
+        ({"loss": DISTILLING, "model__two_times": True}, "loss 'psd' needs a teacher; give --con"),
         ({"loss": DISTILLING, "teacher": "t"}, "model.two_times=False; set model.two_times=True"),
     ],
 )
@@ -106,6 +108,54 @@ def test_all_problems_are_told_at_once():
     assert len(lines) == 3
 
 
+THEIRS = """
+from flm_jax.data.base import MemoryCorpus
+from flm_jax.tokenizers.characters import CharactersRecipe
+
+class Rhymes(MemoryCorpus):
+    name = "rhymes"
+
+    def __init__(self, verses: int = 1):
+        self.verses = verses
+
+    def read(self):
+        return dict.fromkeys(self.splits, ["cat hat bat"] * self.verses)
+
+class Letters(CharactersRecipe):
+    pass
+"""
+
+
+def test_text_and_tokenizer_of_the_users_own(tmp_path, monkeypatch):
+    (tmp_path / "their_text.py").write_text(THEIRS)
+    (tmp_path / "their_broken.py").write_text("import no_such_library")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = {"name": "their_text:Rhymes", "length": 4, "options": {"verses": "9"}}
+    letters = {"name": "their_text:Letters", "options": {"min_count": 10}}
+    made = data.load_data(text, letters, tmp_path)
+    assert len(made.corpus.source("train")) == 9 and "c" not in made.tokenizer.pieces
+    assert "t" in tokenizers.load(made.rows["train"].path / "tokenizer").pieces
+    broken = "their_broken:Row"
+    failed = (
+        f"{broken!r}: importing their_broken failed (ModuleNotFoundError: No module named "
+        "'no_such_library'); correct it, or put its folder on PYTHONPATH"
+    )
+    for change, place in (
+        ({"data__name": broken}, "data.name: data set "),
+        ({"tokenizer__name": broken}, "tokenizer.name: tokenizer "),
+        ({"evals": (broken,)}, "evals: evaluator "),
+    ):
+        assert sentence(config_lib.validate, make(**change), TABLES) == place + failed
+    assert sentence(data.load_corpus, {"name": broken}) == "data set " + failed
+    assert sentence(data.plan, text, {"name": broken}, tmp_path) == "tokenizer " + failed
+    args = (evals.EVALS, broken, {}, "evaluator")
+    assert sentence(config_lib.build, *args, tokenizer=made.tokenizer) == "evaluator " + failed
+    (tmp_path / "flm_tokenizer.json").write_text(
+        json.dumps(dict(name=broken, fingerprint="", files={}))
+    )
+    assert sentence(tokenizers.load, tmp_path) == "tokenizer " + failed
+
+
 @pytest.mark.parametrize(
     ("mesh", "devices", "shape"),
     [
@@ -117,7 +167,7 @@ def test_all_problems_are_told_at_once():
     ],
 )
 def test_mesh_shape(mesh, devices, shape):
-    assert config_lib.mesh_shape(config_lib.Mesh(*mesh), devices) == shape
+    assert config_lib.mesh_shape(config_lib.MeshConfig(*mesh), devices) == shape
 
 
 def test_devices_are_checked():
@@ -146,7 +196,7 @@ def test_vocabulary_must_be_the_tokenizers():
 @pytest.mark.parametrize("boundary", [1 / 3, 1 / 32, 1 / 161, 1e-4])
 def test_a_boundary_fraction_that_gives_no_sample_is_said_with_what_gives_one(diagonal, boundary):
     def count(batch, fraction):
-        return PSD(diagonal_fraction=diagonal, boundary_fraction=fraction).counts(batch)[2]
+        return PSD(diagonal_fraction=diagonal, boundary_fraction=fraction).kinds(batch).boundary
 
     for batch in (1, 2, 7, 8, 12, 32, 40, 48, 100, 512):
         loss = PSD(diagonal_fraction=diagonal, boundary_fraction=boundary)

@@ -2,14 +2,16 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 import tiny
+from config_changes import sentence
 
-from configs import common
 from flm_jax import config as config_lib
 from flm_jax import experiment
 from flm_jax.checkpoint import Checkpoints
+from flm_jax.configs import common
 from flm_jax.errors import UserError
 from flm_jax.training import loop
 
@@ -69,6 +71,12 @@ def test_a_baseline_is_one_word(name, words):
             "mask_token": stage == "mdlm",
             "causal": stage == "ar",
         }
+
+
+def test_a_flow_map_without_a_teacher_is_told_its_flag():
+    for stage in ("distill", "residual", "second_stage"):
+        told = sentence(config_lib.validate, load("text_files", stage), experiment.tables())
+        assert re.fullmatch("loss .* needs a teacher; give --config.teacher=WORKDIR, .*", told)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

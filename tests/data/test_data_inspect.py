@@ -4,13 +4,13 @@ import html.parser
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from commands import flm
+from recipes import make_tokenizer
 
-from flm_jax import data, errors, tokenizers
+from flm_jax import data, errors
 from flm_jax.data import base, page, rows, shards, statistics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -25,13 +25,7 @@ DOCUMENTS = [f"document {i}" for i in range(300)]
 
 
 def run(folder, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "flm_jax.data.inspect", *words],
-        env={**os.environ, "FLM_JAX_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    return flm("inspect", *words, env={**os.environ, "FLM_JAX_CACHE": str(folder / "cache")})
 
 
 def inspect(folder, *words, documents=DOCUMENTS):
@@ -58,10 +52,10 @@ def test_a_config_then_its_folder(tmp_path):
     assert "data set   text_files, valid" in valid.stdout and "row 2 of valid" in valid.stdout
 
     for words, sentence in (
-        ([str(tmp_path)], "holds no prepared rows; give a folder that flm_jax.data.prepare made"),
-        ([str(tmp_path / "no")], "is no folder; give a folder"),
+        ([str(tmp_path)], "holds no prepared rows; give a folder that flm prepare made"),
+        ([str(tmp_path / "no")], "is not a folder; give a folder"),
         ([str(tmp_path / "cache"), "--split=dev"], "no split 'dev' in"),
-        ([str(tmp_path / "cache"), "more"], "unexpected word 'more'"),
+        ([str(tmp_path / "cache"), "more"], "unexpected argument 'more'"),
         ([str(tmp_path / "cache"), f"--config={tmp_path}/c.py"], "either the folder"),
         ([], "nothing to look at; give a folder"),
     ):
@@ -160,7 +154,7 @@ def test_the_page_is_whole_escaped_and_its_bars_are_the_counts(prepared):
 
 
 def test_a_folder_with_another_tokenizer_is_refused_naming_both(prepared):
-    other = tokenizers.build({"name": "characters"}, lambda: ["xyz"])
+    other = make_tokenizer({"name": "characters"}, lambda: ["xyz"])
     found = prepared.rows["train"]
     other.save(found.path / rows.TOKENIZER_FOLDER)
     with pytest.raises(errors.UserError) as caught:

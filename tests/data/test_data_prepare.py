@@ -17,8 +17,10 @@ from unittest.mock import Mock
 import numpy as np
 import published_layouts as layouts
 import pytest
+from commands import flm
+from recipes import make_tokenizer
 
-from flm_jax import data, errors, tokenizers
+from flm_jax import data, errors
 from flm_jax.data import base, packing, shards, workers, wrap
 from flm_jax.data import rows as rows_lib
 from flm_jax.data.published import PUBLISHED
@@ -59,7 +61,7 @@ class Deadly(Numbers):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tokenizers.build({"name": "characters"}, lambda: ["-0123456789"])
+    return make_tokenizer({"name": "characters"}, lambda: ["-0123456789"])
 
 
 @pytest.fixture
@@ -181,14 +183,14 @@ def test_what_a_kill_leaves_is_cleared_up(tokenizer, tmp_path, small, monkeypatc
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 import test_data_prepare as t
 from flm_jax import tokenizers
 from flm_jax.data import packing, shards, workers
 
 if __name__ == "__main__":
     shards.SHARD_BYTES, workers.DOCUMENTS = 500 * t.LENGTH * 2, 50
-    tokenizer = tokenizers.build({{"name": "characters"}}, lambda: ["-0123456789"])
+    tokenizer = tokenizers.TOKENIZERS["characters"]().build(lambda: ["-0123456789"])
     order = t.make_order(tokenizer, "wrap", t.Numbers(int(sys.argv[3])))
     rows, made = packing.prepare_split(order, sys.argv[1], int(sys.argv[2]))
     print("made" if made else "found", rows.path)
@@ -197,7 +199,7 @@ if __name__ == "__main__":
 
 def start(tmp_path, cache, processes, count=10_000):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=os.path.dirname(__file__)))
+    script.write_text(SCRIPT.format(folders=[str(ROOT / "tests/data"), str(ROOT / "tests")]))
     command = [sys.executable, str(script), str(cache), str(processes), str(count)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
@@ -373,13 +375,8 @@ def get_config():
 
 
 def command(folder, *flags):
-    return subprocess.run(
-        [sys.executable, "-m", "flm_jax.data.prepare", f"--config={folder / 'c.py'}", *flags],
-        env={**os.environ, "FLM_JAX_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    environment = {**os.environ, "FLM_JAX_CACHE": str(folder / "cache")}
+    return flm("prepare", f"--config={folder / 'c.py'}", *flags, env=environment)
 
 
 def test_the_command_prepares_once_and_training_finds_it(tmp_path, monkeypatch):
@@ -400,9 +397,9 @@ def test_the_command_prepares_once_and_training_finds_it(tmp_path, monkeypatch):
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     for flags, sentence in (
         ([f"--data_dir={place}", "--verify"], "shard-00000.npy does not have the SHA-256 it was"),
-        (["--workers=-1"], "--workers is -1, but must be 0 or more"),
+        (["--workers=-1"], "--workers=-1 must be at least 0"),
         (["--splits=train,dev"], "has no split 'dev'; it has train, valid, test"),
-        (["words"], "unexpected word 'words'"),
+        (["words"], "unexpected argument 'words'"),
         (["--config.data.length=9999999", "--workers=0"], "not enough for one row of length"),
     ):
         done = command(tmp_path, *flags)

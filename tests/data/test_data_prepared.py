@@ -5,8 +5,9 @@ import types
 
 import numpy as np
 import pytest
+from recipes import make_tokenizer
 
-from flm_jax import data, errors, tokenizers
+from flm_jax import data, errors
 from flm_jax.data import Batches
 from flm_jax.training import sources
 
@@ -70,7 +71,7 @@ def test_what_does_not_match_is_refused_naming_both(made, tmp_path):
             errors.UserError, match=rf"\(60 ids, fingerprint {ours}\), but the conf"
         ):
             data.load_data(section(cache), tokenizer)
-    other = tokenizers.build({"name": "characters"}, lambda: ["xyz"])
+    other = make_tokenizer({"name": "characters"}, lambda: ["xyz"])
     both = rf"tokenizer of the model \(characters, fingerprint {other.fingerprint[:12]}\).*{ours}"
     with pytest.raises(errors.UserError, match=both):
         data.load_data(section(cache), {}, tokenizer=other)
@@ -88,7 +89,7 @@ def test_folders_that_do_not_go_together(made, tmp_path):
         data.load_data(section(tmp_path / "a"), {})
     for options, sentence in (
         ({}, "needs options.path: the --data_dir"),
-        ({"path": str(tmp_path / "nowhere")}, "nowhere is no folder; give a folder that"),
+        ({"path": str(tmp_path / "nowhere")}, "nowhere is not a folder; give a folder that"),
     ):
         with pytest.raises(errors.UserError, match=sentence):
             data.load_data({**section(""), "options": options}, {})
@@ -118,7 +119,7 @@ def test_a_teacher_of_another_tokenizer_is_refused_naming_both(made):
         return names(experiment=experiment, tokenizer=tokenizer, config=config)
 
     sources.check(teacher(loaded.tokenizer), ours, loaded, "teacher", "runs/t")
-    other = tokenizers.build({"name": "characters"}, lambda: ["xyz"])
+    other = make_tokenizer({"name": "characters"}, lambda: ["xyz"])
     prints = other.fingerprint[:12], loaded.tokenizer.fingerprint[:12]
     sentence = "teacher='runs/t' was trained with another tokenizer .fingerprint {}, here {}"
     with pytest.raises(errors.UserError, match=sentence.format(*prints)):

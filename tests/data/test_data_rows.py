@@ -7,8 +7,9 @@ import types
 
 import numpy as np
 import pytest
+from recipes import make_tokenizer
 
-from flm_jax import data, errors, tokenizers
+from flm_jax import data, errors
 from flm_jax.data import base, packing, rows, workers, wrap
 
 
@@ -34,7 +35,7 @@ class Letters(base.MemoryCorpus):
 @pytest.fixture(scope="module")
 def tokenizer():
     texts = [chr(c) for c in range(97, 123)] + ["A"]
-    return tokenizers.build({"name": "characters"}, lambda: texts)
+    return make_tokenizer({"name": "characters"}, lambda: texts)
 
 
 def folders(cache):
@@ -59,7 +60,7 @@ def test_rows_are_the_wrapped_detokenised_documents(tokenizer, tmp_path):
 
 def test_large_vocabularies_get_four_bytes(tmp_path):
     characters = "".join(map(chr, range(0x10000, 0x10000 + 70_000))) + string.ascii_letters
-    big = tokenizers.build({"name": "characters"}, lambda: [characters])
+    big = make_tokenizer({"name": "characters"}, lambda: [characters])
     packed = data.pack(Letters(), big, "train", 16, tmp_path)
     assert np.load(packed.path / "shard-00000.npy").dtype == np.int32
     first = Letters().detokenize(Letters().source("train")[0])
@@ -73,7 +74,7 @@ def test_second_call_is_a_cache_hit_and_each_change_is_a_miss(tokenizer, tmp_pat
         again = data.pack(Letters(), tokenizer, "train", 16, tmp_path)
     assert again == first and len(folders(tmp_path)) == 1
 
-    other = tokenizers.build({"name": "characters"}, lambda: ["abcdefghijklmnopqrstuvwxyz"])
+    other = make_tokenizer({"name": "characters"}, lambda: ["abcdefghijklmnopqrstuvwxyz"])
     data.pack(Letters(), tokenizer, "train", 17, tmp_path)
     data.pack(Letters(), tokenizer, "train", 16, tmp_path, drop_remainder_every=50)
     data.pack(Letters(shift=1), tokenizer, "train", 16, tmp_path)
@@ -196,6 +197,9 @@ def test_bad_arguments_get_a_sentence(tokenizer, tmp_path):
     unpadded = types.SimpleNamespace(name="gpt2", pad_id=None)
     with pytest.raises(errors.UserError, match="needs padding, but tokenizer 'gpt2' has no padd"):
         data.pack(Letters(), unpadded, "train", 8, tmp_path, packing="one_per_row")
+    endless = types.SimpleNamespace(name="theirs", bos_id=1, eos_id=None)
+    with pytest.raises(errors.UserError, match="tokenizer 'theirs' has no EOS; choose one that"):
+        data.pack(Letters(), endless, "train", 8, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.UserError, match=r"cannot write packed rows to .*\$FLM_JAX_CACHE"):
         data.pack(Letters(), tokenizer, "train", 8, tmp_path / "file")
@@ -246,7 +250,9 @@ def test_load_data_packs_the_asked_splits_and_caches(letters_table, tmp_path, mo
 @pytest.mark.parametrize(
     ("section", "tokenizer_section", "sentence"),
     [
-        ({"name": "letters", "lenght": 9}, TOKENIZER, "no key 'lenght'; its keys are name, length"),
+        ({"name": "letters", "lenght": 9}, TOKENIZER, "'data.lenght'; did you mean data.length"),
+        ({"name": "letters", "length": "x"}, TOKENIZER, "data.length must be an integer, not 'x'"),
+        ({"name": "letters"}, {"nam": "characters"}, "did you mean tokenizer.name"),
         ({"name": "leters"}, TOKENIZER, "unknown data set 'leters'"),
         ({}, TOKENIZER, "no data set is named"),
         ({"name": "letters", "options": {"cnt": 1}}, TOKENIZER, "'letters' has no option 'cnt'"),

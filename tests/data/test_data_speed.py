@@ -3,13 +3,14 @@
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import types
 
 import pytest
+from commands import flm
+from recipes import make_tokenizer
 
-from flm_jax import data, errors, tokenizers
+from flm_jax import data, errors
 from flm_jax.data import speed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -31,18 +32,13 @@ def text(tmp_path):
 
 
 def run(tmp_path, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "flm_jax.data.speed", *words],
-        env={**os.environ, "FLM_JAX_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    environment = {**os.environ, "FLM_JAX_CACHE": str(tmp_path / "cache")}
+    return flm("benchmark", "data", *words, env=environment)
 
 
 def test_whole_batches_are_counted_for_the_time_asked_for(text, tmp_path, monkeypatch):
     corpus = data.load_corpus({"name": "text_files", "options": {"path": str(text)}})
-    tokenizer = tokenizers.build({"name": "characters"}, lambda: corpus.source("train"))
+    tokenizer = make_tokenizer({"name": "characters"}, lambda: corpus.source("train"))
     rows = data.pack(corpus, tokenizer, "train", 8, tmp_path / "cache")
     ticks = iter(range(100))
     clock = types.SimpleNamespace(

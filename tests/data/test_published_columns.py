@@ -219,7 +219,7 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
 
 
 def test_cells_that_are_no_text():
-    with pytest.raises(UserError, match="a.parquet has 3 in column 'body', which is no text; set"):
+    with pytest.raises(UserError, match="a.parquet has 3 in column 'body', which is not text; set"):
         list(columns.cells(["a", None, 3], "a.parquet", "body"))
 
 

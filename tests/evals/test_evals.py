@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flm_jax import evals
-from flm_jax.evals import base, text_statistics, yardsticks
+from flm_jax.evals import base, baselines, text_statistics
 
 BOS, EOS, PAD = 0, 1, 2
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
@@ -20,6 +20,7 @@ class Letters:
     """A tokenizer of single letters; upper case is spelled in lower case."""
 
     vocab_size, bos_id, eos_id, pad_id = len(LETTERS) + 3, BOS, EOS, PAD
+    specials = {BOS, EOS, PAD}
 
     def encode(self, text):
         return [3 + LETTERS.index(letter) for letter in text.lower()]
@@ -147,15 +148,15 @@ def test_every_evaluator_describes_each_value_that_it_yields(name):
     assert all(column.help and column.title for column in evaluator.columns)
 
 
-@pytest.mark.parametrize("name", evals.YARDSTICKS)
-def test_every_yardstick_writes_blocks_reproducibly(name):
+@pytest.mark.parametrize("name", evals.BASELINES)
+def test_every_baseline_writes_blocks_reproducibly(name):
     rows = random_rows()
-    sample = evals.YARDSTICKS[name](rows, n=50, length=11, seed=3)
+    sample = evals.BASELINES[name](rows, n=50, length=11, seed=3)
     assert sample.shape == (50, 11) and sample.dtype == np.int32
     assert (sample[:, 0] == BOS).all() and (sample[:, -1] == EOS).all()
     assert set(sample[:, 1:-1].ravel()) <= set(rows[:, 1:-1].ravel())
-    np.testing.assert_array_equal(sample, evals.YARDSTICKS[name](rows, n=50, length=11, seed=3))
-    assert (sample != evals.YARDSTICKS[name](rows, n=50, length=11, seed=4)).any()
+    np.testing.assert_array_equal(sample, evals.BASELINES[name](rows, n=50, length=11, seed=3))
+    assert (sample != evals.BASELINES[name](rows, n=50, length=11, seed=4)).any()
 
 
 def shares(items, size):
@@ -164,7 +165,7 @@ def shares(items, size):
 
 def test_unigram_sampler_has_the_training_frequencies_and_no_memory():
     rows = random_rows()
-    sample = yardsticks.unigram(rows, n=4000, length=18, seed=0)[:, 1:-1]
+    sample = baselines.unigram(rows, n=4000, length=18, seed=0)[:, 1:-1]
     np.testing.assert_allclose(shares(sample, 9), shares(rows[:, 1:-1], 9), atol=0.006)
     joint = shares(sample[:, 1:] * 9 + sample[:, :-1], 81).reshape(9, 9)
     np.testing.assert_allclose(joint, np.outer(joint.sum(1), joint.sum(0)), atol=0.003)
@@ -172,13 +173,13 @@ def test_unigram_sampler_has_the_training_frequencies_and_no_memory():
 
 def test_markov_sampler_has_the_training_transitions():
     rows = random_rows()
-    sample = yardsticks.markov(rows, n=20_000, length=18, seed=0)
+    sample = baselines.markov(rows, n=20_000, length=18, seed=0)
     for order in (1, 2):  # P(next | order tokens before), rows weighted by how often they occur
         want, got = (conditional(x[:, 1:-1], order) for x in (rows, sample))
         weight = want.sum(-1, keepdims=True) / want.sum()
         difference = np.abs(normalise(want) - normalise(got)) * weight
         assert difference.sum() < (0.05 if order == 2 else 0.1)
-    sample = yardsticks.markov(rows, n=20_000, length=18, seed=0, order=1)
+    sample = baselines.markov(rows, n=20_000, length=18, seed=0, order=1)
     want, got = (conditional(x[:, 1:-1], 1) for x in (rows, sample))
     np.testing.assert_allclose(normalise(want), normalise(got), atol=0.03)
 
@@ -196,7 +197,7 @@ def normalise(counts):
 
 def test_the_first_tokens_of_a_row_follow_the_first_tokens_of_training_rows():
     rows = random_rows(n=500)
-    sample = yardsticks.markov(rows, n=20_000, length=18, seed=0)
+    sample = baselines.markov(rows, n=20_000, length=18, seed=0)
     for column in (1, 2):
         got, want = shares(sample[:, column], 9), shares(rows[:, column], 9)
         np.testing.assert_allclose(got, want, atol=0.015)
@@ -204,7 +205,7 @@ def test_the_first_tokens_of_a_row_follow_the_first_tokens_of_training_rows():
 
 def test_a_start_is_no_end_of_document_even_with_one_token_for_both():
     row = np.array([[BOS, 5, 6, BOS, 7, 8, BOS]])
-    assert (yardsticks.markov(row, n=50, length=7, seed=0) == row).all()
+    assert (baselines.markov(row, n=50, length=7, seed=0) == row).all()
 
 
 def test_every_generated_trigram_is_in_training_or_a_documented_back_off():
@@ -213,7 +214,7 @@ def test_every_generated_trigram_is_in_training_or_a_documented_back_off():
     trigrams = {tuple(row[i : i + 3]) for row in rows for i in range(9)}
     continued = {trigram[:2] for trigram in trigrams}
     bigrams = {tuple(row[i : i + 2]) for row in rows for i in range(10)}
-    sample = yardsticks.markov(rows, n=400, length=20, seed=0)
+    sample = baselines.markov(rows, n=400, length=20, seed=0)
     kinds = {"seen": 0, "backed off": 0}
     for row in sample:
         for i in range(17):
@@ -229,27 +230,27 @@ def test_every_generated_trigram_is_in_training_or_a_documented_back_off():
 
 def test_a_deterministic_text_is_reproduced():
     row = np.array([BOS, 5, 6, 7, 8, 9, EOS])
-    assert (yardsticks.markov(np.stack([row, row]), n=3, length=7, seed=0) == row).all()
+    assert (baselines.markov(np.stack([row, row]), n=3, length=7, seed=0) == row).all()
 
 
 def test_a_million_tokens_take_seconds():
     rows = np.random.default_rng(0).integers(2, 1024, (16_000, 64))
     rows[:, 0], rows[:, -1] = BOS, EOS
     start = time.perf_counter()
-    yardsticks.markov(rows, n=1000, length=64, seed=0)
+    baselines.markov(rows, n=1000, length=64, seed=0)
     assert time.perf_counter() - start < 5
 
 
 def test_unfit_rows_are_refused():
     rows = random_rows(n=4)
     with pytest.raises(ValueError, match="begin with BOS"):
-        yardsticks.unigram(np.where(np.arange(4)[:, None] == 1, 7, rows), 2, 8, 0)
+        baselines.unigram(np.where(np.arange(4)[:, None] == 1, 7, rows), 2, 8, 0)
     with pytest.raises(ValueError, match=r"must have shape .*: \(4, 2\)"):
-        yardsticks.unigram(rows[:, :2], 2, 8, 0)
+        baselines.unigram(rows[:, :2], 2, 8, 0)
     with pytest.raises(ValueError, match="at least 3 tokens, not 2"):
-        yardsticks.markov(rows, 2, 2, 0)
+        baselines.markov(rows, 2, 2, 0)
     with pytest.raises(ValueError, match="order of 9 is too high"):
-        yardsticks.markov(rows * 100_000 // max(1, rows[0, 0]), 2, 8, 0, order=9)
+        baselines.markov(rows * 100_000 // max(1, rows[0, 0]), 2, 8, 0, order=9)
 
 
 def test_the_table_is_plain_json_and_prints_aligned():

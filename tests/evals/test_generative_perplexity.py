@@ -157,11 +157,11 @@ def test_weights_in_shards(scorer, tmp_path):
     for ours, expected in zip(jax.tree.leaves(loaded), jax.tree.leaves(scorer.params), strict=True):
         np.testing.assert_array_equal(ours, expected)
     (folder / names[1]).rename(folder / "elsewhere")
-    with pytest.raises(UserError, match=f"{names[1]} is missing or no readable"):
+    with pytest.raises(UserError, match=f"{names[1]} is missing or not a readable"):
         gpt2.load(folder)
     for text in ("{}", "[", '{"weight_map": {}}', '{"weight_map": {"wte.weight": "../x"}}'):
         (folder / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(UserError, match="index.json is no index of shards"):
+        with pytest.raises(UserError, match="index.json is not an index of shards"):
             gpt2.load(folder)
 
 
@@ -194,7 +194,7 @@ def test_published_sizes_are_read_from_the_config(width, depth, heads, tmp_path)
         ({"activation_function": "gelu"}, "activation_function = 'gelu'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
         ({"n_head": 5}, "sizes that no GPT-2 has"),
-        ({"n_embd": "wide"}, "no GPT-2 configuration"),
+        ({"n_embd": "wide"}, "not a GPT-2 configuration"),
         (
             {"n_positions": 64},
             r"wpe.weight has shape \(256, 12\) where config.json says \(64, 12\)",
@@ -214,7 +214,7 @@ def test_missing_and_damaged_scorer_files(tmp_path, scorer):
     folder = write_scorer(tmp_path / "x")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-8])
-    with pytest.raises(UserError, match="no readable safetensors"):
+    with pytest.raises(UserError, match="not a readable safetensors"):
         gpt2.load(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="is missing"):

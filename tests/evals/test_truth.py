@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from recipes import make_tokenizer
 
-from flm_jax import data, errors, evals, tokenizers
+from flm_jax import data, errors, evals
 from flm_jax.data import synthetic, wrap
 from flm_jax.data.synthetic.addition import Addition
 from flm_jax.data.synthetic.brackets import Brackets
@@ -58,7 +59,7 @@ def test_packed_rows_are_the_documents_and_wrapped_ones_are_not(language, tmp_pa
     rows_NL, texts = loaded.rows["train"][:], loaded.corpus.source("train")
     assert truth.documents(rows_NL, loaded.tokenizer) == list(texts)
     assert len(rows_NL) == 3000 and loaded.tokenizer.vocab_size < 60
-    assert len(np.unique(rows_NL[:, -1])) == 1  # the n-gram yardsticks ask for it
+    assert len(np.unique(rows_NL[:, -1])) == 1  # the n-gram baselines ask for it
     values = truth.measure(loaded.corpus.language, texts)
     assert values["valid"] == 1
     args = (loaded.corpus, loaded.tokenizer, "train", LENGTHS[language] + 2, tmp_path)
@@ -76,7 +77,7 @@ def test_packing_mistakes_get_a_sentence(tmp_path):
         load("brackets", tmp_path, length=13)
     assert not list((tmp_path / "rows").iterdir())
     corpus = synthetic.Synthetic("brackets", length=100, documents=5)
-    letters = tokenizers.build({"name": "characters"}, lambda: ["()"])
+    letters = make_tokenizer({"name": "characters"}, lambda: ["()"])
     with pytest.raises(errors.UserError, match=r"\('[()]{40} \.\.\.' of the split"):
         data.pack(corpus, letters, "train", 50, tmp_path, packing="one_per_row")
     with pytest.raises(errors.UserError, match="packing 'rows' is not known; use wrap or one_per"):
@@ -114,7 +115,7 @@ def test_packing_mistakes_get_a_sentence(tmp_path):
     ],
 )
 def test_rows_are_read_strictly(row, document):
-    letters = tokenizers.build({"name": "characters"}, lambda: ["()"])
+    letters = make_tokenizer({"name": "characters"}, lambda: ["()"])
     assert truth.documents(np.array([row]), letters) == [document]
 
 
@@ -255,7 +256,7 @@ def test_the_table_of_a_run_gets_its_numbers(language, tmp_path):
     named = [("marginals", "yardstick", truth.product_of_marginals(train, 500, 0))]
     named += [
         (name, "yardstick", draw(train, 500, LENGTHS[language], 0))
-        for name, draw in evals.YARDSTICKS.items()
+        for name, draw in evals.BASELINES.items()
     ]
     table = base.table([evaluator], [*named, ("held-out", "data", valid)])
     shares = [row["values"]["valid"] for row in table["rows"]]
@@ -267,7 +268,7 @@ def test_the_table_of_a_run_gets_its_numbers(language, tmp_path):
 
 
 def test_text_without_a_known_truth_gives_dashes_not_a_failure():
-    letters = tokenizers.build({"name": "characters"}, lambda: ["()"])
+    letters = make_tokenizer({"name": "characters"}, lambda: ["()"])
     evaluator = truth.Truth(letters, np.zeros((1, 4), int), ["()"])
     values = dict(evaluator(np.zeros((2, 4), int)))
     assert list(values) == [column.key for column in evaluator.columns]

@@ -18,8 +18,9 @@ from flm_jax.flow import clock as clock_lib
 from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import OneHot, Projected
+from flm_jax.flow.times import Path
 from flm_jax.losses import ESD, LSD, PSD
-from flm_jax.losses.flow_map import Path, Setting
+from flm_jax.losses.flow_map import Setting
 
 B, L, STEPS = 8, 2, 48
 LOG_ODDS = 0.4  # of token 1
@@ -165,7 +166,7 @@ def test_the_bounded_eulerian_residual_is_the_official_one_times_1_t_over_1_s():
     tau_s, tau_t = jnp.asarray([0.0, 0.2, 0.5, 0.0]), jnp.asarray([0.6, 0.9, 0.6, 1.0])
     s, t = clock.to_t(tau_s), clock.to_t(tau_t)
     here = small_setting(clock, Path(tau_s, tau_s, tau_t, s, s, t))
-    delta = here.ask("student", here.state, tau_s, tau_t).dense()
+    delta = here.at.ask("student", here.state, tau_s, tau_t).dense()
     residual = ESD().target(here).dense() - delta
     official = ESD(official=True).target(here).dense() - delta
     factor = ((1 - t) / (1 - s))[:3, None, None]

@@ -9,6 +9,7 @@ import tiny
 
 from flm_jax import config as config_lib
 from flm_jax.flow import clock as clock_lib
+from flm_jax.flow import noise as noise_lib
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.at import At
 from flm_jax.flow.space import OneHot, Projected
@@ -42,7 +43,7 @@ class Held(Projected):
 @pytest.mark.parametrize("name", ["psd", "lsd", "esd", "residual", "second_stage"])
 def test_the_gradient_of_the_table_is_the_projected_dense_one(name, monkeypatch):
     """z = n T R^-T with eta = 0: equal losses; dE = dE_text + P dE_noise; all else equal."""
-    monkeypatch.setattr(space_lib, "cholesky_factor", jnp.linalg.cholesky)
+    monkeypatch.setattr(noise_lib, "cholesky_factor", jnp.linalg.cholesky)
     with jax.enable_x64(True):
         loss = config_lib.build(LOSSES, name, {}, "loss")
         roles = ["student", "teacher"] + ["residual"] * (name == "second_stage")

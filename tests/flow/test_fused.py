@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from flm_jax.flow import fused
-from flm_jax.flow import posterior as post
+from flm_jax.flow.combination import one_hot
 from flm_jax.flow.head import Head
+from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.vocabulary import entmax
 
 D, V = 3, 11
 ONES, MASK, WEIGHTS = "ones", "mask", "weights"
@@ -26,10 +28,10 @@ def target_of(kind, tokens, others, head):
     """Hard tokens, or a combination of posteriors without gradients."""
     if kind == "tokens":
         return None
-    other = post.Posterior(others[0], head_of(*others[2:], cap=0.0), others[1])
+    other = Posterior(others[0], head_of(*others[2:], cap=0.0), others[1])
     if kind != "projected":
         mixed = other.probability(jnp.arange(1.0, len(tokens) + 1)) + other.logits(0.1)
-        return mixed + post.one_hot(tokens, head, 0.5)
+        return mixed + one_hot(tokens, head, 0.5)
     return (other.probability() + other.tangent(0.3)).entmax(2.0)
 
 
@@ -45,7 +47,7 @@ def dense_loss(kind, features, kernel, bias, others, tokens, cap):
         if kind != "projected":
             c = jnp.arange(1.0, len(tokens) + 1)[:, None, None] * p + 0.1 * logits + 0.5 * c
         else:
-            c = post.entmax(p + 0.3 * moved, 2.0)
+            c = entmax(p + 0.3 * moved, 2.0)
     if kind == "squared":
         return jnp.sum((c - coefficient * jnp.exp(log_p)) ** 2, -1)
     if kind == "squared logits":
@@ -73,7 +75,7 @@ def both(kind, cotangent, hint, shape=(2, 5), cap=5.0, scale=1.0, chunk=4, of_ta
             if not of_target:
                 others = jax.lax.stop_gradient(others)
             head = head_of(kernel, bias, cap, chunk)
-            p, target = post.Posterior(features, head), target_of(kind, tokens, others, head)
+            p, target = Posterior(features, head), target_of(kind, tokens, others, head)
             if target is None:
                 return -p.log_prob(tokens, given)
             if kind == "squared":
@@ -148,12 +150,12 @@ def gradient_program(weight_BL, hint_BL=None, stop=True, squared=False):
     """The jaxpr of the gradients in features and head of a weighted mean of losses."""
     shape, dtype = weight_BL.shape, jnp.float32
     head = head_of(draw(5, D, V, dtype=dtype), draw(6, V, dtype=dtype))
-    other = post.Posterior(draw(3, *shape, D, dtype=dtype), head)
+    other = Posterior(draw(3, *shape, D, dtype=dtype), head)
 
     def loss(features, head, other):
         other = jax.lax.stop_gradient(other) if stop else other
-        p = post.Posterior(features, head)
-        clean = post.one_hot(jnp.zeros(shape, jnp.int32), p.head, 0.1)
+        p = Posterior(features, head)
+        clean = one_hot(jnp.zeros(shape, jnp.int32), p.head, 0.1)
         target = clean + other.probability(0.9)
         if squared:
             return jnp.sum(weight_BL * target.squared_error_to(p.probability(), hint_BL))
@@ -193,8 +195,8 @@ def test_no_second_pass_over_the_logits(squared):
 
 def test_a_squared_error_is_to_one_multiple_of_one_prediction():
     head = head_of(draw(1, D, V, dtype=jnp.float32), jnp.zeros((V,)))
-    p = post.Posterior(draw(0, 2, 3, D, dtype=jnp.float32), head)
-    target = post.one_hot(jnp.zeros((2, 3), jnp.int32), head)
+    p = Posterior(draw(0, 2, 3, D, dtype=jnp.float32), head)
+    target = one_hot(jnp.zeros((2, 3), jnp.int32), head)
     for prediction in (p.probability() + p.logits(), target, p.probability().entmax()):
         with pytest.raises(ValueError, match="one multiple of probabilities or of logits"):
             target.squared_error_to(prediction)
@@ -205,7 +207,7 @@ def head_temporaries(vocab, tokens, width=16, chunk_bytes=2**20):
 
     def loss(features, kernel, bias, tokens_BL):
         head = Head(kernel, bias, chunk=chunk_bytes // (4 * vocab))
-        return -jnp.mean(post.Posterior(features, head).log_prob(tokens_BL))
+        return -jnp.mean(Posterior(features, head).log_prob(tokens_BL))
 
     def like(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -244,7 +246,7 @@ def test_bfloat16_products_keep_float32_sums():
 
     def loss(kernel):
         full = head.replace(kernel, head.bias_V)
-        return jnp.sum(post.Posterior(jnp.ones((1, 600, 1)), full).log_prob(tokens))
+        return jnp.sum(Posterior(jnp.ones((1, 600, 1)), full).log_prob(tokens))
 
     np.testing.assert_allclose(jax.grad(loss)(head.kernel_DV), [[300.0, -300.0]], rtol=1e-6)
 
@@ -255,7 +257,7 @@ def test_an_empty_mask_has_no_gradient():
     head = head_of(draw(1, D, V, dtype=jnp.float32), jnp.zeros((V,)))
 
     def loss(features, head):
-        log_p = post.Posterior(features, head).log_prob(jnp.zeros((2, 3), jnp.int32), weight)
+        log_p = Posterior(features, head).log_prob(jnp.zeros((2, 3), jnp.int32), weight)
         return jnp.sum(weight * log_p)
 
     for leaf in jax.tree.leaves(jax.grad(loss, (0, 1))(features, head)):
@@ -268,7 +270,7 @@ def test_a_head_that_is_not_fused_is_differentiated_as_it_stands():
     def program(chunk):
         def loss(features, kernel):
             head = head_of(kernel, jnp.zeros((V,)), chunk=chunk, fused=False)
-            return jnp.sum(post.Posterior(features, head).log_prob(jnp.zeros((2, 3), jnp.int32)))
+            return jnp.sum(Posterior(features, head).log_prob(jnp.zeros((2, 3), jnp.int32)))
 
         shapes = jnp.zeros((2, 3, D)), jnp.zeros((D, V))
         return products(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*shapes).jaxpr)

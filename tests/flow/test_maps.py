@@ -121,24 +121,6 @@ def test_fresh_noise_keeps_mean_and_variance_of_the_marginal(gamma):
             np.testing.assert_allclose([aim, add, noise], [0 * then + 1, then, 1 - then])
 
 
-def test_official_sizes_of_the_kinds():
-    assert times.split_counts(512, 0.5, 1 / 32) == (256, 248, 8)
-    assert times.split_counts(128, 0.5, 1 / 32) == (64, 62, 2)
-
-
-def test_the_kinds_add_up_to_the_batch():
-    draw = np.random.default_rng(0)
-    fractions = [0.0, 1.0, *draw.uniform(size=10)]
-    for size in (1, 2, 7, 32, 513):
-        for diagonal in fractions:
-            for boundary in fractions:
-                counts = times.split_counts(size, diagonal, boundary)
-                assert sum(counts) == size and min(counts) >= 0
-                assert counts[0] == int(size * diagonal)
-                wanted = size * (1 - diagonal) * boundary
-                assert abs(counts[2] - wanted) <= 1.0
-
-
 def test_pairs_are_sorted_neighbours():
     s, t = times.pairs(jnp.asarray([0.9, 0.1, 0.2, 0.3, 0.5, 0.5]))
     np.testing.assert_array_equal([s, t], np.float32([[0.1, 0.2, 0.5], [0.9, 0.3, 0.5]]))

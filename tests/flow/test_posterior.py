@@ -5,13 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax.flow import posterior as post
+from flm_jax.flow.combination import one_hot
 from flm_jax.flow.head import Head
+from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.terms import Probability, Tangent
+from flm_jax.flow.vocabulary import entmax, first_largest, nucleus
 
 B, L, D, V = 3, 5, 4, 7
 
 
-def build(chunk: int, seed: int = 0, **options) -> post.Posterior:
+def build(chunk: int, seed: int = 0, **options) -> Posterior:
     keys = jax.random.split(jax.random.key(seed), 4)
     head = Head(
         3 * jax.random.normal(keys[0], (D, V)),
@@ -20,10 +23,10 @@ def build(chunk: int, seed: int = 0, **options) -> post.Posterior:
         **options,
     )
     features, tangent = (jax.random.normal(k, (B, L, D)) for k in keys[2:])
-    return post.Posterior(features, head, tangent)
+    return Posterior(features, head, tangent)
 
 
-def dense_logits(p: post.Posterior) -> jax.Array:
+def dense_logits(p: Posterior) -> jax.Array:
     raw = p.features_BLD @ p.head.kernel_DV + p.head.bias_V[None, None]
     capped = p.head.cap * jnp.tanh(raw / p.head.cap) if p.head.cap else raw
     return capped / p.head.temperature
@@ -56,7 +59,7 @@ def test_capped_logits_at_their_bounds_need_no_shift(cap, scale):
     features = np.broadcast_to(raw, (3, V, V)).astype(np.float32)
     logits = cap * np.tanh(features.astype(np.float64) / cap)
     log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-    p = post.Posterior(jnp.asarray(features), head)
+    p = Posterior(jnp.asarray(features), head)
     tokens = np.broadcast_to(np.arange(V)[None], (3, V))
     expected = np.take_along_axis(log_p, tokens[..., None], -1)[..., 0]
     np.testing.assert_allclose(
@@ -67,7 +70,7 @@ def test_capped_logits_at_their_bounds_need_no_shift(cap, scale):
     np.testing.assert_allclose(
         cross, -np.sum(np.exp(log_p) * log_p, -1), rtol=1e-5, atol=5e-7 * cap
     )
-    slope = jax.grad(lambda f: jnp.sum(post.Posterior(f, head).log_prob(jnp.asarray(tokens))))
+    slope = jax.grad(lambda f: jnp.sum(Posterior(f, head).log_prob(jnp.asarray(tokens))))
     assert np.isfinite(slope(jnp.asarray(features))).all()
 
 
@@ -78,11 +81,11 @@ def test_gradient_of_log_prob_does_not_depend_on_chunks(chunk):
 
     def lazy(features, kernel, bias):
         head = Head(kernel, bias, chunk=chunk)
-        return jnp.sum(weight * post.Posterior(features, head).log_prob(tokens))
+        return jnp.sum(weight * Posterior(features, head).log_prob(tokens))
 
     def dense(features, kernel, bias):
         head = Head(kernel, bias)
-        log_p = jax.nn.log_softmax(dense_logits(post.Posterior(features, head)))
+        log_p = jax.nn.log_softmax(dense_logits(Posterior(features, head)))
         return jnp.sum(weight * jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0])
 
     arguments = (p.features_BLD, p.head.kernel_DV, p.head.bias_V)
@@ -96,7 +99,7 @@ def test_tangent_is_the_directional_derivative(chunk):
     p = build(chunk, cap=2.0)
 
     def probabilities(features):
-        return jax.nn.softmax(dense_logits(post.Posterior(features, p.head)))
+        return jax.nn.softmax(dense_logits(Posterior(features, p.head)))
 
     _, wanted = jax.jvp(probabilities, (p.features_BLD,), (p.tangent_BLD,))
     np.testing.assert_allclose(p.tangent().dense(), wanted, rtol=1e-5, atol=1e-6)
@@ -108,7 +111,7 @@ def test_combination_of_every_kind(chunk):
     a_B = jnp.arange(1.0, B + 1)
     b_BL = jnp.arange(float(B * L)).reshape(B, L) / 10
     mixed = p.probability(a_B) + q.tangent(b_BL) + p.logits(-0.5)
-    mixed += post.one_hot(tokens, p.head, 2.0)
+    mixed += one_hot(tokens, p.head, 2.0)
     raw = p.features_BLD @ p.head.kernel_DV + p.head.bias_V[None, None]
     wanted = (
         a_B[:, None, None] * p.dense()
@@ -133,12 +136,12 @@ def test_multiples_of_one_vector_become_one_term():
     a_B, b_BL = jnp.arange(1.0, B + 1), jnp.ones((B, L)) / 3
     mixed = p.probability(a_B) + q.probability(2.0) + p.tangent(b_BL)
     mixed += p.probability(b_BL) + p.tangent(-1.0) + build(1000, 0).probability(0.5)
-    kinds = [(term.kind, term.posterior is p) for term in mixed.terms]
+    kinds = [(type(term), term.source is p) for term in mixed.terms]
     assert kinds == [
-        (post.PROBABILITY, True),
-        (post.PROBABILITY, False),
-        (post.TANGENT, True),
-        (post.PROBABILITY, False),
+        (Probability, True),
+        (Probability, False),
+        (Tangent, True),
+        (Probability, False),
     ]  # the last is equal to p, but another object
     coefficient_BL1 = (a_B[:, None] + b_BL)[..., None] + 0.5
     wanted = coefficient_BL1 * p.dense() + 2.0 * q.dense() + (1 / 3 - 1.0) * p.tangent().dense()
@@ -156,13 +159,13 @@ def test_the_first_largest_entry(size):
     """Few different values, so that most rows have the largest several times; signs and zeros."""
     values = jnp.round(2 * jax.random.normal(jax.random.key(0), (50, 3, size)))
     values = values.at[0].set(-jnp.inf).at[1].set(-0.0).at[1, :, 1:].set(0.0)
-    np.testing.assert_array_equal(post.first_largest(values), jnp.argmax(values, -1))
-    assert post.first_largest(values).dtype == jnp.int32
+    np.testing.assert_array_equal(first_largest(values), jnp.argmax(values, -1))
+    assert first_largest(values).dtype == jnp.int32
 
 
 def test_entmax_2_is_the_euclidean_projection_on_the_simplex():
     scores = 3 * jax.random.normal(jax.random.key(0), (4, 9))
-    p = np.asarray(post.entmax(scores, 2.0))
+    p = np.asarray(entmax(scores, 2.0))
     np.testing.assert_allclose(p.sum(-1), 1.0, atol=1e-6)
     assert (p >= 0).all() and (p == 0).any()
     # Optimality: among all simplex points none is nearer.
@@ -170,27 +173,27 @@ def test_entmax_2_is_the_euclidean_projection_on_the_simplex():
     distance = ((p - np.asarray(scores)) ** 2).sum(-1)
     others = ((rivals[:, None] - np.asarray(scores)) ** 2).sum(-1)
     assert (others >= distance - 1e-5).all()
-    np.testing.assert_allclose(post.entmax(jnp.asarray(p), 2.0), p, atol=1e-6)
+    np.testing.assert_allclose(entmax(jnp.asarray(p), 2.0), p, atol=1e-6)
 
 
 def test_entmax_near_one_is_softmax_and_combinations_project():
     scores = jax.random.normal(jax.random.key(0), (4, 9))
-    np.testing.assert_allclose(post.entmax(scores, 1.001), jax.nn.softmax(scores), atol=2e-3)
+    np.testing.assert_allclose(entmax(scores, 1.001), jax.nn.softmax(scores), atol=2e-3)
     # In float64: entmax passes on the rounding of its scores, and XLA may round them differently
     # in the threshold and in the result.
     with jax.enable_x64(True):
         p = jax.tree.map(lambda x: x.astype(jnp.float64), build(2))
         combination = p.probability() + p.tangent(3.0)
         lazy = combination.entmax(1.5).dense()
-        np.testing.assert_allclose(lazy, post.entmax(combination.dense(), 1.5), atol=1e-12)
+        np.testing.assert_allclose(lazy, entmax(combination.dense(), 1.5), atol=1e-12)
         np.testing.assert_allclose(lazy.sum(-1), 1.0, atol=1e-12)
 
 
 def test_entmax_keeps_its_digits_when_all_scores_are_large():
     scores = jnp.asarray([[0.5, 0.25, 0.375, -8.0]])
     for alpha in (1.5, 1.7, 2.0):
-        far = post.entmax(scores + 2.0**13, alpha)  # these sums are exact in float32
-        np.testing.assert_allclose(far, post.entmax(scores, alpha), atol=1e-6)
+        far = entmax(scores + 2.0**13, alpha)  # these sums are exact in float32
+        np.testing.assert_allclose(far, entmax(scores, alpha), atol=1e-6)
         np.testing.assert_allclose(far.sum(-1), 1.0, atol=1e-6)
 
 
@@ -202,7 +205,7 @@ def test_entmax_refuses_other_alphas():
 
 def test_nucleus_keeps_the_smallest_sufficient_set():
     p = jnp.asarray([[0.5, 0.05, 0.3, 0.15]])
-    kept = lambda top_p: np.isfinite(post.nucleus(jnp.log(p), top_p))[0].tolist()  # noqa: E731
+    kept = lambda top_p: np.isfinite(nucleus(jnp.log(p), top_p))[0].tolist()  # noqa: E731
     assert kept(0.4) == [True, False, False, False]
     assert kept(0.6) == [True, False, True, False]
     assert kept(0.9) == [True, False, True, True]
@@ -214,12 +217,12 @@ def test_samples_follow_the_distribution_and_their_own_key(chunk):
     head = Head(jnp.zeros((D, 3)), bias, cap=0.0, chunk=chunk * 50)
     n = 400
     keys = jax.random.split(jax.random.key(0), n)
-    tokens = post.Posterior(jnp.zeros((n, L, D)), head).sample(keys)
+    tokens = Posterior(jnp.zeros((n, L, D)), head).sample(keys)
     share = np.bincount(np.asarray(tokens).ravel(), minlength=3) / tokens.size
     np.testing.assert_allclose(share, [0.2, 0.5, 0.3], atol=0.04)
-    cold = post.Posterior(jnp.zeros((n, L, D)), head).sample(keys, temperature=0.05)
+    cold = Posterior(jnp.zeros((n, L, D)), head).sample(keys, temperature=0.05)
     assert (np.asarray(cold) == 1).mean() > 0.99
-    alone = post.Posterior(jnp.zeros((1, L, D)), head).sample(keys[7:8])
+    alone = Posterior(jnp.zeros((1, L, D)), head).sample(keys[7:8])
     np.testing.assert_array_equal(alone[0], tokens[7])
 
 
@@ -231,7 +234,7 @@ def test_no_array_of_vocabulary_size_per_token():
     tokens = jnp.zeros((2, length), jnp.int32)
 
     def loss(features, head):
-        return -jnp.sum(post.Posterior(features, head).log_prob(tokens))
+        return -jnp.sum(Posterior(features, head).log_prob(tokens))
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(features, head).compile()
     dense = 4 * 2 * length * big_v

@@ -13,8 +13,10 @@ from properties import leaner
 
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import maps
-from flm_jax.flow import posterior as post
+from flm_jax.flow.combination import array, one_hot
 from flm_jax.flow.head import Head
+from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.vocabulary import entmax
 
 N = 24  # times in an example
 NEAR_ENDS = [0.0, 1.0, *(2.0**-k for k in (10, 23, 24)), *(1 - 2.0**-k for k in (10, 23, 24))]
@@ -145,10 +147,10 @@ def evaluated(chunk, arrays):
     """Every answer of one combination of all kinds, of its parts in other orders, of dense ones."""
     f, g, kernel, bias, tokens, dense, a, b_B, c_BL, d = arrays
     head = Head(kernel, bias, chunk=chunk)
-    p, q = post.Posterior(f, head, g), post.Posterior(g, head, f)
+    p, q = Posterior(f, head, g), Posterior(g, head, f)
     one = p.probability(a) + q.tangent(c_BL)
-    two = p.logits(b_B) + post.one_hot(tokens, head, d) + p.probability(c_BL)
-    three = post.array(dense, head, a) + q.tangent(b_B) + post.one_hot(tokens, head, c_BL)
+    two = p.logits(b_B) + one_hot(tokens, head, d) + p.probability(c_BL)
+    three = array(dense, head, a) + q.tangent(b_B) + one_hot(tokens, head, c_BL)
     whole = (one + two) + three
     mine = {
         "dense": whole.dense(),
@@ -218,7 +220,7 @@ def test_combinations_are_what_their_dense_arrays_are(arrays, chunk):
 
 @functools.cache
 def projected(alpha):
-    return jax.jit(lambda scores: post.entmax(scores, alpha))
+    return jax.jit(lambda scores: entmax(scores, alpha))
 
 
 @pytest.mark.parametrize("alpha", [1.3, 1.5, 2.0])

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax.flow import posterior as post
+from flm_jax.flow import noise as noise_lib
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.head import Head
+from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import OneHot, Projected
 
 V, B, L, D = 12, 3, 5, 4
@@ -49,7 +50,7 @@ def test_both_spaces_agree_state_by_state(t):
         more = jax.random.normal(jax.random.key(4), (B, L, V), jnp.float64)
         head = Head(table(5).T.astype(jnp.float64), jnp.zeros(V, jnp.float64), chunk=4)
         features = jax.random.normal(jax.random.key(6), (B, L, D), jnp.float64)
-        p = post.Posterior(features, head).probability()
+        p = Posterior(features, head).probability()
         views = []
         for make in (OneHot, Projected):
             space = make(tables)
@@ -82,14 +83,14 @@ def losses(stop_gradient: bool):
 
 def with_factor_gradient(tables, z_BLW):
     """The wrong way: automatic differentiation through the Cholesky factor."""
-    return z_BLW @ space_lib.cholesky_factor(space_lib.gram(tables)).T
+    return z_BLW @ noise_lib.cholesky_factor(noise_lib.gram(tables)).T
 
 
 def compare_gradients(monkeypatch, stop_gradient, frozen, project=None):
     """(loss difference, relative gradient difference) of the exact projection test, float64."""
-    monkeypatch.setattr(space_lib, "cholesky_factor", jnp.linalg.cholesky)  # eta = 0
+    monkeypatch.setattr(noise_lib, "cholesky_factor", jnp.linalg.cholesky)  # eta = 0
     if project is not None:
-        monkeypatch.setattr(space_lib, "project_noise", project)
+        monkeypatch.setattr(noise_lib, "project_noise", project)
     with jax.enable_x64(True):
         student = table(0).astype(jnp.float64)
         frozen = {r: t.astype(jnp.float64) for r, t in frozen.items()}
@@ -172,7 +173,7 @@ def test_equal_and_nearly_equal_tables_stay_finite_and_right(offset):
 def test_the_gram_matrix_is_that_of_the_tables_side_by_side():
     tables = [table(0), table(1, 5), table(2, 1)]
     joint = np.concatenate(tables, axis=1)
-    np.testing.assert_allclose(space_lib.gram(tables), joint.T @ joint, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(noise_lib.gram(tables), joint.T @ joint, rtol=1e-5, atol=1e-5)
 
 
 def test_only_tables_that_learn_are_differentiated():
@@ -180,7 +181,7 @@ def test_only_tables_that_learn_are_differentiated():
     tables, z = (table(0), table(1)), jax.random.normal(jax.random.key(3), (B, L, 2 * D))
 
     def loss(learned, frozen):
-        return jnp.sum(jnp.sin(space_lib.project_noise((learned, frozen), z)))
+        return jnp.sum(jnp.sin(noise_lib.project_noise((learned, frozen), z)))
 
     def into_vocabulary(arguments):
         program = jax.jit(jax.grad(loss, arguments)).lower(*tables).as_text().splitlines()
@@ -202,7 +203,7 @@ def test_no_copy_of_the_tables_for_the_state():
         space = Projected({"student": student, "teacher": teacher})
         state = space.corrupt(space.noise(keys(2), 3), TOKENS[:2, :3], jnp.full((2,), 0.3))
         head = Head(kernel_DV, jnp.zeros(rows), chunk=1)
-        p = post.Posterior(space.view(state, "student"), head)
+        p = Posterior(space.view(state, "student"), head)
         return space.advance(state, 0.5, 0.5, p.probability())
 
     memory = jax.jit(state).lower(*shapes).compile().memory_analysis()
@@ -211,13 +212,13 @@ def test_no_copy_of_the_tables_for_the_state():
 
 def test_singular_table_still_gets_a_factor():
     for broken in (jnp.zeros((V, D)), jnp.ones((V, D)), table(0).at[:, 1].set(0.0)):
-        assert np.isfinite(space_lib.cholesky_factor(space_lib.gram([broken]))).all()
+        assert np.isfinite(noise_lib.cholesky_factor(noise_lib.gram([broken]))).all()
 
 
 @pytest.mark.parametrize("factor", [30.0, 3e3, 1e6])
 def test_a_huge_column_adds_no_noise_to_the_others(factor):
     dominated = table(0).at[:, 2].mul(factor)
-    r = np.asarray(space_lib.cholesky_factor(space_lib.gram([dominated])), np.float64)
+    r = np.asarray(noise_lib.cholesky_factor(noise_lib.gram([dominated])), np.float64)
     exact = np.asarray(dominated, np.float64)
     size = np.linalg.norm(exact, axis=0)
     error = (r @ r.T - exact.T @ exact) / np.outer(size, size)

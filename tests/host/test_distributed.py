@@ -80,7 +80,7 @@ def test_the_job_is_found(wanted, flags, environ, tpu_hosts, expected):
         (dict(wanted=True), "no Slurm step, no TPU slice"),
         (dict(coordinator="a:1"), "--num_processes is missing"),
         (dict(num_processes=2, process_id=0), "--coordinator is missing"),
-        (dict(coordinator="a:x", num_processes=2, process_id=0), "'a:x' is no HOST:PORT"),
+        (dict(coordinator="a:x", num_processes=2, process_id=0), "'a:x' is not HOST:PORT"),
         (dict(coordinator="a:1", num_processes=2, process_id=2), "process 2 of 2 cannot be"),
         (dict(wanted=False, coordinator="a:1"), "--nodistributed contradicts"),
         (dict(environ=KUBERNETES | {"JAX_NUM_PROCESSES": "many"}), "'many' where a number"),
@@ -313,7 +313,7 @@ def test_a_loss_that_is_not_finite_ends_all_processes_with_the_whole_batch_kept(
         kept = facts["tokens"]
     assert kept.shape == (8, 12)
     config = config_lib.load(str(file))
-    run = loop.Run(config, tmp_path / "other")
-    rows = [next(run.batches)["tokens"] for _ in range(step)]
+    session = loop.Session(config, tmp_path / "other")
+    rows = [next(session.batches)["tokens"] for _ in range(step)]
     np.testing.assert_array_equal(kept, rows[-1])
     assert (mirror / str(step - 1) / "MANIFEST.json").is_file(), job.shown()

@@ -4,10 +4,10 @@ import pathlib
 import pwd
 
 import pytest
+from recipes import make_tokenizer
 
 import flm_jax
-from flm_jax import tokenizers
-from flm_jax.cli import flags as command_line
+from flm_jax.cli import exits
 from flm_jax.data import base
 from flm_jax.data.published import base as published
 from flm_jax.errors import UserError
@@ -68,7 +68,7 @@ def test_without_a_home_what_needs_one_says_so(no_home, tmp_path, monkeypatch):
         lambda: base.cache_folder("~/here"),
         lambda: flm_jax.load("~/run"),
         lambda: vocabulary_files.find("t", "", (("vocab.txt",),), ("some/t",)),
-        lambda: tokenizers.build({"name": "gpt2", "options": {}}, []),
+        lambda: make_tokenizer({"name": "gpt2", "options": {}}, []),
     ):
         with pytest.raises(UserError, match="home folder, but there is none: .*FLM_JAX_CACHE=FOLD"):
             act()
@@ -87,11 +87,11 @@ def test_without_a_home_what_needs_one_says_so(no_home, tmp_path, monkeypatch):
 
 
 def test_a_command_says_it_in_one_sentence(no_home, capsys):
-    def main(argv):
+    def work():
         pathlib.Path("~/x").expanduser()
 
     with pytest.raises(SystemExit) as ended:
-        command_line.run_main(main, ["tool"])
+        exits.exit_with(work)
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ~ is in a home folder, but there is none")

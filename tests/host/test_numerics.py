@@ -16,6 +16,7 @@ from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.host import numerics
 from flm_jax.inference import evaluation
+from flm_jax.options import Evaluation
 from flm_jax.training import loop
 
 
@@ -119,7 +120,7 @@ def test_a_platform_that_is_not_there_is_one_sentence(error, finished, tmp_path,
     for act in (
         lambda: loop.train(config, tmp_path / "run"),
         lambda: flm_jax.load(workdir),
-        lambda: evaluation.evaluate(evaluation.Options(str(workdir))),
+        lambda: evaluation.evaluate(Evaluation(checkpoint=str(workdir))),
     ):
         with pytest.raises(UserError, match="JAX finds no device for JAX_PLATFORMS=cpu") as caught:
             act()

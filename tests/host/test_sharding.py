@@ -64,15 +64,15 @@ def mesh_of(shape) -> jax.sharding.Mesh:
 )
 def test_partition_rules(path, shape, expected):
     """fsdp 4, tensor 2: vocabulary by tensor, the largest divisible dimension by fsdp."""
-    assert sharding.partition(path, shape, mesh_of((1, 4, 2))) == expected
+    assert sharding.partition(path, shape, mesh_of((1, 4, 2)).shape) == expected
 
 
 def test_without_fsdp_nothing_is_cut_by_it():
     mesh = mesh_of((8, 1, 1))
-    assert sharding.partition("params/blocks/qkv/kernel", (12, 256, 768), mesh) == P()
+    assert sharding.partition("params/blocks/qkv/kernel", (12, 256, 768), mesh.shape) == P()
     placed = jax.device_put(
         jnp.zeros((16, 8)),
-        jax.sharding.NamedSharding(mesh, sharding.partition("embed/table", (16, 8), mesh)),
+        jax.sharding.NamedSharding(mesh, sharding.partition("embed/table", (16, 8), mesh.shape)),
     )
     assert placed.sharding.is_fully_replicated
 
@@ -84,7 +84,7 @@ def model():
 
 def trained(mesh):
     """(state, losses, shardings) after three steps of AdamW with dropout."""
-    optimizer = optim.optimizer(config_lib.Optim(learning_rate=1e-2, warmup_steps=1), 10)
+    optimizer = optim.optimizer(config_lib.OptimConfig(learning_rate=1e-2, warmup_steps=1), 10)
     step = step_lib.make_train_step(
         {"student": lambda p: model().net(p, devices=1 if mesh is None else 8)},
         LOSS,
@@ -187,7 +187,7 @@ def test_nothing_as_large_as_the_vocabulary_is_sent_between_its_parts():
     vocab = 512
     big, batch = tiny.model(vocab), tiny.batch(size=2, vocab_size=vocab)
     mesh = mesh_of((1, 1, 8))
-    optimizer = optim.optimizer(config_lib.Optim(warmup_steps=1), 10)
+    optimizer = optim.optimizer(config_lib.OptimConfig(warmup_steps=1), 10)
     step = step_lib.make_train_step(
         {"student": big.net}, LOSS, Projected, tiny.clock(), optimizer, ema_decay=0.9
     )

@@ -28,14 +28,13 @@ def no_library(name=None, *_, **__):
 ctypes.CDLL = no_library
 """
 USE = """
-import flm_jax, flm_jax.inference.evaluation, flm_jax.inference.conversion, flm_jax.cli.generate
+import flm_jax, flm_jax.inference.evaluation, flm_jax.inference.conversion
 import flm_jax.data, flm_jax.report
-from flm_jax.cli import flags as command_line
+from flm_jax import cli
 samples = flm_jax.load(sys.argv[1]).generate(2, 1, seed=0)
 print(samples.tokens.tolist())
-sys.argv = ["generate", "--checkpoint=" + sys.argv[1], "--steps=1", "--num_samples=2",
-            "--output=" + sys.argv[2]]
-command_line.run_main(flm_jax.cli.generate.main)
+cli.main(["generate", "--checkpoint=" + sys.argv[1], "--steps=1", "--num_samples=2",
+          "--output=" + sys.argv[2]])
 """
 
 
@@ -58,15 +57,11 @@ def test_training_says_what_works(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "what"),
-    [("flm_jax.main", "training"), ("flm_jax.data.prepare", "preparing a corpus")],
+    ("name", "what"), [("train", "training"), ("prepare", "preparing a corpus")]
 )
-def test_commands_say_it_before_anything_else(module, what):
+def test_commands_say_it_before_anything_else(name, what):
     hide = "import sys\nfor name in ('fcntl', 'resource'): sys.modules[name] = None\n"
-    use = (
-        f"import {module} as tool\nfrom flm_jax.cli import flags as command_line\n"
-        "sys.platform = 'win32'\ncommand_line.run_main(tool.main, ['tool'])"
-    )
+    use = f"from flm_jax import cli\nsys.platform = 'win32'\ncli.main(['{name}'])"
     ran = subprocess.run([sys.executable, "-c", hide + use], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
     assert ran.stderr.startswith(f"error: {what} is for Linux and macOS")

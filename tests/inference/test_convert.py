@@ -2,13 +2,11 @@
 
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from commands import call, flm
 from official_files import ONE_TIME, TWO_TIMES, L, hub, lightning, saved_letters
 from safetensors.numpy import load_file, save_file
 from states import HEADS, random_state
@@ -16,11 +14,10 @@ from states import HEADS, random_state
 import flm_jax
 from flm_jax import inference, tokenizers
 from flm_jax.checkpoint import Checkpoints
-from flm_jax.errors import UserError
-from flm_jax.inference import conversion as convert_tool
-from flm_jax.inference import model as model_lib
-from flm_jax.inference.conversion import Choices, convert
+from flm_jax.inference import choose_sampler
+from flm_jax.inference.conversion import convert
 from flm_jax.interop import hub_layout, layout, official
+from flm_jax.options import Reading
 from flm_jax.tokenizers.bert import BertRecipe
 from flm_jax.tokenizers.gpt2 import Gpt2Recipe
 
@@ -47,7 +44,7 @@ def items_of(workdir):
 
 def test_ckpt_becomes_a_workdir_with_both_copies(tmp_path, letters):
     path, raw, average = lightning(tmp_path / "a.ckpt")
-    workdir = convert(path, tmp_path / "run", Choices(tokenizer=letters, length=L, heads=HEADS))
+    workdir = convert(path, tmp_path / "run", Reading(tokenizer=letters, length=L, heads=HEADS))
     items = items_of(workdir)
     assert_trees_equal(items["params"], hub_layout.to_params(raw))
     assert_trees_equal(items["ema"], hub_layout.to_params(average))
@@ -63,7 +60,7 @@ def test_ckpt_becomes_a_workdir_with_both_copies(tmp_path, letters):
 
 def test_raw_weights_stand_for_the_average(tmp_path, letters, caplog):
     path, raw, _ = lightning(tmp_path / "a.ckpt")
-    choices = Choices(weights="raw", tokenizer=letters, length=L)
+    choices = Reading(weights="raw", tokenizer=letters, length=L)
     items = items_of(convert(path, tmp_path / "run", choices))
     assert_trees_equal(items["ema"], hub_layout.to_params(raw))
     path, raw, _ = lightning(tmp_path / "b.ckpt", averaged=False)
@@ -75,7 +72,7 @@ def test_raw_weights_stand_for_the_average(tmp_path, letters, caplog):
 @pytest.mark.parametrize("sizes", [TWO_TIMES, ONE_TIME])
 def test_import_of_export_is_bit_equal(tmp_path, letters, sizes):
     folder, params = hub(tmp_path / "official", sizes)
-    workdir = convert(folder, tmp_path / "run", Choices(tokenizer=letters))
+    workdir = convert(folder, tmp_path / "run", Reading(tokenizer=letters))
     exported = convert(workdir, tmp_path / "export")
     again = convert(exported, tmp_path / "again")  # the tokenizer lies beside the weights
     assert_trees_equal(inference.load(again).params, params)
@@ -90,9 +87,9 @@ def test_import_of_export_is_bit_equal(tmp_path, letters, sizes):
 
 def test_export_takes_the_weights_asked_for(tmp_path, letters):
     path, raw, average = lightning(tmp_path / "a.ckpt")
-    workdir = convert(path, tmp_path / "run", Choices(tokenizer=letters, length=L))
+    workdir = convert(path, tmp_path / "run", Reading(tokenizer=letters, length=L))
     for weights, state in (("raw", raw), ("ema", average)):
-        folder = convert(workdir, tmp_path / weights, Choices(weights=weights))
+        folder = convert(workdir, tmp_path / weights, Reading(weights=weights))
         assert_trees_equal(official.read(folder).params(), hub_layout.to_params(state))
 
 
@@ -122,7 +119,7 @@ def test_diagonal_of_a_flow_map_gives_the_network_its_time_twice(tmp_path, lette
 def test_one_sentence_when_a_flow_map_is_used_on_its_diagonal(tmp_path, letters, monkeypatch):
     said = []
     note = lambda level, message, n, *args: said.append(message % args)  # noqa: E731
-    monkeypatch.setattr(model_lib.logging, "log_first_n", note)
+    monkeypatch.setattr(choose_sampler.logging, "log_first_n", note)
     for name, sizes in (("one", ONE_TIME), ("two", TWO_TIMES)):
         folder, _ = hub(tmp_path / name, sizes)
         model = flm_jax.load(folder, tokenizer=letters)
@@ -144,7 +141,7 @@ def test_several_numbers_of_steps_with_one_loaded_model(tmp_path, letters):
 def test_recorded_checkpoints_go_there_and_back(shared, tmp_path, golden):
     letters = saved_letters(tmp_path / "letters", 23)
     source = shared / "golden/ckpt" / golden
-    workdir = convert(source, tmp_path / "run", Choices(tokenizer=letters))
+    workdir = convert(source, tmp_path / "run", Reading(tokenizer=letters))
     expected = official.read(source)
     assert_trees_equal(inference.load(workdir).params, expected.params())
     exported = official.read(convert(workdir, tmp_path / "export"))
@@ -157,7 +154,7 @@ def test_recorded_checkpoints_go_there_and_back(shared, tmp_path, golden):
 def test_an_average_of_another_decay(shared, tmp_path):
     letters = saved_letters(tmp_path / "letters", 23)
     source = shared / "golden/ckpt/flm_feb_two_emas.ckpt"
-    choices = Choices(weights="ema:0.3", tokenizer=letters)
+    choices = Reading(weights="ema:0.3", tokenizer=letters)
     model = inference.load(convert(source, tmp_path / "run", choices))
     assert_trees_equal(model.params, official.read(source, "ema:0.3").params())
 
@@ -166,9 +163,9 @@ def test_the_cap_of_the_logits_can_be_chosen(shared, tmp_path, caplog):
     """February code had none; the recorded logits are those before the cap."""
     letters = saved_letters(tmp_path / "letters", 23)
     source = shared / "golden/ckpt/flm_feb_two_emas.ckpt"
-    choices = Choices(tokenizer=letters, logit_cap=0.0)
+    choices = Reading(tokenizer=letters, logit_cap=0.0)
     model = inference.load(convert(source, tmp_path / "run", choices))
-    assert "holds a list of averages" in caplog.text and "--logit_cap=0" in caplog.text
+    assert "holds a list of EMAs" in caplog.text and "--logit_cap=0" in caplog.text
     direct = flm_jax.load(source, tokenizer=letters, logit_cap=0.0)
     assert direct.config == model.config and direct.config.model.logit_cap == 0.0
     recorded = np.load(shared / "golden/ckpt/flm_feb_two_emas_expected.npz")
@@ -221,21 +218,19 @@ def test_one_command_gives_text(tmp_path, letters):
     path, _, _ = lightning(tmp_path / "a.ckpt", ONE_TIME)
     output = tmp_path / "samples.jsonl"
     flags = [f"--checkpoint={path}", f"--tokenizer={letters}", f"--length={L}", "--steps=1,2"]
-    command = [sys.executable, "-m", "flm_jax.cli.generate", *flags, f"--output={output}"]
-    root = pathlib.Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    done = flm("generate", *flags, f"--output={output}")
     assert done.returncode == 0, done.stderr
     assert len(output.read_text().splitlines()) == 16
-    command[2] = "flm_jax.inference.conversion"
-    command[3:] = [str(path), str(tmp_path / "run"), f"--tokenizer={letters}", f"--length={L}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    words = [str(path), str(tmp_path / "my run"), f"--tokenizer={letters}", f"--length={L}"]
+    done = flm("convert", *words)
     assert done.returncode == 0, done.stderr
-    assert f"--checkpoint={tmp_path / 'run'}" in done.stdout
+    assert f"flm_jax generate --checkpoint='{tmp_path}/my run' --steps=32" in done.stdout
 
 
-def test_convert_needs_two_names():
-    with pytest.raises(UserError, match="give SOURCE and DESTINATION, not 1 arguments"):
-        convert_tool.main(["convert", "here"])
+def test_convert_needs_two_names(capsys):
+    for words in ([], ["here"]):
+        assert call("convert", *words) == 2
+        assert "give SOURCE and DESTINATION" in capsys.readouterr().err
 
 
 def _umask():

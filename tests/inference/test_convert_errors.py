@@ -15,8 +15,9 @@ import flm_jax
 from flm_jax import inference
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
-from flm_jax.inference.conversion import Choices, convert
+from flm_jax.inference.conversion import convert
 from flm_jax.interop import layout
+from flm_jax.options import Reading
 
 
 @pytest.fixture(name="letters")
@@ -72,7 +73,7 @@ def bad_sources(folder):
 def test_bad_sources_leave_nothing_behind(tmp_path, letters):
     for name, path, sentence in bad_sources(tmp_path):
         weights = "ema:0.5" if name == "no decay" else None
-        choices = Choices(weights=weights, tokenizer=letters, length=L, heads=HEADS)
+        choices = Reading(weights=weights, tokenizer=letters, length=L, heads=HEADS)
         before = sorted(tmp_path.iterdir())
         with pytest.raises(UserError, match=sentence) as caught:
             convert(path, tmp_path / "out", choices)
@@ -85,7 +86,7 @@ def test_bad_sources_leave_nothing_behind(tmp_path, letters):
 def test_nothing_in_a_file_is_executed(tmp_path, letters):
     mark = tmp_path / "executed"
     path = malicious(tmp_path / "evil.ckpt", mark)
-    choices = Choices(tokenizer=letters, length=L, heads=HEADS)
+    choices = Reading(tokenizer=letters, length=L, heads=HEADS)
     try:  # the foreign value may be skipped or refused, but never called
         convert(path, tmp_path / "out", choices)
     except UserError:
@@ -121,26 +122,26 @@ def test_what_must_be_asked_for(tmp_path, letters):
         ),
     ):
         with pytest.raises(UserError, match=sentence):
-            convert(path, tmp_path / "out", Choices(**options))
+            convert(path, tmp_path / "out", Reading(**options))
         assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="a.ckpt is no workdir, so step=3 cannot be chosen"):
-        convert(path, tmp_path / "out", Choices(step=3, tokenizer=letters, length=L))
+    with pytest.raises(UserError, match="a.ckpt is not a workdir, so step=3 cannot be chosen"):
+        convert(path, tmp_path / "out", Reading(step=3, tokenizer=letters, length=L))
     with pytest.raises(UserError, match="step=3 cannot be chosen"):
         flm_jax.load(path, step=3, tokenizer=letters, length=L)
 
 
 def test_a_workdir_knows_what_it_is(tmp_path, letters):
     folder, _ = hub(tmp_path / "official")
-    workdir = convert(folder, tmp_path / "run", Choices(tokenizer=letters))
+    workdir = convert(folder, tmp_path / "run", Reading(tokenizer=letters))
     for name, value in (("tokenizer", letters), ("length", 9), ("heads", 2), ("logit_cap", 0.0)):
         with pytest.raises(UserError, match=f"a workdir, which knows its {name}"):
             flm_jax.load(workdir, **{name: value})
         with pytest.raises(UserError, match=f"a workdir, which knows its {name}"):
-            convert(workdir, tmp_path / "out", Choices(**{name: value}))
+            convert(workdir, tmp_path / "out", Reading(**{name: value}))
     with pytest.raises(UserError, match="weights='ema:0.5' is unknown; choose ema or raw"):
         flm_jax.load(workdir, "ema:0.5")
     with pytest.raises(UserError, match="no checkpoint of step 7"):
-        convert(workdir, tmp_path / "out", Choices(step=7))
+        convert(workdir, tmp_path / "out", Reading(step=7))
     assert not (tmp_path / "out").exists()
 
 
@@ -151,7 +152,7 @@ def test_what_the_official_layout_cannot_say_is_not_exported(
     tmp_path, letters, key, value, monkeypatch
 ):
     folder, _ = hub(tmp_path / "official")
-    workdir = convert(folder, tmp_path / "run", Choices(tokenizer=letters))
+    workdir = convert(folder, tmp_path / "run", Reading(tokenizer=letters))
     config = flm_jax.load(workdir).config
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **{key: value}))
     monkeypatch.setattr(flm_jax.inference.FlowModel, "config", config)
@@ -167,12 +168,12 @@ def test_destinations_that_exist_stay_as_they_are(tmp_path, letters):
     (tmp_path / "a_file").write_text("mine")
     for name in ("full", "a_file"):
         with pytest.raises(UserError, match=f"{name} exists already"):
-            convert(folder, tmp_path / name, Choices(tokenizer=letters))
+            convert(folder, tmp_path / name, Reading(tokenizer=letters))
     assert os.listdir(tmp_path / "full") == ["file"]
     with pytest.raises(UserError, match="cannot write .*a_file/run: Not a directory"):
-        convert(folder, tmp_path / "a_file/run", Choices(tokenizer=letters))
+        convert(folder, tmp_path / "a_file/run", Reading(tokenizer=letters))
     (tmp_path / "vacant").mkdir()
-    convert(folder, tmp_path / "vacant", Choices(tokenizer=letters))
+    convert(folder, tmp_path / "vacant", Reading(tokenizer=letters))
     assert inference.is_workdir(tmp_path / "vacant")
 
 
@@ -185,7 +186,7 @@ def test_a_failed_write_leaves_no_trace(tmp_path, letters, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with pytest.raises(UserError, match="No space left on device"):
-        convert(folder, tmp_path / "run", Choices(tokenizer=letters))
+        convert(folder, tmp_path / "run", Reading(tokenizer=letters))
     assert sorted(os.listdir(tmp_path)) == before
 
 

@@ -1,18 +1,17 @@
 """Evaluation: files of samples first, metrics from the files, a sentence for every wrong input."""
 
-import dataclasses
 import io
 import json
 import math
 import os
 import pathlib
-import subprocess
 import sys
 from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
+from commands import call, flm
 
 from flm_jax import config as config_lib
 from flm_jax import inference
@@ -22,7 +21,8 @@ from flm_jax.errors import UserError
 from flm_jax.evals import artefact
 from flm_jax.experiment import Experiment
 from flm_jax.inference import evaluation as tool
-from flm_jax.inference.evaluation import Options, evaluate
+from flm_jax.inference.evaluation import evaluate
+from flm_jax.options import Evaluation
 from flm_jax.sampling import knob_fields
 
 SENTENCES = [
@@ -74,7 +74,7 @@ def fixture_run(tmp_path_factory):
 
 def options(run, **changes):
     knobs = {f.name: changes.pop(f.name) for f in knob_fields() if f.name in changes}
-    return Options(**{"checkpoint": str(run), "num_samples": 5, "knobs": knobs, **changes})
+    return Evaluation(**{"checkpoint": str(run), "num_samples": 5, "knobs": knobs, **changes})
 
 
 def test_results_are_saved_before_they_are_shown(run, tmp_path, monkeypatch, capsys):
@@ -157,23 +157,23 @@ def test_files_of_another_origin_are_not_overwritten(run, tmp_path):
     for damage, what in (
         (before[:-40], ""),
         (before.replace(b'"index": 1', b'"index": 4'), "lines are missing"),
-        (before.replace(b'"tokens": [', b'"tokens": [0.5, '), "tokens are no whole numbers"),
+        (before.replace(b'"tokens": [', b'"tokens": [0.5, '), "tokens are not whole numbers"),
         (before.replace(b'"seed": 0', b'"seed": 9', 1), "its lines have different origins"),
         (b"{}", "'index'"),
         (b"", "lines are missing"),
     ):
         path.write_bytes(damage)
-        with pytest.raises(UserError, match=rf"is no whole file of samples \(.*{what}.*remove it"):
+        with pytest.raises(UserError, match=rf"not a whole file of samples \(.*{what}.*remove it"):
             evaluate(options(run, **asked))
 
 
-def test_words_that_are_no_flags_and_no_checkpoint(monkeypatch):
-    with pytest.raises(UserError, match="unexpected argument 'more'; options are written --name="):
-        tool.main(["evaluate", "more"])
-    unset = {field.name: Mock(value=None) for field in dataclasses.fields(Options)}
-    monkeypatch.setattr(tool, "flags", Mock(FLAGS=unset))
-    with pytest.raises(UserError, match="--checkpoint=PATH is missing; give a run's --workdir or"):
-        tool.main(["evaluate"])
+def test_words_that_are_no_options_and_no_checkpoint(capsys):
+    for words, sentence in (
+        (["--checkpoint=x", "more"], "unexpected argument 'more'; options are written --name="),
+        ([], "--checkpoint=PATH is missing; give a run's --workdir or"),
+    ):
+        assert call("evaluate", *words) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_texts_with_odd_line_breaks_survive(tmp_path):
@@ -281,22 +281,11 @@ def test_wrong_inputs_get_a_sentence(run, tmp_path, monkeypatch, changes, senten
 
 
 def test_the_command(run, tmp_path):
-    root = pathlib.Path(__file__).resolve().parents[2]
-    command = [
-        sys.executable,
-        "-m",
-        "flm_jax.inference.evaluation",
-        f"--checkpoint={run}",
-        "--num_samples=2",
-    ]
     output = tmp_path / "r.json"
-    done = subprocess.run(
-        [*command, "--steps=1,2", f"--output={output}"],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        check=False,
-    )
+    words = [f"--checkpoint={run}", "--num_samples=2", "--steps=1,2", "--step=70"]
+    done = flm("evaluate", *words, f"--output={output}")
     assert done.returncode == 0, done.stderr
     assert "2 steps" in done.stdout and f"wrote {output}" in done.stdout
-    assert json.loads(output.read_text())["num_samples"] == 2
+    results = json.loads(output.read_text())
+    assert results["num_samples"] == 2
+    assert results["command"].endswith(f"evaluate {' '.join(words)} --output={output}")

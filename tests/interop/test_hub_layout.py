@@ -70,7 +70,7 @@ def test_weights_of_other_kinds_are_named_with_the_remedy(tmp_path, name, what):
             read(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"x")
     assert not inference.is_workdir(tmp_path)  # beside the right file others do not matter
-    with pytest.raises(UserError, match="no readable safetensors"):
+    with pytest.raises(UserError, match="not a readable safetensors"):
         official.read(tmp_path)
 
 

@@ -93,7 +93,7 @@ def test_ema_of_the_wrong_length_or_shape(tmp_path):
         official.read(path)
     odd = {"decay": 0.9, "num_updates": 4, "shadow_params": [1] * 42}
     path = checkpoint(tmp_path / "odd.ckpt", state, ema=odd)
-    with pytest.raises(UserError, match="EMA of vocab_embed.embedding is no tensor; use --weig"):
+    with pytest.raises(UserError, match="EMA of vocab_embed.embedding is not a tensor; use --weig"):
         official.read(path)
     path = checkpoint(tmp_path / "b.ckpt", state, [(0.9, averaged_list()[::-1])])
     with pytest.raises(UserError, match=r"vocab_embed.embedding has shape|dimensions are needed"):
@@ -202,20 +202,20 @@ def test_unreadable_sources(tmp_path):
     twice = prefixed(random_state()) | prefixed(random_state(), "backbone._orig_mod.")
     tf.save_state(tmp_path / "twice.ckpt", twice)
     for name, sentence in {
-        "bad.safetensors": "no readable safetensors",
-        "cut.safetensors": "no readable safetensors",
+        "bad.safetensors": "not a readable safetensors",
+        "cut.safetensors": "not a readable safetensors",
         "empty": "has no model.safetensors",
         "absent.ckpt": "no file or folder",
         "list.ckpt": "holds no dictionary",
         "none.ckpt": "has no weights",
-        "twice.ckpt": "has the tensor vocab_embed.embedding twice; it is no official checkpoint",
+        "twice.ckpt": "has the tensor vocab_embed.embedding twice; it is not an official",
         "odd.ckpt": "odd.ckpt has no state_dict; give a checkpoint of the official training",
     }.items():
         with pytest.raises(UserError, match=sentence):
             official.read(tmp_path / name)
     with pytest.raises(UserError, match="one set of weights"):
         official.read(tmp_path / "good.safetensors", "ema")
-    for text, sentence in (("{", "is no readable JSON .*again"), ("[1]", "holds no JSON object")):
+    for text, sentence in (("{", "is not readable JSON .*again"), ("[1]", "holds no JSON object")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=rf"config\.json {sentence}"):
             official.read(tmp_path / "good.safetensors")

@@ -162,7 +162,7 @@ def test_nothing_is_imported():
 def test_code_inside_a_storage_reference_is_refused(tmp_path):
     inner = tf.call("os", "system", f"touch {tmp_path / 'ran'}")
     piece = tf.reference("storage", inner, "0", "cpu", 1)
-    with pytest.raises(UserError, match="no tensor storage"):
+    with pytest.raises(UserError, match="not a tensor storage"):
         load_one(tmp_path / "a.ckpt", piece)
     assert not (tmp_path / "ran").exists()
 
@@ -199,10 +199,10 @@ def test_damaged_pickles_are_refused(data):
         (b"\x80\x02(\x85.", r"a value is missing \(byte 3\)"),
         (b"\x80\x02(q\x00.", "a value is missing"),
         (b"\x80\x02}(K\x01u.", "a dictionary key without a value"),
-        (b"\x80\x02]K\x01K\x02s.", "items are set on something that is no dictionary"),
-        (b"\x80\x02}K\x01a.", "values are appended to something that is no list"),
-        (b"\x80\x02K\x01)R.", "a call of something that is no function"),
-        (b"\x80\x04K\x01K\x02\x93.", "a global whose name is no text"),
+        (b"\x80\x02]K\x01K\x02s.", "items are set on something that is not a dictionary"),
+        (b"\x80\x02}K\x01a.", "values are appended to something that is not a list"),
+        (b"\x80\x02K\x01)R.", "a call of something that is not a function"),
+        (b"\x80\x04K\x01K\x02\x93.", "a global whose name is not text"),
         (tf.call("builtins", "list", 1) + b".", "a container is filled from something that is no"),
         (tf.call("_codecs", "encode", "a", "utf-16") + b".", "an unusual text encoding"),
     ],
@@ -247,8 +247,8 @@ BARE = tf.reference("storage", tf.name("torch", "FloatStorage"), "0", "cpu", 24)
 @pytest.mark.parametrize(
     "piece, sentence",
     [
-        (tf.call("torch", "Size", 5), "a tensor shape that is no short list"),
-        (tf.call("torch", "Size", [1] * 99), "a tensor shape that is no short list"),
+        (tf.call("torch", "Size", 5), "a tensor shape that is not a short list"),
+        (tf.call("torch", "Size", [1] * 99), "a tensor shape that is not a short list"),
         (tf.call("torch._utils", "_rebuild_tensor", 1, 0, (2,), (1,)), "without a storage"),
         (
             tf.call("torch._utils", "_rebuild_tensor_v3", BARE, 0, (2,), (1,), False, {}, "f8"),
@@ -295,8 +295,8 @@ def test_files_that_are_no_checkpoint(tmp_path):
     legacy = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
     files = {
         "truncated.ckpt": (whole[: len(whole) // 2], "truncated or damaged"),
-        "text.ckpt": (b"not a checkpoint at all", "no PyTorch checkpoint"),
-        "empty.ckpt": (b"", "no PyTorch checkpoint"),
+        "text.ckpt": (b"not a checkpoint at all", "not a PyTorch checkpoint"),
+        "empty.ckpt": (b"", "not a PyTorch checkpoint"),
         "legacy.ckpt": (legacy, "PyTorch before 1.6"),
         "other.ckpt": (None, "a zip file but no PyTorch checkpoint"),
         "deflated.ckpt": (None, "compressed or encrypted"),

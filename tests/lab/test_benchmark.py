@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from commands import flm
 
 from flm_jax import config as config_lib
 from flm_jax.errors import UserError
@@ -27,10 +28,11 @@ TINY = [
 
 
 def command(*words, prefix=""):
-    code = f"{prefix}\nimport runpy\nrunpy.run_module('flm_jax.lab.benchmark', run_name='__main__')"
+    if not prefix:
+        return flm("benchmark", *words)
+    code = f"{prefix}\nfrom flm_jax import cli\ncli.main()"
     return subprocess.run(
-        [sys.executable, "-c", code, *words] if prefix
-        else [sys.executable, "-m", "flm_jax.lab.benchmark", *words],
+        [sys.executable, "-c", code, "benchmark", *words],
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
 
@@ -104,7 +106,7 @@ def test_sampling_counts_every_step(steps, monkeypatch):
     ],
 )
 def test_the_size_of_a_vocabulary_without_its_text(name, options, given, size):
-    tokenizer = config_lib.Tokenizer(name=name, options=options)
+    tokenizer = config_lib.TokenizerConfig(name=name, options=options)
     config = dataclasses.replace(config_lib.Config(), tokenizer=tokenizer)
     if size is None:
         with pytest.raises(UserError, match="'characters' is not known .* give --vocab=SIZE"):
@@ -139,10 +141,13 @@ def test_both_spaces_and_their_ratios(mode):
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        ([*TINY], "say what to measure, train or sample (or sweep, table or profile of"),
-        (["fly", *TINY], "not 'fly'"),
+        ([*TINY], "say what to measure, train, sample or data (or sweep, table or"),
+        (["fly", *TINY], "WHAT=fly is not known; use train or sample or sweep or"),
         (["sweep", *TINY], "say where with --output=FOLDER"),
-        (["sweep", *TINY, "--output=x", "--vary_vocab=80,many"], "--vary_vocab=80,many must be"),
+        (
+            ["sweep", *TINY, "--output=x", "--vary_vocab=80,many"],
+            "--vary_vocab=80,many is not a list of whole numbers",
+        ),
         (["table", *TINY, "--output=x", "--shapes=8"], "'8' is not LENGTHxVOCABULARY"),
         (["train"], "--config=FILE is missing"),
         (["train", *TINY, "--loss=gan"], "unknown loss 'gan'"),

@@ -2,12 +2,11 @@
 
 import csv
 import json
-import subprocess
-import sys
 import xml.etree.ElementTree
 
 import pytest
-from test_benchmark import ROOT, TINY
+from commands import flm
+from test_benchmark import TINY
 
 from flm_jax.errors import UserError
 from flm_jax.lab.benchmark import loglog, sweep
@@ -78,10 +77,7 @@ def test_the_exponent_is_that_of_a_power_law():
     ],
 )
 def test_the_commands_at_a_tiny_size(words, count, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "flm_jax.lab.benchmark", *words, *TINY, f"--output={tmp_path}"],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
+    done = flm("benchmark", *words, *TINY, f"--output={tmp_path}")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / f"{words[0]}.json").read_text())
     assert len(rows) == count and all(row["tokens_per_second"] > 0 for row in rows)

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import call
 
 from flm_jax.errors import UserError
 from flm_jax.lab.parity import checks, goldens, objective, precision, programs, runner
-from flm_jax.lab.parity.__main__ import main
 from flm_jax.models.attention import rotary_tables
-from flm_jax.samplers import base
+from flm_jax.samplers import loops
 
 SUBSET = json.loads((pathlib.Path(__file__).parent / "parity_subset.json").read_text())
 
@@ -82,7 +82,7 @@ def test_a_loop_of_python_is_the_scan_of_samplers():
 
     for steps in (0, 1, 3):
         ours = programs.one_by_one(step, jnp.ones(2), steps)
-        jax.tree.map(np.testing.assert_array_equal, ours, base.loop(step, jnp.ones(2), steps))
+        jax.tree.map(np.testing.assert_array_equal, ours, loops.loop(step, jnp.ones(2), steps))
 
 
 def test_rotary_tables_are_the_recorded_ones():
@@ -226,7 +226,7 @@ def test_a_tolerance_is_ten_times_the_record_and_an_ulp_is_always_allowed():
 
 
 def test_the_expected_gradient_of_the_table_is_clean_plus_projected_noise(monkeypatch):
-    monkeypatch.setattr(objective.space_lib, "JITTER", 0.0)
+    monkeypatch.setattr(objective.noise_lib, "JITTER", 0.0)
     rng = np.random.default_rng(0)
     table, gradient, clean = (rng.normal(size=(7, 3)) for _ in range(3))
     result = objective.projected(table, gradient, clean)
@@ -237,12 +237,12 @@ def test_the_expected_gradient_of_the_table_is_clean_plus_projected_noise(monkey
 
 
 def test_command_prints_every_comparison_and_its_exit_code_says_whether_all_passed(subset, capsys):
-    assert main([str(subset), "--only", "train/*"]) == 0
+    assert call("parity", str(subset), "--only", "train/*") == 0
     out = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("train/ema_vector") for line in out) >= 10
     assert out[-1].startswith("ok: 1 of 1 cases passed")
     (subset / "train/ema_vector.npz").unlink()
-    assert main([str(subset), "--only", "e"]) == 1  # the other cases still run
+    assert call("parity", str(subset), "--only", "e") == 1  # the other cases still run
     out = capsys.readouterr().out
     assert "FAIL train/ema_vector: the file train/ema_vector.npz is missing" in out
     assert "text/sample_entropy" in out
@@ -252,7 +252,7 @@ def test_json_holds_every_row_and_plain_numbers(subset, tmp_path, capsys):
     name = "out/decay0.5/after1"
     change_arrays(subset / "train/ema_vector.npz", lambda a: a.update({name: a[name] + 1}))
     destination = tmp_path / "rows.json"
-    assert main([str(subset), "--only", "train/", "--json", str(destination)]) == 1
+    assert call("parity", str(subset), "--only", "train/", "--json", str(destination)) == 1
     content = json.loads(destination.read_text())
     assert content["ok"] is False and content["cases_failed"] == ["train/ema_vector"]
     assert sum(not row["ok"] for row in content["rows"]) == 1
@@ -260,12 +260,12 @@ def test_json_holds_every_row_and_plain_numbers(subset, tmp_path, capsys):
 
 
 def test_wrong_arguments_get_a_sentence(subset, tmp_path, capsys):
-    assert main([str(tmp_path / "nowhere")]) == 2
+    assert call("parity", str(tmp_path / "nowhere")) == 2
     assert "has no manifest.json; give the folder of a recorded set" in capsys.readouterr().err
-    assert main([str(subset), "--only", "nothing_like_it"]) == 2
+    assert call("parity", str(subset), "--only", "nothing_like_it") == 2
     assert "matches 'nothing_like_it'" in capsys.readouterr().err
-    assert main([str(subset), "--json", str(tmp_path)]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert call("parity", str(subset), "--json", str(tmp_path)) == 2
+    assert "is a folder; give the name of a file" in capsys.readouterr().err
     (subset / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="lists no cases"):
         goldens.read(subset)

@@ -20,8 +20,9 @@ from flm_jax.flow import maps
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import OneHot
+from flm_jax.flow.times import Path
 from flm_jax.losses import ESD, LSD, PSD
-from flm_jax.losses.flow_map import Path, Setting
+from flm_jax.losses.flow_map import Setting
 from flm_jax.losses.psd import semigroup
 
 RECORDED = json.loads((pathlib.Path(__file__).parent / "parity_flow_maps.json").read_text())

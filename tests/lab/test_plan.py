@@ -5,11 +5,10 @@ import functools
 import json
 import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import pytest
+from commands import flm
 
 from flm_jax import config as config_lib
 from flm_jax.errors import UserError
@@ -233,15 +232,9 @@ def test_published_configs_can_be_planned():
     assert predict.predict(work, chips.CHIPS["h100"], 8, 0.4).fits
 
 
-def command(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "flm_jax.lab.plan", *words],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
-
-
 def test_the_command_prints_json_last():
-    done = command(
+    done = flm(
+        "plan",
         "--config=configs/bench_cpu.py:distill", "--chips=v5p-64,custom", "--number=2", "--json",
         "--memory_gb=16", "--peak_tflops=50", "--bandwidth_gbs=500", "--link_gbs=25",
     )  # fmt: skip
@@ -254,7 +247,7 @@ def test_the_command_prints_json_last():
 
 @pytest.mark.slow
 def test_the_command_prints_a_plan_for_people():
-    done = command("--config=configs/quickstart.py", "--chips=cpu")
+    done = flm("plan", "--config=configs/quickstart.py", "--chips=cpu")
     assert done.returncode == 0 and "assumed" in done.stdout, done.stderr
 
 
@@ -276,7 +269,7 @@ def test_the_command_prints_a_plan_for_people():
     ],
 )  # fmt: skip
 def test_wrong_words_get_a_sentence(words, sentence):
-    done = command(*words)
+    done = flm("plan", *words)
     assert done.returncode == 2 and sentence in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -1,13 +1,11 @@
 """The proof: which runs it makes, its table and plots, and the command at a tiny scale."""
 
-import pathlib
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import pytest
+from commands import flm
 
-from configs import proof as proof_config
+from flm_jax.configs import proof as proof_config
 from flm_jax.errors import UserError
 from flm_jax.lab import proof
 
@@ -19,16 +17,6 @@ FOUND = {
     ("addition", "flm, 8 steps"): [0.5],
     ("city_pairs", "unigram sampler"): [0.0, 0.0],
 }
-
-
-def command(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "flm_jax.lab.proof", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-    )
 
 
 def test_runs_come_after_those_they_start_from_and_only_once():
@@ -148,36 +136,35 @@ def test_an_unknown_stage_gets_a_sentence(stage):
         (["--methods=gan"], "--methods: 'gan' is unknown; use flm"),
         (["--methods="], "--methods= must name at least one, and none twice"),
         (["--seeds=1,1"], "--seeds=1,1 must name at least one, and none twice"),
-        (["--seeds=²"], "--seeds=² must be whole numbers below 2**32"),
-        (["--scale=nan"], "--scale=nan must be a positive, finite number"),
-        (["--grid_power=0"], "--grid_power=0.0 must be a positive, finite number"),
+        (["--seeds=²"], "--seeds=² is not a list of whole numbers"),
+        (["--seeds=4294967296"], "4294967296 in --seeds must be below 4294967296"),
+        (["--scale=nan"], "--scale=nan is not a finite number"),
+        (["--grid_power=0"], "--grid_power=0.0 must be greater than 0"),
         (["--size=huge"], "--size: 'huge' is unknown; use default, large"),
-        (["--seeds=1,x"], "--seeds=1,x must be whole numbers"),
+        (["--seeds=1,x"], "--seeds=1,x is not a list of whole numbers"),
     ],
 )
 def test_wrong_inputs_get_a_sentence(tmp_path, arguments, sentence):
-    root = pathlib.Path(__file__).resolve().parents[2]
-    done = command(f"--workdir={tmp_path / 'p'}", *arguments, cwd=root)
+    done = flm("proof", f"--workdir={tmp_path / 'p'}", *arguments)
     assert done.returncode == 2 and sentence in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "p").exists()
 
 
 @pytest.mark.slow
 def test_the_command_trains_tables_and_does_not_train_again(tmp_path):
-    root = pathlib.Path(__file__).resolve().parents[2]
     arguments = [f"--workdir={tmp_path}", "--languages=city_pairs", "--methods=mdlm,flm"]
     arguments += ["--seeds=1", "--scale=0.0004"]
-    done = command(*arguments, cwd=root)
+    done = flm("proof", *arguments)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "proof.md").read_text()
     assert "| mdlm, 1 step |" in text and "| mdlm, 8 steps |" in text
     assert "| flm, 8 steps |" in text and "| flm, grid 4, 8 steps |" in text
     assert "grid 4, 1 step |" not in text and "mdlm, grid" not in text
-    again = command(*arguments, cwd=root)
+    again = flm("proof", *arguments)
     assert again.returncode == 0 and "compiling the training step" not in again.stderr
     assert "the samples of 8 steps are those of" in again.stderr
     samples = tmp_path / "city_pairs_flm_1/grid_4/steps_00008.jsonl"
     samples.write_text(samples.read_text().replace('"seed": 0', '"seed": 7'))  # of another origin
-    assert command(*arguments, cwd=root).returncode == 0
+    assert flm("proof", *arguments).returncode == 0
     assert '"seed": 7' not in samples.read_text()
     assert (tmp_path / "proof.md").read_text() == text

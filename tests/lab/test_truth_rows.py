@@ -40,7 +40,7 @@ def small_shards(monkeypatch):
 
 
 def write(folder, split="train", count=50, seed=3, truth=None):
-    return lib.write(truth or Fake(), str(folder), split, count, LENGTH, seed)
+    return lib.write(truth or Fake(), "fake.bin", str(folder), split, count, LENGTH, seed)
 
 
 def test_an_interrupted_command_goes_on_where_a_shard_ended(tmp_path):
@@ -80,7 +80,7 @@ def test_training_reads_them_token_for_token(tmp_path):
 )
 def test_sizes_that_cannot_be_are_refused(tmp_path, count, length, sentence):
     with pytest.raises(UserError, match=sentence):
-        lib.write(Fake(), str(tmp_path), "train", count, length, 0)
+        lib.write(Fake(), "", str(tmp_path), "train", count, length, 0)
     assert not list(tmp_path.iterdir())
 
 

@@ -211,7 +211,7 @@ def test_a_kernel_is_refused_for_losses_with_forward_derivatives(monkeypatch):
     for name, refused in [("flow_matching", False), ("lsd", True), ("esd", True)]:
         config = make(attention="tokamax", two_times=name != "flow_matching")
         config = dataclasses.replace(
-            config, loss=config_lib.Loss(name), teacher="t" if refused else ""
+            config, loss=config_lib.LossConfig(name), teacher="t" if refused else ""
         )
         try:
             config_lib.validate(config, tables)
@@ -233,7 +233,7 @@ def test_auto_is_a_kernel_only_where_it_is_safe(monkeypatch):
     hopper = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
     ampere = types.SimpleNamespace(platform="gpu", compute_capability="8.0")
     tpu, cpu = (types.SimpleNamespace(platform=name) for name in ("tpu", "cpu"))
-    model = config_lib.Model(dtype="bfloat16")
+    model = config_lib.ModelConfig(dtype="bfloat16")
 
     def settled(device, model=model, jvp=False, count=1, there=True):
         monkeypatch.setattr(kernels, "installed", lambda: there)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from configs import common
 from flm_jax import config as config_lib
+from flm_jax.configs import common
 from flm_jax.errors import UserError
 from flm_jax.models import attention, dit
 from flm_jax.models.layers import TimeEmbedding
@@ -21,7 +21,7 @@ def hidden(seed: int = 0) -> jax.Array:
 
 
 def count(preset: str, vocab_size: int, **changes) -> int:
-    model = dit.build(config_lib.Model(**common.PRESETS[preset], **changes), vocab_size)
+    model = dit.build(config_lib.ModelConfig(**common.PRESETS[preset], **changes), vocab_size)
     return dit.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
 
 

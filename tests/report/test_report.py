@@ -3,17 +3,15 @@
 import html.parser
 import json
 import re
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from commands import call, flm
 
 from flm_jax import report
 from flm_jax.errors import UserError
 from flm_jax.evals import text_statistics
-from flm_jax.report import __main__ as command_line
 from flm_jax.report import charts, markup, strip
 
 HOSTILE = '<script>alert("x")</script></script><img src=x onerror=alert(1)>\'&amp;\u2028'
@@ -371,18 +369,16 @@ def test_user_mistakes_are_sentences_with_exit_code_2(tmp_path, capsys):
         report.write(tmp_path / "nowhere")
     with pytest.raises(UserError, match="has none of config.json"):
         report.write(tmp_path)
-    assert command_line.main([f"--workdir={tmp_path / 'nowhere'}"]) == 2
+    assert call("report", f"--workdir={tmp_path / 'nowhere'}") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Traceback" not in error
-    with pytest.raises(SystemExit) as exit_:
-        command_line.main([])
-    assert exit_.value.code == 2
+    assert call("report") == 2 and "--workdir=DIR is missing" in capsys.readouterr().err
 
 
 def test_the_command_prints_the_path(tmp_path):
     write_run(tmp_path)
-    command = [sys.executable, "-m", "flm_jax.report", f"--workdir={tmp_path}", "--open=false"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = flm("report", f"--workdir={tmp_path}", "--open=false")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "report.html")
 
 

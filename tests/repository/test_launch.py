@@ -11,9 +11,9 @@ import sys
 import time
 
 import pytest
-from absl import flags
 
-from flm_jax import main  # noqa: F401, defines the flags
+from flm_jax.cli import train
+from flm_jax.cli.options import options_of
 from flm_jax.config import settings
 from flm_jax.host import watchdog
 
@@ -49,7 +49,7 @@ def test_shellcheck_has_nothing_to_say():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_flags_and_files_they_mention_exist(path):
     text = path.read_text()
-    known = set(flags.FLAGS) | {f"config.{key}" for key, _ in settings.knobs()}
+    known = set(options_of(train.Options)) | {f"config.{key}" for key, _ in settings.knobs()}
     for command in re.findall(r"flm_jax\.main((?:\s+\\?\s*\"?--[^\s]+)+)", text):
         for name in re.findall(r"--([a-z_.]+)", command):
             assert name.removeprefix("no") in known or name in known, f"--{name} in {path.name}"

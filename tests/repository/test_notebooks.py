@@ -71,6 +71,15 @@ def test_links_and_files_named_in_the_text_exist(path):
         assert (ROOT / config).is_file(), config
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_the_cells_import_of_ours_exists(path):
+    """Cheap; whether the cells run is a slow test."""
+    for cell in cells(path, "code"):
+        for node in ast.walk(ast.parse(cell)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flm_jax"):
+                exec(ast.unparse(node), {})
+
+
 def test_the_first_code_cell_installs_and_is_the_same_everywhere():
     assert len({cells(path, "code")[0] for path in NOTEBOOKS}) == 1
 

@@ -1,17 +1,18 @@
 """Early stopping against the rule applied by hand to the whole trajectory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from flm_jax.errors import UserError
 from flm_jax.flow.net import Net
+from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import OneHot, Projected
-from flm_jax.samplers import AncestralMasked, Euler, FlowMap, LeftToRight
-from flm_jax.samplers.adaptive import sample_until_stable
-from flm_jax.samplers.base import Sampler, sequence_keys
+from flm_jax.samplers import Euler, FlowMap
+from flm_jax.samplers.base import Sampler
 from flm_jax.sampling import Sampling
 
 V, L, D, B, STEPS = tiny.V, 3, tiny.D, 8, 7
@@ -57,15 +58,17 @@ def constant(net: Net) -> Net:
     return Net(lambda params, h, tau_s, tau_t, key: (jnp.ones_like(h), None), net.params)
 
 
-def whole_grid(sampler: Sampler, *given, **options) -> tuple:
+def whole_grid(sampler: Sampler, at, keys_B, sampling, length, **options) -> tuple:
     """(tokens, trajectory) of the loop that does not stop early."""
-    written = sampler.run(*given, **options)
+    never = dataclasses.replace(sampling, patience=0)
+    written = sampler.run(at, keys_B, never, length, **options)
     return written.tokens_BL, written.trajectory
 
 
-def until_stable(*given, **options) -> tuple:
+def until_stable(sampler: Sampler, *given, **options) -> tuple:
     """(tokens, evaluations) of the loop that stops early."""
-    return sample_until_stable(*given, **options)[:2]
+    written = sampler.run(*given, **options)
+    return written.tokens_BL, written.evaluations_B
 
 
 def call(run, sampler=SAMPLERS["gamma"], net=NET, index=range(B), make_space=Projected, **options):
@@ -168,10 +171,14 @@ def test_given_noise_is_used_and_the_batch_does_not_matter():
     np.testing.assert_array_equal(part_B, evaluations_B[rows])
 
 
-def test_wrong_options_are_one_sentence():
-    with pytest.raises(UserError, match="patience=0 must be at least 1 unchanged evaluation"):
-        call(until_stable, patience=0)
-    for sampler in (AncestralMasked(), LeftToRight()):
-        name = type(sampler).__name__
-        with pytest.raises(UserError, match=f"{name} cannot stop early.*leave patience away"):
-            call(until_stable, sampler)
+def test_a_trajectory_shows_the_whole_grid_whatever_the_patience(whole):
+    sampler, last_BL, path = whole
+
+    def both(sampler, *given, **options):
+        written = sampler.run(*given, trajectory=True, **options)
+        return written.tokens_BL, written.evaluations_B, written.trajectory.tokens_SBL
+
+    tokens_BL, evaluations_B, tokens_SBL = call(both, sampler, patience=1)
+    np.testing.assert_array_equal(tokens_BL, last_BL)
+    np.testing.assert_array_equal(evaluations_B, STEPS)
+    np.testing.assert_array_equal(tokens_SBL, path.tokens_SBL)

@@ -14,10 +14,10 @@ from flm_jax.flow import discrete
 from flm_jax.flow.head import Head
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import OneHot
+from flm_jax.samplers.ancestral import AncestralMasked, AncestralUniform
 from flm_jax.samplers.autoregressive import LeftToRight
-from flm_jax.samplers.base import sequence_keys
-from flm_jax.samplers.discrete import AncestralMasked, AncestralUniform
 
 V, L, D, B = tiny.V, tiny.L, tiny.D, 3
 CLOCK = tiny.clock()
@@ -234,13 +234,13 @@ def test_what_is_left_keeps_its_law_at_any_temperature_and_nucleus(top_p, temper
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"never": (3, V)}, f"never=3,{V}: {V} is no token of this model; give ids from 0 to"),
-        ({"never": -1}, "never=-1: -1 is no token of this model"),
+        ({"never": (3, V)}, f"never=3,{V}: {V} is not a token of this model; give ids from 0 to"),
+        ({"never": -1}, "never=-1: -1 is not a token of this model"),
         ({"never": tuple(range(V))}, f"never names all {V} tokens"),
         ({"never": "mask"}, "option 'never' of sampler 'autoregressive'.* must be an integer"),
         ({"never": 1.5}, "must be an integer"),
-        ({"bos_id": V}, f"bos_id={V} is no token of this model"),
-        ({"bos_id": -2}, "bos_id=-2 is no token of this model"),
+        ({"bos_id": V}, f"bos_id={V} is not a token of this model"),
+        ({"bos_id": -2}, "bos_id=-2 is not a token of this model"),
     ],
 )
 def test_ids_that_are_no_tokens_are_refused(options, sentence):
@@ -265,6 +265,12 @@ def test_tokens_one_by_one_need_a_causal_network():
         (LeftToRight(), {"steps": 5}, "this tokenizer has none; set the sampler's option bos_id"),
         (LeftToRight(bos_id=1), {"prior_scale": 2.0}, "prior_scale=2 has no effect"),
         (AncestralUniform(), {"grid_power": 4.0}, "grid_power=4 has no effect on a sampler"),
+        (
+            AncestralMasked(),
+            {"patience": 1},
+            r"a sampler of tokens cannot stop early \(patience=1\)",
+        ),
+        (LeftToRight(), {"patience": 2}, "its steps do not predict whole texts; set sampler.pati"),
     ],
 )
 def test_what_cannot_have_an_effect_is_refused(sampler, options, sentence):

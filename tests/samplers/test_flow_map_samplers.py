@@ -14,9 +14,9 @@ from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow.net import Net
+from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.samplers import SAMPLERS, FlowMap, TwoModel, TwoStage
-from flm_jax.samplers.base import sequence_keys
 from flm_jax.samplers.euler import Euler
 
 V, L, B = 7, 3, 4

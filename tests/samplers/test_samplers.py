@@ -10,9 +10,9 @@ from flm_jax import config as config_lib
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import maps
 from flm_jax.flow.net import Net
+from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.samplers import SAMPLERS
-from flm_jax.samplers.base import sequence_keys
 from flm_jax.samplers.euler import Euler
 
 V, L, D, B = tiny.V, tiny.L, tiny.D, 3

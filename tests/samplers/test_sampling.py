@@ -31,13 +31,15 @@ sys.modules["flm_jax.sampling"] = module
 exec(compile(source, str(path), "exec"), module.__dict__)
 
 import tiny
-from absl import flags
 from flm_jax import config, experiment, samplers
-from flm_jax.cli import flags as command_line
+from flm_jax import cli
+from flm_jax.cli import help
+from flm_jax.cli.options import parse
 from flm_jax.config import settings
 from flm_jax.inference import evaluation as evaluate
 from flm_jax.errors import UserError
 from flm_jax.inference import FlowModel
+from flm_jax.options import Evaluation
 from flm_jax.samplers.euler import Euler
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +49,10 @@ class Shy(Euler):
 
 samplers.SAMPLERS["shy"] = Shy
 print("key", "sampler.shyness" in dict(settings.knobs()))
-evaluate.define_flags()
-print("flag", "shyness" in flags.FLAGS)
-print("help", "--shyness" in command_line._help_text(evaluate.main))
+command = cli.load("evaluate")
+flag = parse(command.options, ["--checkpoint=x", "--shyness=2"])
+print("flag", flag.knobs)
+print("help", "--shyness" in help.page("evaluate", command))
 print("keyword", "shyness" in inspect.signature(FlowModel.generate).parameters)
 folder = pathlib.Path({folder!r})
 made = experiment.Experiment(tiny.run_config(folder, sampler__name="shy"), tiny.V)
@@ -64,10 +67,10 @@ for wrong in (3, -1):
         print("check", error)
 for shyness in (None, 1.0, 1.0):
     model.generate(1, 1, shyness=shyness)
-print("programs", len(model._compiled), [key[0].shyness for key in model._compiled])
-options = evaluate.Options("x", knobs={{"shyness": 1.0}})
+print("programs", len(model.programs.kept), [key.rule.shyness for key in model.programs.kept])
+options = Evaluation(checkpoint="x", knobs={{"shyness": 1.0}})
 print("origin", evaluate._origin(model, options, 1)["shyness"])
-print("default", "shyness" in evaluate._origin(model, evaluate.Options("x"), 1))
+print("default", "shyness" in evaluate._origin(model, Evaluation(checkpoint="x"), 1))
 try:
     model.generate(1, 1, sampler="euler", shyness=1.0)
 except UserError as error:
@@ -84,7 +87,7 @@ def test_a_new_field_is_a_knob_everywhere(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == [
         "key True",
-        "flag True",
+        "flag {'shyness': 2.0}",
         "help True",
         "keyword True",
         "check shyness=3 must be at most 2",
@@ -92,12 +95,13 @@ def test_a_new_field_is_a_knob_everywhere(tmp_path):
         "programs 2 [0.5, 1.0]",
         "origin 1.0",
         "default False",
-        "unused shyness=1 has no effect on the sampler Euler; leave it at 0.5",
+        "unused shyness=1 has no effect on the sampler Euler; leave it at 0.5 "
+        "(shyness: how shy it is); samplers that use it: shy",
     ]
 
 
 def test_the_section_of_the_config_has_the_same_knobs_and_defaults():
-    section = config_lib.Sampler()
+    section = config_lib.SamplerConfig()
     assert section.sampling(7) == Sampling(steps=7)
     changed = dataclasses.replace(section, gamma=0.5, patience=2)
     assert changed.sampling(3) == Sampling(gamma=0.5, patience=2, steps=3)

@@ -8,58 +8,66 @@ epoch, and every save that was reported restorable until it was deleted by its p
 purpose. Writes result.json to --workdir; exit code 0 if all is well, 1 if not.
 """
 
+import argparse
 import json
-import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 
-from absl import flags
 from tests.soak import faults, kills
-
-from flm_jax.cli import flags as command_line
-from flm_jax.errors import UserError
-
-KILLS = flags.DEFINE_integer("kills", 50, "SIGKILLs and SIGTERMs in all", lower_bound=1)
-MINUTES = flags.DEFINE_float("minutes", 20.0, "no new fault after this time", lower_bound=0.1)
-WORKDIR = flags.DEFINE_string("workdir", "", "new or empty folder ('' = a temporary one)")
-SEED = flags.DEFINE_integer("seed", 1, "which moments and faults", lower_bound=0)
-INSIDE = flags.DEFINE_boolean("inside", False, "used by the command itself: the disk is private")
 
 _QUOTA = "size=8m"
 
 
-def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    given = WORKDIR.value or tempfile.mkdtemp(prefix="flm_jax_soak_")
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs and SIGTERMs in all")
+    parser.add_argument("--minutes", type=float, default=20.0, help="no new fault after this time")
+    parser.add_argument("--workdir", default="", help="new or empty folder ('': a temporary one)")
+    parser.add_argument("--seed", type=int, default=1, help="which moments and faults")
+    # For the command itself: the folder in which the disk of the checkpoints has been mounted.
+    parser.add_argument("--inside", type=pathlib.Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.kills < 1 or not options.minutes > 0:
+        parser.error("--kills must be at least 1 and --minutes greater than 0")
+    return options
+
+
+def main(options: argparse.Namespace) -> int:
+    if options.inside:
+        return _soak(options.inside, options, refusal="")
+    given = options.workdir or tempfile.mkdtemp(prefix="flm_jax_soak_")
     folder = pathlib.Path(given).expanduser().absolute()
-    if INSIDE.value:
-        return _inside(folder, refusal="")
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--workdir={folder} is not empty; give a new folder")
+        sys.exit(f"error: --workdir={folder} is not empty; give a new folder")
     (folder / "run" / "checkpoints").mkdir(parents=True)
     refusal = faults.quota_refusal()
     if refusal:
         print(f"without a full disk: no small disk can be mounted here ({refusal})")
-        return _inside(folder, refusal)
-    mount = f'mount -t tmpfs -o {_QUOTA} none "$0" && exec "$@"'
-    command = [
-        *("unshare", "-rm", "sh", "-c", mount, str(folder / "run" / "checkpoints")),
-        *(sys.executable, "-m", "tests.soak", "--inside", f"--workdir={folder}"),
-        *(f"--kills={KILLS.value}", f"--minutes={MINUTES.value}", f"--seed={SEED.value}"),
-    ]
-    os.execvp(command[0], command)
+        code = _soak(folder, options, refusal)
+    else:
+        mount = f'mount -t tmpfs -o {_QUOTA} none "$0" && exec "$@"'
+        command = [
+            *("unshare", "-rm", "sh", "-c", mount, str(folder / "run" / "checkpoints")),
+            *(sys.executable, "-m", "tests.soak", f"--inside={folder}"),
+            *(f"--kills={options.kills}", f"--minutes={options.minutes}", f"--seed={options.seed}"),
+        ]
+        code = subprocess.call(command)
+    if code == 0 and not options.workdir:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
 
 
-def _inside(folder: pathlib.Path, refusal: str) -> int:
-    result = kills.soak(folder, KILLS.value, MINUTES.value, SEED.value, refusal)
+def _soak(folder: pathlib.Path, options: argparse.Namespace, refusal: str) -> int:
+    result = kills.soak(folder, options.kills, options.minutes, options.seed, refusal)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     passed = result["passed"]
-    if passed and not WORKDIR.value:
-        shutil.rmtree(folder, ignore_errors=True)
     print(
         f"soak {'PASSED' if passed else 'FAILED'}: {result['kills']} kills in "
         f"{result['minutes']:g} minutes; "
@@ -70,4 +78,4 @@ def _inside(folder: pathlib.Path, refusal: str) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run_main(main, needs_reader=False)
+    sys.exit(main(_options()))

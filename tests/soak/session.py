@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import sys
 from typing import Any
 
 import jax
@@ -20,11 +21,15 @@ import numpy as np
 
 from flm_jax import config as config_lib
 from flm_jax.checkpoint import Checkpoints
-from flm_jax.cli import flags as command_line
+from flm_jax.data import Batches
+from flm_jax.data.rows import Rows
 from flm_jax.errors import UserError
 from flm_jax.host import numerics
+from flm_jax.inference import checkpoints_of
 from flm_jax.training import loop
 from flm_jax.training import workdir as workdir_lib
+from flm_jax.training.session import Session
+from flm_jax.training.step import TrainState
 
 SAVE_EVERY = 20
 BATCH = 8
@@ -89,79 +94,88 @@ class Record:
 class RecordedCheckpoints(Checkpoints):
     """Says when a step counts as saved: when `wait` has returned."""
 
-    record: Record
+    def __init__(self, folder: str | os.PathLike, keep: tuple[int, int], record: Record):
+        super().__init__(folder, *keep)
+        self._record = record
 
     def wait(self) -> None:
         step = self._saving
         try:
             super().wait()
         except UserError:
-            self.record(failed=step)
+            self._record(failed=step)
             raise
         if step is not None:
-            self.record(saved=step)
+            self._record(saved=step)
 
 
-class RecordedRun(loop.Run):
-    """The run that users have, with its reads and saves recorded."""
+class RecordedBatches(Batches):
+    """Batches that write down which rows they yield, and for which step."""
 
-    def __init__(self, config: config_lib.Config, workdir: pathlib.Path, record: Record):
-        super().__init__(config, workdir)
-        self.record = record
-        self.checkpoints.__class__ = RecordedCheckpoints
-        self.checkpoints.record = record
-        rows = self.data.rows["train"]
+    def __init__(self, rows: Rows, seed: int, record: Record):
+        super().__init__(rows, BATCH, seed)
+        self._record = record
         self._index = {np.asarray(rows[n]).tobytes(): n for n in range(len(rows))}
         if len(self._index) != len(rows):
             raise UserError("two rows of the soak's data are equal; choose another --seed")
         record(rows_in_all=len(rows))
 
-    def restore_or_init(self):
+    def __next__(self) -> dict[str, np.ndarray]:
+        step = self.get_state()["next_row"] // BATCH + 1
+        batch = super().__next__()
+        rows = [self._index[row.tobytes()] for row in np.asarray(batch["tokens"])]
+        self._record(step=step, rows=rows)
+        return batch
+
+
+class RecordedSession(Session):
+    """The session that users have, with its reads and saves recorded."""
+
+    def __init__(self, config: config_lib.Config, workdir: pathlib.Path, record: Record):
+        self.record = record
+        super().__init__(config, workdir)
+
+    def open_checkpoints(self) -> Checkpoints:
+        keep = self.config.train.keep_latest, self.config.train.keep_best
+        place = checkpoints_of(self.config, self.workdir)
+        return RecordedCheckpoints(place, keep, self.record)
+
+    def open_batches(self) -> Batches:
+        return RecordedBatches(self.data.rows["train"], self.config.seed, self.record)
+
+    def restore_or_init(self) -> tuple[int, TrainState]:
         step, state = super().restore_or_init()
         self.record(resumed=step, digest=digest(state))
-        self.batches = RecordedBatches(self.batches, self._index, step, self.record)
         return step, state
 
-    def save(self, state, step, metric, give_back=0):
+    def save(self, state: TrainState, step: int, metric: float | None, give_back: int = 0) -> None:
         self.record(saving=step, digest=digest(state))
         super().save(state, step, metric, give_back)
 
 
-class RecordedBatches:
-    """Batches that write down which rows they yield, and for which step."""
-
-    def __init__(self, batches: Any, index: dict[bytes, int], step: int, record: Record):
-        self._batches, self._index, self._step, self._record = batches, index, step, record
-
-    def __next__(self):
-        batch = next(self._batches)
-        self._step += 1
-        rows = [self._index[row.tobytes()] for row in np.asarray(batch["tokens"])]
-        self._record(step=self._step, rows=rows)
-        return batch
-
-    def get_state(self) -> dict:
-        return self._batches.get_state()
-
-    def close(self) -> None:
-        self._batches.close()
-
-
 @numerics.pinned()
-def main(workdir: pathlib.Path, record: pathlib.Path, steps: int, seed: int) -> int:
-    jax.config.update("jax_compilation_cache_dir", str(record.parent / "compiled"))
+def train(workdir: pathlib.Path, record_path: pathlib.Path, steps: int, seed: int) -> int:
+    """Trains as `loop.train` does; the exit code."""
+    jax.config.update("jax_compilation_cache_dir", str(record_path.parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    config = tiny_config(record.parent, steps, seed)
-    loop.outcome.finish = lambda run, state, step, why: run.record(
-        complete=step, digest=digest(state)
-    )
+    config, record = tiny_config(record_path.parent, steps, seed), Record(record_path)
+
+    def finish(session: Session, state: TrainState, step: int, why: str) -> None:
+        record(complete=step, digest=digest(state))
+
     with workdir_lib.locked(workdir):
         workdir_lib.check(config, workdir)
-        return loop.go(RecordedRun(config, workdir, Record(record)))
+        return loop.go(RecordedSession(config, workdir, record), finish)
+
+
+def main() -> None:
+    workdir, record, steps, seed = sys.argv[1:]
+    try:
+        sys.exit(train(pathlib.Path(workdir), pathlib.Path(record), int(steps), int(seed)))
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    command_line.run_main(
-        lambda argv: main(pathlib.Path(argv[1]), pathlib.Path(argv[2]), int(argv[3]), int(argv[4]))
-    )
+    main()

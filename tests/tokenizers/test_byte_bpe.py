@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from recipes import make_tokenizer
 
 from flm_jax import data, errors, tokenizers
 from flm_jax.tokenizers.byte_bpe import ByteBpe
@@ -14,7 +15,7 @@ SECTION = {"name": "byte_bpe", "options": {"vocab_size": 400}}
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tokenizers.build(SECTION, lambda: TEXTS)
+    return make_tokenizer(SECTION, lambda: TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +47,11 @@ def test_merges_are_learnt_and_specials_are_not_text(tokenizer):
 
 def test_copies_are_the_same_tokenizer(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
-    again = tokenizers.build(SECTION, lambda: list(TEXTS))
+    again = make_tokenizer(SECTION, lambda: list(TEXTS))
     for other in (pickle.loads(pickle.dumps(tokenizer)), tokenizers.load(tmp_path), again):
         assert other.fingerprint == tokenizer.fingerprint
         assert other.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
-    fewer = tokenizers.build(SECTION, lambda: [*TEXTS, "x y z " * 500])
+    fewer = make_tokenizer(SECTION, lambda: [*TEXTS, "x y z " * 500])
     assert fewer.fingerprint != tokenizer.fingerprint
 
 
@@ -81,7 +82,7 @@ def test_one_option_away_for_a_corpus_and_cached(tmp_path, monkeypatch):
 )
 def test_mistakes(options, sentence):
     with pytest.raises(errors.UserError, match=sentence):
-        tokenizers.build({"name": "byte_bpe", "options": options}, lambda: TEXTS)
+        make_tokenizer({"name": "byte_bpe", "options": options}, lambda: TEXTS)
 
 
 def test_damaged_files(tokenizer, tmp_path):

@@ -7,6 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 import sentencepiece
+from recipes import make_tokenizer
 
 from flm_jax import errors, tokenizers
 from flm_jax.tokenizers import base
@@ -27,7 +28,7 @@ def documents():
 
 @pytest.fixture(scope="module", params=range(len(SECTIONS)))
 def tokenizer(request):
-    return tokenizers.build(SECTIONS[request.param], documents)
+    return make_tokenizer(SECTIONS[request.param], documents)
 
 
 def test_every_kind_is_tested():
@@ -79,28 +80,28 @@ def test_pickle_and_saved_folder_give_the_same_tokenizer(tokenizer, tmp_path):
 
 
 def test_fingerprints_follow_the_content(tokenizer):
-    fingerprints = [tokenizers.build(section, documents).fingerprint for section in SECTIONS]
+    fingerprints = [make_tokenizer(section, documents).fingerprint for section in SECTIONS]
     assert len(set(fingerprints)) == len(SECTIONS)
-    other = tokenizers.build(SECTIONS[0], lambda: [*NAMES, "Z"])
+    other = make_tokenizer(SECTIONS[0], lambda: [*NAMES, "Z"])
     assert other.fingerprint not in fingerprints
 
 
 def test_character_vocabulary_is_the_sorted_characters_behind_four_specials():
-    made = tokenizers.build({"name": "characters"}, lambda: ["ba", "b c"])
+    made = make_tokenizer({"name": "characters"}, lambda: ["ba", "b c"])
     assert made.encode("abc ?") == [5, 6, 7, 4, 3]
     assert made.vocab_size == 8
-    kept = tokenizers.build({"name": "characters", "options": {"min_count": 2}}, lambda: ["bab"])
+    kept = make_tokenizer({"name": "characters", "options": {"min_count": 2}}, lambda: ["bab"])
     assert kept.pieces == "b" and kept.decode(kept.encode("ab")) == "\N{REPLACEMENT CHARACTER}b"
 
 
 def test_byte_fallback_knows_every_character():
-    made = tokenizers.build(SECTIONS[3], documents)
+    made = make_tokenizer(SECTIONS[3], documents)
     assert made.decode(made.encode("\N{SNOWMAN} \U0001f600")) == "\N{SNOWMAN} \U0001f600"
 
 
 def test_newlines_survive_sentencepiece():
     text = "one two\n\nthree\tfour"
-    made = tokenizers.build(
+    made = make_tokenizer(
         {"name": "sentencepiece", "options": {"vocab_size": 99, "character_coverage": 1.0}},
         lambda: [text, *NAMES],
     )
@@ -114,7 +115,7 @@ MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 def test_the_librarys_mark_of_a_space_comes_back_as_itself(model_type, tmp_path, caplog):
     texts = [f"bars {MARK}\N{LOWER HALF BLOCK}", f"{MARK}a {MARK} b{MARK}{MARK}  c", MARK]
     options = {"vocab_size": 99, "character_coverage": 1.0, "model_type": model_type}
-    made = tokenizers.build(
+    made = make_tokenizer(
         {"name": "sentencepiece", "options": options}, lambda: [*NAMES, *texts * 20]
     )
     made.save(tmp_path / "saved")
@@ -127,7 +128,7 @@ def test_the_librarys_mark_of_a_space_comes_back_as_itself(model_type, tmp_path,
 
 
 def test_models_that_do_not_know_the_mark_read_it_as_before_and_say_so(caplog):
-    made = tokenizers.build(SECTIONS[1], documents)
+    made = make_tokenizer(SECTIONS[1], documents)
     text = f"small{MARK}letter"
     assert made.encode(text) == made._processor.encode(text) == made.encode("small letter")
     assert made.decode(made.encode_batch([text])[0]) == "small letter"
@@ -149,32 +150,32 @@ def test_training_is_deterministic_and_cached(tmp_path, monkeypatch):
     from flm_jax.tokenizers import sentencepiece
 
     section = SECTIONS[1]
-    first = tokenizers.build(section, documents, tmp_path)
+    first = make_tokenizer(section, documents, tmp_path)
     (path,) = (tmp_path / "sentencepiece").iterdir()
     path.write_bytes(b"damaged")
-    assert tokenizers.build(section, documents, tmp_path).fingerprint == first.fingerprint
+    assert make_tokenizer(section, documents, tmp_path).fingerprint == first.fingerprint
     assert path.read_bytes() == first._model
 
     monkeypatch.setattr(sentencepiece, "_train", lambda *_: pytest.fail("trained again"))
-    assert tokenizers.build(section, documents, tmp_path).fingerprint == first.fingerprint
+    assert make_tokenizer(section, documents, tmp_path).fingerprint == first.fingerprint
     with pytest.raises(pytest.fail.Exception, match="trained again"):
-        tokenizers.build(section, lambda: NAMES[1:], tmp_path)
+        make_tokenizer(section, lambda: NAMES[1:], tmp_path)
     with pytest.raises(pytest.fail.Exception, match="trained again"):
-        tokenizers.build(SECTIONS[2], documents, tmp_path)
+        make_tokenizer(SECTIONS[2], documents, tmp_path)
 
 
 def test_a_cache_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.UserError, match="cannot write .*choose a folder"):
-        tokenizers.build(SECTIONS[1], documents, tmp_path / "file")
+        make_tokenizer(SECTIONS[1], documents, tmp_path / "file")
 
 
 def test_model_path_loads_a_model(tmp_path):
-    made = tokenizers.build(SECTIONS[1], documents)
+    made = make_tokenizer(SECTIONS[1], documents)
     path = tmp_path / "m.model"
     path.write_bytes(made._model)
     section = {"name": "sentencepiece", "options": {"model_path": str(path)}}
-    loaded = tokenizers.build(section, lambda: pytest.fail("text was read"))
+    loaded = make_tokenizer(section, lambda: pytest.fail("text was read"))
     assert loaded.fingerprint == made.fingerprint
 
 
@@ -187,13 +188,13 @@ def test_model_path_loads_a_model(tmp_path):
         ({"vocab_size": 2}, "vocab_size is 2, .* at least 5"),
         ({"model_type": "word"}, "model_type is 'word', .* 'unigram' or 'bpe'"),
         ({"character_coverage": 7.0}, r"character_coverage is 7.0, .* 0.98 ... 1.0"),
-        ({"vocabsize": 9}, "no option 'vocabsize'; its options are: vocab_size, model_type"),
+        ({"vocabsize": 9}, "'vocabsize'; did you mean vocab_size.*: vocab_size, model"),
         ({"model_path": "/nowhere/x.model"}, "cannot read .* /nowhere/x.model: No such file"),
     ],
 )
 def test_bad_sentencepiece_options(options, sentence):
     with pytest.raises(errors.UserError, match=sentence):
-        tokenizers.build({"name": "sentencepiece", "options": options}, documents)
+        make_tokenizer({"name": "sentencepiece", "options": options}, documents)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model at all" * 50, b"\xff\x00" * 40])
@@ -201,7 +202,7 @@ def test_garbage_model_file(tmp_path, content):
     path = tmp_path / "g.model"
     path.write_bytes(content)
     with pytest.raises(errors.UserError, match=r"g\.model is not a SentencePiece model"):
-        tokenizers.build({"name": "sentencepiece", "options": {"model_path": str(path)}}, documents)
+        make_tokenizer({"name": "sentencepiece", "options": {"model_path": str(path)}}, documents)
 
 
 def test_a_model_without_begin_and_end_marks(tmp_path):
@@ -216,7 +217,7 @@ def test_a_model_without_begin_and_end_marks(tmp_path):
             minloglevel=2,
         )
     with pytest.raises(errors.UserError, match=r"m\.model has no BOS or no EOS .*bos_id and"):
-        tokenizers.build({"name": "sentencepiece", "options": {"model_path": str(path)}}, documents)
+        make_tokenizer({"name": "sentencepiece", "options": {"model_path": str(path)}}, documents)
 
 
 def test_other_complaints_of_the_trainer_are_passed_on():
@@ -230,22 +231,22 @@ def test_empty_text_is_refused():
         ("sentencepiece", "training text is empty"),
     ):
         with pytest.raises(errors.UserError, match=sentence):
-            tokenizers.build({"name": name}, lambda: ["", ""])
+            make_tokenizer({"name": name}, lambda: ["", ""])
 
 
 def test_unknown_names_and_options():
     with pytest.raises(errors.UserError, match="unknown tokenizer 'words'.*: .*characters"):
-        tokenizers.build({"name": "words"}, documents)
+        make_tokenizer({"name": "words"}, documents)
     with pytest.raises(errors.UserError, match="'characters' has no option 'size'.*: min_count"):
-        tokenizers.build({"name": "characters", "options": {"size": 3}}, documents)
+        make_tokenizer({"name": "characters", "options": {"size": 3}}, documents)
     with pytest.raises(errors.UserError, match="min_count is 0, but must be at least 1"):
-        tokenizers.build({"name": "characters", "options": {"min_count": 0}}, documents)
+        make_tokenizer({"name": "characters", "options": {"min_count": 0}}, documents)
 
 
 def test_damaged_folders_get_a_sentence(tmp_path):
     with pytest.raises(errors.UserError, match="no tokenizer in .*nowhere"):
         tokenizers.load(tmp_path / "nowhere")
-    made = tokenizers.build(SECTIONS[1], documents)
+    made = make_tokenizer(SECTIONS[1], documents)
     made.save(tmp_path)
     model, meta = tmp_path / "sentencepiece.model", tmp_path / base.META_FILE
     model.write_bytes(made._model[:-1])

@@ -157,9 +157,9 @@ def test_where_files_are_looked_for(tmp_path, monkeypatch):
         ('{"a": 0, "<|endoftext|>": 5}', "", "from 0 without gaps"),
         ('{"a": 0, "<|endoftext|>": 0}', "", "from 0 without gaps"),
         ('{"a": 0, "<|endoftext|>": 1}', "a b", r"merges a \+ b"),
-        ('{"a": 0, "<|endoftext|>": 1}', "a a a", "no GPT-2 tokenizer files"),
-        ('["a"]', "", "no GPT-2 tokenizer files"),
-        ("{", "", "no GPT-2 tokenizer files"),
+        ('{"a": 0, "<|endoftext|>": 1}', "a a a", "not GPT-2 tokenizer files"),
+        ('["a"]', "", "not GPT-2 tokenizer files"),
+        ("{", "", "not GPT-2 tokenizer files"),
     ],
 )
 def test_damaged_gpt2_files(tmp_path, vocab, merges, sentence):
@@ -174,7 +174,7 @@ def test_damaged_gpt2_files(tmp_path, vocab, merges, sentence):
     [
         (b"[PAD]\n[UNK]\n[CLS]\n[MASK]\n", r"has no token \[SEP\]"),
         ("\n".join([*SPECIALS, "a", "a"]).encode(), "has a token twice"),
-        (b"\xff\xfe", "no UTF-8 text"),
+        (b"\xff\xfe", "not UTF-8 text"),
     ],
 )
 def test_damaged_bert_files(tmp_path, content, sentence):

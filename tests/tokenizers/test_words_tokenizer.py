@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from recipes import make_tokenizer
 
 from flm_jax import errors, tokenizers
 
@@ -14,7 +15,7 @@ SECTION = {"name": "whitespace_words"}
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tokenizers.build(SECTION, lambda: TEXTS)
+    return make_tokenizer(SECTION, lambda: TEXTS)
 
 
 def test_vocabulary_is_the_sorted_words_behind_four_specials(tokenizer):
@@ -40,12 +41,12 @@ def test_text_comes_back_with_its_spaces_unified(tokenizer):
 def test_unknown_words_and_spelled_out_marks_are_unknown(tokenizer):
     assert tokenizer.encode("new [BOS] town") == [7, 3, 3]
     assert tokenizer.decode([7, 3]) == "new \N{REPLACEMENT CHARACTER}"
-    marks = tokenizers.build(SECTION, lambda: ["[BOS] [EOS]"])
+    marks = make_tokenizer(SECTION, lambda: ["[BOS] [EOS]"])
     assert marks.encode("[BOS]") == [4] and marks.decode([4]) == "[BOS]"
 
 
 def test_rare_words_can_be_left_out():
-    made = tokenizers.build({**SECTION, "options": {"min_count": 2}}, lambda: TEXTS)
+    made = make_tokenizer({**SECTION, "options": {"min_count": 2}}, lambda: TEXTS)
     assert made.pieces == ("city", "new", "york")
 
 
@@ -60,9 +61,9 @@ def test_pickle_and_saved_folder_give_the_same_tokenizer(tokenizer, tmp_path):
 
 
 def test_fingerprints_tell_where_words_end():
-    one, two = (tokenizers.build(SECTION, lambda t=t: [t]) for t in ("ab c", "a bc"))
-    letters = tokenizers.build({"name": "characters"}, lambda: ["a"])
-    words = tokenizers.build(SECTION, lambda: ["a"])
+    one, two = (make_tokenizer(SECTION, lambda t=t: [t]) for t in ("ab c", "a bc"))
+    letters = make_tokenizer({"name": "characters"}, lambda: ["a"])
+    words = make_tokenizer(SECTION, lambda: ["a"])
     assert len({one.fingerprint, two.fingerprint, letters.fingerprint, words.fingerprint}) == 4
 
 
@@ -77,4 +78,4 @@ def test_fingerprints_tell_where_words_end():
 )
 def test_bad_options_get_a_sentence(options, texts, sentence):
     with pytest.raises(errors.UserError, match=sentence):
-        tokenizers.build({**SECTION, "options": options}, lambda: texts)
+        make_tokenizer({**SECTION, "options": options}, lambda: texts)

@@ -65,7 +65,7 @@ def test_psd_starts_as_its_teacher_and_writes_in_one_step(finished, tmp_path, ca
     zero, half, one = (np.full(2, tau, np.float32) for tau in (0.0, 0.5, 1.0))
     np.testing.assert_allclose(student.flow_map(state, zero, zero), state, atol=1e-6)
     assert student.semigroup_defect(state, zero, half, one).shape == (2, 12)
-    with pytest.raises(UserError, match="this model is no flow map"):
+    with pytest.raises(UserError, match="this model is not a flow map"):
         teacher.flow_map(state, zero, one)
 
 
@@ -148,14 +148,16 @@ def test_two_stages_of_the_first_version(finished, tmp_path):
     first = run(stage1, tmp_path / "g")
     assert set(first.frozen) == {"teacher"}
     assert first.generate(num_samples=2, steps=2).tokens.shape == (2, 12)
-    with pytest.raises(UserError, match="sampler 'flow_map' does not fit a model trained with"):
+    with pytest.raises(
+        UserError, match="'flow_map' does not fit this .* correction .*; use two_model"
+    ):
         first.generate(num_samples=2, steps=2, sampler="flow_map")
     stage2 = distil(finished, "second_stage", teacher=str(tmp_path / "g"))
     second = run(stage2, tmp_path / "one")
     assert second.generate(num_samples=2, steps=1).tokens.shape == (2, 12)
     with pytest.raises(UserError, match="is a correction, not a denoiser"):
         run(distil(finished, "psd", teacher=str(tmp_path / "g")), tmp_path / "x")
-    with pytest.raises(UserError, match="is no run of the loss 'residual'"):
+    with pytest.raises(UserError, match="is not a run of the loss 'residual'"):
         run(distil(finished, "second_stage"), tmp_path / "y")
 
 

@@ -13,36 +13,38 @@ from flm_jax.training import cost, estimate, loop
 
 
 @pytest.fixture
-def run(finished, tmp_path, monkeypatch):  # noqa: F811
+def session(finished, tmp_path, monkeypatch):  # noqa: F811
     """A session that has not begun, on a machine of 1 GFLOP/s."""
-    monkeypatch.setattr(estimate, "matrix_rate", lambda run: 1e9)
-    run = loop.Run(finished[0], tmp_path / "run")
-    yield run
-    run.log.close()
-    run.batches.close()
+    monkeypatch.setattr(estimate, "matrix_rate", lambda session: 1e9)
+    session = loop.Session(finished[0], tmp_path / "run")
+    yield session
+    session.log.close()
+    session.batches.close()
 
 
-def test_the_products_of_a_step_are_those_of_the_formula(run):
-    config = run.config
-    forward = cost.evaluation_flops(config.model, run.experiment.vocab_size, config.data.length)
+def test_the_products_of_a_step_are_those_of_the_formula(session):
+    config = session.config
+    forward = cost.evaluation_flops(config.model, session.experiment.vocab_size, config.data.length)
     tokens = config.train.batch_size * config.data.length
     # The gradient costs twice that. Time, state space and noise are small beside a real model only.
-    assert 1.0 < estimate.step_flops(run) / (3 * tokens * sum(forward.values())) < 3.0
+    assert 1.0 < estimate.step_flops(session) / (3 * tokens * sum(forward.values())) < 3.0
 
 
-def test_long_runs_are_said_with_what_makes_them_shorter(run, monkeypatch):
-    monkeypatch.setattr(estimate, "step_flops", lambda run: pytest.fail("a short run is traced"))
-    assert estimate.warning(run, 0) == ""
+def test_long_runs_are_said_with_what_makes_them_shorter(session, monkeypatch):
+    monkeypatch.setattr(
+        estimate, "step_flops", lambda session: pytest.fail("a short run is traced")
+    )
+    assert estimate.warning(session, 0) == ""
     monkeypatch.undo()
-    monkeypatch.setattr(estimate, "matrix_rate", lambda run: 1e9)
-    config, flops = run.config, estimate.step_flops(run)
+    monkeypatch.setattr(estimate, "matrix_rate", lambda session: 1e9)
+    config, flops = session.config, estimate.step_flops(session)
     steps = int(50 * estimate.HOUR * estimate.SHARE * 1e9 / flops)  # of 50 hours
 
     def said(step=0, model=(), **knobs):
-        run.config = change(
+        session.config = change(
             change(config, "train", **{"steps": steps} | knobs), "model", **dict(model)
         )
-        return estimate.warning(run, step)
+        return estimate.warning(session, step)
 
     assert f"training to train.steps={steps} will take about 50 hours" in said()
     assert "--config.train.max_minutes=60" in said() and "smaller" not in said()
@@ -55,8 +57,8 @@ def test_long_runs_are_said_with_what_makes_them_shorter(run, monkeypatch):
     assert said() == ""
 
 
-def test_the_warning_comes_before_the_first_step(run, monkeypatch, caplog):
-    run.config = change(run.config, "train", steps=10**9)
+def test_the_warning_comes_before_the_first_step(session, monkeypatch, caplog):
+    session.config = change(session.config, "train", steps=10**9)
 
     def stop(*_):
         assert "will take about" in caplog.text
@@ -64,11 +66,11 @@ def test_the_warning_comes_before_the_first_step(run, monkeypatch, caplog):
 
     monkeypatch.setattr(loop.Loop, "__call__", stop)
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
-        loop.go(run)
+        loop.go(session)
 
 
 def test_the_rate_of_this_machine_is_a_number(finished, tmp_path):  # noqa: F811
-    run = loop.Run(tiny.run_config(tmp_path), tmp_path / "run")
-    assert np.isfinite(estimate.matrix_rate(run)) and estimate.matrix_rate(run) > 0
-    run.log.close()
-    run.batches.close()
+    session = loop.Session(tiny.run_config(tmp_path), tmp_path / "run")
+    assert np.isfinite(estimate.matrix_rate(session)) and estimate.matrix_rate(session) > 0
+    session.log.close()
+    session.batches.close()

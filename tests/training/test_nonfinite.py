@@ -14,6 +14,7 @@ from flm_jax.checkpoint import Checkpoints
 from flm_jax.data import Batches, load_data
 from flm_jax.errors import UserError
 from flm_jax.host import runlog
+from flm_jax.host.command import pasteable
 from flm_jax.losses.flow_matching import FlowMatching
 from flm_jax.training import incidents, loop, reproduce
 
@@ -56,10 +57,10 @@ def test_stop_keeps_the_step_before_and_the_batch_and_is_repeatable(
     with pytest.raises(UserError) as error:
         loop.train(config, workdir)
     file = workdir / "nonfinite" / "step_00000007.npz"
-    command = f"flm reproduce {file}"
+    command = pasteable("reproduce", str(file))
     assert str(error.value) == (
         "loss is nan at step 7; step 6 is saved; try a lower learning rate than 0.003, a longer "
-        f"warm-up, or loop.nonfinite=skip; look at its batch with: {command}"
+        f"warm-up, or train.nonfinite=skip; look at its batch with: {command}"
     )
     assert Checkpoints(workdir / "checkpoints").steps() == [4, 6]
     assert [row["step"] for row in runlog.read(workdir) if "loss" in row] == [2, 4, 6]
@@ -83,10 +84,10 @@ def test_stop_keeps_the_step_before_and_the_batch_and_is_repeatable(
     # Without the poison the same command goes on as if nothing had happened (but for rounding: the
     # program with the poison is another one).
     monkeypatch.setattr(FlowMatching, "evaluate", evaluate())
-    monkeypatch.setattr(loop.outcome, "finish", lambda *_: None)
+    monkeypatch.setattr(loop.summary, "finish", lambda *_: None)
     assert loop.train(config, workdir) == 0
-    ends = [loop.Run(config, where) for where in (workdir, reference)]
-    states = [jax.tree.leaves(run.restore()[1]) for run in ends]
+    ends = [loop.Session(config, where) for where in (workdir, reference)]
+    states = [jax.tree.leaves(session.restore()[1]) for session in ends]
     for mine, wanted in zip(*states, strict=True):
         np.testing.assert_allclose(mine, wanted, atol=1e-6)
 
@@ -98,7 +99,7 @@ def test_skip_goes_on_counts_and_ends_after_too_many_in_a_row(
     workdir = tmp_path / "run"
     config = with_train(config, nonfinite="skip", nonfinite_limit=3, eval_every=0, sample_every=0)
     poison(config, monkeypatch, 3, 6, 9, 10, 11)
-    monkeypatch.setattr(loop.outcome, "finish", lambda *_: None)
+    monkeypatch.setattr(loop.summary, "finish", lambda *_: None)
     with pytest.raises(UserError, match="loss is nan at step 11 and at the 2 steps before; step 8"):
         loop.train(config, workdir)
     assert "loss is nan at step 3: batch skipped; look at its batch with" in caplog.text
@@ -111,8 +112,8 @@ def test_skip_goes_on_counts_and_ends_after_too_many_in_a_row(
     assert all(np.isfinite(row["loss"]) for row in rows[:4]) and "loss" not in rows[4]
     _, meta = Checkpoints(workdir / "checkpoints").restore_meta()
     assert meta["skipped"] == 2
-    run = loop.Run(config, workdir)
-    _, state = run.restore()
+    session = loop.Session(config, workdir)
+    _, state = session.restore()
     assert (int(state.skipped), int(state.in_a_row)) == (2, 0)
     assert json.loads((workdir / "run.json").read_text())["stopped"] == "failed"
 

@@ -22,7 +22,7 @@ def recorded(tmp_path_factory):
     """A denoiser and a flow map (PSD on data, gamma among the sampler's options) at step 4 of 8.
 
     Recorded with commit 76c7d28: width 8, one block, a text file of words. Beside them the samples
-    of step 4 and the averaged parameters of step 8.
+    of step 4 and the EMA of step 8.
     """
     folder = tmp_path_factory.mktemp("recorded")
     with tarfile.open(RECORD) as archive:

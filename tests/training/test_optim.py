@@ -1,21 +1,21 @@
-"""Learning rates, clipping, AdamW and the moving average against literal numbers."""
+"""Learning rates, clipping, AdamW and the EMA against literal numbers."""
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from flm_jax.config import Optim
+from flm_jax.config import OptimConfig
 from flm_jax.training import optim
 
 
 def rates(steps: int, upto: int, **settings) -> list[float]:
-    schedule = optim.schedule(Optim(**settings), steps)
+    schedule = optim.schedule(OptimConfig(**settings), steps)
     return [float(schedule(jnp.asarray(i))) for i in range(upto)]
 
 
 def test_official_schedule_starts_at_zero_and_stays_at_the_peak():
-    schedule = optim.schedule(Optim(), 1_000_000)
+    schedule = optim.schedule(OptimConfig(), 1_000_000)
     values = [float(schedule(i)) for i in (0, 1, 1250, 2499, 2500, 999_999)]
     np.testing.assert_allclose(
         values, [0, 3e-4 / 2500, 1.5e-4, 3e-4 * 2499 / 2500, 3e-4, 3e-4], rtol=1e-4
@@ -69,7 +69,7 @@ def test_clipping_divides_by_norm_plus_a_millionth():
 
 
 def test_the_optimizer_is_adamw_after_clipping():
-    settings = Optim(
+    settings = OptimConfig(
         learning_rate=0.1, warmup_steps=1, weight_decay=0.01, beta1=0.9, beta2=0.99, clip_norm=1.0
     )
     transformation = optim.optimizer(settings, 10)
@@ -99,19 +99,19 @@ def test_the_optimizer_is_adamw_after_clipping():
         (10**6, 0.9999, 0.9999),
     ],
 )
-def test_the_average_keeps_the_official_share_of_the_past(n, decay, kept):
+def test_the_ema_keeps_the_official_share_of_the_past(n, decay, kept):
     ema = optim.ema_update(
         {"w": jnp.asarray([1.0])}, {"w": jnp.asarray([0.0])}, jnp.int32(n), decay
     )
     assert float(ema["w"][0]) == pytest.approx(kept, abs=1e-7)
 
 
-def test_an_average_without_decay_is_the_parameters():
+def test_an_ema_without_decay_is_the_parameters():
     new = jnp.asarray([0.1, -3.0, 1e-6])
     ema = optim.ema_update(jnp.asarray([2.0, 5.0, 1.0]), new, jnp.int32(500), 0.0)
     np.testing.assert_array_equal(ema, new)
 
 
-def test_the_average_follows_its_parameters_exactly_when_they_rest():
+def test_the_ema_follows_its_parameters_exactly_when_they_rest():
     x = jnp.asarray([0.1, -3.0])
     np.testing.assert_array_equal(optim.ema_update(x, x, jnp.int32(3), 0.999), x)

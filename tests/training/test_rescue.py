@@ -13,7 +13,7 @@ from processes import Job, config_file
 from runs import finished  # noqa: F401, a fixture
 from test_train import assert_same_run, change, steps_of
 
-from flm_jax.cli import flags as command_line
+from flm_jax.cli import exits
 from flm_jax.data import Batches
 from flm_jax.errors import TryAgain, UserError
 from flm_jax.host import distributed
@@ -47,8 +47,8 @@ PLACES = {
     "data": (Batches, "__next__", RuntimeError("exit code -9"), 7, 6),
     # The log of steps 5 and 6 is written when step 7 has been sent off.
     "log": (MetricsLog, "write", FULL, 4, 7),
-    "samples": (loop.Run, "write_samples", MemoryError(), 1, 8),
-    "told": (loop.Run, "write_samples", UserError("cannot write samples"), 1, 8),
+    "samples": (loop.Session, "write_samples", MemoryError(), 1, 8),
+    "told": (loop.Session, "write_samples", UserError("cannot write samples"), 1, 8),
 }
 
 
@@ -76,7 +76,7 @@ def test_an_exception_in_the_loop_saves_what_is_good(place, finished, tmp_path, 
     if trace.exists():
         assert type(error).__name__ in trace.read_text() and "raise error" in trace.read_text()
     if place == "data":
-        monkeypatch.setattr(loop.outcome, "finish", lambda *_: None)
+        monkeypatch.setattr(loop.summary, "finish", lambda *_: None)
         assert loop.train(config, workdir) == 0
         assert_same_run(config, workdir, reference)
 
@@ -85,7 +85,7 @@ def test_a_step_that_took_the_state_with_it_names_the_newest_checkpoint(
     finished, tmp_path, monkeypatch  # noqa: F811
 ):  # fmt: skip
     config, _ = finished
-    compiled = loop.Run._compile
+    compiled = loop.Session._compile
 
     def compile_and_fail(self):
         compiled(self)
@@ -101,7 +101,7 @@ def test_a_step_that_took_the_state_with_it_names_the_newest_checkpoint(
 
         self.train_step = lose
 
-    monkeypatch.setattr(loop.Run, "_compile", compile_and_fail)
+    monkeypatch.setattr(loop.Session, "_compile", compile_and_fail)
     quiet = change(config, "train", eval_every=0, sample_every=0)
     with (
         jax.transfer_guard("allow"),
@@ -140,7 +140,7 @@ def test_a_run_that_is_over_is_not_said_to_be_running(finished, tmp_path, monkey
     with workdir_lib.locked(workdir), pytest.raises(UserError, match="another process is training"):
         loop.train(config, workdir)
     assert ended(workdir)[0] == "running"  # by whoever has the lock
-    monkeypatch.setattr(loop.Run, "restore_or_init", failing(None, ValueError("no"), 1))
+    monkeypatch.setattr(loop.Session, "restore_or_init", failing(None, ValueError("no"), 1))
     with pytest.raises(ValueError, match="no"):
         loop.train(config, workdir)
     assert ended(workdir) == ("failed", 4)
@@ -149,11 +149,11 @@ def test_a_run_that_is_over_is_not_said_to_be_running(finished, tmp_path, monkey
 def test_exit_codes_of_what_may_be_tried_again(capsys):
     assert distributed.exit_code(TryAgain("x")) == 75 and distributed.exit_code(UserError("x")) == 2
 
-    def main(argv):
+    def work():
         raise TryAgain("a worker died")
 
     with pytest.raises(SystemExit) as end:
-        command_line.run_main(main, ["program"])
+        exits.exit_with(work)
     assert end.value.code == 75 and "error: a worker died" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""The training step: accumulation, frozen networks, the average, metrics, held-out sums."""
+"""The training step: accumulation, frozen networks, the EMA, metrics, held-out sums."""
 
 import dataclasses
 
@@ -210,9 +210,9 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_the_limit_is_for_good():
 
 def test_a_donated_state_is_updated_in_place():
     """No copy of an old array beside the new one: see the top of optim.py."""
-    from flm_jax.config import Optim
+    from flm_jax.config import OptimConfig
 
-    model, optimizer = tiny.model(vocab_size=10_000), optim.optimizer(Optim(), 100)
+    model, optimizer = tiny.model(vocab_size=10_000), optim.optimizer(OptimConfig(), 100)
     assert optim.selective(optimizer) is optimizer
     step = step_lib.make_train_step(
         {"student": model.net}, Spoiled(), OneHot, CLOCK, optimizer, ema_decay=0.9
@@ -226,9 +226,9 @@ def test_a_donated_state_is_updated_in_place():
 
 
 def test_the_first_update_of_a_warm_up_changes_nothing_but_the_moments():
-    from flm_jax.config import Optim
+    from flm_jax.config import OptimConfig
 
-    model, settings = tiny.model(), Optim(warmup_steps=10)
+    model, settings = tiny.model(), OptimConfig(warmup_steps=10)
     optimizer = optim.optimizer(settings, 100)
     step = step_lib.make_train_step(
         {"student": model.net}, FlowMatching(), OneHot, CLOCK, optimizer, ema_decay=0.9

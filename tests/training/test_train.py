@@ -19,7 +19,7 @@ from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.host import runlog
 from flm_jax.training import loop
-from flm_jax.training import session as run_lib
+from flm_jax.training import session as session_lib
 from flm_jax.training import workdir as workdir_lib
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
@@ -41,16 +41,16 @@ def steps_of(workdir: pathlib.Path) -> list[int]:
 
 def final(config: config_lib.Config, workdir: pathlib.Path):
     """(step, state, next rows of data) that a session in this workdir would start from."""
-    run = loop.Run(config, workdir)
-    with run.log:
-        step, state = run.restore_or_init()
-        rows = next(run.batches)["tokens"]
-        run.batches.close()
+    session = loop.Session(config, workdir)
+    with session.log:
+        step, state = session.restore_or_init()
+        rows = next(session.batches)["tokens"]
+        session.batches.close()
     return step, state, rows
 
 
 def assert_same_run(config, workdir, reference_workdir):
-    """Parameters, optimizer, average, data position and log are bit for bit the same."""
+    """Parameters, optimizer, EMA, data position and log are bit for bit the same."""
     step, state, rows = final(config, workdir)
     wanted_step, wanted, wanted_rows = final(config, reference_workdir)
     assert step == wanted_step == config.train.steps
@@ -105,17 +105,17 @@ def test_the_log_starts_at_ln_v_falls_and_has_every_row_once(finished):
 def test_evaluation_depends_on_the_parameters_only(finished):
     """Same numbers again, and whatever the batch (the last one is padded)."""
     config, workdir = finished
-    run = loop.Run(config, workdir)
-    with run.log:
-        _, state = run.restore_or_init()
+    session = loop.Session(config, workdir)
+    with session.log:
+        _, state = session.restore_or_init()
         logged = [row for row in runlog.read(workdir) if "eval/loss" in row][-1]["eval/loss"]
-        run.log.write = lambda step, values: None
-        assert run.evaluate(state, 12) == run.evaluate(state, 12) == logged
-        run.config = change(config, "train", batch_size=16)
-        assert run.evaluate(state, 12) == pytest.approx(logged, rel=1e-6)
+        session.log.write = lambda step, values: None
+        assert session.evaluate(state, 12) == session.evaluate(state, 12) == logged
+        session.config = change(config, "train", batch_size=16)
+        assert session.evaluate(state, 12) == pytest.approx(logged, rel=1e-6)
         other = state.replace(ema=jax.tree.map(lambda x: 1.1 * x, state.ema))
-        assert run.evaluate(other, 12) != logged
-        run.batches.close()
+        assert session.evaluate(other, 12) != logged
+        session.batches.close()
 
 
 def test_a_complete_run_says_so_and_is_left_alone(finished, tmp_path, capsys):
@@ -147,7 +147,7 @@ def test_signals_save_and_the_same_command_continues_exactly(
 ):
     config, reference = finished
     workdir = tmp_path / "run"
-    evaluate = loop.Run.evaluate
+    evaluate = loop.Session.evaluate
     for number, name, at in [(signal.SIGHUP, "SIGHUP", 4), (signal.SIGTERM, "SIGTERM", 8)]:
 
         def evaluate_and_signal(self, state, step, number=number, at=at):
@@ -155,14 +155,14 @@ def test_signals_save_and_the_same_command_continues_exactly(
                 os.kill(os.getpid(), number)
             return evaluate(self, state, step)
 
-        monkeypatch.setattr(loop.Run, "evaluate", evaluate_and_signal)
+        monkeypatch.setattr(loop.Session, "evaluate", evaluate_and_signal)
         assert loop.train(config, workdir) == 128 + number
         assert f"stopped by {name} at step {at}, saved" in capsys.readouterr().out
         assert steps_of(workdir)[-1] == at
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         assert json.loads((workdir / "run.json").read_text())["stopped"] == "signal"
-    monkeypatch.setattr(loop.Run, "evaluate", evaluate)
-    monkeypatch.setattr(loop.outcome, "finish", lambda *_: None)
+    monkeypatch.setattr(loop.Session, "evaluate", evaluate)
+    monkeypatch.setattr(loop.summary, "finish", lambda *_: None)
     assert loop.train(config, workdir) == 0
     assert_same_run(config, workdir, reference)
 
@@ -173,14 +173,14 @@ sys.path.insert(0, sys.argv[1])
 import conftest, tiny
 from flm_jax.training import loop
 config = tiny.run_config(pathlib.Path(sys.argv[2]))
-save = loop.Run.save
+save = loop.Session.save
 def save_and_die(self, state, step, *rest):
     if step == 8:
         self.checkpoints.wait()  # that of step 4
         save(self, state, step, *rest)
         os.kill(os.getpid(), signal.SIGKILL)
     save(self, state, step, *rest)
-loop.Run.save = save_and_die
+loop.Session.save = save_and_die
 loop.train(config, pathlib.Path(sys.argv[3]))
 """
 
@@ -199,7 +199,7 @@ def test_kill_9_and_resume_equals_an_uninterrupted_run(finished, tmp_path, monke
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert 4 in steps_of(workdir)
     assert runlog.read(workdir)[-1]["step"] >= 8 > steps_of(workdir)[0]
-    monkeypatch.setattr(loop.outcome, "finish", lambda *_: None)
+    monkeypatch.setattr(loop.summary, "finish", lambda *_: None)
     assert loop.train(config, workdir) == 0
     assert_same_run(config, workdir, reference)
 
@@ -221,7 +221,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(finished):
 def test_more_steps_continue_the_run(finished, tmp_path, capsys, monkeypatch):
     config, original = finished
     workdir = copied(original, tmp_path)
-    monkeypatch.setattr(loop.outcome, "finish", lambda *_: None)
+    monkeypatch.setattr(loop.summary, "finish", lambda *_: None)
     longer = change(config, "train", steps=14, log_every=1)
     assert loop.train(longer, workdir) == 0
     assert f"resuming {workdir} at step 12" in capsys.readouterr().out
@@ -308,7 +308,7 @@ def test_a_refused_teacher_leaves_nothing(finished, tmp_path, monkeypatch, kept_
         jax.jit(lambda x: x * 3.25 - 1)(np.float32(1))
         raise UserError("the teacher does not fit")
 
-    monkeypatch.setattr(run_lib, "load_sources", refused)
+    monkeypatch.setattr(session_lib, "load_sources", refused)
     with pytest.raises(UserError, match="does not fit"):
         loop.train(config, tmp_path / "run")
     assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@
 import abc
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flm_jax import errors
 from flm_jax.data import base, paths
@@ -14,7 +14,7 @@ from flm_jax.host.download import Download, fetch
 FOLDER_VARIABLE = "FLM_JAX_DATA"
 _RULES = "1"  # raise it when the same files and options would give other documents
 
-Parts = Mapping[str, tuple[streams.Part, ...]]  # by split; a split without parts is left out
+Parts = Mapping[str, tuple[streams.Part, ...]]  # by split; a split without parts is omitted
 
 
 class Published(base.Corpus, unfinished=True):
@@ -117,7 +117,7 @@ class Published(base.Corpus, unfinished=True):
     def _download_folder(self) -> pathlib.Path:
         return base.cache_folder() / "downloads" / self.name
 
-    def _places(self) -> Iterator[pathlib.Path]:
+    def _places(self) -> Iterable[pathlib.Path]:
         """Where files may lie, in the order of preference."""
         if own := os.environ.get(FOLDER_VARIABLE):
             yield folders.expanded(own) / self.name

@@ -90,12 +90,12 @@ class Arrow:
 
 
 def cells(values: Iterable, place: pathlib.Path | str, column: str) -> Iterator[str]:
-    """The texts of a column, "" for an empty cell; raises UserError for what is no text."""
+    """The texts of a column, "" for an empty cell; raises UserError for what is not text."""
     for value in values:
         text = "" if value is None else value
         if not isinstance(text, str):
             raise errors.UserError(
-                f"{place} has {text!r:.40} in column {column!r}, which is no text; set "
+                f"{place} has {text!r:.40} in column {column!r}, which is not text; set "
                 "options.text_key to a column of texts"
             )
         streams.check_length(len(text), place, f"a cell of column {column!r}")
@@ -136,7 +136,7 @@ def shards(place: pathlib.Path, column: str = "text") -> dict[str, tuple[Parquet
     """The Parquet and Arrow files of each split in a folder at any depth, as the hub names them.
 
     The split is in the name of the file or of its folder; files of neither kind of name are all
-    "train". What the `datasets` library caches of its own work is left out.
+    "train". What the `datasets` library caches of its own work is omitted.
 
     Raises UserError if a numbered file is missing, or there twice.
     """
@@ -149,8 +149,8 @@ def shards(place: pathlib.Path, column: str = "text") -> dict[str, tuple[Parquet
         match = _NAME.match(path.name)
         split, own, total, plain = match.groups() if match else (None,) * 4
         split = _SPLITS.get(split or "") or _SPLITS.get(path.parent.name) or "train"
-        if own or plain:
-            number = int(own or plain)
+        if written := own or plain:
+            number = int(written)
         elif match:
             number = 0
         if number in found.setdefault(split, {}):

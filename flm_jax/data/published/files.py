@@ -1,4 +1,4 @@
-"""Parts that are text files, alone or in archives: lines, stories between marks, whole files."""
+"""Parts that are text files, alone or in archives: lines, separated stories, whole files."""
 
 import bz2
 import contextlib
@@ -10,7 +10,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO
 
 from flm_jax import errors
 from flm_jax.data import paths
@@ -23,7 +23,7 @@ _BLANK_LINES = re.compile("\n\n\n+")
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path, member: str = "") -> Iterator[BinaryIO]:
+def opened(path: pathlib.Path, member: str = "") -> Iterator[IO[bytes]]:
     """The bytes of a file, decompressed by its name, or of a member of a .zip or .tgz archive."""
     with streams.reading(path):
         if not member:
@@ -34,7 +34,14 @@ def opened(path: pathlib.Path, member: str = "") -> Iterator[BinaryIO]:
                 yield file
         else:
             with tarfile.open(path) as archive:
-                yield archive.extractfile(member)
+                yield _extracted(archive, member)
+
+
+def _extracted(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> IO[bytes]:
+    file = archive.extractfile(member)
+    if file is None:
+        raise tarfile.ExtractError(f"{member} is not a file")
+    return file
 
 
 def members(path: pathlib.Path) -> list[str]:
@@ -100,23 +107,23 @@ class Lines:
         return None
 
 
-def _numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """Lines from number 1 on; of one that is too long just enough to notice it."""
     return enumerate(iter(lambda: file.readline(streams.LONGEST + 1), b""), start=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Separated:
-    """Documents between marks, stripped, empty ones left out."""
+    """Documents between separators, stripped, empty ones omitted."""
 
     path: pathlib.Path
-    mark: str
+    separator: str
 
     def documents(self) -> Iterator[str]:
-        rest, mark, number = b"", self.mark.encode(), 0
+        rest, separator, number = b"", self.separator.encode(), 0
         with opened(self.path) as file:
             while block := file.read(_BLOCK):
-                *whole, rest = (rest + block).split(mark)
+                *whole, rest = (rest + block).split(separator)
                 streams.check_length(len(rest), self.path, f"document {number + len(whole) + 1}")
                 for data in whole:
                     number += 1
@@ -129,7 +136,7 @@ class Separated:
         return streams.text_of(data, self.path, f"document {number}").strip()
 
     def fingerprint(self) -> str:
-        return streams.combined("Separated", self.mark, streams.file_hash(self.path))
+        return streams.combined("Separated", self.separator, streams.file_hash(self.path))
 
     def count(self) -> int | None:
         return None
@@ -152,7 +159,7 @@ class TarLines:
                 if not (entry.isfile() and wanted.search(entry.name)):
                     continue
                 found = True
-                for number, line in _numbered(archive.extractfile(entry)):
+                for number, line in _numbered(_extracted(archive, entry)):
                     where = f"{entry.name}: line {number}"
                     if text := streams.text_of(line, self.path, where).strip():
                         yield text
@@ -201,7 +208,7 @@ def _texts(archive: tarfile.TarFile, path: pathlib.Path) -> Iterator[str]:
     for entry in archive:
         if not entry.isfile():
             continue
-        file = archive.extractfile(entry)
+        file = _extracted(archive, entry)
         if entry.name.endswith(".txt"):
             text = streams.text_of(file.read(streams.LONGEST + 1), path, entry.name)
             yield _BLANK_LINES.sub("\n\n", text).strip()

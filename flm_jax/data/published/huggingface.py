@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from flm_jax import errors
 from flm_jax.data.published import base, columns, streams
@@ -76,11 +77,21 @@ def _loaded(place: pathlib.Path, subset: str, key: str) -> base.Parts | None:
     }
 
 
+class Table(Protocol):
+    """What is used of a `datasets.Dataset`."""
+
+    _fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Mapping[str, Sequence[Any]]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Column:
     """One column of a `datasets.Dataset`; an empty cell is ""."""
 
-    table: object
+    table: Table
     key: str
 
     def documents(self) -> Iterator[str]:

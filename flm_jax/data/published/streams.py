@@ -18,7 +18,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 
@@ -99,7 +99,13 @@ class Streamed(Sequence[str]):
             if not left:
                 return
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if index < 0:
@@ -107,9 +113,10 @@ class Streamed(Sequence[str]):
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         wanted = self.first + index
-        if not self._is_ahead(wanted):
-            self._cursor = wanted, self._from(wanted)
-        number, texts = self._cursor
+        cursor = self._cursor
+        if cursor is None or not self._is_ahead(cursor[0], wanted):
+            self._cursor = cursor = wanted, self._from(wanted)
+        number, texts = cursor
         for text in texts:
             number += 1
             if number > wanted:
@@ -120,12 +127,9 @@ class Streamed(Sequence[str]):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_cursor": None}
 
-    def _is_ahead(self, wanted: int) -> bool:
-        """Whether reading on from the newest document is the way to the wanted one."""
-        number = None if self._cursor is None else self._cursor[0]
-        return number == wanted or (
-            number is not None and number < wanted and self._part(number) == self._part(wanted)
-        )
+    def _is_ahead(self, number: int, wanted: int) -> bool:
+        """Whether reading on from a document is the way to the wanted one."""
+        return number == wanted or (number < wanted and self._part(number) == self._part(wanted))
 
     def _part(self, number: int) -> int:
         return int(np.searchsorted(self._ends, number, side="right"))
@@ -144,8 +148,8 @@ class Streamed(Sequence[str]):
 
 def _counts(parts: Sequence[Part], title: str) -> list[int]:
     """Documents per part: stated, from the cache, or by reading it, which may take minutes."""
-    stated = [part.count() for part in parts]
-    if None not in stated:
+    stated = [count for part in parts if (count := part.count()) is not None]
+    if len(stated) == len(parts):
         return stated
     keys = [part.fingerprint() for part in parts]
     path = base.cache_folder() / "counts" / f"{combined(_RULES, keys)}.json"

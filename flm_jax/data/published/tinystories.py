@@ -5,7 +5,7 @@ import pathlib
 from flm_jax.data.published import base, columns, files
 from flm_jax.host.download import Download
 
-_MARK = "<|endoftext|>"
+_SEPARATOR = "<|endoftext|>"
 _SITE = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/"
 _VERSIONS = ("TinyStoriesV2-GPT4-{}.txt", "TinyStories-{}.txt", "{}.txt")
 
@@ -30,9 +30,12 @@ class TinyStories(base.Published):
 
     def recognise(self, place: pathlib.Path) -> base.Parts | None:
         for version in _VERSIONS:
-            found = [base.first_of(place, version.format(split)) for split in ("train", "valid")]
-            if all(found):
-                pairs = zip(("train", "valid"), found, strict=True)
-                return {split: (files.Separated(path, _MARK),) for split, path in pairs}
+            train = base.first_of(place, version.format("train"))
+            valid = base.first_of(place, version.format("valid"))
+            if train and valid:
+                paths = {"train": train, "valid": valid}
+                return {
+                    split: (files.Separated(path, _SEPARATOR),) for split, path in paths.items()
+                }
         found = columns.shards(place) if place.is_dir() else {}
         return found if "train" in found and "valid" in found else None

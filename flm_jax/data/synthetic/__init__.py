@@ -73,7 +73,7 @@ class Synthetic(base.MemoryCorpus):
         """Nothing is drawn yet.
 
         Args:
-          language: a row of `LANGUAGES`.
+          language: a name of `LANGUAGES`.
           documents: of the training split.
           held_out: documents of each of the validation and the test split.
           seed: the same seed gives the same documents.

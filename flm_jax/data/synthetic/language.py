@@ -14,7 +14,7 @@ class Language(abc.ABC):
     Every sample of a model is then judged exactly: no judge model, no reference text.
 
     Attributes:
-      name: the row of `LANGUAGES`.
+      name: in `LANGUAGES`.
       longest: tokens of the longest document, without BOS and EOS.
       tokenizer: the tokenizer in whose tokens `longest` counts.
       size: how many different documents there are (an exact integer of any size).
@@ -22,10 +22,19 @@ class Language(abc.ABC):
     """
 
     name: str
-    longest: int
     tokenizer: str
-    size: int
-    entropy: float
+
+    @property
+    @abc.abstractmethod
+    def longest(self) -> int: ...
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int: ...
+
+    @property
+    @abc.abstractmethod
+    def entropy(self) -> float: ...
 
     @abc.abstractmethod
     def sample(self, generator: np.random.Generator, count: int) -> list[str]:

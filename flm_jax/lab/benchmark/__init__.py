@@ -1,12 +1,11 @@
 """Speed and memory of training steps and samplers: flm benchmark --help.
 
-cost.py       floating-point operations by formula; the matrix rate of this machine
+asked.py      what is asked, and the plan of one measurement
 vocabulary.py size of a config's vocabulary, without its text (flm_jax.lab.plan asks too)
 measure.py    one space in this process: tokens/s, memory, compile time
-processes.py  measurements in child processes
+processes.py  measurements in child processes, both spaces in turn
 profile.py    where the time of one goes, by kind of work
 sweep.py      many shapes: the cost law over B, L, V; the largest batch; tables (loglog.py: plots)
-__main__.py   the command; both spaces in child processes
 """
 
 ONE = ("train", "sample")  # what one process can measure

@@ -14,8 +14,10 @@ from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.net import Net
+from flm_jax.flow.randomness import sequence_keys
+from flm_jax.flow.trees import Params, Tree
 from flm_jax.host import memory, numerics, sharding, windows
-from flm_jax.samplers.base import LoopSampler, sequence_keys
+from flm_jax.samplers.loops import LoopSampler
 from flm_jax.sampling import Sampling
 from flm_jax.training import cost, optim
 from flm_jax.training import step as step_lib
@@ -45,7 +47,7 @@ class Calls:
         self.tokens = 0
         self.fused_head = fused_head
 
-    def counting(self, make: Callable[[Any], Net]) -> Callable[[Any], Net]:
+    def counting(self, make: Callable[[Params], Net]) -> Callable[[Params], Net]:
         """``make`` with networks that count; what they compute stays the same."""
 
         def made(params):
@@ -67,7 +69,7 @@ class Prepared:
     experiment: Experiment
     calls: Calls
     run: Callable[[], None]
-    compiled: Any
+    compiled: jax.stages.Compiled
 
 
 @numerics.pinned()
@@ -100,7 +102,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         tokens, model.width, model.mlp_ratio * model.width, plan.vocab_size, model.dtype,
         experiment.model.chunk, RATE_SECONDS,
     )  # fmt: skip
-    seconds = []
+    seconds, peak_memory = [], 0
     for _ in range(plan.repeats):
         start = time.perf_counter()
         run()
@@ -112,7 +114,13 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def _numbers(
-    plan, experiment, calls, seconds, compile_s, peak_memory, measured_rate
+    plan: Plan,
+    experiment: Experiment,
+    calls: Calls,
+    seconds: list[float],
+    compile_s: float,
+    peak_memory: int,
+    measured_rate: float,
 ) -> dict[str, Any]:
     config, model = plan.config, plan.config.model
     tokens = config.train.batch_size * config.data.length
@@ -150,7 +158,9 @@ def _numbers(
     }
 
 
-def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tuple:
+def _training(
+    plan: Plan, experiment: Experiment, mesh: jax.sharding.Mesh, calls: Calls
+) -> tuple[Callable[[], None], jax.stages.Compiled]:
     """One training step from random parameters and tokens, teachers at random, too."""
     config, loss = plan.config, experiment.loss
     optimizer = optim.optimizer(config.optim, config.train.steps)
@@ -200,7 +210,7 @@ def _training(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
     return run, compiled
 
 
-def _abstract(shapes: Any, where: Any) -> Any:
+def _abstract(shapes: Tree, where: Tree) -> Tree:
     """Shapes with their shardings, to compile for."""
     return jax.tree.map(
         lambda leaf, there: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
@@ -224,7 +234,7 @@ def frozen_models(experiment: Experiment) -> dict[str, Experiment]:
 def networks(
     experiment: Experiment, frozen: dict[str, Experiment], calls: Calls
 ) -> dict[str, Callable[..., Net]]:
-    """The student, the frozen networks and, where the loss asks it, the average; all counted."""
+    """The student, the frozen networks and, where the loss asks it, the EMA; all counted."""
     makers = {STUDENT: experiment.net}
     makers |= {role: other.net for role, other in frozen.items()}
     if experiment.loss.needs.ema:
@@ -232,7 +242,9 @@ def networks(
     return {role: calls.counting(make) for role, make in makers.items()}
 
 
-def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tuple:
+def _sampling(
+    plan: Plan, experiment: Experiment, mesh: jax.sharding.Mesh, calls: Calls
+) -> tuple[Callable[[], None], jax.stages.Compiled]:
     """One batch of texts from random parameters."""
     config = plan.config
     rule = experiment.sampler()
@@ -263,7 +275,7 @@ def _sampling(plan: Plan, experiment: Experiment, mesh: Any, calls: Calls) -> tu
 
 def _peak_memory() -> int:
     """Bytes: of the fullest device where it keeps count, else of this process."""
-    counts = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.devices()]
+    counts = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.devices()]
     if all(counts):
         return max(counts)
     import resource

@@ -6,7 +6,7 @@ kinds follow from these alone, so that no model or loss needs to name its parts:
     products of the head        matrix products with an axis of V, and the fusions they are in
     other products              of blocks, attention and time embedding
     passes over logits          else, with an axis of V and none of D (one-hot: its states, too)
-    arrays of the table's size  else, with axes of V and D: optimizer, average, summed gradients
+    arrays of the table's size  else, with axes of V and D: optimizer, EMA, summed gradients
     random numbers              generators and what turns their bits into normals
     copies                      copies, transposes, slices and their updates
     everything else             norms, activations, softmaxes of attention, sums of gradients
@@ -31,6 +31,11 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping
 
 import jax
+
+from flm_jax.errors import UserError
+from flm_jax.host import files
+from flm_jax.lab.benchmark import PROFILE
+from flm_jax.lab.benchmark.measure import Plan, prepare
 
 KINDS = (
     HEAD, PRODUCTS, LOGITS, TABLE, RANDOM, COPIES, REST,
@@ -219,3 +224,32 @@ def report(
         source = "/".join(known[name].source.split("/")[-3:])
         lines.append(f"| {name} | {source} | {text} | {1e3 * value:,.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def check_devices() -> None:
+    """UserError if there are several."""
+    if jax.device_count() > 1:
+        raise UserError(
+            f"profile sorts work by the shapes of one device, but there are {jax.device_count()}; "
+            "hide the others (JAX_PLATFORMS=cpu, CUDA_VISIBLE_DEVICES=0)"
+        )
+
+
+def of_plans(
+    plans: Mapping[str, Plan], folder: pathlib.Path
+) -> tuple[dict[str, dict[str, float]], str]:
+    """({space: {kind of work: seconds}}, the tables, which are also in profile.md of the folder).
+
+    JAX's traces are kept in the folder.
+    """
+    kinds, tables = {}, []
+    for space, plan in plans.items():
+        prepared = prepare(plan)
+        known = operations(prepared.compiled.as_text() or "")
+        prepared.run()  # warms up
+        found, wall = profile(prepared.run, known, folder / space, plan.repeats)
+        kinds[space] = by_kind(found, known, plan.vocab_size, plan.config.model.width)
+        tables.append(f"{space}\n\n{report(found, known, kinds[space], wall)}")
+    text = "\n".join(tables)
+    files.write_atomically(folder / f"{PROFILE}.md", text)
+    return kinds, text

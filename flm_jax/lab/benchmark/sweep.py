@@ -16,9 +16,10 @@ from flm_jax.errors import UserError
 from flm_jax.host import files, progress
 from flm_jax.lab.benchmark import loglog
 
-Measure = Callable[[str, int, int, int], dict | None]  # space, batch, length, vocab -> numbers
+Numbers = dict[str, Any]  # of one point, as JSON
+Measure = Callable[[str, int, int, int], Numbers | None]  # space, batch, length, vocab -> numbers
 SPACES = ("projected", "onehot")
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "space", "batch", "length", "vocab", "tokens_per_second", "ms_per_step", "ms_spread",
     "peak_memory_bytes", "utilisation", "matrix_rate", "peak_rate", "compile_s", "head_chunk",
     "dtype", "device",
@@ -29,18 +30,23 @@ def points(base: tuple[int, int, int], axes: Sequence[Sequence[int]]) -> list[tu
     """(B, L, V) with one of them varied at a time, the others as in ``base``; no point twice."""
     found = [base]
     for i, values in enumerate(axes):
-        found += [(*base[:i], value, *base[i + 1 :]) for value in values]
+        for value in values:
+            batch, length, vocab = (*base[:i], value, *base[i + 1 :])
+            found.append((batch, length, vocab))
     return list(dict.fromkeys(found))
 
 
-def sweep(measure: Measure, base: tuple, axes: Sequence[Sequence[int]], spaces: Sequence[str]
-          ) -> list[dict]:  # fmt: skip
+def sweep(
+    measure: Measure, base: tuple[int, int, int], axes: Sequence[Sequence[int]],
+    spaces: Sequence[str],
+) -> list[Numbers]:  # fmt: skip
     """One row for every point and space; a point that did not fit has no numbers."""
     todo = [(space, *point) for point in points(base, axes) for space in spaces]
     rows = []
     with progress.bar(total=len(todo), desc="sweep", unit="process") as bar:
-        for space, *point in todo:
-            rows.append(row(space, *point, measure(space, *point)))
+        for space, batch, length, vocab in todo:
+            found = measure(space, batch, length, vocab)
+            rows.append(row(space, batch, length, vocab, found))
             bar.update(1)
     return rows
 
@@ -48,7 +54,7 @@ def sweep(measure: Measure, base: tuple, axes: Sequence[Sequence[int]], spaces: 
 def largest(
     measure: Measure, shapes: Sequence[tuple[int, int]], start: int, limit: int,
     spaces: Sequence[str],
-) -> list[dict]:  # fmt: skip
+) -> list[Numbers]:  # fmt: skip
     """One row for every shape (L, V) and space: the largest batch that fits, and its speed.
 
     Doubled from ``start`` until it does not fit or ``limit`` is reached, then once half way.
@@ -71,7 +77,7 @@ def largest(
     return rows
 
 
-def row(space: str, batch: int, length: int, vocab: int, found: dict | None) -> dict[str, Any]:
+def row(space: str, batch: int, length: int, vocab: int, found: Numbers | None) -> Numbers:
     point = {"space": space, "batch": batch, "length": length, "vocab": vocab}
     return {**(found or {}), **point}
 
@@ -91,7 +97,7 @@ def check(folder: pathlib.Path, name: str) -> None:
     files.check_writable(folder / f"{name}.json")
 
 
-def write(folder: pathlib.Path, name: str, rows: list[dict], plot: bool) -> None:
+def write(folder: pathlib.Path, name: str, rows: list[Numbers], plot: bool) -> None:
     """``name``.csv, .json, .md and, if there is something to draw, .svg."""
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
@@ -104,7 +110,7 @@ def write(folder: pathlib.Path, name: str, rows: list[dict], plot: bool) -> None
         files.write_atomically(folder / f"{name}.svg", picture(rows))
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(rows: list[Numbers]) -> str:
     """The table for people; ratios are against the one-hot space at the same shape."""
     lines = [
         "| L | V | B | space | tokens/s | ms per step (spread) | peak memory, GiB "
@@ -134,7 +140,7 @@ def _shape(row: dict) -> tuple:
     return row["batch"], row["length"], row["vocab"]
 
 
-def picture(rows: list[dict]) -> str:
+def picture(rows: list[Numbers]) -> str:
     """Time and memory against V, and against B * L, as log-log plots (SVG)."""
     base = rows[0]
     rows = [r for r in rows if "tokens_per_second" in r]

@@ -12,7 +12,7 @@ def vocabulary_size(config: config_lib.Config, given: int = 0) -> int:
     Raises UserError if that depends on a text.
     """
     name, options = config.tokenizer.name, config.tokenizer.options
-    size = given or options.get("vocab_size") or VOCABULARIES.get(name)
+    size = int(given or options.get("vocab_size") or VOCABULARIES.get(name, 0))
     if not given and name == "gpt2" and not options.get("pad", True):
         size -= 1
     if not size:
@@ -20,4 +20,4 @@ def vocabulary_size(config: config_lib.Config, given: int = 0) -> int:
             f"the vocabulary of the tokenizer {name!r} is not known before it has "
             "seen its text; give --vocab=SIZE"
         )
-    return int(size)
+    return size

@@ -1,8 +1,8 @@
 """The kinds baselines/mdlm* and baselines/duo*: masked and uniform diffusion on tokens."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flm_jax.lab.parity.goldens import Case, GoldenError
 from flm_jax.losses.base import Batch, Loss
 from flm_jax.losses.masked_diffusion import MaskedDiffusion
 from flm_jax.losses.uniform_diffusion import UniformCurriculum, UniformDiffusion
-from flm_jax.samplers.discrete import Ancestral, AncestralMasked, AncestralUniform
+from flm_jax.samplers.ancestral import Ancestral, AncestralMasked, AncestralUniform
 
 NO_CAP = 0.0  # the baselines' logits are not capped
 STEP = 1e-3  # of the difference that is the curriculum's derivative
@@ -47,7 +47,7 @@ def compare_loss(
     draws: dict[str, str],
     methods: tuple[str, ...],
     read: Callable[..., dict[str, jax.Array]],
-    make_clock: Callable[[], Any] = clock_lib.identity,
+    make_clock: Callable[[], clock_lib.Clock] = clock_lib.identity,
 ) -> None:
     """A loss on recorded ``draws``, by our names and theirs.
 
@@ -158,12 +158,24 @@ def uniform_step(case: Case, checks: Checks) -> None:
     compare_step(case, checks, AncestralUniform(), dense)
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["alpha_B", "rate_B"], meta_fields=[]
+)
+class Recorded(clock_lib.Clock):
+    """A schedule that was looked up: alpha and its rate, instead of the tables of a clock."""
+
+    def __init__(self, alpha_B: jax.Array, rate_B: jax.Array):
+        super().__init__(None, None)
+        self.alpha_B, self.rate_B = alpha_B, rate_B
+
+
 @dataclasses.dataclass(frozen=True)
 class Scheduled(UniformCurriculum):
-    """The curriculum with given alpha and rate, (2, B), in the place of the clock."""
+    """The curriculum on a `Recorded` schedule."""
 
-    def schedule(self, t_B: jax.Array, clock: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return clock[0], clock[1]
+    def schedule(self, t_B: jax.Array, clock: clock_lib.Clock) -> tuple[jax.Array, jax.Array]:
+        assert isinstance(clock, Recorded)
+        return clock.alpha_B, clock.rate_B
 
 
 def curriculum_loss(case: Case, checks: Checks) -> None:
@@ -189,7 +201,7 @@ def curriculum_loss(case: Case, checks: Checks) -> None:
     def official():
         gamma = np.asarray(case["mid/gamma_t" if checks.bits == 32 else "mid64/gamma_t"], float)
         slope = (look_up(gamma + STEP) - look_up(gamma)) / STEP
-        return networks.wide(np.stack([look_up(gamma), -slope * (high - low)]))
+        return Recorded(networks.wide(look_up(gamma)), networks.wide(-slope * (high - low)))
 
     def read(listener, loss, batch, clock):
         (alpha, rate), latent = listener.first("schedule"), listener.first("latent")
@@ -209,8 +221,8 @@ def curriculum_loss(case: Case, checks: Checks) -> None:
         with checks.precision(bits):
             t, clock = loss.times(recorded(case, names)[1]), clock_lib.build(vocab_size, "exact")
             ours, expected = UniformCurriculum(**options).schedule(t, clock), official()
-            checks.close("alpha of the clock", ours[0], expected[0], NEAREST)
-            checks.close("its derivative", ours[1], expected[1], 10 * NEAREST)
+            checks.close("alpha of the clock", ours[0], expected.alpha_B, NEAREST)
+            checks.close("its derivative", ours[1], expected.rate_B, 10 * NEAREST)
 
 
 def last_is_mask(case: Case) -> None:

@@ -12,6 +12,7 @@ from flm_jax import config
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow.at import At
 from flm_jax.flow.space import OneHot
+from flm_jax.flow.trees import Params, Tree
 from flm_jax.host import numerics
 from flm_jax.interop import layout
 from flm_jax.lab.parity import networks
@@ -33,7 +34,8 @@ def forward(case: Case, checks: Checks) -> None:
         with checks.precision(bits):
             net = network.model.net(network.params())
             tokens_BL = networks.wide(case["in/x0"])
-            logits = net(net.table[tokens_BL], None).posterior.logits().dense()
+            time_B = jnp.zeros(tokens_BL.shape[:1], net.table.dtype)  # it is not looked at
+            logits = net(net.table[tokens_BL], time_B).posterior.logits().dense()
             checks.recorded("out/logits", logits)
 
 
@@ -95,7 +97,7 @@ class Causal:
         unknown = set(self.tensors) - {entry.name for entry in self.entries}
         if unknown:
             raise GoldenError(f"a causal network has no tensor {min(unknown)}")
-        settings = config.Model(
+        settings = config.ModelConfig(
             width=width,
             depth=sizes.depth,
             heads=case.option("n_heads"),
@@ -108,9 +110,10 @@ class Causal:
         )
         self.model = dit.build(settings, sizes.vocab_size)
 
-    def params(self) -> Any:
+    def params(self) -> Params:
         """Our parameter tree in the float type of the current precision."""
-        params, layers = {}, collections.defaultdict(list)
+        params: dict[str, Any] = {}
+        layers = collections.defaultdict(list)
         for entry in self.entries:
             tensor = networks.wide(self.tensors[entry.name])
             layers[entry.path].append(tensor.T if entry.transpose else tensor)
@@ -120,7 +123,7 @@ class Causal:
             branch[path[-1]] = jnp.stack(arrays) if path in stacked else arrays[0]
         return params
 
-    def official(self, tree: Any) -> dict[str, np.ndarray]:
+    def official(self, tree: Tree) -> dict[str, np.ndarray]:
         """A tree shaped like parameters under the official names."""
         found = {}
         for entry in self.entries:

@@ -16,11 +16,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flm_jax.lab.parity.goldens import Case, GoldenError
 
 TIMES_RECORD = 10.0
-ULPS = 4.0 * np.finfo(np.float32).eps
+ULPS = 4.0 * float(np.finfo(np.float32).eps)
 GRADIENT_FLOOR = 1e-5
 FLOAT64 = 1e-9
 
@@ -87,7 +88,9 @@ class Checks:
         row = Row(self.case.name, self._label(quantity), None, None, None, not wrong, reason)
         self.emit(row)
 
-    def close(self, quantity: str, ours: Any, expected: Any, tolerance: Any) -> None:
+    def close(
+        self, quantity: str, ours: ArrayLike, expected: ArrayLike, tolerance: ArrayLike
+    ) -> None:
         """Largest absolute difference at most ``tolerance``: a number, or one per entry."""
         ours, expected = np.asarray(ours, np.float64), np.asarray(expected, np.float64)
         if ours.shape != expected.shape:
@@ -109,7 +112,7 @@ class Checks:
     def recorded(
         self,
         name: str,
-        ours: Any,
+        ours: ArrayLike,
         *,
         space: str = "",
         floor: float | None = None,
@@ -138,7 +141,7 @@ class Checks:
             ours = ours.reshape(expected.shape)
         self.close(f"{name} {space}".strip(), ours, expected, relative * largest(expected))
 
-    def gradient(self, name: str, ours: Any, expected: np.ndarray, space: str = "") -> None:
+    def gradient(self, name: str, ours: ArrayLike, expected: np.ndarray, space: str = "") -> None:
         """The gradient rule; works in both precisions, the recorded gradients being float32."""
         worst = case_record(self.case, "grad_worst_relative_fp32_vs_fp64")[0]
         relative = max(TIMES_RECORD * float(worst), GRADIENT_FLOOR)
@@ -164,7 +167,7 @@ def largest(array: np.ndarray) -> float:
 
 
 def case_record(case: Case, name: str) -> Any:
-    """A field of the case's row in the manifest; GoldenError without it."""
+    """A field of the case's entry in the manifest; GoldenError without it."""
     if name not in case.entry:
         raise GoldenError(f"the manifest does not say {name!r} of this case")
     return case.entry[name]

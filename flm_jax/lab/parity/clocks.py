@@ -13,6 +13,8 @@ from flm_jax.lab.parity.checks import Checks
 from flm_jax.lab.parity.goldens import Case, GoldenError
 from flm_jax.losses import FlowMatching
 
+Setting = Mapping[str, Any]  # of one draw, as the manifest says it
+
 # No record says how exact these are. Float64: the same quadrature and spline, other rounding.
 # Float32: what is stored as float32 is exact to an ulp; derivatives lose a little more.
 CLOCK64 = {"out/tau": 1e-12, "out/t": 1e-10, "out/t_edge": 1e-8, "out/dtau_dt": 1e-9}
@@ -31,10 +33,10 @@ def time(case: Case, checks: Checks) -> None:
     with checks.precision(64):
         clock = clock_lib.build(size)
         ours = {
-            "out/tau": clock.to_tau(case["in/t"]),
-            "out/t": clock.to_t(case["in/tau"]),
-            "out/t_edge": clock.to_t(case["in/tau_edge"]),
-            "out/dtau_dt": clock.dtau_dt(case["in/t"]),
+            "out/tau": clock.to_tau(networks.wide(case["in/t"])),
+            "out/t": clock.to_t(networks.wide(case["in/tau"])),
+            "out/t_edge": clock.to_t(networks.wide(case["in/tau_edge"])),
+            "out/dtau_dt": clock.dtau_dt(networks.wide(case["in/t"])),
         }
         for name, array in ours.items():
             scale = np.max(np.abs(case[name]))
@@ -43,6 +45,7 @@ def time(case: Case, checks: Checks) -> None:
         quadrature = np.clip(quadrature + (case["in/t"] - 1.0) * clock_lib.SLOPE, 0.0, 1.0)
         name = "out/tau_of_t_quadrature"
         checks.close(name, quadrature, case[name], KNOTS64)
+        assert clock.forward is not None and clock.inverse is not None  # as `build` makes it
         checks.close(
             "mid/knot_t", clock.forward.knots[case["mid/knot_index"]], case["mid/knot_t"], 0
         )
@@ -53,9 +56,9 @@ def time(case: Case, checks: Checks) -> None:
     with checks.precision(32):
         clock = clock_lib.build(size)
         ours = {
-            "out/tau_f32": clock.to_tau(case["in/t_f32"]),
-            "out/t_f32": clock.to_t(case["in/tau_f32"]),
-            "out/dtau_dt_f32": clock.dtau_dt(case["in/t_f32"]),
+            "out/tau_f32": clock.to_tau(networks.wide(case["in/t_f32"])),
+            "out/t_f32": clock.to_t(networks.wide(case["in/tau_f32"])),
+            "out/dtau_dt_f32": clock.dtau_dt(networks.wide(case["in/t_f32"])),
         }
         for name, array in ours.items():
             scale = np.max(np.abs(case[name]))
@@ -71,7 +74,7 @@ def draws(case: Case, checks: Checks) -> None:
         for setting in settings:
             kind = setting["kind"]
             if kind not in ("single", "pair", "single+pair", "split"):
-                raise GoldenError(f"{kind!r} is no known kind of setting")
+                raise GoldenError(f"{kind!r} is not a known kind of setting")
             if kind == "split":
                 _split(case, checks, setting)
                 continue
@@ -79,7 +82,7 @@ def draws(case: Case, checks: Checks) -> None:
                 _drawn(case, checks, setting, part)
 
 
-def _drawn(case: Case, checks: Checks, setting: Mapping[str, Any], kind: str) -> None:
+def _drawn(case: Case, checks: Checks, setting: Setting, kind: str) -> None:
     prefix = f"{kind}{setting['index']}"
     loss = FlowMatching(setting["tmin"], setting["tmax"], stratified=setting["anti"])
     drawn = {"uniform": networks.wide(case[f"{prefix}/draw/eps"])}
@@ -97,12 +100,12 @@ def _drawn(case: Case, checks: Checks, setting: Mapping[str, Any], kind: str) ->
         checks.close(f"{prefix}/out/{name}", column[own], case[f"{prefix}/out/{name}"], TIMES32)
 
 
-def _split(case: Case, checks: Checks, setting: Mapping[str, Any]) -> None:
+def _split(case: Case, checks: Checks, setting: Setting) -> None:
     """Counts of diagonal, boundary and off-diagonal samples; where they exceed the local batch
     the official code cuts at random, so that only bounds and the sum can be compared."""
     prefix, n = f"split{setting['index']}", setting["n"]
     processes, process = _place(setting)
-    whole = times.official_split(setting["gbs"], setting["diag"], setting["bp"], processes, process)
+    whole = official_split(setting["gbs"], setting["diag"], setting["bp"], processes, process)
     counts = case[f"{prefix}/out/counts"]
     kinds = ("diag", "boundary", "offdiag")
     sizes = [len(case[f"{prefix}/out/idx_{name}"]) for name in kinds]
@@ -114,7 +117,7 @@ def _split(case: Case, checks: Checks, setting: Mapping[str, Any]) -> None:
     checks.exact(f"{prefix}/out/counts (cut to the batch)", [cut, n], [True, int(sum(counts))])
 
 
-def _place(setting: Mapping[str, Any]) -> tuple[int, int]:
+def _place(setting: Setting) -> tuple[int, int]:
     """(processes, index of this one); accumulation steps count as processes of their own."""
     if setting["accum"] is None:
         return 1, 0
@@ -123,3 +126,28 @@ def _place(setting: Mapping[str, Any]) -> tuple[int, int]:
     parts = trainer.get("accumulate_grad_batches", 1)
     device = trainer.get("node_rank", 0) * devices + trainer.get("local_rank", 0)
     return trainer.get("num_nodes", 1) * devices * parts, device * parts + setting["accum"]
+
+
+def official_split(
+    global_size: int,
+    diagonal_fraction: float,
+    boundary_prob: float,
+    processes: int = 1,
+    process: int = 0,
+) -> tuple[int, int, int]:
+    """How many diagonal, boundary and off-diagonal samples one process of the official code has.
+
+    Each kind's count over the global batch is shared out separately, the first
+    processes taking the remainders: the three counts of a process need not add up to its batch.
+    The official code then leaves rows without a kind (no loss), or cuts a random choice of the
+    surplus; training here splits the global batch by index and loses nothing.
+    """
+    diagonal = int(global_size * diagonal_fraction)
+    share = diagonal_fraction + (1.0 - diagonal_fraction) / boundary_prob
+    boundary = int(global_size * share) - diagonal
+
+    def share_of(count: int) -> int:
+        return count // processes + (process < count % processes)
+
+    rest = global_size - diagonal - boundary
+    return share_of(diagonal), share_of(boundary), share_of(rest)

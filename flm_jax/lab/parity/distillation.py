@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.flow import maps
+from flm_jax.flow.at import TEACHER
 from flm_jax.lab.parity import networks, objective
 from flm_jax.lab.parity.checks import FLOAT64, Checks
 from flm_jax.lab.parity.forward import log_probs
 from flm_jax.lab.parity.goldens import Case, GoldenError
 from flm_jax.losses import ESD, LSD, PSD, psd
 from flm_jax.losses.base import Batch
-from flm_jax.losses.flow_map import TEACHER, FlowMapLoss
+from flm_jax.losses.flow_map import FlowMapLoss
 
 PREFIXES = {"student": "param/", "teacher": "teacher_param/", "ema": "ema_param/"}
 METHODS = {"PSD": PSD, "LSD": LSD, "ESD": ESD}
@@ -48,7 +49,7 @@ def flow_map(case: Case, checks: Checks) -> None:
     roles = ["student", *(["teacher"] * loss.needs.teacher), *(["ema"] * loss.needs.ema)]
     family = networks.Family.read(case, {role: PREFIXES[role] for role in roles})
     rows = order(case)
-    checks.exact("counts", loss.counts(len(rows)), recorded_counts(case))
+    checks.exact("counts", loss.kinds(len(rows)), recorded_counts(case))
     precisions = case_bits(case)
     floor64 = AMPLIFIED64 if precisions == (64,) else FLOAT64
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import OneHot, Projected
+from flm_jax.flow.trees import Params
 from flm_jax.interop import hub_layout
 from flm_jax.interop import official as official_lib
 from flm_jax.lab.parity import networks
@@ -25,7 +25,12 @@ LOGITS32 = 2e-5  # no record for checkpoints: a few times what is recorded for t
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(
-    model: dit_lib.Model, params: Any, x: jax.Array, tokens: jax.Array, tau: jax.Array, tau_t: Any
+    model: dit_lib.Model,
+    params: Params,
+    x: jax.Array,
+    tokens: jax.Array,
+    tau: jax.Array,
+    tau_t: jax.Array | None,
 ) -> dict[str, jax.Array]:
     """Everything recorded about one network, under the recorded names; ``tau_t`` may be None."""
     net = model.net(params)
@@ -35,10 +40,10 @@ def forward(
     clean = Projected(tables).corrupt(jnp.zeros_like(h), tokens, jnp.ones_like(tau))
     found = {"mid/embed": h}
     both, batch = jnp.concatenate([h, clean]), len(tau)
-    tau, tau_t = (None if time is None else jnp.tile(time, 2) for time in (tau, tau_t))
-    two = () if tau_t is None else (("_two_times", tau_t),)
+    first = jnp.tile(tau, 2)
+    two = () if tau_t is None else (("_two_times", jnp.tile(tau_t, 2)),)
     for suffix, second in (("", None), *two):
-        output = net(both, tau, second)
+        output = net(both, first, second)
         logits = output.posterior.logits().dense()
         found[f"out/logits{suffix}"] = logits[:batch]
         found[f"out/logits_tokens{suffix}"] = logits[batch:]
@@ -102,9 +107,9 @@ def checkpoint(case: Case, checks: Checks) -> None:
             weights = ["raw"] if "no_ema" in case.stem else _weights(expected)
             for kind in weights:
                 _compare(case, checks, expected, kind.replace("_", ":"), kind)
-            averaged = [kind for kind in weights if kind != "raw"] or ["raw"]
+            emas = [kind for kind in weights if kind != "raw"] or ["raw"]
             preferred = official_lib.read(case.path).weights.split(":")[0]
-            checks.exact("default weights", preferred, averaged[0].split("_")[0])
+            checks.exact("default weights", preferred, emas[0].split("_")[0])
 
 
 def _expected(case: Case, checks: Checks) -> None:
@@ -143,7 +148,9 @@ def _weights(expected: Case) -> list[str]:
     return kinds
 
 
-def _read(case: Case, weights: str | None, cap: float) -> tuple[dict[str, np.ndarray], Any]:
+def _read(
+    case: Case, weights: str | None, cap: float
+) -> tuple[dict[str, np.ndarray], dit_lib.Model]:
     found = official_lib.read(case.path, weights)
     return found.state, networks.model(case, found.sizes, cap, found.heads)
 

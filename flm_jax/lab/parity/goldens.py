@@ -14,8 +14,11 @@ import numpy as np
 from flm_jax.errors import UserError
 
 MANIFEST = "manifest.json"
-# What numpy raises for a file that is cut, overwritten or no archive at all.
+# What numpy raises for a file that is cut, overwritten or not an archive at all.
 DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+Entry = dict[str, Any]  # what the manifest says of a case, as JSON
 
 
 class GoldenError(Exception):
@@ -24,11 +27,11 @@ class GoldenError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One recorded run: its row of the manifest, the file it names, the whole set it belongs to."""
+    """One recorded run: its entry in the manifest, the file it names, the set it belongs to."""
 
-    entry: dict[str, Any]
+    entry: Entry
     directory: pathlib.Path
-    index: dict[str, dict[str, Any]] = dataclasses.field(repr=False)
+    index: dict[str, Entry] = dataclasses.field(repr=False)
 
     @property
     def name(self) -> str:

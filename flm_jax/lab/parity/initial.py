@@ -1,5 +1,6 @@
 """The kind init: freshly initialised parameters, and those of a student of a teacher."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -75,10 +76,9 @@ def student(case: Case, checks: Checks) -> None:
     for kind, expected in content.items():
         weighted = any(name.startswith("learnable_loss_weighting") for name in expected)
         blocks = {name.split(".")[1] for name in expected if name.startswith("blocks.")}
-        teacher, own = (
-            dit.build(config.Model(width=8, depth=len(blocks), heads=2, cond_dim=4, **options), 11)
-            for options in ({}, {"two_times": True, "loss_weighting": weighted})
-        )
+        settings = config.ModelConfig(width=8, depth=len(blocks), heads=2, cond_dim=4)
+        of_two = dataclasses.replace(settings, two_times=True, loss_weighting=weighted)
+        teacher, own = dit.build(settings, 11), dit.build(of_two, 11)
         source, fresh = (
             jax.tree.map(
                 lambda x, s=seed: np.asarray(x) + 0.01 * s,

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flm_jax import config
+from flm_jax.flow.trees import Params, Tree
 from flm_jax.interop import hub_layout, layout
 from flm_jax.lab.parity.goldens import Case, GoldenError
 from flm_jax.models import dit
@@ -19,6 +20,7 @@ HEAD_CHUNK = 16  # tokens whose logits exist at one time: a few chunks of every 
 WHOLE = 10_000  # more tokens than any case has
 TABLE = "vocab_embed.embedding"
 STUDENT = {"student": "param/"}
+Models = tuple[tuple[str, dit.Model], ...]  # (role, architecture), for jit
 
 
 def state(case: Case, prefix: str = "param/") -> dict[str, np.ndarray]:
@@ -39,7 +41,7 @@ def model(
     case: Case, sizes: layout.Sizes, cap: float, heads: int | None = None, dtype: str = "float32"
 ) -> dit.Model:
     """The architecture of a network of these sizes; dropout comes from the case (README: 0)."""
-    settings = config.Model(
+    settings = config.ModelConfig(
         width=sizes.hidden_size,
         depth=sizes.depth,
         heads=case.option("n_heads") if heads is None else heads,
@@ -57,7 +59,7 @@ def model(
     return dit.build(settings, sizes.vocab_size)
 
 
-def chunked(models: tuple, bits: int) -> tuple:
+def chunked(models: Models, bits: int) -> Models:
     """The (role, model) pairs of a `Family` for a precision.
 
     Float64 runs have all logits at one time, float32 runs chunk by chunk: both forms are tested,
@@ -72,12 +74,12 @@ def sizes_of(tensors: dict[str, np.ndarray]) -> layout.Sizes:
     return layout.sizes_of({name: array.shape for name, array in tensors.items()}, "the case")
 
 
-def params(tensors: dict[str, np.ndarray]) -> Any:
+def params(tensors: dict[str, np.ndarray]) -> Params:
     """Our parameter tree in the float type of the current precision."""
     return jax.tree.map(wide, hub_layout.to_params(tensors))
 
 
-def wide(array: Any) -> jax.Array:
+def wide(array: ArrayLike) -> jax.Array:
     """A recorded array on the device; floats in the widest type that is switched on.
 
     Converted by numpy: on the device it would be one more program for every shape.
@@ -87,8 +89,8 @@ def wide(array: Any) -> jax.Array:
     return jax.device_put(array.astype(jax.dtypes.canonicalize_dtype(dtype)))
 
 
-def official(tree: Any, sizes: layout.Sizes) -> dict[str, np.ndarray]:
-    """A tree shaped like parameters (a gradient, an average) under the official names.
+def official(tree: Tree, sizes: layout.Sizes) -> dict[str, np.ndarray]:
+    """A tree shaped like parameters (a gradient, an EMA) under the official names.
 
     Unlike `hub_layout.from_params` it keeps float64.
     """
@@ -110,7 +112,7 @@ class Family:
     """
 
     tensors: dict[str, dict[str, np.ndarray]]
-    models: tuple[tuple[str, dit.Model], ...]
+    models: Models
     sizes: layout.Sizes
     joint_VW: np.ndarray
 
@@ -138,11 +140,11 @@ class Family:
         """Whether there are directions over the vocabulary that no network sees (P is not 1)."""
         return self.joint_VW.shape[1] < self.joint_VW.shape[0]
 
-    def params(self) -> dict[str, Any]:
+    def params(self) -> dict[str, Params]:
         """Our parameter trees by role, in the float type of the current precision."""
         return {role: params(found) for role, found in self.tensors.items()}
 
-    def official(self, tree: Any) -> dict[str, np.ndarray]:
+    def official(self, tree: Tree) -> dict[str, np.ndarray]:
         """A tree shaped like the student's parameters under the official names."""
         return official(tree, self.sizes)
 

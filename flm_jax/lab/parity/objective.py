@@ -7,6 +7,7 @@ write down what they are given and what they return (`Listener`).
 import contextlib
 import dataclasses
 import functools
+import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.flow import clock as clock_lib
+from flm_jax.flow import noise as noise_lib
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
+from flm_jax.flow.trees import Params
 from flm_jax.lab.parity import networks, programs
 from flm_jax.lab.parity.checks import Checks
 from flm_jax.lab.parity.goldens import Case
@@ -26,7 +29,7 @@ from flm_jax.losses.base import Batch, Loss
 
 # In float32 the Gram matrix of a table with fewer rows than columns is singular but for eta, so its
 # condition number is 1 / eta and solves lose that much. Nobody trains so (V > 2 D is projected).
-SINGULAR32 = float(np.finfo(np.float32).eps) / space_lib.JITTER
+SINGULAR32 = float(np.finfo(np.float32).eps) / noise_lib.JITTER
 NO_JITTER = 1e-13  # eta for float64: the projection is then the exact one to about 1e-9
 
 
@@ -38,13 +41,14 @@ class Shared(space_lib.Projected):
     the part that comes through the clean tokens. One compiled program serves both.
     """
 
-    share: Any = 1.0
+    share: jax.Array | float = 1.0
 
     def scatter(self, noise: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
         state = super().scatter(noise, scale)
         return self.share * state + jax.lax.stop_gradient((1.0 - self.share) * state)
 
 
+Owner = type | types.ModuleType
 SPACES = {"onehot": space_lib.OneHot, "projected": Shared}
 
 
@@ -62,7 +66,7 @@ class Listener:
     and its name.
     """
 
-    def __init__(self, *functions: tuple[Any, str]):
+    def __init__(self, *functions: tuple[Owner, str]):
         self.functions = functions
         self.calls: dict[str, list[Call]] = defaultdict(list)
 
@@ -88,7 +92,7 @@ class Listener:
         return wrapper
 
 
-def _restore(owner: Any, name: str, before: Any) -> None:
+def _restore(owner: Owner, name: str, before: object) -> None:
     """Puts an attribute back; one that was inherited goes away."""
     if before is None:
         delattr(owner, name)
@@ -104,8 +108,8 @@ class Observer(NamedTuple):
     of the space's ``"corrupt"`` are heard anyway.
     """
 
-    functions: tuple[tuple[Any, str], ...]
-    read: Callable[[Listener, Loss, Batch, Any], dict[str, jax.Array]]
+    functions: tuple[tuple[Owner, str], ...]
+    read: Callable[[Listener, Loss, Batch, clock_lib.Clock], dict[str, jax.Array]]
 
 
 SILENT = Observer((), lambda listener, loss, batch, clock: {})
@@ -113,9 +117,10 @@ SILENT = Observer((), lambda listener, loss, batch, clock: {})
 
 @programs.compiled(static_argnames=("models", "loss", "space", "observer"))
 def run(
-    params: dict[str, Any], batch: Batch, draws: dict[str, jax.Array], clock: Any, *,
-    models: tuple, loss: Loss, space: str, observer: Observer = SILENT, share: Any = 1.0,
-) -> tuple[dict[str, jax.Array], Any]:  # fmt: skip
+    params: dict[str, Params], batch: Batch, draws: dict[str, jax.Array], clock: clock_lib.Clock,
+    *, models: networks.Models, loss: Loss, space: str, observer: Observer = SILENT,
+    share: jax.Array | float = 1.0,
+) -> tuple[dict[str, jax.Array], Params]:  # fmt: skip
     """What is recorded of one loss, by recorded name, and the student's gradient of the mean.
 
     ``draws`` are those of the loss, with dense noise (B, L, V) if there is any; ``share`` is that
@@ -152,12 +157,12 @@ def run(
 @contextlib.contextmanager
 def jitter(bits: int) -> Iterator[None]:
     """In float64 the factor of the projected noise is computed without its safety margin."""
-    before = space_lib.JITTER
-    space_lib.JITTER = NO_JITTER if bits == 64 else before
+    before = noise_lib.JITTER
+    noise_lib.JITTER = NO_JITTER if bits == 64 else before
     try:
         yield
     finally:
-        space_lib.JITTER = before
+        noise_lib.JITTER = before
 
 
 def compare(
@@ -198,7 +203,7 @@ def compare(
 def gradients(
     case: Case,
     checks: Checks,
-    gradient: Any,
+    gradient: Params,
     family: networks.Family,
     space: str,
     clean_VD: np.ndarray | None = None,
@@ -228,7 +233,7 @@ def projected(
 ) -> np.ndarray:
     """clean + P (gradient - clean), P the projection onto the columns of the table (with eta)."""
     gram = table_VW.T @ table_VW
-    eta = space_lib.JITTER * np.trace(gram) / len(gram)
-    clean_VD = 0.0 if clean_VD is None else clean_VD
+    eta = noise_lib.JITTER * np.trace(gram) / len(gram)
+    clean_VD = np.zeros_like(gradient_VD) if clean_VD is None else clean_VD
     noise = table_VW.T @ (gradient_VD - clean_VD)
     return clean_VD + table_VW @ np.linalg.solve(gram + eta * np.eye(len(gram)), noise)

@@ -1,15 +1,14 @@
-"""python -m flm_jax.lab.parity.precision DIRECTORY: how far bfloat16 is from float32, as a table.
+"""How far bfloat16 is from float32, as a table: flm parity precision DIRECTORY.
 
 The recorded networks, noise and times of a golden set run twice, with ``model.dtype`` float32 and
 bfloat16: losses, gradients, states of the samplers and the tokens at the end.
 """
 
-import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from flm_jax.cli import flags as command_line
 from flm_jax.errors import UserError
 from flm_jax.flow.clock import build
 from flm_jax.lab.parity import goldens, losses, networks, objective, sampling
@@ -68,27 +67,16 @@ def sampler_rows(case: Case) -> list[str]:
     return rows
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("error: give the folder of a recorded set, and nothing else", file=sys.stderr)
-        return 2
-    try:
-        cases = {case.name: case for case in goldens.read(arguments[0])}
-        missing = [n for n in (*LOSS_CASES, *SAMPLER_CASES) if n not in cases]
-        if missing:
-            raise UserError(f"{arguments[0]} has no case {missing[0]!r}; give the whole set")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"bfloat16 against float32 on {jax.devices()[0].device_kind}\n")
-    print("| case | | largest error | | |\n|---|---|---|---|---|")
+def table(directory: str) -> Iterator[str]:
+    """Lines of the table for a recorded set; UserError if it lacks one of the cases."""
+    cases = {case.name: case for case in goldens.read(directory)}
+    missing = [n for n in (*LOSS_CASES, *SAMPLER_CASES) if n not in cases]
+    if missing:
+        raise UserError(f"{directory} has no case {missing[0]!r}; give the whole set")
+    yield f"bfloat16 against float32 on {jax.devices()[0].device_kind}\n"
+    yield "| case | | largest error | | |\n|---|---|---|---|---|"
     with jax.default_matmul_precision("highest"):
         for name in LOSS_CASES:
-            print(loss_row(cases[name]))
+            yield loss_row(cases[name])
         for name in SAMPLER_CASES:
-            print("\n".join(sampler_rows(cases[name])))
-    return 0
-
-
-if __name__ == "__main__":
-    command_line.exit_with(lambda: main(sys.argv[1:]))
+            yield from sampler_rows(cases[name])

@@ -14,9 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flm_jax.flow import space
-from flm_jax.flow.posterior import Combination, Posterior
-from flm_jax.samplers import base
+from flm_jax.flow import noise
+from flm_jax.flow.combination import Combination
+from flm_jax.flow.logits import LazyLogits
+from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.trees import Tree
+from flm_jax.samplers import loops
 
 _one_program = False  # what `whole` sets
 
@@ -54,8 +57,10 @@ def compiled(static_argnames: tuple[str, ...]) -> Callable[[Callable], Callable]
     return decorate
 
 
-def one_by_one(step: Callable, state: Any, steps: int) -> tuple[Any, Any]:
-    """`samplers.base.loop` as a loop of Python: a `lax.scan` would be one more large program."""
+def one_by_one(
+    step: Callable[[Tree, jax.Array], tuple[Tree, Tree]], state: Tree, steps: int
+) -> tuple[Tree, Tree]:
+    """`samplers.loops.loop` as a loop of Python: a `lax.scan` would be one more large program."""
     if steps == 0:
         _, one = jax.eval_shape(step, state, jnp.asarray(0, jnp.int32))
         return state, jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), one)
@@ -70,7 +75,7 @@ def one_by_one(step: Callable, state: Any, steps: int) -> tuple[Any, Any]:
 def for_each_jitter(function: Callable) -> Callable:
     """The function compiled, once more where `objective.jitter` has changed what it reads."""
     program = jax.jit(lambda jitter, *given: function(*given), static_argnums=0)
-    return lambda *given: program(space.JITTER, *given)
+    return lambda *given: program(noise.JITTER, *given)
 
 
 @functools.cache
@@ -82,12 +87,12 @@ def by_itself(function: Callable) -> Callable:
 # Where a part is found, its name, and what is made of it while a function runs in pieces. The
 # networks and the clock are compiled as parts anyway.
 PIECES = (
-    (Posterior, "loss", by_itself),
+    (LazyLogits, "loss", by_itself),
     (Posterior, "argmax", by_itself),
     (Combination, "mean", by_itself),
     (Combination, "dense", by_itself),
     (Combination, "argmax", by_itself),
-    (space, "cholesky_factor", for_each_jitter),
-    (space, "project_noise", for_each_jitter),
-    (base, "loop", lambda scan: one_by_one),
+    (noise, "cholesky_factor", for_each_jitter),
+    (noise, "project_noise", for_each_jitter),
+    (loops, "loop", lambda scan: one_by_one),
 )

@@ -2,12 +2,13 @@
 
 import concurrent.futures
 import fnmatch
+import gc
 import itertools
 import multiprocessing
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 
@@ -57,7 +58,7 @@ KINDS: dict[str, Check] = {
     "sampler/two_model_": sampling.two_model,
     "sampler/two_stage_": sampling.two_stage,
     "train/adamw": training.train,
-    "train/ema": training.average,
+    "train/ema": training.ema,
     "init/random": initial.random,
     "init/student": initial.student,
     "ckpt/": forward.checkpoint,
@@ -82,7 +83,7 @@ def run(
     """Every comparison of every case whose name has ``only`` in it (or matches it, as a pattern).
 
     ``emit`` is called with each row as it is made, in the order of the cases. Nothing that is
-    wrong with a case stops the run or is left out: it becomes a row that is not ok. With ``jobs``
+    wrong with a case stops the run or is omitted: it becomes a row that is not ok. With ``jobs``
     above 1 that many processes share the cases; most of the time goes into compiling. ``whole``
     compiles every loss and sampler as one program (`programs.whole`).
 
@@ -91,6 +92,7 @@ def run(
     cases = [case for case in goldens.read(directory) if chosen(case.name, only)]
     if not cases:
         raise UserError(f"no case of {directory} matches {only!r}; try a part of a name")
+    collect_rarely()
     rows: list[Row] = []
 
     def keep(found: Iterable[Row]) -> None:
@@ -106,7 +108,7 @@ def run(
     fresh = multiprocessing.get_context("spawn")
     groups = together(cases)
     jobs = min(jobs, len(groups))
-    with concurrent.futures.ProcessPoolExecutor(jobs, fresh, end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(jobs, fresh, start_worker) as pool:
         largest_first = sorted(range(len(groups)), key=lambda i: -len(groups[i]))
         running = {i: pool.submit(whole_cases, groups[i], whole) for i in largest_first}
         for i in range(len(groups)):
@@ -114,11 +116,20 @@ def run(
     return rows
 
 
-def end_with_parent() -> None:
+def collect_rarely() -> None:
+    """Tracing makes millions of small objects; looking for cycles among them costs a tenth."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def start_worker() -> None:
     """A worker whose parent was killed would wait for work for ever; this ends it."""
+    collect_rarely()
 
     def watch():
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # a worker has one
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -177,7 +188,7 @@ def chosen(name: str, only: str) -> bool:
     return not only or only in name or fnmatch.fnmatchcase(name, only)
 
 
-def longest(table: dict, name: str):
+def longest(known: Mapping[str, Check], name: str) -> Check | None:
     """The value of the longest key that ``name`` begins with, or None."""
-    keys: Iterable[str] = (key for key in table if name.startswith(key))
-    return table.get(max(keys, key=len, default=""))
+    keys: Iterable[str] = (key for key in known if name.startswith(key))
+    return known.get(max(keys, key=len, default=""))

@@ -3,14 +3,15 @@
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flm_jax.flow.at import At
 from flm_jax.flow.clock import Clock, build
 from flm_jax.flow.space import SPACES
+from flm_jax.flow.trees import Params
 from flm_jax.host import numerics
 from flm_jax.lab.parity import networks, programs
 from flm_jax.lab.parity.checks import Checks, case_record
@@ -19,6 +20,8 @@ from flm_jax.samplers import Euler, FlowMap, TwoModel, TwoStage
 from flm_jax.samplers.base import Sampler, Trajectory
 from flm_jax.sampling import Sampling
 
+# (t, tau of the ends of steps, the clock) -> what the network is told of the ends
+SecondTime = Callable[[np.ndarray, np.ndarray, Clock], ArrayLike]
 PREFIXES = {"student": "param/", "teacher": "teacher_param/"}
 
 
@@ -35,13 +38,13 @@ class Noisy(FlowMap):
 
 @programs.compiled(static_argnames=("models", "make", "space", "steps"))
 def run(
-    params: dict[str, Any], start_BLV: jax.Array, noise: jax.Array | None, clock: Clock,
-    options: dict[str, jax.Array], *, models: tuple, make: Callable[..., Sampler], space: str,
-    steps: int,
+    params: dict[str, Params], start_BLV: jax.Array, noise: jax.Array | None, clock: Clock,
+    options: dict[str, jax.Array], *, models: networks.Models, make: Callable[..., Sampler],
+    space: str, steps: int,
 ) -> tuple[jax.Array, Trajectory]:  # fmt: skip
     """Tokens and trajectory from recorded dense noise, in the space of that name.
 
-    ``make(**options)`` is the sampler. Tokens and confidences on the way are left out.
+    ``make(**options)`` is the sampler. Tokens and confidences on the way are omitted.
     """
     nets = {role: model.net(params[role]) for role, model in models}
     place = SPACES[space]({role: net.table for role, net in nets.items()})
@@ -55,7 +58,9 @@ def run(
         noise=None if noise is None else jax.vmap(place.from_dense)(noise),
         trajectory=True,
     )
-    return written.tokens_BL, written.trajectory._replace(tokens_SBL=None, confidence_SBL=None)
+    path = written.trajectory
+    assert path is not None  # it was asked for
+    return written.tokens_BL, path._replace(tokens_SBL=None, confidence_SBL=None)
 
 
 def euler(case: Case, checks: Checks) -> None:
@@ -70,7 +75,7 @@ def flow_map(case: Case, checks: Checks) -> None:
     def aim(t_S, tau_S, clock):
         return clock.to_tau(1.0 - (1.0 - t_S) * (1.0 - gamma**2) ** 0.5)
 
-    options = {"gamma": np.float64(gamma)} if gamma else {}
+    options = {"gamma": gamma} if gamma else {}
     compare(case, checks, Noisy if gamma else FlowMap, options, second_time=aim)
 
 
@@ -91,8 +96,8 @@ def compare(
     case: Case,
     checks: Checks,
     make: Callable[..., Sampler],
-    options: Mapping[str, np.ndarray] = types.MappingProxyType({}),
-    second_time: Callable | None = None,
+    options: Mapping[str, float] = types.MappingProxyType({}),
+    second_time: SecondTime | None = None,
 ) -> None:
     """Every state, the tokens and the times, in both spaces and at every recorded step count.
 
@@ -122,7 +127,14 @@ def compare(
                         _times(checks, path, steps, start.shape[0], second_time, clock)
 
 
-def _times(checks, path: Trajectory, steps: int, batch: int, second_time, clock) -> None:
+def _times(
+    checks: Checks,
+    path: Trajectory,
+    steps: int,
+    batch: int,
+    second_time: SecondTime | None,
+    clock: Clock,
+) -> None:
     tau_S, t_S = (np.append(x, np.ones_like(x[:1])) for x in (path.tau_S, path.t_S))
     checks.recorded(f"mid/tau_grid_s{steps}", tau_S)
     checks.recorded(f"mid/t_grid_s{steps}", t_S)

@@ -28,7 +28,7 @@ def detokenizers(case: Case, checks: Checks) -> None:
 
 
 def rows(case: Case, checks: Checks) -> None:
-    """Documents wrapped into rows; the recorded lists hold their end marks already."""
+    """Documents wrapped into rows; the recorded lists hold their EOS already."""
     for sample in case.json():
         wrapped = wrap.wrap(
             sample["input_ids"],

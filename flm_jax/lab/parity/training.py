@@ -1,8 +1,8 @@
-"""The kind train: whole updates through the training step, and the moving average alone."""
+"""The kind train: whole updates through the training step, and the EMA alone."""
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,8 @@ LOSS32, NORM32 = 1e-5, 1e-5
 MOMENT32 = {"mu": 5e-5, "nu": 1e-4}
 RATE32, EMA32 = 2e-7, 5e-7
 TRAINED64 = 1e-7  # optax computes learning rates in float32, in float64 runs too
-CONSTANT = 10**9  # an update so late that the average's warm-up is over
+Update = Callable[..., tuple[step_lib.TrainState, dict[str, jax.Array]]]
+CONSTANT = 10**9  # an update so late that the EMA's warm-up is over
 MICRO = "micro_loss/"
 
 
@@ -82,7 +83,7 @@ class Recorded(Loss):
 @functools.partial(jax.jit, static_argnames=("model", "loss", "settings", "space"))
 def update(
     state: step_lib.TrainState, tokens_BL: jax.Array, mask_BL: jax.Array, draws: dict,
-    clock: clock_lib.Clock, *, model: dit.Model, loss: FlowMatching, settings: config.Optim,
+    clock: clock_lib.Clock, *, model: dit.Model, loss: FlowMatching, settings: config.OptimConfig,
     space: str,
 ) -> tuple[step_lib.TrainState, dict[str, jax.Array]]:  # fmt: skip
     """One optimizer step through `step.make_train_step`."""
@@ -106,7 +107,7 @@ def official_weights(mask_BL: jax.Array, parts: int) -> jax.Array:
 
 
 def train(case: Case, checks: Checks) -> None:
-    """Several updates: losses, gradient norms, learning rates; parameters, average, moments."""
+    """Several updates: losses, gradient norms, learning rates; parameters, EMA, moments."""
     family = networks.Family.read(case)
     ((_, model),), sizes = family.models, family.sizes
     loss = FlowMatching(stratified=case.option("antithetic"))
@@ -127,8 +128,8 @@ def train(case: Case, checks: Checks) -> None:
             times(case, checks, loss, sizes)
 
 
-def optimizer_settings(case: Case) -> config.Optim:
-    return config.Optim(
+def optimizer_settings(case: Case) -> config.OptimConfig:
+    return config.OptimConfig(
         learning_rate=case.option("lr"),
         beta1=case.option("beta1"),
         beta2=case.option("beta2"),
@@ -143,7 +144,7 @@ def optimizer_settings(case: Case) -> config.Optim:
 
 
 def run(
-    case: Case, call: Any, state: step_lib.TrainState, sizes: layout.Sizes, parts: int
+    case: Case, call: Update, state: step_lib.TrainState, sizes: layout.Sizes, parts: int
 ) -> tuple[step_lib.TrainState, list[dict[str, float]]]:
     """The state after all recorded updates, and the metrics of each."""
     clock = clock_lib.build(sizes.vocab_size)
@@ -208,7 +209,7 @@ def _tree64(case: Case, checks: Checks, name: str, ours: dict[str, np.ndarray], 
             checks.recorded(f"{name}/{parameter}", array, floor64=TRAINED64, space=space)
 
 
-def _moments(case: Case, checks: Checks, opt_state: Any, sizes: layout.Sizes) -> None:
+def _moments(case: Case, checks: Checks, opt_state: optax.OptState, sizes: layout.Sizes) -> None:
     for name, field in (("out/exp_avg/", "mu"), ("out/exp_avg_sq/", "nu")):
         ours = networks.official(optax.tree.get(opt_state, field), sizes)
         for parameter, expected in case.under(name).items():
@@ -231,16 +232,16 @@ def times(case: Case, checks: Checks, loss: FlowMatching, sizes: layout.Sizes) -
     checks.recorded("mid/t", jax.jit(clock_lib.Clock.to_t)(clock, mine), floor=RATE32)
 
 
-def average(case: Case, checks: Checks) -> None:
-    """The moving average of a vector that follows a recorded path, with warm-up and without."""
+def ema(case: Case, checks: Checks) -> None:
+    """The EMA of a vector that follows a recorded path, with warm-up and without."""
     values, update = case["in/values"], jax.jit(optim.ema_update, static_argnames="decay")
     with checks.precision(32):
         for run_name in sorted({name.split("/")[0] for name in case.under("out/")}):
             decay = float(run_name.removeprefix("decay").removesuffix("_constant"))
-            ema = networks.wide(values[0])
+            found = networks.wide(values[0])
             for n in range(1, len(values)):
                 late = CONSTANT if run_name.endswith("_constant") else 0
-                ema = update(ema, networks.wide(values[n]), jnp.asarray(n + late), decay=decay)
+                found = update(found, networks.wide(values[n]), jnp.asarray(n + late), decay=decay)
                 name = f"out/{run_name}/after{n}"
                 if name in case:
-                    checks.recorded(name, ema, floor=EMA32)
+                    checks.recorded(name, found, floor=EMA32)

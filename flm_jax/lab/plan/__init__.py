@@ -1,4 +1,4 @@
-"""Memory, time and mesh of a training run on chips that are not here: python -m flm_jax.lab.plan.
+"""Memory, time and mesh of a training run on chips that are not here: flm plan --help.
 
 chips.py       what chips can do, and names such as v5p-64 and h100x8
 program.py     the training step of a config as shapes
@@ -7,5 +7,5 @@ timing.py      FLOPs and seconds by formula
 predict.py     the mesh, the largest batch, the whole run
 count.py       FLOPs counted in a traced program
 validate.py    the formulas against compiled programs on this machine
-__main__.py    the command
+report.py      a prediction in words, and as JSON
 """

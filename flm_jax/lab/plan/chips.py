@@ -77,7 +77,7 @@ def parse(text: str) -> tuple[Chip, int]:
     """
     found = re.fullmatch(r"([a-z0-9]+?)(?:([x-])(\d+))?", text.strip().lower())
     name = _ALIASES.get(found[1], found[1]) if found else ""
-    if name not in CHIPS:
+    if not found or name not in CHIPS:
         raise UserError(
             f"--chips={text!r} is unknown; write for example v5p-64, v6e-8, h100x8 or h200x1 "
             f"(chips: {', '.join(CHIPS)}), or describe your own with --chips=custom"

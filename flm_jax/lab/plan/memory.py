@@ -5,7 +5,7 @@ width, N the depth, V the vocabulary columns on it, W the width of the tables si
 network evaluations without gradient per token (1.5 for PSD), d of them those with a forward
 derivative (LSD and ESD 0.5), bytes of float32 except where ``model.dtype`` halves them:
 
-    state          parameters, two moments, average: exact, shared as `sharding` does it
+    state          parameters, two moments, EMA: exact, shared as `sharding` does it
     gradient       the size of the parameters, twice with accumulation
     frozen         teachers: exact
     residuals      n D (N + 1), what rematerialised layers keep; without rematerialisation N times
@@ -22,11 +22,12 @@ The factors are what XLA's programs have by `validate`; see benchmarks/plan.md f
 """
 
 import math
-from typing import Any
 
 import jax
 
+from flm_jax import config as config_lib
 from flm_jax.flow import chunks
+from flm_jax.flow.trees import Tree
 from flm_jax.host import sharding
 from flm_jax.lab.plan.program import Work
 from flm_jax.models import attention
@@ -42,7 +43,7 @@ PROJECTED_STATES = 4.0  # (n, W)
 DENSE_STATES, DENSE_TARGET_STATES = 1.0, 1.2  # (n, V): in all, and per evaluation of a target
 NOT_REUSED = 0.3
 
-STATE, GRADIENT, FROZEN = "parameters, moments, average", "gradient", "frozen networks"
+STATE, GRADIENT, FROZEN = "parameters, moments, EMA", "gradient", "frozen networks"
 RESIDUALS, BUSIEST, SPACE = "residuals", "a block or a chunk of the head", "state and noise"
 GATHERED = "gathered parameters"
 
@@ -84,7 +85,7 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
     return found
 
 
-def queries_at_once(model: Any, length: int) -> int:
+def queries_at_once(model: config_lib.ModelConfig, length: int) -> int:
     """Queries of a sequence whose scores exist at one time, as `models.attention` decides it."""
     if model.attention == "tokamax":
         return 0
@@ -110,21 +111,14 @@ def chunk_tokens(work: Work, rows: float, accelerator: bool) -> float:
     return rows * positions(rows)
 
 
-class _Shape:
-    """A mesh that has a shape and no devices, for `sharding.partition`."""
-
-    def __init__(self, shape: tuple[int, int, int]):
-        self.shape = dict(zip(sharding.AXES, shape, strict=True))
-
-
-def bytes_per_chip(tree: Any, mesh: tuple[int, int, int]) -> float:
+def bytes_per_chip(tree: Tree, mesh: tuple[int, int, int]) -> float:
     """Bytes of the arrays of a tree on one chip, shared by the rules that training uses."""
-    shape = _Shape(mesh)
+    axis_sizes: dict[str, int] = dict(zip(sharding.AXES, mesh, strict=True))
 
     def one(path, leaf):
         name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
-        axes = sharding.partition(name, leaf.shape, shape)
-        parts = math.prod(shape.shape[a] for a in axes if a)
+        axes = sharding.partition(name, leaf.shape, axis_sizes)
+        parts = math.prod(axis_sizes[a] for a in axes if a)
         return leaf.dtype.itemsize * math.prod(leaf.shape) / parts
 
     return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, tree)))

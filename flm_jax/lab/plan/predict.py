@@ -26,6 +26,7 @@ class Prediction:
     seconds: timing.Seconds
     steps: int
     largest_batch: int
+    share: float
 
     @property
     def memory_bytes(self) -> float:
@@ -78,7 +79,7 @@ def predict(
         chip, chips, chosen, steps, reason(best, bool(fitting), mesh is not None, chosen, steps),
         memory(cut, chosen, accelerator), timing.flops(cut),
         timing.seconds(cut, chip, chosen, share), work.config.train.steps,
-        largest_batch(work, chip, chosen),
+        largest_batch(work, chip, chosen), share,
     )  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def accumulations(work: Work, chips: int, mesh: tuple[int, int, int] | None) -> 
     """Numbers of micro-batches from the config's own on, doubling while each chip has a row."""
     groups = mesh[0] * mesh[1] if mesh else chips
     config = work.config
-    settled = config_lib.Mesh(*mesh) if mesh else config_lib.Mesh(data=chips)
+    settled = config_lib.MeshConfig(*mesh) if mesh else config_lib.MeshConfig(data=chips)
     config_lib.validate_devices(
         dataclasses.replace(config, mesh=settled), chips if not mesh else groups * mesh[2]
     )

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,13 @@ import jax.numpy as jnp
 from flm_jax import config as config_lib
 from flm_jax.experiment import Experiment
 from flm_jax.flow import space as space_lib
+from flm_jax.flow.trees import Params
 from flm_jax.host import numerics
 from flm_jax.lab.benchmark.measure import Calls, frozen_models, networks
+from flm_jax.lab.benchmark.vocabulary import vocabulary_size
+from flm_jax.losses import LOSSES
 from flm_jax.models.dit import count_parameters
+from flm_jax.samplers import SAMPLERS
 from flm_jax.training import optim
 from flm_jax.training import step as step_lib
 
@@ -34,8 +37,8 @@ class Work:
 
     config: config_lib.Config
     vocab_size: int
-    state: Any
-    frozen: Any
+    state: step_lib.TrainState
+    frozen: dict[str, Params]
     projected: bool
     joint_width: int
     evaluations: float
@@ -57,9 +60,9 @@ class Work:
 class Program:
     """A training step with the shapes of its arguments (state, frozen, tokens, mask, key)."""
 
-    step: Callable[..., Any]
+    step: Callable[..., tuple[step_lib.TrainState, dict[str, jax.Array]]]
     state: step_lib.TrainState
-    frozen: dict[str, Any]
+    frozen: dict[str, Params]
     batch: tuple[int, int]
     calls: Calls  # counts while the step is traced
 
@@ -75,12 +78,26 @@ class Program:
         mask = jax.ShapeDtypeStruct(self.batch, jnp.float32)
         return self.state, self.frozen, tokens, mask, jax.eval_shape(lambda: numerics.key(0))
 
-    def compiled(self) -> Any:
+    def compiled(self) -> jax.stages.Compiled:
         """Compiled as training does it: the state is given away and comes back."""
         return jax.jit(self.step, donate_argnums=0).lower(*self.arguments).compile()
 
 
 @numerics.pinned()
+def of_config(config: config_lib.Config, vocab_size: int = 0) -> Work:
+    """The work of a config as it stands; shapes are enough, so no checkpoint need exist.
+
+    ``vocab_size``: 0 = that of the tokenizer. Raises UserError if the config does not fit together.
+    """
+    size = vocabulary_size(config, vocab_size)
+    if config.loss.name in LOSSES:
+        loss = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss")
+        teacher = "planned" if loss.needs.teacher else ""
+        config = dataclasses.replace(config, init_from="", teacher=teacher)
+    config_lib.validate(config, {"loss": LOSSES, "sampler": SAMPLERS})
+    return work(config, size)
+
+
 def work(config: config_lib.Config, vocab_size: int) -> Work:
     """Shapes and counts of a config's training step."""
     experiment = Experiment(config, vocab_size)

@@ -17,9 +17,10 @@ from flm_jax.lab.plan.memory import memory
 from flm_jax.losses import LOSSES
 from flm_jax.training import products
 
+Shape = dict[str, Any]  # what differs from BASE
 BASE = dict(width=128, depth=4, heads=4, batch=32, length=128, vocab=8192)
 LONG = dict(width=192, heads=6, depth=2, batch=2, length=1024, vocab=30522)
-FITTED: dict[str, dict[str, Any]] = {
+FITTED: dict[str, Shape] = {
     "FLM, small": dict(batch=16, length=64),
     "FLM, one-hot": dict(batch=16, length=64, space="onehot"),
     "FLM, L = 512": dict(batch=8, length=512, attention="einsum"),
@@ -32,7 +33,7 @@ FITTED: dict[str, dict[str, Any]] = {
     "LSD": dict(batch=16, vocab=12000, loss="lsd"),
     "LSD, L = 64": dict(batch=64, length=64, vocab=4096, loss="lsd"),
 }
-HELD_OUT: dict[str, dict[str, Any]] = {
+HELD_OUT: dict[str, Shape] = {
     "FLM, B = 128": dict(batch=128, length=32, depth=3, vocab=12000),
     "FLM, L = 1024": dict(LONG, attention="einsum"),
     "FLM, L = 1024, blocks of queries": LONG,
@@ -46,7 +47,7 @@ HELD_OUT: dict[str, dict[str, Any]] = {
 SHAPES = FITTED | HELD_OUT
 
 
-def config_of(shape: dict[str, Any]) -> config_lib.Config:
+def config_of(shape: Shape) -> config_lib.Config:
     """A config with the values of one shape; see BASE for the rest."""
     shape = BASE | shape
     name, space = shape.get("loss", "flow_matching"), shape.get("space", "projected")
@@ -54,9 +55,9 @@ def config_of(shape: dict[str, Any]) -> config_lib.Config:
     return config_lib.Config(
         space=space,
         teacher="planned" if LOSSES[name]().needs.teacher else "",
-        data=config_lib.Data(name="shape", length=shape["length"]),
-        tokenizer=config_lib.Tokenizer(name="shape"),
-        model=config_lib.Model(
+        data=config_lib.DataConfig(name="shape", length=shape["length"]),
+        tokenizer=config_lib.TokenizerConfig(name="shape"),
+        model=config_lib.ModelConfig(
             **{k: shape[k] for k in ("width", "depth", "heads")},
             dropout=0.0,
             head_chunk=chunk,
@@ -64,9 +65,9 @@ def config_of(shape: dict[str, Any]) -> config_lib.Config:
             attention=shape.get("attention", "auto"),
             two_times=LOSSES[name]().needs.two_times,
         ),
-        loss=config_lib.Loss(name=name),
-        optim=config_lib.Optim(accumulation_steps=shape.get("steps", 1)),
-        train=config_lib.Train(batch_size=shape["batch"]),
+        loss=config_lib.LossConfig(name=name),
+        optim=config_lib.OptimConfig(accumulation_steps=shape.get("steps", 1)),
+        train=config_lib.TrainConfig(batch_size=shape["batch"]),
     )
 
 
@@ -83,7 +84,7 @@ class Row(NamedTuple):
         return self.predicted / self.measured
 
 
-def compare(name: str, shape: dict[str, Any]) -> Row:
+def compare(name: str, shape: Shape) -> Row:
     """One shape, compiled."""
     config, vocab_size = config_of(shape), (BASE | shape)["vocab"]
     parts = memory(program.work(config, vocab_size), (1, 1, 1), accelerator=False)
@@ -94,6 +95,7 @@ def compare(name: str, shape: dict[str, Any]) -> Row:
 def measured(config: config_lib.Config, vocab_size: int) -> int:
     """Bytes that the compiled training step holds on one device."""
     used = program.build(config, vocab_size).compiled().memory_analysis()
+    assert used is not None  # XLA has an account of every program for a CPU
     return (
         used.argument_size_in_bytes
         + used.output_size_in_bytes
@@ -103,7 +105,7 @@ def measured(config: config_lib.Config, vocab_size: int) -> int:
 
 
 @numerics.pinned()
-def compare_flops(loss: str, shape: dict[str, Any] | None = None) -> tuple[float, float]:
+def compare_flops(loss: str, shape: Shape | None = None) -> tuple[float, float]:
     """FLOPs of a step by formula, noise included, and counted in the traced program."""
     shape = BASE | {"loss": loss} | (shape or {})
     config = config_of(shape)
@@ -117,3 +119,17 @@ def rows() -> Iterator[Row]:
     """All shapes, one at a time."""
     for name, shape in SHAPES.items():
         yield compare(name, shape)
+
+
+def report() -> Iterator[str]:
+    """Lines of two tables: predicted and real memory, predicted and counted products."""
+    yield "| shape | predicted | compiled step | ratio |\n|---|---:|---:|---:|"
+    for row in rows():
+        kind = "" if row.name in FITTED else " (held out)"
+        megabytes = f"{row.predicted / 1e6:.0f} MB | {row.measured / 1e6:.0f} MB"
+        yield f"| {row.name}{kind} | {megabytes} | {row.ratio:.2f} |"
+    yield "\n| products of a step | predicted | counted | ratio |\n|---|---:|---:|---:|"
+    for loss in ("flow_matching", "psd", "lsd", "esd", "residual", "masked_diffusion"):
+        predicted, real = compare_flops(loss)
+        giga = f"{predicted / 1e9:.2f} G | {real / 1e9:.2f} G"
+        yield f"| {loss} | {giga} | {predicted / real:.2f} |"

@@ -29,9 +29,17 @@ PACKING = "drawn"  # a row is BOS and text; nothing ends it
 
 
 def write(
-    truth: KnownTruth, data_dir: str, split: str, count: int, length: int, seed: int
+    truth: KnownTruth,
+    path: str,
+    data_dir: str,
+    split: str,
+    count: int,
+    length: int,
+    seed: int,
 ) -> tuple[Rows, bool]:
     """The rows of a split below ``data_dir``: found, or drawn; goes on with what is there.
+
+    ``path`` is where the truth was read from: evaluations look for it there.
 
     Returns (rows, whether something had to be drawn). Raises UserError for sizes that cannot be,
     damaged rows, and a folder that cannot be written.
@@ -64,7 +72,7 @@ def write(
     try:
         with shards.lock(root / "locks" / folder.name, f"drawing {folder}"):
             if not folder.is_dir():
-                _draw(truth, facts, folder, count, dtype)
+                _draw(truth, path, facts, folder, count, dtype)
     except OSError as error:
         raise UserError(
             f"cannot write rows to {folder.parent}: {error.strerror or error}; free some space, or "
@@ -74,7 +82,12 @@ def write(
 
 
 def _draw(
-    truth: KnownTruth, facts: dict, folder: pathlib.Path, count: int, dtype: np.dtype
+    truth: KnownTruth,
+    path: str,
+    facts: dict,
+    folder: pathlib.Path,
+    count: int,
+    dtype: np.dtype,
 ) -> None:
     part, length = folder.with_name(f"{folder.name}.part"), facts["length"]
     if shards.publish_again(part, folder):
@@ -99,6 +112,7 @@ def _draw(
         counts[np.searchsorted(LENGTH_EDGES, length - 1, side="right") - 1] = count
         rows = {
             "truth_name": truth.name,
+            "truth_path": path,
             "rows": count,
             "tokens": count * length,
             "documents": count,

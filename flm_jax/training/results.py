@@ -1,16 +1,13 @@
-"""What a run leaves for people: run.json, results.json, samples, the report, the last words.
+"""What a run leaves for machines: run.json (what ran, where, how it ended) and results.json.
 
 Only process 0 writes; all processes sample together.
 """
 
 import contextlib
 import json
-import math
 import os
 import pathlib
 import platform
-import shlex
-import sys
 import time
 from importlib import metadata
 
@@ -18,19 +15,18 @@ import jax
 import numpy as np
 
 from flm_jax import config as config_lib
-from flm_jax import report
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
-from flm_jax.evals import EVALS, YARDSTICKS, truth
+from flm_jax.evals import BASELINES, EVALS, truth
 from flm_jax.evals import base as evals
 from flm_jax.experiment import Experiment
-from flm_jax.host import distributed, files
+from flm_jax.host import command, distributed, files
 from flm_jax.inference import FlowModel, Samples, checkpoints_of
 from flm_jax.models import dit
-from flm_jax.training.session import Run
+from flm_jax.training.session import Session
 from flm_jax.training.step import TrainState
 
-SHOWN_TEXTS = 12  # texts per number of steps kept in results.json
+KEPT_SAMPLES = 12  # per number of steps, in results.json
 STRIP_SEQUENCES = 3
 STRIP_STEPS = 16  # at most this many frames in the denoising strip
 LIBRARIES = ("flm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -63,118 +59,114 @@ def record_end(workdir: pathlib.Path, stopped: str, step: int | None = None) -> 
         files.write_atomically(workdir / "run.json", json.dumps(facts, indent=2))
 
 
-def write_run(run: Run, step: int, stopped: str) -> None:
+def write_run(session: Session, step: int, stopped: str) -> None:
     """run.json: what ran, where, with which versions, for how long."""
-    if jax.process_index() != 0:
+    if not distributed.is_main():
         return
     device = jax.devices()[0]
-    rows = {f"{split}_rows": len(rows) for split, rows in run.data.rows.items()}
+    rows = {f"{split}_rows": len(rows) for split, rows in session.data.rows.items()}
     facts = {
-        "started": _started(run.workdir),
-        "command": _command(),
+        "started": _started(session.workdir),
+        "command": command.this(),
         "stopped": stopped,
         "step": step,
-        "parameters": dit.count_parameters(run.state_shape.params),
+        "parameters": dit.count_parameters(session.state_shape.params),
         "versions": {"python": platform.python_version()} | _versions(),
         "hardware": {
             "platform": device.platform,
             "device": device.device_kind,
             "devices": jax.device_count(),
-            "mesh": dict(run.mesh.shape),
+            "mesh": dict(session.mesh.shape),
             "cpu": platform.processor() or platform.machine(),
             "host_cores": os.cpu_count(),
         },
         "corpus": {
-            **run.data.corpus.describe(),
+            **session.data.corpus.describe(),
             **rows,
-            "train_tokens": len(run.data.rows["train"]) * run.config.data.length,
-            "vocab_size": run.data.tokenizer.vocab_size,
-            "space": type(run.experiment.space(_tables(run))).__name__,
+            "train_tokens": len(session.data.rows["train"]) * session.config.data.length,
+            "vocab_size": session.data.tokenizer.vocab_size,
+            "space": type(session.experiment.space(_tables(session))).__name__,
         },
-        "timings": {name: round(s, 2) for name, s in vars(run.clockwork).items()},
+        "timings": {name: round(s, 2) for name, s in vars(session.clockwork).items()},
     }
-    files.write_atomically(run.workdir / "run.json", json.dumps(facts, indent=2))
+    files.write_atomically(session.workdir / "run.json", json.dumps(facts, indent=2))
 
 
-def finish(run: Run, state: TrainState, step: int, why: str) -> None:
-    """Samples at every number of steps, the table, the report, and what to do next."""
-    path = run.workdir / "results.json"
-    done = _results_of(path, step, run.config)
-    if done is None:
-        write_run(run, step, why)  # training is over, whatever becomes of the samples
-        start = time.perf_counter()
-        done = results(run, run.model(state, step), step)
-        run.clockwork.sample_s += time.perf_counter() - start
-        if jax.process_index() == 0:
-            write_run(run, step, why)
-            files.write_atomically(path, json.dumps(done))
-        heading = "is finished"
-    else:
-        heading = "was already finished"
-    if why == "time limit":
-        heading = f"was stopped by train.max_minutes={run.config.train.max_minutes:g}"
-    if jax.process_index() != 0:
-        return
-    page = report.write(run.workdir)
-    print(_last_words(run, done, step, heading, page))
+def write_results(session: Session, state: TrainState, step: int, why: str) -> tuple[dict, bool]:
+    """Writes results.json, or finds it written for this step and these settings.
+
+    All processes sample together. Returns the results and whether they were there already.
+    """
+    path = session.workdir / "results.json"
+    found = _results_of(path, step, session.config)
+    if found is not None:
+        return found, True
+    write_run(session, step, why)  # training is over, whatever becomes of the samples
+    start = time.perf_counter()
+    found = results(session, session.model(state, step), step)
+    session.clockwork.sample_s += time.perf_counter() - start
+    if distributed.is_main():
+        write_run(session, step, why)
+        files.write_atomically(path, json.dumps(found))
+    return found, False
 
 
-def results(run: Run, model: FlowModel, step: int) -> dict:
+def results(session: Session, model: FlowModel, step: int) -> dict:
     """results.json: samples, the table of the evaluators, the denoising strip."""
-    knobs = run.config.sampler
+    knobs = session.config.sampler
     samples = [model.generate(knobs.num_samples, steps, SAMPLE_SEED) for steps in knobs.steps]
     return {
         "step": step,
-        "settings": _settings(run.config),
+        "settings": _settings(session.config),
         "samples": [
             {
                 "steps": s.steps,
                 "seconds": round(s.seconds, 3),
                 "written": len(s.texts),  # in those seconds; the first ones are kept
-                "texts": s.texts[:SHOWN_TEXTS],
+                "texts": s.texts[:KEPT_SAMPLES],
             }
             for s in samples
         ],
-        **_table(run, samples),
-        "strip": _strip(run, model),
+        **_table(session, samples),
+        "strip": _strip(session, model),
     }
 
 
-def _table(run: Run, samples: list[Samples]) -> dict:
-    """The evaluators on the samples, on yardsticks fitted on the training rows, on held-out data.
+def _table(session: Session, samples: list[Samples]) -> dict:
+    """The evaluators on the samples, on baselines fitted on the training rows, on held-out data.
 
     All on the same number of tokens, because entropies of few tokens come out too low.
     """
-    if not run.config.evals:
+    if not session.config.evals:
         return {"columns": [], "rows": []}
-    train_rows = np.asarray(run.data.rows["train"][: evals.TRAINING_ROWS])
-    valid_rows = np.asarray(run.data.rows["valid"][:])
-    documents = run.data.corpus.source("train")
+    train_rows = np.asarray(session.data.rows["train"][: evals.TRAINING_ROWS])
+    valid_rows = np.asarray(session.data.rows["valid"][:])
+    documents = session.data.corpus.source("train")
     evaluators = [
         config_lib.build(
             EVALS,
             name,
-            run.config.eval_options.get(name, {}),
+            session.config.eval_options.get(name, {}),
             "evaluator",
-            tokenizer=run.data.tokenizer,
+            tokenizer=session.data.tokenizer,
             train_rows=train_rows,
             train_documents=documents,
         )
-        for name in run.config.evals
+        for name in session.config.evals
     ]
     count, length = samples[0].tokens.shape
-    label = label_of(run.experiment)
+    label = _label(session.experiment)
     named = [(f"{label}, {s.steps} step{'s' * (s.steps > 1)}", "model", s.tokens) for s in samples]
-    for name, draw in YARDSTICKS.items():
+    for name, draw in BASELINES.items():
         named.append((f"{name} sampler", "yardstick", draw(train_rows, count, length, SAMPLE_SEED)))
-    if "truth" in run.config.evals:
+    if "truth" in session.config.evals:
         marginals = truth.product_of_marginals(train_rows, count, SAMPLE_SEED)
         named.append(("product of marginals", "yardstick", marginals))
     named.append(("held-out data", "data", _some(valid_rows, count)))
     return evals.table(evaluators, named)
 
 
-def label_of(experiment: Experiment) -> str:
+def _label(experiment: Experiment) -> str:
     """What tables call a model: FLM, a flow map FMLM, or the name of its loss."""
     if experiment.has_denoiser:
         return "FMLM" if experiment.config.model.two_times else "FLM"
@@ -186,14 +178,14 @@ def _some(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.resize(order, count)]
 
 
-def _strip(run: Run, model: FlowModel) -> dict:
+def _strip(session: Session, model: FlowModel) -> dict:
     """A few sequences, evaluation by evaluation, every token with its probability."""
-    steps = max([n for n in run.config.sampler.steps if n <= STRIP_STEPS], default=STRIP_STEPS)
+    steps = max([n for n in session.config.sampler.steps if n <= STRIP_STEPS], default=STRIP_STEPS)
     # Where no other number will do there may be many steps; not every one is shown.
-    steps = run.experiment.sampler().steps_for(run.config.data.length) or steps
+    steps = session.experiment.sampler().steps_for(session.config.data.length) or steps
     path = model.generate(STRIP_SEQUENCES, steps, SAMPLE_SEED, trajectory=True).trajectory
     assert path is not None
-    piece = run.data.tokenizer.piece
+    piece = session.data.tokenizer.piece
     frames = [
         {
             "tau": float(path.tau_S[i]),
@@ -210,33 +202,6 @@ def _strip(run: Run, model: FlowModel) -> dict:
         for i in sorted(set(np.linspace(0, steps - 1, min(steps, STRIP_STEPS), dtype=int).tolist()))
     ]
     return {"steps": steps, "frames": frames}
-
-
-def _last_words(run: Run, done: dict, step: int, heading: str, page: pathlib.Path) -> str:
-    lines = ["", f"The run {heading} at step {step} of {run.config.train.steps}.", ""]
-    for group in done["samples"]:
-        lines.append(f"--- {group['steps']} step{'s' * (group['steps'] > 1)}")
-        lines += [f"  {' | '.join(text.splitlines())}" for text in group["texts"][:3]]
-    if done["rows"]:
-        lines += ["", evals.format_table(done)]
-    workdir = shlex.quote(str(run.workdir))  # rm -r of run[1] would remove run1
-    counts = ",".join(map(str, run.config.sampler.steps))
-    lines += [
-        "",
-        f"report:        {page}",
-        f"more samples:  {_python()} -m flm_jax generate --checkpoint={workdir} --steps={counts}",
-    ]
-    if run.config.optim.schedule == "constant":  # others are made for one number of steps
-        longer = f"--config.train.steps={2 * run.config.train.steps}"
-        if run.config.train.max_minutes:
-            longer += f" --config.train.max_minutes={math.ceil(2 * run.config.train.max_minutes)}"
-        config_file = next((w for w in sys.argv if w.startswith("--config=")), "--config=...")
-        config_file = shlex.quote(config_file)
-        lines.append(
-            f"train longer:  {_python()} -m flm_jax.main {config_file} --workdir={workdir} {longer}"
-        )
-    lines.append(f"start over:    rm -r {workdir}    (or choose another --workdir)")
-    return "\n".join(lines)
 
 
 def _results_of(path: pathlib.Path, step: int, config: config_lib.Config) -> dict | None:
@@ -259,23 +224,9 @@ def _settings(config: config_lib.Config) -> dict:
     return json.loads(json.dumps({name: chosen[name] for name in decisive}))
 
 
-def _python() -> str:
-    """The running interpreter as one would type it here."""
-    path = pathlib.Path(sys.executable)
-    here = pathlib.Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def _command() -> str:
-    """The command of this process, as one would type it here."""
-    if sys.argv[0].endswith("main.py"):
-        return shlex.join([_python(), "-m", "flm_jax.main", *sys.argv[1:]])
-    return shlex.join(sys.argv)
-
-
-def _tables(run: Run) -> dict:
-    tables = {role: params["embed"]["table"] for role, params in run.frozen.items()}
-    return tables | {"student": run.state_shape.params["embed"]["table"]}
+def _tables(session: Session) -> dict:
+    tables = {role: params["embed"]["table"] for role, params in session.frozen.items()}
+    return tables | {"student": session.state_shape.params["embed"]["table"]}
 
 
 def _started(workdir: pathlib.Path) -> str:

@@ -13,75 +13,20 @@ diffusion looked too good for that reason.
 
 import abc
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from flm_jax.contracts import Needs
-from flm_jax.errors import UserError
 from flm_jax.flow import discrete
 from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
-from flm_jax.flow.posterior import Posterior, nucleus, over_chunks
-from flm_jax.samplers.base import Sampler, Trajectory, Written
-from flm_jax.sampling import Sampling, SamplingKnobs
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenSampler(Sampler, unfinished=True):
-    """What samplers on tokens have in common. Every token is drawn, none is an arg max.
-
-    The temperature of every draw is that of the denoiser (``sampler.denoiser_temperature``).
-
-    Attributes:
-      top_p: nucleus of every draw from a prediction, in (0, 1].
-    """
-
-    top_p: float = 1.0
-
-    uses: ClassVar[frozenset[str]] = frozenset({"denoiser_temperature"})
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def kind(self) -> str:
-        return "a sampler of tokens"
-
-    def __post_init__(self):
-        if not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"sampler option top_p={self.top_p} must be in (0, 1]; 1 = off")
-
-    def without_effect(self, knobs: SamplingKnobs) -> list[str]:
-        problems = []
-        if knobs.temperature != 0.0 or knobs.top_p != 1.0:
-            problems.append(
-                f"temperature={knobs.temperature:g} and top_p={knobs.top_p:g} of the last decode "
-                "have no effect on a sampler that draws every token; set denoiser_temperature or "
-                "the sampler's option top_p instead"
-            )
-        if knobs.patience:
-            problems.append(
-                f"{self.kind} cannot stop early (patience={knobs.patience}), because its steps do "
-                "not predict whole texts; set sampler.patience=0"
-            )
-        rest = dataclasses.replace(knobs, temperature=0.0, top_p=1.0, patience=0)
-        return problems + super().without_effect(rest)
-
-    def refuse(self, sampling: Sampling) -> None:
-        """UserError for what `without_effect` finds."""
-        if problems := self.without_effect(sampling):
-            raise UserError("\n".join(problems))
-
-    def predict(self, posterior: Posterior, keys_B: jax.Array) -> jax.Array:
-        """Tokens drawn from the prediction, (B, L)."""
-        return posterior.sample(keys_B, top_p=self.top_p)
+from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.randomness import folded, random_tokens, two_each, uniforms
+from flm_jax.flow.vocabulary import nucleus
+from flm_jax.samplers.base import Trajectory, Written
+from flm_jax.samplers.tokens import TokenSampler
+from flm_jax.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,23 +73,21 @@ class Ancestral(TokenSampler, unfinished=True):
 
         The trajectory's ``states`` are tokens (S + 1, B, L), its times run from 0 (noise) to 1.
         ``start`` are given tokens (B, L) at t = 1; there is no other noise to be given, and all
-        positions are diffused, a begin mark included.
+        positions are diffused, a BOS included.
 
         Raises UserError for knobs that only samplers of vectors have.
         """
         self.refuse(sampling)
         net, steps = at.student, sampling.steps
-        keys_start, keys_steps = (
-            jax.vmap(jax.random.fold_in, (0, None))(keys_B, i) for i in range(2)
-        )
+        keys_steps = folded(keys_B, 1)
         if start is None:
-            start = self.start(net, keys_start, length)
+            start = self.start(net, folded(keys_B, 0), length)
         progress = jnp.arange(steps + 1) / steps
         alphas = discrete.alpha(1.0 - progress)
 
         def step(tokens_BL, i):
             posterior = self.posterior(net, tokens_BL, alphas[i])
-            keys = jax.vmap(jax.random.fold_in, (0, None))(keys_steps, i)
+            keys = folded(keys_steps, i)
             after_BL = self.step(posterior, tokens_BL, alphas[i], alphas[i + 1], keys)
             if not trajectory:
                 return after_BL, ()
@@ -152,10 +95,10 @@ class Ancestral(TokenSampler, unfinished=True):
 
         tokens_BL, (*seen,) = jax.lax.scan(step, start, jnp.arange(steps))
         if not trajectory:
-            return Written(tokens_BL, jnp.full(keys_B.shape, steps), None)
+            return Written.in_all_steps(tokens_BL, steps)
         states = jnp.concatenate([seen[0], tokens_BL[None]])
         path = Trajectory(progress[:-1], progress[:-1], states, *seen[1:])
-        return Written(tokens_BL, jnp.full(keys_B.shape, steps), path)
+        return Written.in_all_steps(tokens_BL, steps, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +124,8 @@ class AncestralMasked(Ancestral):
         alpha_s: jax.Array,
         keys_B: jax.Array,
     ) -> jax.Array:
-        keys_where, keys_which = _two(keys_B)
-        u_BL = discrete.uniforms(keys_where, tokens_BL.shape[1])
+        keys_where, keys_which = two_each(keys_B)
+        u_BL = uniforms(keys_where, tokens_BL.shape[1])
         shown_BL = u_BL < discrete.unmask_probability(alpha_t, alpha_s)
         predicted_BL = self.predict(posterior, keys_which)
         return jnp.where(self.masked(posterior, tokens_BL) & shown_BL, predicted_BL, tokens_BL)
@@ -202,7 +145,7 @@ class AncestralUniform(Ancestral):
     """From uniformly drawn tokens: a token stays, is predicted anew, or jumps anywhere."""
 
     def start(self, net: Net, keys_B: jax.Array, length: int) -> jax.Array:
-        return discrete.anywhere(keys_B, length, net.table.shape[0])
+        return random_tokens(keys_B, length, net.table.shape[0])
 
     def posterior(self, net: Net, tokens_BL: jax.Array, alpha_t: jax.Array) -> Posterior:
         sigma_B = jnp.broadcast_to(-jnp.log(alpha_t), tokens_BL.shape[:1])
@@ -216,14 +159,14 @@ class AncestralUniform(Ancestral):
         alpha_s: jax.Array,
         keys_B: jax.Array,
     ) -> jax.Array:
-        keys_where, keys_which = _two(keys_B)
-        keys_jump, keys_predict = _two(keys_which)
+        keys_where, keys_which = two_each(keys_B)
+        keys_jump, keys_predict = two_each(keys_which)
         vocab_size, length = posterior.head.vocab_size, tokens_BL.shape[1]
         p_now_BL = self.p_now(posterior, tokens_BL)
         weights = discrete.uniform_step_back(alpha_t, alpha_s, p_now_BL, vocab_size)
-        point_BL = discrete.uniforms(keys_where, length) * weights.total
+        point_BL = uniforms(keys_where, length) * weights.total
         predicted_BL = self.predict(posterior, keys_predict)
-        elsewhere_BL = discrete.anywhere(keys_jump, length, vocab_size)
+        elsewhere_BL = random_tokens(keys_jump, length, vocab_size)
         moved_BL = jnp.where(point_BL < weights.stay + weights.predict, predicted_BL, elsewhere_BL)
         return jnp.where(point_BL < weights.stay, tokens_BL, moved_BL)
 
@@ -231,16 +174,9 @@ class AncestralUniform(Ancestral):
         """Probability of the present tokens under the prediction, in its nucleus, (B, L)."""
         if self.top_p == 1.0:
             return jnp.exp(posterior.log_prob(tokens_BL))
-        head = posterior.head
 
-        def chunk(features, tokens):
-            p = jax.nn.softmax(nucleus(head.capped(head.raw(features)), self.top_p), axis=-1)
+        def chunk(logits, tokens):
+            p = jax.nn.softmax(nucleus(logits, self.top_p), axis=-1)
             return jnp.take_along_axis(p, tokens[..., None], axis=-1)[..., 0]
 
-        return over_chunks(chunk, head.chunk, posterior.features_BLD, tokens_BL)
-
-
-def _two(keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two keys from each key."""
-    keys_B2 = jax.vmap(jax.random.split)(keys_B)
-    return keys_B2[:, 0], keys_B2[:, 1]
+        return posterior.each_chunk(chunk, tokens_BL)

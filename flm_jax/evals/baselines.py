@@ -20,34 +20,37 @@ def markov(train_rows: np.ndarray, n: int, length: int, seed: int, order: int = 
     """Return int32 rows (n, length) from the Markov chain in which `order` tokens decide the next.
 
     A context can be without a successor in the training rows (if it occurs only at the end of a
-    row); then its oldest token is forgotten until there is one. Raises ValueError for rows that do
-    not share one first and one last token, and for tables too large for 64-bit keys.
+    row); then its oldest token is forgotten until there is one. A last token that all training rows
+    share is set, not drawn. Raises ValueError for rows that do not share their first token, and for
+    tables too large for 64-bit keys.
     """
     train_rows = np.asarray(train_rows)
     _check(train_rows, length)
     generator = np.random.default_rng(seed)
-    tables = [_Successors(train_rows, k) for k in range(order, -1, -1)]
+    closed = int(np.ptp(train_rows[:, -1]) == 0)
+    tables = [_Successors(train_rows, k, closed) for k in range(order, -1, -1)]
     # `order` columns of "before the row" let the first tokens use the same code.
     rows = np.full((n, order + length), _START, np.int64)
     rows[:, order] = train_rows[0, 0]
-    for position in range(order + 1, order + length - 1):
+    for position in range(order + 1, order + length - closed):
         rows[:, position] = _draw(tables, rows[:, :position], generator)
-    rows[:, -1] = train_rows[0, -1]
+    if closed:
+        rows[:, -1] = train_rows[0, -1]
     return rows[:, order:].astype(np.int32)
 
 
 class _Successors:
     """For every context of k tokens in the training rows, the list of tokens that followed it."""
 
-    def __init__(self, train_rows: np.ndarray, k: int):
+    def __init__(self, train_rows: np.ndarray, k: int, closed: int):
         self._k = k
         self._base = int(train_rows.max()) + 2
         if self._base**k > np.iinfo(np.int64).max:
             raise ValueError(f"an order of {k} is too high for token ids up to {self._base - 2}")
         start = np.full((len(train_rows), k), _START, np.int64)
         padded = np.concatenate([start, train_rows], axis=1)
-        # Position 0 (BOS) and the last position (EOS) are given, not drawn: no successors.
-        inner = range(k + 1, padded.shape[1] - 1)
+        # Position 0 (BOS) is given, not drawn, and so is the last one where rows are closed by EOS.
+        inner = range(k + 1, padded.shape[1] - closed)
         keys = np.concatenate([self._keys(padded[:, :position]) for position in inner])
         followers = np.concatenate([padded[:, position] for position in inner])
         order = np.argsort(keys, kind="stable")
@@ -86,5 +89,5 @@ def _check(train_rows: np.ndarray, length: int) -> None:
         raise ValueError(f"training rows must have shape (R, L) with L >= 3: {train_rows.shape}")
     if length < 3:
         raise ValueError(f"a block needs at least 3 tokens, not {length}")
-    if np.ptp(train_rows[:, 0]) or np.ptp(train_rows[:, -1]):
-        raise ValueError("training rows must all begin with BOS and all end with EOS")
+    if np.ptp(train_rows[:, 0]):
+        raise ValueError("training rows must all begin with BOS")

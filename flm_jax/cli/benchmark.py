@@ -1,0 +1,142 @@
+r"""Speed and memory of the training step or of sampling, on synthetic tokens.
+
+    flm benchmark train --config=configs/bench_cpu.py --space=both --json
+    flm benchmark sample --config=configs/bench_cpu.py --space=projected
+    flm benchmark sample --config=configs/bench_cpu.py:distill  # a flow map
+    flm benchmark train --config=configs/owt.py --batch=16
+    flm benchmark sweep --config=configs/bench_cpu.py --batch=8 --output=DIR \
+        --vary_batch=2,4,16 --vary_length=32,64,256 --vary_vocab=2000,8000,120000
+    flm benchmark table --config=configs/lm1b.py --config.model.dtype=bfloat16 \
+        --shapes=128x30522,1024x50258 --output=DIR
+    flm benchmark profile --config=configs/bench_cpu.py --output=DIR
+
+"both" runs the two state spaces in child processes, in turn (the peak memory of a process never
+falls; a profile does without), and prints the ratios. "onehot" is the official cost: states over
+the vocabulary, and a head that sees all tokens at once and is differentiated as it stands. "sweep"
+varies B, L and V one at a time around a base and writes a table and a log-log plot; "table" looks
+for the largest batch that fits at given shapes, as an accelerator's table needs; "profile" tells
+where the time of a step goes, by kind of work. These measure --of=train or sample. With --json the
+last line printed is JSON. Neither grain nor orbax is needed.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from flm_jax.cli.command import Command
+from flm_jax.cli.options import Configured, words_of
+from flm_jax.errors import UserError
+from flm_jax.knobs import knob
+from flm_jax.lab.benchmark import MANY, ONE, PROFILE
+from flm_jax.lab.benchmark.asked import SPACES, Asked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Asked, Configured):
+    what: str = knob(
+        "",
+        "what to measure",
+        word=True,
+        choices=(*ONE, *MANY, PROFILE),
+        needed="say what to measure, train, sample or data (or sweep, table or profile of these)",
+    )
+    space: str = knob("both", "state space", choices=(*SPACES, "both"))
+    rounds: int = knob(1, "processes per space, in turn", at_least=1)
+    of: str = knob("train", "what sweep, table and profile measure", choices=ONE)
+    vary_batch: tuple[int, ...] = knob((), "sweep: batches beside the base", at_least=1)
+    vary_length: tuple[int, ...] = knob((), "sweep: lengths beside the base", at_least=1)
+    vary_vocab: tuple[int, ...] = knob((), "sweep: vocabularies beside the base", at_least=1)
+    shapes: tuple[str, ...] = knob(("128x30522", "1024x50258"), "table: LENGTHxVOCABULARY ...")
+    max_batch: int = knob(4096, "table: no larger batch", at_least=1)
+    output: str = knob("", "sweep, table, profile: folder of the results")
+    json: bool = knob(False, "print the numbers as JSON in the last line")
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        return SPACES if self.space == "both" else (self.space,)
+
+    def words(self) -> list[str]:
+        """The words that measure the same in another process."""
+        return words_of(dataclasses.replace(self, what="", space="both", rounds=1, json=False))
+
+
+def run(options: Options) -> None:
+    if options.what in ONE:
+        results = _one(options)
+    elif not options.output:
+        raise UserError(f"{options.what} writes files; say where with --output=FOLDER")
+    elif options.what in MANY:
+        results = _many(options)
+    else:
+        results = _profile(options)
+    if options.json:
+        print(json.dumps(results))
+
+
+def _one(options: Options) -> dict[str, Any]:
+    from flm_jax.lab.benchmark import processes
+
+    # All mistakes before the first process.
+    plans = [options.plan(options.config.value, options.what, space) for space in options.spaces]
+    if options.space == "both":
+        results = processes.both(options.what, options.words(), options.rounds)
+        print(processes.report(results))
+        return results
+    from flm_jax.lab.benchmark.measure import measure
+
+    found = measure(plans[0])
+    if not options.json:
+        print(processes.report({options.space: found}))
+    return found
+
+
+def _many(options: Options) -> list[dict[str, Any]]:
+    """A sweep or a table: one process for every shape and space, results in --output."""
+    from flm_jax.lab.benchmark import processes, sweep
+
+    folder = pathlib.Path(options.output).expanduser()
+    shapes = [_shape(text) for text in options.shapes]
+    config = options.config.value
+    base = [options.plan(config, options.of, space) for space in options.spaces][0]
+    sweep.check(folder, options.what)
+    words = options.words()
+
+    def measure(space, batch, length, vocab):
+        return processes.attempt(options.of, space, words, batch, length, vocab)
+
+    batch, length = base.config.train.batch_size, base.config.data.length
+    if options.what == "sweep":
+        axes = (options.vary_batch, options.vary_length, options.vary_vocab)
+        rows = sweep.sweep(measure, (batch, length, base.vocab_size), axes, options.spaces)
+    else:
+        rows = sweep.largest(measure, shapes, batch, options.max_batch, options.spaces)
+    sweep.write(folder, options.what, rows, plot=options.what == "sweep")
+    print(sweep.markdown(rows), end="")
+    print(f"written to {folder}")
+    return rows
+
+
+def _profile(options: Options) -> dict[str, dict[str, float]]:
+    """Seconds by kind of work, and the longest operations, with JAX's traces, in --output."""
+    from flm_jax.lab.benchmark import profile, sweep
+
+    folder = pathlib.Path(options.output).expanduser()
+    config = options.config.value
+    plans = {space: options.plan(config, options.of, space) for space in options.spaces}
+    profile.check_devices()
+    sweep.check(folder, PROFILE)  # makes the folder
+    kinds, text = profile.of_plans(plans, folder)
+    print(f"{text}\nwritten to {folder}, with traces for TensorBoard or Perfetto")
+    return kinds
+
+
+def _shape(text: str) -> tuple[int, int]:
+    """(L, V) of "128x30522"."""
+    length, _, vocab = text.partition("x")
+    if not (length.isdecimal() and vocab.isdecimal() and int(length) and int(vocab)):
+        raise UserError(f"--shapes: {text!r} is not LENGTHxVOCABULARY, such as 128x30522")
+    return int(length), int(vocab)
+
+
+COMMAND = Command(__doc__, Options, run)

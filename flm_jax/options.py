@@ -1,0 +1,94 @@
+"""What several commands ask about a model, once: its files, how samples are drawn, what to measure.
+
+The fields are the flags ``--NAME`` of `flm generate`, `evaluate` and `convert` (parsed, explained
+and checked by `flm_jax.cli.options`); None takes what the model's config has. No JAX is needed.
+"""
+
+import dataclasses
+from typing import Any
+
+from flm_jax.knobs import knob
+from flm_jax.sampling import knob_fields
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a checkpoint is read."""
+
+    weights: str | None = knob(None, "ema (the default), raw, or ema:DECAY of an official .ckpt")
+    step: int | None = knob(
+        None, "training step of the checkpoint in a workdir; the newest by default", at_least=0
+    )
+    tokenizer: str | None = knob(
+        None, "of an official checkpoint: gpt2, bert-base-uncased, or a tokenizer's folder"
+    )
+    length: int | None = knob(None, "tokens per text of an official checkpoint", at_least=3)
+    heads: int | None = knob(None, "attention heads of an official checkpoint", at_least=1)
+    logit_cap: float | None = knob(
+        None,
+        "of an official checkpoint; 0 = none, as in the code of February 2026 (default 30)",
+        at_least=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loading(Reading):
+    """Which model."""
+
+    checkpoint: str = knob(
+        "",
+        "workdir of a training run, or official .ckpt, .safetensors or folder",
+        needed="--checkpoint=PATH is missing; give a run's --workdir or a .ckpt file",
+    )
+    teacher: str | None = knob(
+        None, "where the denoiser of a correction (loss residual) is now, if it was moved"
+    )
+
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `inference.load`."""
+        values = {field.name: vars(self)[field.name] for field in dataclasses.fields(Loading)}
+        return {"path": values.pop("checkpoint"), **values}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing(Loading):
+    """How samples are drawn from it. ``knobs`` are sampling knobs by name, those that are given."""
+
+    steps: tuple[int, ...] | None = knob(
+        None,
+        "sampling steps (network evaluations per text), one or several: 1,8,32; not the training "
+        "step, which is --step",
+        at_least=1,
+        nonempty=True,
+    )
+    num_samples: int = knob(8, "texts per number of steps", at_least=1)
+    seed: int = knob(
+        0, "root of the noise; sample i is the same in any batch", at_least=0, below=2**32
+    )
+    batch_size: int | None = knob(None, "texts written at one time", at_least=1)
+    sampler: str = knob("", "sampler by name; '' = that of the config")
+    knobs: dict[str, float] = knob({}, "sampling knobs", each=knob_fields())
+
+    def drawing(self) -> dict[str, Any]:
+        """The arguments of `FlowModel.generate`, besides ``steps``."""
+        names = "num_samples", "seed", "batch_size", "sampler"
+        return {name: vars(self)[name] for name in names} | self.knobs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(Drawing):
+    """What is measured of the samples, and where it is written."""
+
+    num_samples: int = knob(64, "texts per number of steps", at_least=1)
+    scorer: str | None = knob(
+        None, "folder with a GPT-2 (config.json, model.safetensors, vocabulary files)"
+    )
+    truth: str | None = knob(
+        None,
+        "the model that the training text was drawn from: a workdir of an autoregressive run, a "
+        "GPT-2 folder or a Llama file; by default the one that the rows name, if it is there",
+    )
+    output: str | None = knob(None, "write the results as JSON to this file")
+    samples: str | None = knob(
+        None, "folder for the samples; by default beside --output, else not kept"
+    )
