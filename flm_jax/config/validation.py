@@ -218,6 +218,8 @@ def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> 
         "loss": config.loss,
         "sampler": config.sampler,
     }
+    if config.data.name == "prepared" and not config.tokenizer.name:
+        del sections["tokenizer"]  # it lies beside the rows
     for section, part in sections.items():
         what, table = _TABLES[section], tables.get(section)
         if table is None:
