@@ -7,6 +7,7 @@ exits.py      exit codes; streams.py what standard output does not take
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -40,7 +41,13 @@ _HELP = ("-h", "--h", "-help", "--help", "--helpfull")
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
     """Runs the command that the words (by default sys.argv's) name, and exits with its code."""
-    words = list(sys.argv[1:] if words is None else words)
+    if words is None:
+        words = sys.argv[1:]
+        if not sys.flags.safe_path and os.getcwd() not in sys.path:
+            # As `python -m` has it: my_module:MyLoss is found in the current folder, and a run
+            # that was trained with it can be loaded with the command that was printed.
+            sys.path.insert(0, os.getcwd())
+    words = list(words)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     name, rest = _split(words)

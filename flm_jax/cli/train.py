@@ -82,7 +82,7 @@ def _config(file: ConfigFile, workdir: pathlib.Path | None) -> config_lib.Config
         text = stored.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{stored} cannot be read ({error}); give --config=FILE") from error
-    return config_lib.changed(config_lib.from_json(text), file.overrides)
+    return config_lib.changed(config_lib.from_json(text, stored), file.overrides)
 
 
 COMMAND = Command(__doc__, Options, run, needs_reader=False)

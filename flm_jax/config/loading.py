@@ -104,13 +104,16 @@ def to_json(config: Config) -> str:
         ) from None
 
 
-def from_json(text: str | dict) -> Config:
-    """Reads what `to_json` (text) or `to_dict` (dict) gave; raises UserError if it does not fit."""
+def from_json(text: str | dict, file: pathlib.Path | str = "the stored config") -> Config:
+    """Reads what `to_json` (text) or `to_dict` (dict) gave; raises UserError if it does not fit.
+
+    ``file`` is where the text is from, for the message.
+    """
     if isinstance(text, str):
         try:
             text = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"the stored config is not JSON: {error}") from None
+            raise UserError(f"{file} is not JSON ({error}); restore it from a backup") from None
     return resolve(_without_removed(text))
 
 
@@ -139,11 +142,9 @@ def differences(old: Config, new: Config, *, everything: bool = False) -> list[s
 
 def _stored(file: pathlib.Path, stage: str) -> Config:
     if stage:
-        raise UserError(
-            f"{file} is the config of one run and has no stages; leave {':' + stage!r} away"
-        )
+        raise UserError(f"{file} is the config of one run and has no stages; omit {':' + stage!r}")
     try:
-        return from_json(file.read_text(encoding="utf-8"))
+        return from_json(file.read_text(encoding="utf-8"), file)
     except (OSError, UnicodeDecodeError, UserError) as error:
         raise UserError(f"{file} is not the stored config of a run: {error}") from error
 

@@ -157,6 +157,6 @@ def read_config(folder: pathlib.Path) -> config_lib.Config:
     """The config a workdir was made with; UserError if its file is damaged."""
     path = folder / "config.json"
     try:
-        return config_lib.from_json(path.read_text(encoding="utf-8"))
+        return config_lib.from_json(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it from a backup") from error

@@ -49,7 +49,8 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             facts = dict(file)
         missing = {"step", "tokens", "mask", "config"} - facts.keys()
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give a file of nonfinite/") from error
+        why = isinstance(error, OSError) and error.strerror or "it is damaged, or something else"
+        raise UserError(f"{path} cannot be read ({why}); give a file of nonfinite/") from error
     if missing:
         raise UserError(f"{path} has no {min(missing)}; give a file of nonfinite/")
     return facts

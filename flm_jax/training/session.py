@@ -77,6 +77,7 @@ class Session:
         )
         self.experiment.sampler()  # refused before training if it does not fit the vocabulary
         self.sources = load_sources(self.experiment, self.data)
+        self._check_steps()
         workdir_lib.claim(config, workdir)
         if isinstance(self.mirror, Mirror):
             self.mirror.claim(config_lib.to_json(config), self._check_mirror)
@@ -113,6 +114,15 @@ class Session:
     def _keep(self) -> tuple[int, int]:
         """How many of the newest and of the best checkpoints are kept."""
         return self.config.train.keep_latest, self.config.train.keep_best
+
+    def _check_steps(self) -> None:
+        """UserError if the run is beyond its last step, before config.json says otherwise."""
+        newest, last = self.checkpoints.latest_step() or 0, self.config.train.steps
+        if newest > last:
+            raise UserError(
+                f"train.steps={last}, but {self.workdir} is at step {newest} already; give "
+                f"--config.train.steps={newest} or more, or choose another --workdir"
+            )
 
     def _init(self, key):
         params = self.experiment.model.init(key)

@@ -36,7 +36,7 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
     config, loss = experiment.config, experiment.loss
     frozen = {}
     if loss.needs.teacher:
-        teacher = read(config.teacher, data)
+        teacher = read(config.teacher, data, "teacher")
         check(teacher, experiment, data, "teacher", config.teacher)
         if loss.needs.residual:
             frozen["residual"], teacher = teacher, teacher.frozen.get("teacher")
@@ -56,7 +56,7 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
     if config.init_from == THE_TEACHER:
         first = frozen["teacher"]
     elif config.init_from:
-        first = read(config.init_from, data)
+        first = read(config.init_from, data, "init_from")
         check(first, experiment, data, "init_from", config.init_from)
     if first is not None:  # from shapes alone: nothing is computed, nothing written yet
         fresh = jax.eval_shape(experiment.model.init, numerics.key(0))
@@ -64,11 +64,17 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
     return Sources(frozen, first)
 
 
-def read(source: str, data: Data) -> FlowModel:
+def read(source: str, data: Data, knob: str) -> FlowModel:
     """The model at a path; an official checkpoint is read with the run's own tokenizer.
 
-    It holds none: only the size of its vocabulary says whether they fit.
+    It holds none: only the size of its vocabulary says whether they fit. UserError that names the
+    knob if there is nothing.
     """
+    if not folders.expanded(source).exists():
+        raise UserError(
+            f"{knob}={source!r} does not exist; set --config.{knob} to the workdir of a finished "
+            "run or to an official checkpoint"
+        )
     if is_workdir(folders.expanded(source)):
         return load(source)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """The command line: options, exit codes, help, and one sentence for every mistake."""
 
 import dataclasses
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -268,3 +269,18 @@ def test_the_package_tells_its_public_names():
     assert set(dir(flm_jax)) >= {"load", "FlowModel", "Samples", "UserError", "__version__"}
     with pytest.raises(AttributeError, match="has no attribute 'sample'"):
         assert flm_jax.sample
+
+
+def test_classes_of_the_current_folder_are_found_as_by_python_m(tmp_path, monkeypatch):
+    """The installed program does not have that folder on its path; `python -m` has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    monkeypatch.setattr(sys, "argv", ["flm", "--version"])
+    (tmp_path / "of_a_user.py").write_text("class Mine: pass")
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert importlib.util.find_spec("of_a_user") is not None
+    before = list(sys.path)
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert sys.path == before

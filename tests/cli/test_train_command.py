@@ -49,7 +49,7 @@ def test_mistakes_get_a_sentence(begun, trained, tmp_path, capsys):
         (["--config=configs/quickstart.py"], "--workdir=DIR is missing; try --workdir=runs/quick"),
         ([f"--workdir={tmp_path}"], f"and {tmp_path} holds no config.json of a run to go on with"),
         ([f"--workdir={tmp_path}", "--config.seed=1"], "--config=FILE is missing"),
-        ([f"--workdir={tmp_path / 'damaged'}"], "the stored config is not JSON"),
+        ([f"--workdir={tmp_path / 'damaged'}"], "damaged/config.json is not JSON"),
         ([f"--workdir={tmp_path / 'odd'}"], "--config=FILE is missing"),
         (["--workdir=gs://b/x"], "checkpoints written with --config.train.checkpoints=gs://b/x"),
         (["--workdir=hf://b/x"], "checkpoints copied with --config.train.mirror=hf://b/x"),

@@ -98,7 +98,7 @@ def test_the_stored_config_of_a_run(elsewhere):
         told = sentence(config_lib.load, given)
         assert told.endswith("runs/q is the workdir of a run; its config is runs/q/config.json")
     told = sentence(config_lib.load, "runs/q/config.json:ar")
-    assert told.endswith("is the config of one run and has no stages; leave ':ar' away")
+    assert told.endswith("is the config of one run and has no stages; omit ':ar'")
     for text, wrong in (("{", "not JSON"), ('{"model_type": "gpt2"}', "unknown config key")):
         (workdir / "config.json").write_text(text)
         told = sentence(config_lib.load, "runs/q/config.json")

@@ -184,7 +184,7 @@ def test_a_smaller_student_starts_fresh(finished, tmp_path):
     [
         ({"model__width": 8}, "does not fit this model: .* 16.* there but .* 8.* here"),
         ({"data__length": 10}, "was trained on blocks of 12 tokens, here data.length=10"),
-        ({"teacher": "nowhere"}, "there is no file or folder nowhere"),
+        ({"teacher": "nowhere"}, "teacher='nowhere' does not exist; set --config.teacher to"),
     ],
 )
 def test_teachers_that_do_not_fit(finished, tmp_path, changes, sentence):
