@@ -128,9 +128,7 @@ def test_a_complete_run_says_so_and_is_left_alone(finished, tmp_path, capsys):
     assert f"rm -r '{workdir}'" in out and f"--checkpoint='{workdir}'" in out
     assert {p: p.read_bytes() for p in workdir.glob("*.json*")} == before
     assert steps_of(workdir) == [4, 8, 12]
-    with pytest.raises(
-        UserError, match="train.steps=5, but .* is at step 12 already; give"
-    ):
+    with pytest.raises(UserError, match="train.steps=5, but .* is at step 12 already; give"):
         loop.train(change(config, "train", steps=5), workdir)
     assert {p: p.read_bytes() for p in workdir.glob("*.json*")} == before
 
