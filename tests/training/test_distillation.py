@@ -131,7 +131,7 @@ def test_a_correction_finds_its_teacher_from_any_folder(finished, tmp_path, monk
     loads(teacher=hub_layout.write(tmp_path / "hub", denoiser.params, heads=2, length=12))
     with pytest.raises(UserError, match="g corrects, it is a correction itself; say where it is"):
         loads(teacher=workdir)
-    with pytest.raises(UserError, match="'flow_matching', which writes without its teacher; leave"):
+    with pytest.raises(UserError, match="'flow_matching', which writes without its teacher; omit"):
         flm_jax.load(there / "q", teacher=there / "q")
 
     there.rename(tmp_path / "here")
