@@ -6,17 +6,19 @@ by a model that was trained on such text is scored by the very distribution it w
 
 import dataclasses
 import functools
-import hashlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.errors import UserError
+from flm_jax.evals.artefact import weights_sha256
 from flm_jax.flow.net import CausalNet
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.host import numerics, progress
+from flm_jax.losses.autoregressive import Autoregressive
 from flm_jax.tokenizers import Tokenizer
+from flm_jax.tokenizers.base import sha256
 
 _SCORED = 4096  # tokens scored at one time
 _DRAWN = 256  # rows drawn at one time; row i is the same in any batch
@@ -41,12 +43,7 @@ class CausalTruth:
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the tokenizer and all weights."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.net.params)
-        digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
-        for path, leaf in leaves:
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        return digest.hexdigest()
+        return sha256(self.tokenizer.fingerprint, weights_sha256(self.net.params))
 
     def score(self, tokens_NL: np.ndarray) -> np.ndarray:
         """-log p of every token but the first of its row given those before: float32 (N, L - 1)."""
@@ -85,9 +82,7 @@ class CausalTruth:
     def _score(self):
         def score(params, tokens_BL):
             net = dataclasses.replace(self.net, params=params)
-            time_B = jnp.zeros(tokens_BL.shape[:1], jnp.float32)
-            posterior = net(net.table[tokens_BL[:, :-1]], time_B).posterior
-            return -posterior.log_prob(tokens_BL[:, 1:])
+            return Autoregressive().next_token(net, tokens_BL)
 
         return jax.jit(score)
 
@@ -96,8 +91,8 @@ class CausalTruth:
         def draw(params, key, index_B, length):
             net = dataclasses.replace(self.net, params=params)
             first_B = jnp.full(index_B.shape, first_token(self.tokenizer), jnp.int32)
-            # One uniform number a token, of the 2^-32 that 32 bits can tell apart: far less random
-            # numbers than noise for every entry of the vocabulary, and drawn before the loop.
+            # One uniform number a token, above 0 and at most 1: far fewer random numbers than noise
+            # for every entry of the vocabulary, and drawn before the loop.
             keys_B = sequence_keys(key, index_B)
             bits_BM = jax.vmap(lambda key: jax.random.bits(key, (length - 1,)))(keys_B)
             uniform_MB = (bits_BM.T.astype(jnp.float32) + 0.5) * 2.0**-32
@@ -126,8 +121,10 @@ def first_token(tokenizer: Tokenizer) -> int:
 
 
 def _inverse(p_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The first token whose cumulated probability exceeds the uniform number, int32 (B,)."""
+    """The first token whose cumulated probability reaches the uniform number, int32 (B,).
+
+    Of numbers above 0 and at most 1: never a token without probability, whatever is rounded.
+    """
     cumulated_BV = jnp.cumsum(p_BV, axis=-1)
     wanted_B1 = uniform_B[:, None] * cumulated_BV[:, -1:]
-    below_B = jnp.sum(cumulated_BV <= wanted_B1, axis=-1, dtype=jnp.int32)
-    return jnp.minimum(below_B, p_BV.shape[-1] - 1)
+    return jnp.sum(cumulated_BV < wanted_B1, axis=-1, dtype=jnp.int32)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flm_jax.errors import UserError
+from flm_jax.evals import causal
 from flm_jax.evals.causal import CausalTruth
 from flm_jax.models.decoder import Shape, decoder, features
 from flm_jax.tokenizers.characters import Characters
@@ -125,6 +126,12 @@ def test_drawn_rows_follow_the_distribution_they_are_scored_by(truth):
     # the mean score of what is drawn is the entropy
     entropy = -(p * np.log(p)).sum()
     assert truth.score(rows).sum(1).mean() == pytest.approx(entropy, abs=0.08)
+
+
+def test_a_number_that_was_rounded_up_to_one_draws_no_impossible_token():
+    p_BV = jnp.array([[0.0, 0.5, 0.5, 0.0]] * 4)
+    drawn = causal._inverse(p_BV, jnp.array([1e-10, 0.5, 0.75, 1.0]))
+    assert drawn.tolist() == [1, 1, 2, 2]
 
 
 def test_a_row_depends_on_its_index_and_seed_only(truth):
