@@ -78,11 +78,7 @@ def _config(file: ConfigFile, workdir: pathlib.Path | None) -> config_lib.Config
             f"--config=FILE is missing, and {workdir} holds no config.json of a run to go on with; "
             "try --config=configs/quickstart.py"
         )
-    try:
-        text = stored.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{stored} cannot be read ({error}); give --config=FILE") from error
-    return config_lib.changed(config_lib.from_json(text, stored), file.overrides)
+    return config_lib.load(str(stored), file.overrides)
 
 
 COMMAND = Command(__doc__, Options, run, needs_reader=False)

@@ -35,7 +35,7 @@ class Writer(Protocol):
 
     def steps_for(self, length: int) -> int | None: ...
 
-    def without_effect(self, knobs: SamplingKnobs) -> list[str]: ...
+    def without_effect(self, knobs: SamplingKnobs) -> dict[str, str]: ...
 
 
 def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
@@ -294,7 +294,7 @@ def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
 def sampler_problems(config: Config, sampler: Writer, name: str) -> list[str]:
     """Why a sampler cannot run on the model of a config, one sentence each."""
     misfits = _misfits(config, sampler.needs, f"sampler {name!r} needs", _ignored(sampler))
-    return misfits + knob_problems(config, sampler, name)
+    return [*misfits, *knob_problems(config, sampler, name).values()]
 
 
 def suits(config: Config, sampler: Writer) -> bool:
@@ -313,22 +313,22 @@ def knob_problems(
     name: str,
     section: settings.SamplerConfig | None = None,
     length: int | None = None,
-) -> list[str]:
-    """Why a sampler cannot run with these knobs, one sentence each.
+) -> dict[str, str]:
+    """Why a sampler cannot run with these knobs, a sentence for each by its name.
 
     ``section`` holds the knobs, ``length`` is that of the samples, by default those of the config.
     """
     knobs = section or config.sampler
     length = length or config.data.length
-    problems = []
+    problems = {}
     only = sampler.steps_for(length)
     wrong = ", ".join(str(steps) for steps in knobs.steps if only not in (None, steps))
     if wrong:
-        problems.append(
+        problems["steps"] = (
             f"sampler {name!r} writes {length} tokens one by one, which takes {only} steps, not "
             f"{wrong}; set sampler.steps={only}"
         )
-    return problems + sampler.without_effect(knobs)
+    return problems | sampler.without_effect(knobs)
 
 
 _KINDS_OF_NETWORK = {

@@ -2,8 +2,6 @@
 
 import abc
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -13,7 +11,7 @@ import numpy as np
 
 from flm_jax import errors, tokenizers
 from flm_jax.data import base, shards, workers, wrap
-from flm_jax.data.rows import FORMAT_VERSION, TOKENIZER_FOLDER, Rows, combined, open_rows
+from flm_jax.data.rows import FORMAT_VERSION, TOKENIZER_FOLDER, Rows, combined
 from flm_jax.host import folders, progress
 
 _CODE_VERSION = 1  # raise it when the same text and options would give other rows
@@ -79,7 +77,7 @@ class Order:
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(np.uint16 if self.tokenizer.vocab_size <= 1 << 16 else np.int32)
+        return shards.dtype_of(self.tokenizer.vocab_size)
 
     def facts(self) -> dict:
         """What decides the content of the folder; part of its manifest."""
@@ -134,24 +132,21 @@ def prepare_split(
     """
     order.check()
     facts = order.facts()
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    name = f"{order.corpus.name}-{order.split}-{order.length}-{key}"
     root = base.cache_folder(cache_dir)
-    folder = root / "rows" / name
-    if folder.is_dir():
-        return open_rows(folder, facts), False
     try:
-        with shards.lock(root / "locks" / name, f"preparing {folder}"):
-            made = not folder.is_dir()
-            if made:
-                _make(order, facts, folder, processes)
+        return shards.found_or_made(
+            root,
+            f"{order.corpus.name}-{order.split}-{order.length}",
+            facts,
+            lambda folder: _make(order, facts, folder, processes),
+            "preparing",
+        )
     except OSError as error:
         raise errors.UserError(
-            f"cannot write packed rows to {folder.parent}: {error.strerror or error}; free some "
+            f"cannot write packed rows to {root / 'rows'}: {error.strerror or error}; free some "
             f"space, or set data.cache_dir or ${folders.CACHE_VARIABLE} to a folder you can write "
             "to"
         ) from error
-    return open_rows(folder, facts), made
 
 
 def _make(order: Order, facts: dict, folder: pathlib.Path, processes: int) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,6 +22,40 @@ from flm_jax.data import rows as rows_lib
 from flm_jax.host import files, locks, progress
 
 SHARD_BYTES = 128 << 20
+
+
+def dtype_of(vocab_size: int) -> np.dtype:
+    """The type in which token ids are stored."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+
+
+def found_or_made(
+    root: pathlib.Path,
+    name: str,
+    facts: dict,
+    make: Callable[[pathlib.Path], None],
+    doing: str,
+) -> tuple[rows_lib.Rows, bool]:
+    """The rows with these facts in the folder `rows` of `root`: those that are there, or made now.
+
+    Another process that makes them at the same time is waited for.
+
+    Args:
+      name: of their folder; a hash of the facts is added.
+      make: puts them into a folder of that name.
+      doing: what `make` does, for those who wait.
+
+    Returns (rows, whether they had to be made). Raises OSError if the folder cannot be written.
+    """
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = root / "rows" / f"{name}-{key}"
+    if folder.is_dir():
+        return rows_lib.open_rows(folder, facts), False
+    with lock(root / "locks" / folder.name, f"{doing} {folder}"):
+        made = not folder.is_dir()
+        if made:
+            make(folder)
+    return rows_lib.open_rows(folder, facts), made
 
 
 class Writer:

@@ -96,13 +96,13 @@ def _check(
             f"{distil if rule.needs.two_times and this == 'denoiser' else ''}"
         )
     problems = config_lib.knob_problems(experiment.config, rule, chosen.name, chosen, length)
-    unused = [knob for knob in chosen.changed() if knob not in rule.uses]
-    problems = [
-        problem + "".join(_used_by(knob) for knob in unused if problem.startswith(f"{knob}="))
-        for problem in problems
-    ]
     if problems:
-        raise UserError("\n".join(problems))
+        unused = chosen.changed().keys() - rule.uses
+        sentences = (
+            sentence + (_used_by(knob) if knob in unused else "")
+            for knob, sentence in problems.items()
+        )
+        raise UserError("\n".join(sentences))
 
 
 def _suits(experiment: Experiment, with_teacher: bool, rule: Sampler) -> bool:

@@ -1,7 +1,6 @@
 """Samples of a model at several numbers of steps, then every metric that can be computed."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -111,8 +110,8 @@ def draw(
 def training_data(model: inference.FlowModel) -> Data | None:
     """The corpus the model was trained on, in its own tokens; None (and a notice) without it."""
     what = "text statistics and held-out loss are left out"
-    section = dataclasses.asdict(model.config.data)
-    if not section["name"]:
+    section = model.config.data
+    if not section.name:
         logging.warning("the checkpoint does not name its training text, so %s", what)
         return None
     try:

@@ -136,12 +136,12 @@ class Sampler(Contract, unfinished=True):
     def check_vocabulary(self, size: int) -> None:
         """UserError for options that do not fit a vocabulary of ``size`` tokens."""
 
-    def without_effect(self, knobs: SamplingKnobs) -> list[str]:
-        """A sentence for every knob that is set and would do nothing here."""
+    def without_effect(self, knobs: SamplingKnobs) -> dict[str, str]:
+        """A sentence, by name, for every knob that is set and would do nothing here."""
         known = {field.name: field for field in knob_fields()}
-        return [
-            f"{name}={value:g} has no effect on {self.kind}; leave it at {known[name].default:g} "
-            f"({name}: {known[name].metadata['meaning']})"
+        return {
+            name: f"{name}={value:g} has no effect on {self.kind}; leave it at "
+            f"{known[name].default:g} ({name}: {known[name].metadata['meaning']})"
             for name, value in knobs.changed().items()
             if name not in self.uses
-        ]
+        }

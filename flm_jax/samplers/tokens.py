@@ -42,26 +42,26 @@ class TokenSampler(Sampler, unfinished=True):
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"sampler option top_p={self.top_p} must be in (0, 1]; 1 = off")
 
-    def without_effect(self, knobs: SamplingKnobs) -> list[str]:
-        problems = []
+    def without_effect(self, knobs: SamplingKnobs) -> dict[str, str]:
+        problems = {}
         if knobs.temperature != 0.0 or knobs.top_p != 1.0:
-            problems.append(
+            problems["temperature"] = (
                 f"temperature={knobs.temperature:g} and top_p={knobs.top_p:g} of the last decode "
                 "have no effect on a sampler that draws every token; set denoiser_temperature or "
                 "the sampler's option top_p instead"
             )
         if knobs.patience:
-            problems.append(
+            problems["patience"] = (
                 f"{self.kind} cannot stop early (patience={knobs.patience}), because its steps do "
                 "not predict whole texts; set sampler.patience=0"
             )
         rest = dataclasses.replace(knobs, temperature=0.0, top_p=1.0, patience=0)
-        return problems + super().without_effect(rest)
+        return problems | super().without_effect(rest)
 
     def refuse(self, sampling: Sampling) -> None:
         """UserError for what `without_effect` finds."""
         if problems := self.without_effect(sampling):
-            raise UserError("\n".join(problems))
+            raise UserError("\n".join(problems.values()))
 
     def predict(self, posterior: Posterior, keys_B: jax.Array) -> jax.Array:
         """Tokens drawn from the prediction, (B, L)."""

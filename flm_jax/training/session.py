@@ -67,7 +67,7 @@ class Session:
         if config.train.mirror and distributed.is_main():
             self.mirror = Mirror(config.train.mirror, self.checkpoints, workdir, *self._keep())
         start = time.perf_counter()
-        self.data = load_data(dataclasses.asdict(config.data), dataclasses.asdict(config.tokenizer))
+        self.data = load_data(config.data, config.tokenizer)
         self.clockwork.data_s = time.perf_counter() - start
 
         shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())

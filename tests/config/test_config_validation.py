@@ -24,7 +24,7 @@ class Plain:
         return None
 
     def without_effect(self, knobs):
-        return []
+        return {}
 
 
 class ForSynthetic(Plain):

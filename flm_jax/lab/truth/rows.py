@@ -6,8 +6,6 @@ seed, the split and i only, so a command that was killed goes on where it was, a
 with the same ones.
 """
 
-import hashlib
-import json
 import pathlib
 import shutil
 
@@ -15,7 +13,7 @@ import numpy as np
 
 from flm_jax.data import base, shards
 from flm_jax.data.packing import LENGTH_EDGES
-from flm_jax.data.rows import FORMAT_VERSION, TOKENIZER_FOLDER, Rows, combined, open_rows
+from flm_jax.data.rows import FORMAT_VERSION, TOKENIZER_FOLDER, Rows, combined
 from flm_jax.errors import UserError
 from flm_jax.evals.base import KnownTruth
 from flm_jax.host import progress
@@ -48,7 +46,7 @@ def write(
         raise UserError(f"--rows={count} must be from 1 to {MOST_ROWS:,}")
     if length < 3:
         raise UserError(f"a length of {length} is too short; give at least 3: BOS and two tokens")
-    dtype = np.dtype(np.uint16 if truth.tokenizer.vocab_size <= 1 << 16 else np.int32)
+    dtype = shards.dtype_of(truth.tokenizer.vocab_size)
     facts = {
         "format_version": FORMAT_VERSION,
         "code_version": _CODE_VERSION,
@@ -63,22 +61,20 @@ def write(
         "dtype": dtype.name,
         "shard_rows": SHARD_ROWS,
     }
-    # Without the number of rows: more of them go on with those that are there.
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     root = base.cache_folder(data_dir)
-    folder = root / "rows" / f"truth-{split}-{length}-{count}-{key}"
-    if folder.is_dir():
-        return open_rows(folder, facts), False
     try:
-        with shards.lock(root / "locks" / folder.name, f"drawing {folder}"):
-            if not folder.is_dir():
-                _draw(truth, path, facts, folder, count, dtype)
+        return shards.found_or_made(
+            root,
+            f"truth-{split}-{length}-{count}",
+            facts,
+            lambda folder: _draw(truth, path, facts, folder, count, dtype),
+            "drawing",
+        )
     except OSError as error:
         raise UserError(
-            f"cannot write rows to {folder.parent}: {error.strerror or error}; free some space, or "
+            f"cannot write rows to {root / 'rows'}: {error.strerror or error}; free some space, or "
             "give another folder as --data_dir"
         ) from error
-    return open_rows(folder, facts), True
 
 
 def _draw(
