@@ -98,15 +98,27 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
+    name: str = knob(
+        "adamw",
+        "optimizer (muon = for the matrices of the blocks, AdamW for the rest)",
+        choices=("adamw", "muon"),
+    )
     learning_rate: float = knob(3e-4, "peak learning rate", above=0)
     beta1: float = knob(0.9, "AdamW first-moment decay", at_least=0, below=1)
     beta2: float = knob(0.999, "AdamW second-moment decay", at_least=0, below=1)
     eps: float = knob(1e-8, "AdamW epsilon", above=0)
     weight_decay: float = knob(0.0, "AdamW weight decay", at_least=0)
     warmup_steps: int = knob(2500, "steps of linear warm-up from 0", at_least=0)
-    schedule: str = knob("constant", "after the warm-up", choices=("constant", "cosine", "linear"))
+    schedule: str = knob(
+        "constant",
+        "after the warm-up (stable = constant, then linear over the last part)",
+        choices=("constant", "cosine", "linear", "stable"),
+    )
+    decay_fraction: float = knob(
+        0.2, "share of all steps in which a stable schedule decays", above=0, at_most=1
+    )
     final_scale: float = knob(
-        0.0, "last learning rate / peak, for cosine and linear", at_least=0, at_most=1
+        0.0, "last learning rate / peak, for schedules that decay", at_least=0, at_most=1
     )
     clip_norm: float = knob(1.0, "clip the gradient's global norm (0 = off)", at_least=0)
     ema_decay: float = knob(

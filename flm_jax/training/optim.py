@@ -1,4 +1,4 @@
-"""AdamW with warm-up and gradient clipping, and the EMA of the parameters.
+"""AdamW or Muon with warm-up and gradient clipping, and the EMA of the parameters.
 
 **In place.** A donated state is updated without a copy only if nothing reads an old array after its
 new one is written. So every array is first chosen, new or old, and whatever needs the new ones
@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flm_jax.training import muon
+from flm_jax.training.selective import Selective, choose, selective
+
 CLIP_EPS = 1e-6  # the official code divides by norm + 1e-6
 
 
@@ -20,7 +23,8 @@ def schedule(settings: Any, steps: int) -> optax.Schedule:
     """Learning rate of update 0, 1, ...: linear from 0 over the warm-up, then the chosen course.
 
     The first update has learning rate 0 if there is a warm-up, as in the official code. ``steps``
-    is where a cosine or linear course reaches ``final_scale`` times the peak.
+    is where a course that decays reaches ``final_scale`` times the peak: a cosine or linear one
+    from the end of the warm-up on, "stable" only over the last ``decay_fraction`` of all steps.
     """
     peak, warmup = settings.learning_rate, settings.warmup_steps
     rest = max(1, steps - warmup)
@@ -28,6 +32,11 @@ def schedule(settings: Any, steps: int) -> optax.Schedule:
         after = optax.cosine_decay_schedule(peak, rest, alpha=settings.final_scale)
     elif settings.schedule == "linear":
         after = optax.linear_schedule(peak, peak * settings.final_scale, rest)
+    elif settings.schedule == "stable":
+        decay = max(1, round(settings.decay_fraction * steps))
+        falling = optax.linear_schedule(peak, peak * settings.final_scale, decay)
+        level = max(0, rest - decay)
+        after = optax.join_schedules([optax.constant_schedule(peak), falling], [level])
     else:
         after = optax.constant_schedule(peak)
     if warmup == 0:
@@ -46,28 +55,6 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
     if max_norm == 0.0:
         return optax.identity()
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-class Selective(optax.GradientTransformationExtraArgs):
-    """``update(updates, state, params, accept=flag)`` returns the old state where it is False."""
-
-
-def selective(transformation: optax.GradientTransformation) -> Selective:
-    """Any transformation with ``accept``; its own updates are computed either way."""
-    if isinstance(transformation, Selective):
-        return transformation
-    inner = optax.with_extra_args_support(transformation)
-
-    def update(updates, state, params=None, *, accept=True, **extra):
-        updates, new = inner.update(updates, state, params, **extra)
-        return updates, choose(accept, new, state)
-
-    return Selective(inner.init, update)
-
-
-def choose(accept: jax.Array | bool, new: Any, old: Any) -> Any:
-    """``new`` or ``old``, leaf by leaf."""
-    return jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
 
 
 def adam(beta1: float, beta2: float, eps: float) -> Selective:
@@ -92,12 +79,16 @@ def adam(beta1: float, beta2: float, eps: float) -> Selective:
 def optimizer(settings: Any, steps: int) -> Selective:
     """The transformation of a `config.OptimConfig` section for a run of ``steps`` updates.
 
-    The state is that of `optax.adamw` after a clipping.
+    The state is that of `optax.adamw` after a clipping; with ``name`` "muon" Adam's part of it is
+    that of `muon.partitioned`.
     """
+    direction = adam(settings.beta1, settings.beta2, settings.eps)
+    if settings.name == "muon":
+        direction = muon.partitioned(direction)
     chain = optax.chain(
         clip_by_norm(settings.clip_norm),
         optax.chain(
-            adam(settings.beta1, settings.beta2, settings.eps),
+            direction,
             optax.add_decayed_weights(settings.weight_decay),
             selective(optax.scale_by_learning_rate(schedule(settings, steps))),
         ),

@@ -12,6 +12,7 @@ from flm_jax.flow.at import MakeNet, MakeSpace, evaluated_at
 from flm_jax.flow.clock import Clock
 from flm_jax.losses.base import Batch, Loss
 from flm_jax.training import optim
+from flm_jax.training.selective import choose, selective
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -121,7 +122,7 @@ def make_train_step(
     """
 
     gradients = make_gradients(make_nets, loss, make_space, clock, accumulation_steps)
-    optimizer = optim.selective(optimizer)
+    optimizer = selective(optimizer)
 
     def train_step(state, frozen, tokens_BL, mask_BL, key):
         key = jax.random.fold_in(key, state.step)
@@ -139,12 +140,12 @@ def make_train_step(
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, accept=accept
         )  # fmt: skip
-        params = optim.choose(accept, optax.apply_updates(state.params, updates), state.params)
+        params = choose(accept, optax.apply_updates(state.params, updates), state.params)
         seen = jax.lax.optimization_barrier(params)
         ema = optim.ema_update(state.ema, seen, done + 1, ema_decay)
-        ema = optim.choose(accept, ema, state.ema)
+        ema = choose(accept, ema, state.ema)
         kept = loss.next_state(state.loss, done + 1, seen, ema)
-        kept = optim.choose(accept, kept, state.loss)
+        kept = choose(accept, kept, state.loss)
         skipped = state.skipped + bad
         in_a_row = jnp.where(accept, 0, state.in_a_row + bad)
         metrics |= {"skipped": skipped, "in_a_row": in_a_row}

@@ -33,6 +33,18 @@ def test_official_schedule_starts_at_zero_and_stays_at_the_peak():
             [0, 0.5, 1, 0.8, 0.6, 0.4, 0.2, 0.2],
         ),
         (
+            dict(warmup_steps=2, schedule="stable", decay_fraction=0.5),
+            [0, 0.5, 1, 1, 2 / 3, 1 / 3, 0, 0],
+        ),
+        (
+            dict(warmup_steps=1, schedule="stable", decay_fraction=1 / 3, final_scale=0.2),
+            [0, 1, 1, 1, 1, 0.6, 0.2],
+        ),
+        (  # a decay that begins before the warm-up ends
+            dict(warmup_steps=4, schedule="stable", decay_fraction=1.0),
+            [0, 0.25, 0.5, 0.75, 1, 5 / 6, 4 / 6],
+        ),
+        (
             dict(warmup_steps=0, schedule="cosine"),
             [1, (1 + np.cos(np.pi / 6)) / 2, 0.75, 0.5, 0.25, (1 - np.cos(np.pi / 6)) / 2, 0],
         ),
