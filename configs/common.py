@@ -153,7 +153,7 @@ def pieces(vocab_size: int) -> ConfigDict:
 
 def small(config: ConfigDict) -> None:
     """Shrinks model and training to half an hour on two CPU cores."""
-    config.model.update(width=128, depth=4, heads=4, dropout=0.0, dtype="float32")
+    config.model.update(width=128, depth=4, heads=4, dropout=0.0, dtype="auto")
     config.model.head_init = "table"
     rate = 4e-3 if from_scratch(config) else 1e-3
     config.optim.update(learning_rate=rate, warmup_steps=100, ema_decay=0.999)

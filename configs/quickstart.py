@@ -23,7 +23,7 @@ def get_config(stage="pretrain"):
     config.data.length = 32
     config.tokenizer.name = "sentencepiece"
     config.tokenizer.options.vocab_size = 1024
-    config.model.update(width=128, depth=4, heads=4, dropout=0.0, head_init="table")
+    config.model.update(width=128, depth=4, heads=4, dropout=0.0, head_init="table", dtype="auto")
     config.optim.update(learning_rate=4e-3, warmup_steps=50, ema_decay=0.999)
     config.train.update(
         batch_size=32,

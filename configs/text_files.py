@@ -46,7 +46,7 @@ def small(data_set, stage):
         config.data.length = 64
         config.tokenizer.name = "sentencepiece"
         config.tokenizer.options.vocab_size = 2048
-    config.model.update(common.PRESETS["tiny"])
+    config.model.update(common.PRESETS["tiny"], dtype="auto")
     config.optim.update(warmup_steps=500, ema_decay=0.999)
     config.train.update(
         batch_size=128,

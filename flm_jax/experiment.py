@@ -16,6 +16,7 @@ from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import Space
+from flm_jax.host import bfloat16
 from flm_jax.losses import LOSSES
 from flm_jax.losses.base import Loss
 from flm_jax.models import dit, kernels
@@ -53,8 +54,11 @@ class Experiment:
     @functools.cached_property
     def model(self) -> dit.Model:
         forward = self.loss.needs.forward_derivatives
-        attention = kernels.settle(self.config.model, forward_derivatives=forward)
-        settings = dataclasses.replace(self.config.model, attention=attention)
+        # Decided before where it must last: by training, which writes it down.
+        dtype = bfloat16.settled(self.config.model.dtype)
+        model = dataclasses.replace(self.config.model, dtype=dtype)
+        attention = kernels.settle(model, forward_derivatives=forward)
+        settings = dataclasses.replace(model, attention=attention)
         return dit.build(settings, self.vocab_size)
 
     @functools.cached_property

@@ -106,6 +106,14 @@ class Mirror(NumberedFolders):
             files.write_atomically(self._workdir / OWNER, content)
         self._owned = True
 
+    def stored(self) -> str | None:
+        """The config of the run that owns the place; None if it is nobody's, or out of reach."""
+        try:
+            owner = self._owner()
+        except Exception:  # every file system has its own; `claim` says what that means
+            return None
+        return owner["config"] or None if owner else None
+
     def _owner(self) -> dict[str, str] | None:
         try:
             return json.loads(self._fs.cat_file(f"{self._root}/{OWNER}"))

@@ -2,10 +2,11 @@ r"""Speed and memory of the training step or of sampling, on synthetic tokens.
 
     flm benchmark train --config=configs/bench_cpu.py --space=both --json
     flm benchmark sample --config=configs/bench_cpu.py --space=projected
-    flm benchmark sample --config=configs/bench_cpu.py:distill  # a flow map
+    flm benchmark sample --config=configs/bench_cpu.py --sampler=flow_map
     flm benchmark train --config=configs/owt.py --batch=16
     flm benchmark sweep --config=configs/bench_cpu.py --batch=8 --output=DIR \
-        --vary_batch=2,4,16 --vary_length=32,64,256 --vary_vocab=2000,8000,120000
+        --vary_batch=2,4,16 --vary_length=32,64,256 --vary_vocab=2000,8000,120000 \
+        --vary_width=64,128,512
     flm benchmark table --config=configs/lm1b.py --config.model.dtype=bfloat16 \
         --shapes=128x30522,1024x50258 --output=DIR
     flm benchmark profile --config=configs/bench_cpu.py --output=DIR
@@ -13,10 +14,11 @@ r"""Speed and memory of the training step or of sampling, on synthetic tokens.
 "both" runs the two state spaces in child processes, in turn (the peak memory of a process never
 falls; a profile does without), and prints the ratios. "onehot" is the official cost: states over
 the vocabulary, and a head that sees all tokens at once and is differentiated as it stands. "sweep"
-varies B, L and V one at a time around a base and writes a table and a log-log plot; "table" looks
-for the largest batch that fits at given shapes, as an accelerator's table needs; "profile" tells
-where the time of a step goes, by kind of work. These measure --of=train or sample. With --json the
-last line printed is JSON. Neither grain nor orbax is needed.
+varies B, L, V and D one at a time around a base and writes a table and a log-log plot; "table"
+looks for the largest batch that fits at given shapes, as an accelerator's table needs; "profile"
+tells where the time of a step goes, by kind of work. These measure --of=train or sample. A loss
+(--loss) or a sampler (--sampler) gets the network that it is made for. With --json the last line
+printed is JSON. Neither grain nor orbax is needed.
 """
 
 import dataclasses
@@ -47,6 +49,7 @@ class Options(Asked, Configured):
     vary_batch: tuple[int, ...] = knob((), "sweep: batches beside the base", at_least=1)
     vary_length: tuple[int, ...] = knob((), "sweep: lengths beside the base", at_least=1)
     vary_vocab: tuple[int, ...] = knob((), "sweep: vocabularies beside the base", at_least=1)
+    vary_width: tuple[int, ...] = knob((), "sweep: widths beside the base", at_least=1)
     shapes: tuple[str, ...] = knob(("128x30522", "1024x50258"), "table: LENGTHxVOCABULARY ...")
     max_batch: int = knob(4096, "table: no larger batch", at_least=1)
     output: str = knob("", "sweep, table, profile: folder of the results")
@@ -102,15 +105,23 @@ def _many(options: Options) -> list[dict[str, Any]]:
     sweep.check(folder, options.what)
     words = options.words()
 
-    def measure(space, batch, length, vocab):
-        return processes.attempt(options.of, space, words, batch, length, vocab)
+    def measure(space: str, point: sweep.Point) -> dict[str, Any] | None:
+        return processes.attempt(options.of, space, words, point)
 
-    batch, length = base.config.train.batch_size, base.config.data.length
+    model = base.config.model
+    start = sweep.Point(
+        base.config.train.batch_size, base.config.data.length, base.vocab_size, model.width
+    )
     if options.what == "sweep":
-        axes = (options.vary_batch, options.vary_length, options.vary_vocab)
-        rows = sweep.sweep(measure, (batch, length, base.vocab_size), axes, options.spaces)
+        axes = {
+            "batch": options.vary_batch,
+            "length": options.vary_length,
+            "vocab": options.vary_vocab,
+            "width": options.vary_width,
+        }
+        rows = sweep.sweep(measure, start, axes, options.spaces)
     else:
-        rows = sweep.largest(measure, shapes, batch, options.max_batch, options.spaces)
+        rows = sweep.largest(measure, shapes, start, options.max_batch, options.spaces)
     sweep.write(folder, options.what, rows, plot=options.what == "sweep")
     print(sweep.markdown(rows), end="")
     print(f"written to {folder}")

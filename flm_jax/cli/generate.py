@@ -11,6 +11,7 @@ given as --tokenizer=FOLDER.
 
 import dataclasses
 import json
+import pathlib
 from typing import TYPE_CHECKING
 
 from flm_jax.cli.command import Command
@@ -27,11 +28,18 @@ class Options(Drawing):
 
 
 def run(options: Options) -> None:
-    from flm_jax import inference
-    from flm_jax.host import files, memory
+    from flm_jax.host import compiled, files, memory
 
     output = files.output("--output", options.output) if options.output else None
     memory.keep_small()
+    with compiled.kept_for_user():
+        _write(options, output)
+
+
+def _write(options: Options, output: pathlib.Path | None) -> None:
+    from flm_jax import inference
+    from flm_jax.host import files
+
     model = inference.load(**options.loading())
     counts = options.steps or model.config.sampler.steps
     drawn = (model.generate(steps=steps, **options.drawing()) for steps in counts)

@@ -63,7 +63,11 @@ class ModelConfig:
     mask_token: bool = knob(False, "one token more than the tokenizer has (loss masked_diffusion)")
     two_times: bool = knob(False, "condition on two times (flow maps)")
     loss_weighting: bool = knob(False, "learn a weight per time")
-    dtype: str = knob("float32", "dtype of matrix products", choices=("float32", "bfloat16"))
+    dtype: str = knob(
+        "float32",
+        "dtype of matrix products (auto = bfloat16 where it is faster, decided as a run begins)",
+        choices=("float32", "bfloat16", "auto"),
+    )
     remat: bool = knob(True, "recompute activations in the backward pass to save memory")
     scan_unroll: int = knob(1, "blocks per iteration of the scan over blocks", at_least=1)
     head_init: str = knob(

@@ -396,6 +396,17 @@ def meet(name: str, seconds: float = _DAY) -> None:
         _client().wait_at_barrier(f"flm_jax {name}", timeout_in_ms=int(1000 * seconds))
 
 
+def told(name: str, text: str) -> str:
+    """What process 0 says, in every process; each name once per process."""
+    if jax.process_count() == 1:
+        return text
+    key = f"flm_jax {name}"
+    if is_main():
+        _client().key_value_set(key, text)
+        return text
+    return _client().blocking_key_value_get(key, int(1000 * _DAY))
+
+
 def before_end(function: Callable[[], None]) -> None:
     """Has the function called where another process's failure ends this one without unwinding."""
     if _watchdog is not None:

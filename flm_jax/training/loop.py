@@ -43,7 +43,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
     """
     windows.refuse("training")
     with workdir_lib.locked(workdir), results.end_recorded(config, workdir):
-        workdir_lib.check(config, workdir)  # before devices are touched
+        config = workdir_lib.check(config, workdir)  # before devices are touched
         memory.keep_small()
         numerics.check_devices()
         if not distributed.is_main():

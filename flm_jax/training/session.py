@@ -21,7 +21,7 @@ from flm_jax.flow.at import STUDENT
 from flm_jax.host import distributed, files, numerics, progress, runlog, sharding
 from flm_jax.inference import FlowModel, checkpoints_of
 from flm_jax.inference.heldout import HeldOut
-from flm_jax.training import optim
+from flm_jax.training import dtype, optim
 from flm_jax.training import step as step_lib
 from flm_jax.training import workdir as workdir_lib
 from flm_jax.training.sources import first_params, load_sources
@@ -66,6 +66,9 @@ class Session:
         self.mirror = contextlib.nullcontext()
         if config.train.mirror and distributed.is_main():
             self.mirror = Mirror(config.train.mirror, self.checkpoints, workdir, *self._keep())
+            if (stored := self.mirror.stored()) is not None:
+                config = dtype.as_stored(config, config_lib.from_json(stored))
+        self.config = config = dtype.settled(config, self.say)
         start = time.perf_counter()
         self.data = load_data(config.data, config.tokenizer)
         self.clockwork.data_s = time.perf_counter() - start

@@ -6,13 +6,12 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-import jax
-
 from flm_jax import config as config_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
-from flm_jax.host import distributed, files, folders, locks
+from flm_jax.host import compiled, distributed, files, folders, locks
 from flm_jax.inference import CHECKPOINTS_FOLDER, checkpoints_of, read_config
+from flm_jax.training import dtype
 
 COMPILED_FOLDER = "compiled"
 LOCK = ".lock"
@@ -53,9 +52,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                     workdir.rmdir()
 
 
-def check(config: config_lib.Config, workdir: pathlib.Path) -> None:
+def check(config: config_lib.Config, workdir: pathlib.Path) -> config_lib.Config:
     """Refuses a workdir that holds a checkpoint of another config, and a bucket of no use.
 
+    Returns the config, where model.dtype=auto has become the type of the run that it goes on with.
     Without a checkpoint there is nothing to protect: a run that failed early, for example because
     of a wrong path, may be mended in the same workdir.
     """
@@ -65,14 +65,18 @@ def check(config: config_lib.Config, workdir: pathlib.Path) -> None:
         checkpoints.bucket.check()
     before = {workdir / CHECKPOINTS_FOLDER, _stored_place(workdir)} - {None}
     if any(Checkpoints(where).latest_step() is not None for where in before):
-        check_same(config, read_config(workdir), f"{workdir} ", "choose another --workdir")
+        stored = read_config(workdir)
+        config = dtype.as_stored(config, stored)
+        check_same(config, stored, f"{workdir} ", "choose another --workdir")
     if checkpoints.bucket and (owner := checkpoints.bucket.owner()) is not None:
         if checkpoints.latest_step() is not None:
             stored = config_lib.from_json(owner)
             # The place itself may have been copied, or be reached under another name.
             moved = dataclasses.replace(stored.train, checkpoints=place)
             stored = dataclasses.replace(stored, train=moved)
+            config = dtype.as_stored(config, stored)
             check_same(config, stored, f"train.checkpoints={place} ", "choose another place")
+    return config
 
 
 def _stored_place(workdir: pathlib.Path) -> pathlib.Path | str | None:
@@ -120,16 +124,6 @@ def compiled_programs(choice: str, workdir: pathlib.Path) -> Iterator[None]:
 
     A folder that JAX was told of before, by JAX_COMPILATION_CACHE_DIR or in Python, stays.
     """
-    if choice == "off" or jax.config.values["jax_compilation_cache_dir"]:
-        yield
-        return
-    from jax.experimental.compilation_cache import compilation_cache
-
     folder = workdir / COMPILED_FOLDER if choice == "workdir" else folders.expanded(choice)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    compilation_cache.reset_cache()
-    try:
+    with contextlib.nullcontext() if choice == "off" else compiled.kept_in(folder):
         yield
-    finally:
-        jax.config.update("jax_compilation_cache_dir", None)
-        compilation_cache.reset_cache()

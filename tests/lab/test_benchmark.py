@@ -13,7 +13,9 @@ from commands import flm
 
 from flm_jax import config as config_lib
 from flm_jax.errors import UserError
+from flm_jax.host import bfloat16
 from flm_jax.lab.benchmark import measure
+from flm_jax.lab.benchmark.asked import Asked
 from flm_jax.lab.benchmark.vocabulary import vocabulary_size
 from flm_jax.losses import LOSSES
 from flm_jax.samplers import SAMPLERS
@@ -91,6 +93,57 @@ def test_sampling_counts_every_step(steps, monkeypatch):
     found = measure.measure(tiny_plan(mode="sample", steps=steps))
     forward = sum(cost.evaluation_flops(tiny_plan().config.model, 80, 4).values())
     assert found["model_flops"] == pytest.approx(steps * 32 * forward)
+
+
+def tiny_asked(**asked) -> Asked:
+    return Asked(**{"batch": 8, "length": 5, "vocab": 80, "sampling_steps": 2, **asked})
+
+
+def tiny_config() -> config_lib.Config:
+    small = {"model.width": 16, "model.heads": 2, "model.depth": 1, "model.cond_dim": 8}
+    return config_lib.load(str(ROOT / "configs/bench_cpu.py"), small | {"mesh.data": -1})
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_is_measured_with_the_network_it_is_made_for(name):
+    plan = tiny_asked(sampler=name).plan(tiny_config(), "sample", "projected")
+    assert plan.sampling_steps == (4 if name == "autoregressive" else 2)
+    prepared = measure.prepare(plan)
+    prepared.run()
+    needs = SAMPLERS[name]().needs
+    found = measure._numbers(plan, prepared.experiment, prepared.calls, [1.0], 0.0, 0, 1.0)
+    forward = sum(cost.evaluation_flops(plan.config.model, 80, 5).values())
+    tokens = 8 * (1 if needs.causal else 5)
+    assert found["model_flops"] == (1 + needs.teacher) * 2 * tokens * forward * (1 + needs.causal)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_gets_the_network_it_is_made_for(name):
+    """In one space of a config whose sampler is for another kind of network."""
+    plan = tiny_asked(loss=name).plan(tiny_config(), "train", "onehot")
+    needs, model = LOSSES[name]().needs, plan.config.model
+    assert (model.two_times, model.causal, model.mask_token) == (
+        needs.two_times, needs.causal, needs.mask_token
+    )  # fmt: skip
+    assert bool(plan.config.teacher) == needs.teacher
+    if name == "autoregressive":
+        measure.prepare(plan).run()
+
+
+def test_a_width_keeps_the_size_of_the_heads():
+    model = tiny_asked(width=48).plan(tiny_config(), "train", "projected").config.model
+    assert (model.width, model.heads) == (48, 6)
+    with pytest.raises(UserError, match="model.heads=2 gives heads of odd size 15"):
+        tiny_asked(width=30).plan(tiny_config(), "train", "projected")
+
+
+def test_a_type_that_is_open_is_decided_where_it_is_measured(monkeypatch):
+    monkeypatch.setattr(bfloat16, "speedup", lambda: 3.0)
+    monkeypatch.setattr(measure, "RATE_SECONDS", 0.01)
+    plan = tiny_plan(mode="sample", steps=1)
+    model = dataclasses.replace(plan.config.model, dtype="auto")
+    plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, model=model))
+    assert measure.measure(plan)["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import pytest
 from test_benchmark import TINY, command
 
+from flm_jax import config as config_lib
 from flm_jax.lab.benchmark import profile
+from flm_jax.lab.benchmark.asked import Asked
 
 V, D = 80, 16
 HLO = """
@@ -98,6 +100,16 @@ def test_most_of_a_real_program_is_its_large_product(tmp_path):
     assert sum(kinds.values()) < wall
     text = profile.report(found, known, kinds, wall)
     assert "| products of the head |" in text and "2000x300" in text.replace("300x2000", "2000x300")
+
+
+@pytest.mark.parametrize("vocab, measured", [(80, 80), (40, 41), (64, 65), (16, 17), (10, 11)])
+def test_the_vocabulary_is_no_other_axis(vocab, measured):
+    """Batch 8, length 5, width 16: V = 40 would be all rows, 64 the hidden layer, 10 a quarter."""
+    config = config_lib.load(
+        "bench_cpu", {"model.width": 16, "model.heads": 2, "model.depth": 1, "model.cond_dim": 8}
+    )
+    plan = Asked(batch=8, length=5, vocab=vocab).plan(config, "train", "projected")
+    assert profile.vocabulary_alone(plan) == measured
 
 
 @pytest.mark.slow

@@ -20,8 +20,12 @@ class Asked:
     batch: int = knob(0, "sequences; 0 = train.batch_size", at_least=0)
     length: int = knob(0, "tokens per sequence; 0 = data.length", at_least=0)
     vocab: int = knob(0, "vocabulary; 0 = that of the tokenizer", at_least=0)
-    loss: str = knob("", "loss by name; '' = that of the config")
-    sampling_steps: int = knob(32, "network evaluations", at_least=1)
+    width: int = knob(0, "width, with heads of the same size; 0 = model.width", at_least=0)
+    loss: str = knob("", "train: loss by name; '' = that of the config")
+    sampler: str = knob("", "sample: sampler by name; '' = that of the config")
+    sampling_steps: int = knob(
+        32, "network evaluations (autoregressive: one for every token after the first)", at_least=1
+    )
     repeats: int = knob(5, "timed runs, after one that is not", at_least=1)
 
     def plan(self, config: config_lib.Config, mode: str, space: str) -> "Plan":
@@ -37,16 +41,39 @@ class Asked:
             space=space,
             train=change(config.train, batch_size=batch),
             data=change(config.data, length=length),
-            sampler=change(config.sampler, steps=(self.sampling_steps,)),
+            model=self._resized(config.model),
         )
-        if self.loss and self.loss != config.loss.name:  # whose options mean nothing to it
-            config = change(config, loss=change(config.loss, name=self.loss, options={}))
         if space == "onehot":
             config = change(config, model=change(config.model, head_chunk=batch * length))
+        # What is not measured need not fit: training asks no sampler, sampling no loss.
+        if mode == "train":
+            tables = {"loss": LOSSES}
+            if self.loss and self.loss != config.loss.name:  # whose options mean nothing to it
+                config = change(config, loss=change(config.loss, name=self.loss, options={}))
+            needs = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss").needs
+            two_times, steps = needs.two_times, self.sampling_steps
+        else:
+            tables = {"sampler": SAMPLERS}
+            section = config.sampler
+            if self.sampler and self.sampler != section.name:
+                section = config_lib.SamplerConfig(name=self.sampler)
+            rule = config_lib.build_sampler(SAMPLERS, section.name, section.options, section)
+            needs, steps = rule.needs, rule.steps_for(length) or self.sampling_steps
+            config = change(config, sampler=change(section, steps=(steps,)))
+            # A flow map can be sampled as the denoiser that it is on its diagonal.
+            two_times = needs.two_times or config.model.two_times
+        model = change(
+            config.model, two_times=two_times, causal=needs.causal, mask_token=needs.mask_token
+        )
         # Networks beside the student are made here, at random.
-        needs = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss").needs
-        config = change(config, init_from="", model=change(config.model, two_times=needs.two_times))
-        config = change(config, teacher="random" if needs.teacher else "")
-        config_lib.validate(config, {"loss": LOSSES, "sampler": SAMPLERS})
-        size = vocabulary_size(config, self.vocab)
-        return Plan(mode, config, size, self.sampling_steps, self.repeats)
+        teacher = "random" if needs.teacher else ""
+        config = change(config, init_from="", model=model, teacher=teacher)
+        config_lib.validate(config, tables)
+        return Plan(mode, config, vocabulary_size(config, self.vocab), steps, self.repeats)
+
+    def _resized(self, model: config_lib.ModelConfig) -> config_lib.ModelConfig:
+        """The network in another width, with more or fewer heads where their size divides it."""
+        width = self.width or model.width
+        size = model.width // model.heads
+        heads = model.heads if width % size else width // size
+        return dataclasses.replace(model, width=width, heads=heads)

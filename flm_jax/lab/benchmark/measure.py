@@ -8,18 +8,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
-from flm_jax.flow.at import STUDENT, At
+from flm_jax.flow.at import STUDENT, TEACHER, At
 from flm_jax.flow.net import Net
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.trees import Params, Tree
 from flm_jax.host import memory, numerics, sharding, windows
 from flm_jax.samplers.loops import LoopSampler
 from flm_jax.sampling import Sampling
-from flm_jax.training import cost, optim
+from flm_jax.training import cost, dtype, optim
 from flm_jax.training import step as step_lib
 
 RATE_SECONDS = 0.2  # per shape, after every repeat
@@ -78,10 +78,12 @@ def prepare(plan: Plan) -> Prepared:
     windows.refuse("the benchmark")
     memory.keep_small()  # as training does
     numerics.check_devices()
-    shape = config_lib.validate_devices(plan.config, jax.device_count(), jax.process_count())
+    config = dtype.settled(plan.config, logging.info)
+    plan = dataclasses.replace(plan, config=config)
+    shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
     mesh = sharding.make_mesh(shape)
-    experiment = Experiment(plan.config, plan.vocab_size, sharding.batch_devices(mesh))
-    calls = Calls(fused_head=plan.config.space != "onehot")
+    experiment = Experiment(config, plan.vocab_size, sharding.batch_devices(mesh))
+    calls = Calls(fused_head=config.space != "onehot")
     build = {"train": _training, "sample": _sampling}[plan.mode]
     run, compiled = build(plan, experiment, mesh, calls)
     memory.trim()  # in training the state is there before the step is compiled
@@ -91,10 +93,10 @@ def prepare(plan: Plan) -> Prepared:
 @numerics.pinned()
 def measure(plan: Plan) -> dict[str, Any]:
     """Numbers of one space, all JSON: see docs/performance.md for their meaning."""
-    config = plan.config
     start = time.perf_counter()
     prepared = prepare(plan)
     experiment, run = prepared.experiment, prepared.run
+    config = experiment.config
     run()  # warms up
     compile_s = time.perf_counter() - start
     model, tokens = config.model, config.train.batch_size * config.data.length
@@ -122,14 +124,16 @@ def _numbers(
     peak_memory: int,
     measured_rate: float,
 ) -> dict[str, Any]:
-    config, model = plan.config, plan.config.model
+    config, model = experiment.config, experiment.config.model
     tokens = config.train.batch_size * config.data.length
     per_token = cost.evaluation_flops(model, plan.vocab_size, config.data.length)
     evaluated = calls.tokens
     if plan.mode == "train":
         evaluated += 2 * tokens  # one network is differentiated, which costs two more passes
-    else:  # one evaluation a step; a trace sees the loop's body once, even where it never runs
-        evaluated = tokens * config.sampler.steps[0]
+    else:  # by formula: a trace sees the loop's body once, even where it never runs
+        needs = experiment.sampler().needs
+        places = config.train.batch_size if needs.causal else tokens  # of one step
+        evaluated = (1 + needs.teacher) * places * plan.sampling_steps
     flops = sum(per_token.values()) * evaluated
     median = statistics.median(seconds)
     device = jax.devices()[0].device_kind
@@ -220,15 +224,20 @@ def _abstract(shapes: Tree, where: Tree) -> Tree:
 
 def frozen_models(experiment: Experiment) -> dict[str, Experiment]:
     """The frozen networks that the loss needs, by role; a teacher of the student's size."""
-    loss, config = experiment.loss, experiment.config
-    one_time = dataclasses.replace(config.model, two_times=False, loss_weighting=False)
-    teacher = dataclasses.replace(experiment, config=dataclasses.replace(config, model=one_time))
+    loss = experiment.loss
     found = {}
     if loss.needs.teacher:
-        found["teacher"] = teacher
+        found[TEACHER] = _denoiser(experiment)
     if loss.needs.residual:
         found["residual"] = experiment
     return found
+
+
+def _denoiser(experiment: Experiment) -> Experiment:
+    """A teacher of the student's size."""
+    config = experiment.config
+    one_time = dataclasses.replace(config.model, two_times=False, loss_weighting=False)
+    return dataclasses.replace(experiment, config=dataclasses.replace(config, model=one_time))
 
 
 def networks(
@@ -245,32 +254,38 @@ def networks(
 def _sampling(
     plan: Plan, experiment: Experiment, mesh: jax.sharding.Mesh, calls: Calls
 ) -> tuple[Callable[[], None], jax.stages.Compiled]:
-    """One batch of texts from random parameters."""
+    """One batch of texts from random parameters, those of a correction's denoiser, too."""
     config = plan.config
     rule = experiment.sampler()
-    if not isinstance(rule, LoopSampler) or rule.needs.teacher:
-        raise UserError(
-            f"the benchmark does not sample with {config.sampler.name!r}; set sampler.name=euler "
-            "or flow_map"
-        )
     key = numerics.key(config.seed)
-    shapes = jax.eval_shape(experiment.model.init, key)
-    params = jax.jit(
-        experiment.model.init, out_shardings=sharding.shardings(shapes, mesh)
-    )(key)  # fmt: skip
-    make = experiment.net if rule.needs.two_times else experiment.denoiser
+    models = {STUDENT: experiment} | (
+        {TEACHER: _denoiser(experiment)} if rule.needs.teacher else {}
+    )
+    makers: dict[str, Callable[[Params], Net]] = {
+        STUDENT: experiment.net if rule.needs.two_times else experiment.denoiser
+    }
+    makers |= {role: other.net for role, other in models.items() if role != STUDENT}
+    params = {}
+    for role, made in models.items():
+        where = sharding.shardings(jax.eval_shape(made.model.init, key), mesh)
+        params[role] = jax.jit(made.model.init, out_shardings=where)(key)
     rows = sharding.batch_sharding(mesh)
 
-    def texts(params, key):
-        net = calls.counting(make)(params)
-        space = experiment.space({STUDENT: net.table})
-        index_B = jax.lax.with_sharding_constraint(jnp.arange(config.train.batch_size), rows)
-        at = At({STUDENT: net}, space, experiment.clock)
-        sampling = Sampling(steps=config.sampler.steps[0])
-        return rule.run(at, sequence_keys(key, index_B), sampling, config.data.length).tokens_BL
+    def space(params):
+        return experiment.space({role: own["embed"]["table"] for role, own in params.items()})
 
-    compiled = jax.jit(texts).lower(params, key).compile()
-    return lambda: compiled(params, key).block_until_ready(), compiled
+    def texts(params, constant, key):
+        nets = {role: calls.counting(make)(params[role]) for role, make in makers.items()}
+        index_B = jax.lax.with_sharding_constraint(jnp.arange(config.train.batch_size), rows)
+        at = At(nets, space(params).with_constant(constant), experiment.clock)
+        sampling, length = Sampling(steps=plan.sampling_steps), config.data.length
+        return rule.run(at, sequence_keys(key, index_B), sampling, length, bos_id=0).tokens_BL
+
+    constant = None
+    if isinstance(rule, LoopSampler):  # made once per network, as in `inference.programs`
+        constant = jax.jit(lambda params: space(params).constant())(params)
+    compiled = jax.jit(texts).lower(params, constant, key).compile()
+    return lambda: compiled(params, constant, key).block_until_ready(), compiled
 
 
 def _peak_memory() -> int:

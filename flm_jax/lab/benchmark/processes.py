@@ -6,10 +6,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flm_jax.errors import UserError
 from flm_jax.host import progress
+
+if TYPE_CHECKING:
+    from flm_jax.lab.benchmark.sweep import Point
 
 
 def child(mode: str, space: str, words: Sequence[str]) -> dict:
@@ -23,20 +26,15 @@ def child(mode: str, space: str, words: Sequence[str]) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def attempt(
-    mode: str, space: str, words: Sequence[str], batch: int, length: int, vocab: int
-) -> dict | None:
+def attempt(mode: str, space: str, words: Sequence[str], point: "Point") -> dict | None:
     """The numbers at a shape, or None if the process ended without any, as when memory ran out.
 
     Raises UserError if the command was wrong.
     """
-    shape = (f"--batch={batch}", f"--length={length}", f"--vocab={vocab}")
+    shape = [f"--{axis}={size}" for axis, size in point._asdict().items()]
     done = _run(mode, space, [*words, *shape])
     if done.returncode == 2:
-        raise UserError(
-            f"space {space} at batch {batch}, length {length}, vocabulary {vocab} cannot be "
-            "measured; above is why"
-        )
+        raise UserError(f"space {space} cannot be measured with {' '.join(shape)}; above is why")
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 

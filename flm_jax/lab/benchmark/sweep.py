@@ -1,4 +1,4 @@
-"""Many shapes with one command: the cost law over B, L and V, and the table of an accelerator.
+"""Many shapes with one command: the cost law over B, L, V and D, and an accelerator's table.
 
 Every point is a process of its own (processes.py), so that its peak memory is its own and one that
 does not fit ends alone. Results are rows, written as CSV, JSON and Markdown and drawn as log-log
@@ -9,77 +9,82 @@ import csv
 import io
 import json
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from flm_jax.errors import UserError
 from flm_jax.host import files, progress
 from flm_jax.lab.benchmark import loglog
 
 Numbers = dict[str, Any]  # of one point, as JSON
-Measure = Callable[[str, int, int, int], Numbers | None]  # space, batch, length, vocab -> numbers
 SPACES = ("projected", "onehot")
 COLUMNS: tuple[str, ...] = (
-    "space", "batch", "length", "vocab", "tokens_per_second", "ms_per_step", "ms_spread",
+    "space", "batch", "length", "vocab", "width", "tokens_per_second", "ms_per_step", "ms_spread",
     "peak_memory_bytes", "utilisation", "matrix_rate", "peak_rate", "compile_s", "head_chunk",
     "dtype", "device",
 )  # fmt: skip
 
 
-def points(base: tuple[int, int, int], axes: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """(B, L, V) with one of them varied at a time, the others as in ``base``; no point twice."""
-    found = [base]
-    for i, values in enumerate(axes):
-        for value in values:
-            batch, length, vocab = (*base[:i], value, *base[i + 1 :])
-            found.append((batch, length, vocab))
-    return list(dict.fromkeys(found))
+class Point(NamedTuple):
+    """A shape, named as the options of `flm benchmark` that set it."""
+
+    batch: int
+    length: int
+    vocab: int
+    width: int
+
+
+Measure = Callable[[str, Point], Numbers | None]  # of a space; None if it did not fit
+
+
+def points(base: Point, axes: Mapping[str, Sequence[int]]) -> list[Point]:
+    """Points with one number varied at a time, the others as in ``base``; none twice."""
+    varied = [base._replace(**{axis: n}) for axis, values in axes.items() for n in values]
+    return list(dict.fromkeys([base, *varied]))
 
 
 def sweep(
-    measure: Measure, base: tuple[int, int, int], axes: Sequence[Sequence[int]],
-    spaces: Sequence[str],
-) -> list[Numbers]:  # fmt: skip
+    measure: Measure, base: Point, axes: Mapping[str, Sequence[int]], spaces: Sequence[str]
+) -> list[Numbers]:
     """One row for every point and space; a point that did not fit has no numbers."""
-    todo = [(space, *point) for point in points(base, axes) for space in spaces]
+    todo = [(space, point) for point in points(base, axes) for space in spaces]
     rows = []
     with progress.bar(total=len(todo), desc="sweep", unit="process") as bar:
-        for space, batch, length, vocab in todo:
-            found = measure(space, batch, length, vocab)
-            rows.append(row(space, batch, length, vocab, found))
+        for space, point in todo:
+            rows.append(row(space, point, measure(space, point)))
             bar.update(1)
     return rows
 
 
 def largest(
-    measure: Measure, shapes: Sequence[tuple[int, int]], start: int, limit: int,
+    measure: Measure, shapes: Sequence[tuple[int, int]], base: Point, limit: int,
     spaces: Sequence[str],
 ) -> list[Numbers]:  # fmt: skip
     """One row for every shape (L, V) and space: the largest batch that fits, and its speed.
 
-    Doubled from ``start`` until it does not fit or ``limit`` is reached, then once half way.
+    Doubled from that of ``base`` until it does not fit or ``limit`` is reached, then once half way.
     """
     rows = []
     total = len(shapes) * len(spaces)
     with progress.bar(total=total, desc="shapes", unit="shape") as bar:
         for length, vocab in shapes:
             for space in spaces:
-                best, batch = row(space, start, length, vocab, None), start
-                while batch <= limit and (found := measure(space, batch, length, vocab)):
-                    best, batch = row(space, batch, length, vocab, found), 2 * batch
-                middle = 3 * batch // 4
+                point = base._replace(length=length, vocab=vocab)
+                best = row(space, point, None)
+                while point.batch <= limit and (found := measure(space, point)):
+                    best, point = row(space, point, found), point._replace(batch=2 * point.batch)
+                middle = point._replace(batch=3 * point.batch // 4)
                 fits = "tokens_per_second" in best
-                if fits and batch <= limit and middle > best["batch"]:
-                    found = measure(space, middle, length, vocab)
-                    best = row(space, middle, length, vocab, found) if found else best
+                if fits and point.batch <= limit and middle.batch > best["batch"]:
+                    found = measure(space, middle)
+                    best = row(space, middle, found) if found else best
                 rows.append(best)
                 bar.update(1)
     return rows
 
 
-def row(space: str, batch: int, length: int, vocab: int, found: Numbers | None) -> Numbers:
-    point = {"space": space, "batch": batch, "length": length, "vocab": vocab}
-    return {**(found or {}), **point}
+def row(space: str, point: Point, found: Numbers | None) -> Numbers:
+    return {**(found or {}), "space": space, **point._asdict()}
 
 
 def check(folder: pathlib.Path, name: str) -> None:
@@ -113,13 +118,13 @@ def write(folder: pathlib.Path, name: str, rows: list[Numbers], plot: bool) -> N
 def markdown(rows: list[Numbers]) -> str:
     """The table for people; ratios are against the one-hot space at the same shape."""
     lines = [
-        "| L | V | B | space | tokens/s | ms per step (spread) | peak memory, GiB "
+        "| L | V | B | D | space | tokens/s | ms per step (spread) | peak memory, GiB "
         "| share of the peak or matrix rate | speed ratio | memory ratio |",
-        "|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|",
+        "|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     dense = {_shape(r): r for r in rows if r["space"] == "onehot" and "tokens_per_second" in r}
     for r in rows:
-        start = f"| {r['length']} | {r['vocab']} | {r['batch']} | {r['space']} | "
+        start = f"| {r['length']} | {r['vocab']} | {r['batch']} | {r['width']} | {r['space']} | "
         if "tokens_per_second" not in r:
             lines.append(start + "did not fit | | | | | |")
             continue
@@ -137,30 +142,30 @@ def markdown(rows: list[Numbers]) -> str:
 
 
 def _shape(row: dict) -> tuple:
-    return row["batch"], row["length"], row["vocab"]
+    return tuple(row[axis] for axis in Point._fields)
 
 
 def picture(rows: list[Numbers]) -> str:
-    """Time and memory against V, and against B * L, as log-log plots (SVG)."""
+    """Time and memory against V, B * L and D, where these vary, as log-log plots (SVG)."""
+    axes: dict[str, Callable[[Numbers], int]] = {
+        "V": lambda r: r["vocab"],
+        "B * L": lambda r: r["batch"] * r["length"],
+        "D": lambda r: r["width"],
+    }
     base = rows[0]
+    if all(r["width"] == base["width"] for r in rows):
+        del axes["D"]
     rows = [r for r in rows if "tokens_per_second" in r]
-    tokens = base["batch"] * base["length"]
     panels = []
     for y_label, y in (
         ("ms per step", lambda r: r["ms_per_step"]),
         ("peak memory, MiB", lambda r: r["peak_memory_bytes"] / 2**20),
     ):
-        for x_label, x, kept in (
-            ("V", lambda r: r["vocab"], lambda r: r["batch"] * r["length"] == tokens),
-            (
-                "B * L",
-                lambda r: r["batch"] * r["length"],
-                lambda r: r["vocab"] == base["vocab"],
-            ),
-        ):
+        for x_label, x in axes.items():
+            others = [other for label, other in axes.items() if label != x_label]
+            kept = [r for r in rows if all(other(r) == other(base) for other in others)]
             lines = {
-                space: sorted((x(r), y(r)) for r in rows if r["space"] == space and kept(r))
-                for space in SPACES
+                space: sorted((x(r), y(r)) for r in kept if r["space"] == space) for space in SPACES
             }
             panels.append(loglog.Panel(f"{y_label} against {x_label}", x_label, y_label, lines))
-    return loglog.draw(panels)
+    return loglog.draw(panels, columns=len(axes))

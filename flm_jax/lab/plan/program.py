@@ -90,6 +90,10 @@ def of_config(config: config_lib.Config, vocab_size: int = 0) -> Work:
     ``vocab_size``: 0 = that of the tokenizer. Raises UserError if the config does not fit together.
     """
     size = vocabulary_size(config, vocab_size)
+    if config.model.dtype == "auto":  # which it is on the chips that are planned for
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, dtype="bfloat16")
+        )
     if config.loss.name in LOSSES:
         loss = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss")
         teacher = "planned" if loss.needs.teacher else ""
