@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net, Params
@@ -20,11 +21,16 @@ MakeSpace = Callable[[dict[str, jax.Array]], Space]  # embedding tables by role 
 
 @dataclasses.dataclass(frozen=True)
 class At:
-    """Networks by role ("student", "teacher", "residual", "ema"), their state space, the clock."""
+    """Networks by role ("student", "teacher", "residual", "ema"), their state space, the clock.
+
+    Attributes:
+      given_BL: bool; where tokens are given, `ask` tells networks that both times are 1.
+    """
 
     nets: Mapping[str, Net]
     space: Space
     clock: Clock
+    given_BL: jax.Array | None = None
 
     @property
     def student(self) -> Net:
@@ -40,12 +46,25 @@ class At:
         key: jax.Array | None = None,
     ) -> Posterior:
         """The posterior of the network in that role at a state; times are (B,) or (B, L)."""
+        if self.given_BL is not None:
+            tau_s = jnp.where(self.given_BL, 1.0, per_position(tau_s))
+            tau_t = None if tau_t is None else jnp.where(self.given_BL, 1.0, per_position(tau_t))
         return self.nets[role](self.space.view(state, role), tau_s, tau_t, key).posterior
+
+    def given(self, mask_BL: jax.Array) -> "At":
+        """The same where those tokens are given: whatever is asked, they are at time 1."""
+        return dataclasses.replace(self, given_BL=mask_BL)
 
     def stopped(self) -> "At":
         """The same, and nothing computed with it has a gradient to parameters or tables."""
         nets = {role: net.stopped() for role, net in self.nets.items()}
-        return At(nets, without_gradients(self.space), self.clock)
+        space = without_gradients(self.space)
+        return dataclasses.replace(self, nets=nets, space=space)
+
+
+def per_position(tau: jax.Array) -> jax.Array:
+    """Times (B,) or (B, L) that are broadcast to (B, L)."""
+    return tau[:, None] if tau.ndim == 1 else tau
 
 
 def evaluated_at(
