@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net, Params
@@ -24,7 +23,8 @@ class At:
     """Networks by role ("student", "teacher", "residual", "ema"), their state space, the clock.
 
     Attributes:
-      given_BL: bool; where tokens are given, `ask` tells networks that both times are 1.
+      given_BL: bool; where tokens are given, `ask` tells networks that both times are 1, whatever
+        the times (B,).
     """
 
     nets: Mapping[str, Net]
@@ -44,12 +44,11 @@ class At:
         tau_s: jax.Array,
         tau_t: jax.Array | None = None,
         key: jax.Array | None = None,
+        given_BL: jax.Array | None = None,
     ) -> Posterior:
-        """The posterior of the network in that role at a state; times are (B,) or (B, L)."""
-        if self.given_BL is not None:
-            tau_s = jnp.where(self.given_BL, 1.0, per_position(tau_s))
-            tau_t = None if tau_t is None else jnp.where(self.given_BL, 1.0, per_position(tau_t))
-        return self.nets[role](self.space.view(state, role), tau_s, tau_t, key).posterior
+        """The posterior of the network in that role at a state; times as in `Net.__call__`."""
+        given_BL = self.given_BL if given_BL is None else given_BL
+        return self.nets[role](self.space.view(state, role), tau_s, tau_t, key, given_BL).posterior
 
     def given(self, mask_BL: jax.Array) -> "At":
         """The same where those tokens are given: whatever is asked, they are at time 1."""
@@ -60,11 +59,6 @@ class At:
         nets = {role: net.stopped() for role, net in self.nets.items()}
         space = without_gradients(self.space)
         return dataclasses.replace(self, nets=nets, space=space)
-
-
-def per_position(tau: jax.Array) -> jax.Array:
-    """Times (B,) or (B, L) that are broadcast to (B, L)."""
-    return tau[:, None] if tau.ndim == 1 else tau
 
 
 def evaluated_at(

@@ -1,4 +1,4 @@
-"""Posterior refinement (arXiv 2606.24773): write everything, keep what is sure, write the rest anew.
+"""Posterior refinement (arXiv 2606.24773): write everything, keep what is sure, redo the rest.
 
 A round predicts all open tokens, and commits
 
