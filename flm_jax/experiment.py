@@ -87,7 +87,7 @@ class Experiment:
             name, options = section.name, {**section.options, **(options or {})}
         sampler = config_lib.build_sampler(SAMPLERS, name, options or {}, knobs or section)
         sampler.check_vocabulary(self.model.vocab_size)
-        return sampler
+        return sampler.suited(self.config.model.two_times)
 
     def space(self, tables: dict[str, jax.Array]) -> Space:
         """The state space over the embedding tables (V, D) of all networks that see one state."""
@@ -108,7 +108,7 @@ class Experiment:
         if not self.config.model.two_times:
             return net
 
-        def backbone(params, h_BLD, tau_s, tau_t=None, key=None):
-            return net.backbone(params, h_BLD, tau_s, tau_s if tau_t is None else tau_t, key)
+        def backbone(params, h_BLD, tau_s, tau_t=None, *rest):
+            return net.backbone(params, h_BLD, tau_s, tau_s if tau_t is None else tau_t, *rest)
 
         return dataclasses.replace(net, backbone=backbone)

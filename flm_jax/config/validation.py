@@ -218,6 +218,7 @@ def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> 
         "loss": config.loss,
         "sampler": config.sampler,
     }
+    needs: dict[str, Needs] = {}
     if config.data.name == "prepared" and not config.tokenizer.name:
         del sections["tokenizer"]  # it lies beside the rows
     for section, part in sections.items():
@@ -236,9 +237,16 @@ def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> 
             except UserError as error:
                 found = [str(error)]
             else:
+                needs[section] = made.needs
                 check = _check_loss if section == "loss" else sampler_problems
                 found = check(config, made, part.name)
         problems += found
+    if len(needs) == 2 and needs["sampler"].given and not needs["loss"].given:
+        problems.append(
+            f"sampler {config.sampler.name!r} gives the tokens that it commits, but loss "
+            f"{config.loss.name!r} trains without given tokens; set loss.options.given_fraction="
+            "0.3 of flow_matching, or choose another sampler"
+        )
     if tables.get("eval") is not None:
         problems += _check_evaluators(config, tables["eval"])
     return problems

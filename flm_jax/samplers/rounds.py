@@ -1,0 +1,261 @@
+"""Samplers that write a text in rounds: each round commits some tokens, which are given afterwards.
+
+A round starts its open positions from noise, moves them with a rule of its own (``inside``) and
+reads the last prediction: the tokens that the sampler commits become given, and the others start
+again, from fresh noise or from the noise they had. What is committed never changes. The last round
+commits everything. Which tokens are committed is all that a sampler here says (`commit`).
+
+The network evaluations of all rounds are one scan, with carry (state, first state, given tokens).
+"""
+
+import abc
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.contracts import Needs
+from flm_jax.errors import UserError
+from flm_jax.flow import maps
+from flm_jax.flow.at import STUDENT, At
+from flm_jax.flow.randomness import folded
+from flm_jax.samplers import loops
+from flm_jax.samplers.base import Given, Move, Sampler, Trajectory, Written
+from flm_jax.sampling import Sampling
+
+AUTO, JUMP, EULER, FRESH = "auto", "jump", "euler", "fresh"
+
+
+class Schedule(NamedTuple):
+    """What every evaluation S is for: its round, its step in tau, whether it is its round's last.
+
+    The first rounds take one evaluation more where rounds do not divide the steps.
+    """
+
+    round_S: jax.Array
+    tau_S: jax.Array
+    tau_next_S: jax.Array
+    last_S: jax.Array
+
+    @classmethod
+    def of(cls, steps: int, rounds: int, power: float) -> "Schedule":
+        """``rounds`` <= ``steps`` of them."""
+        each, more = divmod(steps, rounds)
+
+        def tiled(part):
+            longer, shorter = part(maps.grid(each + 1, power)), part(maps.grid(each, power))
+            return jnp.concatenate([jnp.tile(longer, more), jnp.tile(shorter, rounds - more)])
+
+        counts = jnp.full(rounds, each) + (jnp.arange(rounds) < more)
+        round_S = jnp.repeat(jnp.arange(rounds), counts, total_repeat_length=steps)
+        last_S = jnp.arange(steps) == (jnp.cumsum(counts) - 1)[round_S]
+        return cls(round_S, tiled(lambda tau: tau[:-1]), tiled(lambda tau: tau[1:]), last_S)
+
+
+class Carry(NamedTuple):
+    """Between evaluations: the state, what open positions start from, what is given by now."""
+
+    state: jax.Array
+    first: jax.Array
+    given: Given
+    evaluations_B: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundSampler(Sampler, unfinished=True):
+    """A sampler of vectors in rounds; a subclass says how many there are and what they commit.
+
+    Attributes:
+      inside: how open positions move between the evaluations of a round. "jump" follows a flow map
+        (a network of two times); "euler" and "fresh" are for denoisers: Euler steps of the
+        probability flow, or x_t = t * p + (1 - t) * xi with fresh noise xi in every step. "auto"
+        is "jump" for a network of two times, else "fresh". No difference with one evaluation a
+        round.
+      fresh_noise: whether positions that stay open start the next round from fresh noise, or from
+        the noise they had.
+    """
+
+    inside: str = AUTO
+    fresh_noise: bool = True
+
+    uses: ClassVar[frozenset[str]] = frozenset(
+        {"temperature", "top_p", "denoiser_temperature", "prior_scale", "grid_power"}
+    )
+
+    def __post_init__(self):
+        known = (AUTO, JUMP, EULER, FRESH)
+        if self.inside not in known:
+            raise UserError(
+                f"sampler option inside={self.inside!r} is unknown; choose {' or '.join(known)}"
+            )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(two_times=self.inside == JUMP, given=True)
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def suited(self, two_times: bool) -> Sampler:
+        if self.inside != AUTO:
+            return self
+        return dataclasses.replace(self, inside=JUMP if two_times else FRESH)
+
+    @abc.abstractmethod
+    def rounds_for(self, steps: int, length: int) -> int:
+        """Into how many rounds, at most ``steps``, so many evaluations are divided."""
+
+    @abc.abstractmethod
+    def commit(
+        self, which: jax.Array, rounds: int, open_BL: jax.Array, p_BL: jax.Array, keys_B: jax.Array
+    ) -> jax.Array:
+        """The open tokens that a round commits, bool (B, L); the last round commits all of them.
+
+        Args:
+          which: the number of the round, 0 to ``rounds`` - 1.
+          open_BL: where tokens are open.
+          p_BL: the largest probability of the last prediction, float32.
+          keys_B: of this round, for what is drawn.
+        """
+
+    def works(self, which: jax.Array, open_BL: jax.Array) -> jax.Array:
+        """Whether the round has anything to do, (B,); it is skipped if it has not for any row."""
+        return jnp.any(open_BL, axis=1)
+
+    def run(
+        self,
+        at: At,
+        keys_B: jax.Array,
+        sampling: Sampling,
+        length: int,
+        *,
+        start: jax.Array | None = None,
+        noise: jax.Array | None = None,
+        trajectory: bool = False,
+        bos_id: int | None = None,
+        given: Given | None = None,
+    ) -> Written:
+        """See `samplers.base.Sampler.run`; the steps are the evaluations of all rounds together.
+
+        Rounds in which nothing is open are not evaluated, and not counted, except for a trajectory.
+
+        Args:
+          noise: given raw noise for the beginnings of the rounds after the first one,
+            (rounds - 1, B, L, space.noise_width).
+        """
+        if given is None:
+            shape = keys_B.shape[0], length
+            given = Given(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
+        steps = sampling.steps
+        count = self.rounds_for(steps, length)
+        schedule = Schedule.of(steps, count, sampling.grid_power)
+        rounds = Rounds(self, at, keys_B, sampling, length, noise, count, schedule)
+        begin = rounds.start(start, given)
+        if not trajectory:
+            carry, _ = loops.loop(rounds.step, begin, steps)
+            return Written(carry.given.tokens_BL, carry.evaluations_B, None)
+        carry, (states, *seen) = loops.loop(rounds.seen_step, begin, steps)
+        states, t_S = jnp.concatenate([states, carry.state[None]]), at.clock.to_t(schedule.tau_S)
+        path = Trajectory(schedule.tau_S, t_S, states, *seen)
+        return Written.in_all_steps(carry.given.tokens_BL, steps, path)
+
+    def propose(self, at: At, state: jax.Array, tau_s: jax.Array, tau_t: jax.Array) -> Move:
+        """The step inside a round from tau_s to tau_t, (B,) each."""
+        t, t_next = at.clock.to_t(tau_s), at.clock.to_t(tau_t)
+        if self.inside == JUMP:
+            posterior = at.ask(STUDENT, state, tau_s, tau_t)
+            return Move(posterior, *maps.jump(t, t_next, maps.EPS_MAP))
+        posterior = at.ask(STUDENT, state, tau_s)
+        if self.inside == EULER:
+            return Move(posterior, *maps.euler(t, t_next))
+        return Move(posterior, jnp.zeros_like(t), t_next, 1.0 - t_next)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """The evaluations of one run in ``count`` rounds; ``noise`` as in `RoundSampler.run`."""
+
+    sampler: RoundSampler
+    at: At
+    keys_B: jax.Array
+    sampling: Sampling
+    length: int
+    noise: jax.Array | None
+    count: int
+    schedule: Schedule
+
+    def start(self, raw: jax.Array | None, given: Given) -> Carry:
+        """Before the first round, from given raw noise or from that of all other samplers."""
+        first = self._noise(raw, self._keys(0))
+        tokens_BL = given.tokens_BL.astype(jnp.int32)
+        none_B = jnp.zeros(self.keys_B.shape, jnp.int32)
+        return Carry(
+            given.clean(self.at.space, first), first, Given(tokens_BL, given.mask_BL), none_B
+        )
+
+    def step(self, carry: Carry, i: jax.Array) -> tuple[Carry, tuple]:
+        """Evaluation i, unless its round has nothing to do."""
+        works_B = self.sampler.works(self.schedule.round_S[i], ~carry.given.mask_BL)
+        after = loops.either(
+            jnp.any(works_B),
+            lambda carry: self.advance(carry, i, self.move(carry, i)),
+            lambda carry: carry,
+            carry,
+        )
+        return after._replace(evaluations_B=carry.evaluations_B + works_B), ()
+
+    def seen_step(self, carry: Carry, i: jax.Array) -> tuple[Carry, tuple]:
+        """Evaluation i, with what a trajectory shows of it."""
+        move = self.move(carry, i)
+        tokens_BL, p_BL = move.posterior.most_likely()
+        p_BL = jnp.where(carry.given.mask_BL, 1.0, p_BL)
+        return self.advance(carry, i, move), (carry.state, carry.given.read(tokens_BL), p_BL)
+
+    def move(self, carry: Carry, i: jax.Array) -> Move:
+        """What the rule inside a round proposes."""
+        at, schedule, shape = self.at.given(carry.given.mask_BL), self.schedule, self.keys_B.shape
+        tau_s, tau_t = (jnp.full(shape, tau[i]) for tau in (schedule.tau_S, schedule.tau_next_S))
+        return self.sampler.propose(at, carry.state, tau_s, tau_t)
+
+    def advance(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
+        """After evaluation i: further inside its round, or at the beginning of the next one."""
+        if self.count == self.sampling.steps:
+            return self.end(carry, i, move)
+        return loops.either(self.schedule.last_S[i], self.end, self.inside, carry, i, move)
+
+    def inside(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
+        space = self.at.space
+        state = space.advance(carry.state, move.keep, move.add, move.posterior.probability())
+        if self.sampler.inside in (AUTO, FRESH):
+            raw = space.noise(folded(self._keys(1), i), self.length)
+            state = space.perturb(state, raw, move.noise)
+        return carry._replace(state=carry.given.keep(carry.state, state))
+
+    def end(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
+        sampler, sampling, given = self.sampler, self.sampling, carry.given
+        which, open_BL = self.schedule.round_S[i], ~given.mask_BL
+        tokens_BL, p_BL = move.posterior.most_likely()
+        if sampling.temperature > 0.0:
+            keys_B = folded(self._keys(2), which)
+            tokens_BL = move.posterior.sample(keys_B, sampling.temperature, sampling.top_p)
+        keys_B = folded(self._keys(3), which)
+        chosen_BL = sampler.commit(which, self.count, open_BL, p_BL, keys_B)
+        new_BL = open_BL & (chosen_BL | (which == self.count - 1))
+        tokens_BL = jnp.where(new_BL, tokens_BL, given.tokens_BL)
+        given, first = Given(tokens_BL, given.mask_BL | new_BL), carry.first
+        if sampler.fresh_noise and self.count > 1:
+            raw = None if self.noise is None else self.noise[jnp.minimum(which, self.count - 2)]
+            first = self._noise(raw, folded(self._keys(4), which))
+        state = given.clean(self.at.space, first)
+        return carry._replace(state=state, first=first, given=given)
+
+    def _noise(self, raw: jax.Array | None, keys_B: jax.Array) -> jax.Array:
+        """The state of given raw noise, or of drawn noise."""
+        raw = self.at.space.noise(keys_B, self.length) if raw is None else raw
+        return self.at.space.scatter(raw, self.sampling.prior_scale)
+
+    def _keys(self, purpose: int) -> jax.Array:
+        """Keys of the start (0), steps (1), tokens (2), commits (3), and the other rounds (4)."""
+        return folded(self.keys_B, purpose)
