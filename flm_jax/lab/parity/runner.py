@@ -15,6 +15,7 @@ import jax
 from flm_jax.errors import UserError
 from flm_jax.host import numerics
 from flm_jax.lab.parity import (
+    any_order,
     baselines,
     causal,
     clocks,
@@ -62,6 +63,13 @@ KINDS: dict[str, Check] = {
     "init/random": initial.random,
     "init/student": initial.student,
     "ckpt/": forward.checkpoint,
+    "plus_dit/": None,
+    "plus_loss/": any_order.loss,
+    "plus_train/": any_order.train,
+    "plus_ckpt/fmlm_plus": None,
+    "plus_ckpt/mdlm": None,
+    "plus_init/student": None,
+    "plus_init/from_mdlm": None,
     "text/detokenizers": texts.detokenizers,
     "text/group_texts": texts.rows,
     "text/sample_entropy": texts.entropy,
@@ -70,7 +78,7 @@ KINDS: dict[str, Check] = {
 }
 
 # Beginnings of names of neighbouring cases that run through the same compiled programs.
-SHARING = ("sampler/", "ckpt/flm", "ckpt/", "fmlm/", "flm/", "two_model/")
+SHARING = ("sampler/", "ckpt/flm", "ckpt/", "fmlm/", "flm/", "two_model/", "plus_loss/")
 
 
 def run(
