@@ -10,6 +10,7 @@ import tiny
 from known_chain import FIRST, LETTERS, Chain, V
 
 from flm_jax.errors import UserError
+from flm_jax.flow import discrete
 from flm_jax.flow.head import Head
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
@@ -125,8 +126,8 @@ def test_the_order_of_a_large_row_is_not_off_by_a_rounding():
     """1024 masked tokens in 512 steps are two in every step, in float32."""
     posterior = Posterior(jnp.zeros((1, 1024, 1)), Head(jnp.zeros((1, 3)), jnp.zeros(3), cap=0.0))
     for left in (512, 511, 300, 3, 2, 1):
-        time, before = np.float32(left / 512), np.float32((left - 1) / 512)
-        share = (time - before) / time
+        alpha_t, alpha_s = (discrete.alpha(jnp.float32(n / 512)) for n in (left, left - 1))
+        share = discrete.unmask_probability(alpha_t, alpha_s)
         masked_BL = jnp.arange(1024)[None] < 2 * left
         shown_BL = CONFIDENT.most_confident(posterior, masked_BL, share, jnp.zeros((1, 1024)))
         assert int(shown_BL.sum()) == 2, left
