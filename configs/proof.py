@@ -26,7 +26,7 @@ LANGUAGES = {
     "grammar": (16, {}, "whitespace_words", 4_000, 3_000),
     "addition3": (14, {"documents": 300_000}, "characters", 12_000, 9_000),
     "brackets32": (34, {"documents": 100_000}, "characters", 8_000, 8_000),
-    "large_grammar": (19, {"documents": 50_000}, "whitespace_words", 8_000, 8_000),
+    "large_grammar": (19, {"documents": 100_000}, "whitespace_words", 8_000, 8_000),
 }
 # Flow maps: learning rate, and the share of samples on the diagonal. A student that starts as its
 # teacher knows the diagonal, so that most of its samples may go elsewhere; but at the high rate
