@@ -7,6 +7,7 @@ pairs, whatever f is; kept back are those whose image (a, b) has a leading digit
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -23,7 +24,8 @@ class Addition3(Addition):
 
     The language is uniform over all pairs; training documents are uniform over nine tenths of them,
     held-out ones (splits valid and test) over the last tenth. Who adds writes the last tenth in a
-    tenth of the samples; who recalls training documents never does.
+    tenth of the samples; who recalls training documents never does. The pairs (a, b) and (b, a) are
+    kept back independently.
 
     Attributes:
       digits: of each operand; the sum has one more.
@@ -45,12 +47,13 @@ class Addition3(Addition):
         pairs = zip(*self._backward(*image), strict=True)
         return [self._text(int(a), int(b)) for a, b in pairs]
 
-    @property
+    @functools.cached_property
     def laws(self) -> Mapping[str, Law]:
         """Of the digits of both operands, place by place, and of the number of carries."""
         places = [f"digit {i + 1} of operand {n}" for n in (1, 2) for i in range(self.digits)]
-        digits: dict[str, Law] = {place: dict.fromkeys("0123456789", 0.1) for place in places}
-        return digits | {"number of carries": dict(enumerate(_carries(self.digits)))}
+        laws: dict[str, Law] = {place: dict.fromkeys("0123456789", 0.1) for place in places}
+        laws["number of carries"] = dict(enumerate(_carries(self.digits)))
+        return laws
 
     def features(self, text: str) -> Iterator[tuple[str, str | int]]:
         d = self.digits
@@ -88,10 +91,10 @@ class Addition3(Addition):
         return ((z ^ (z >> np.uint64(31))) % np.uint64(self._limit)).astype(np.int64)
 
 
-def _carries(digits: int) -> np.ndarray:
+def _carries(digits: int) -> list[float]:
     """Probabilities of 0 to `digits` carries; one has 0.45, and 0.55 behind another."""
     without, with_one = np.eye(1, digits + 1)[0], np.zeros(digits + 1)
     for _ in range(digits):
         carried = np.roll(0.45 * without + 0.55 * with_one, 1)
         without, with_one = 0.55 * without + 0.45 * with_one, carried
-    return without + with_one
+    return (without + with_one).tolist()

@@ -5,7 +5,6 @@ entropy are exact sums over derivations (`derivations.py`). Sentences longer tha
 cut off.
 """
 
-import collections
 import dataclasses
 import functools
 import math
@@ -115,14 +114,14 @@ class Grammar(Language):
     @functools.cached_property
     def laws(self) -> Mapping[str, Law]:
         """Of the number of words, and of the words themselves wherever they stand."""
-        expected: collections.Counter[str] = collections.Counter()
+        expected = dict.fromkeys(self.derivations.words, 0.0)
         for (*_, parts), uses in zip(self.derivations.flat, self._mean_uses_R, strict=True):
-            for word in parts:
-                if word not in self.derivations.rules:
-                    expected[word] += float(uses)
+            for word in expected.keys() & parts:
+                expected[word] += float(uses) * parts.count(word)
+        total = sum(expected.values())
         return {
             "number of words": dict(enumerate(self._tables.mass / self.covered)),
-            "words": {word: uses / expected.total() for word, uses in expected.items()},
+            "words": {word: uses / total for word, uses in expected.items()},
         }
 
     def features(self, text: str) -> Iterator[tuple[str, str | int]]:

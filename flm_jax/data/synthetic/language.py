@@ -32,7 +32,7 @@ class Language(abc.ABC):
     tokenizer: str
     held_out_share: float = 0.0
 
-    @property
+    @functools.cached_property
     def laws(self) -> Mapping[str, Law]:
         return {}
 
