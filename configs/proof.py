@@ -3,15 +3,16 @@
 Command:   flm proof --workdir=runs/proof          (all of it, table and plot)
            python -m flm_jax.main --config=configs/proof.py:addition,flm --workdir=runs/add
 Hardware:  2 CPU cores
-Time:      1 to 5 minutes a run on one core; a large flow map 20
+Time:      smoke tests 1 to 5 minutes a run on one core, a large flow map 20
 Expected:  see benchmarks/proof.md
 
-The stage is LANGUAGE,METHOD[,SIZE]. Languages: city_pairs, addition, brackets, grammar. Methods:
-flm (the denoiser), fmlm (its flow map by PSD; needs --config.teacher), fmlm_ema (the same, targets
-by the EMA), fmlm_self, lsd, esd, residual and second_stage (other objectives); with the budget
-of flm and fmlm together mdlm (masked diffusion), duo (uniform-state diffusion, the steps of flm in
-duo_curriculum, a stage before it) and ar (autoregressive). Sizes: default, and large with twice the
-width, four times the batch and twice the steps of a flow map.
+The stage is LANGUAGE,METHOD[,SIZE]. Languages: addition3, brackets32 and large_grammar, which no
+network can know by heart; grammar; and city_pairs, addition and brackets, smoke tests of at most
+132 texts. Methods: flm (the denoiser), fmlm (its flow map by PSD; needs --config.teacher), fmlm_ema
+(the same, targets by the EMA), fmlm_self, lsd, esd, residual and second_stage (other objectives);
+with the budget of flm and fmlm together mdlm (masked diffusion), duo (uniform-state diffusion, the
+steps of flm in duo_curriculum, a stage before it) and ar (autoregressive). Sizes: default, and
+large with twice the width, four times the batch and twice the steps of a flow map.
 """
 
 from flm_jax.configs import common
@@ -23,6 +24,9 @@ LANGUAGES = {
     "addition": (8, {}, "characters", 6_000, 4_500),
     "brackets": (14, {}, "characters", 4_000, 6_000),
     "grammar": (16, {}, "whitespace_words", 4_000, 3_000),
+    "addition3": (14, {"documents": 300_000}, "characters", 12_000, 9_000),
+    "brackets32": (34, {"documents": 100_000}, "characters", 8_000, 8_000),
+    "large_grammar": (19, {"documents": 100_000}, "whitespace_words", 8_000, 8_000),
 }
 # Flow maps: learning rate, and the share of samples on the diagonal. A student that starts as its
 # teacher knows the diagonal, so that most of its samples may go elsewhere; but at the high rate

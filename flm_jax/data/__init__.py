@@ -47,6 +47,7 @@ __all__ = [
     "Order",
     "Plan",
     "Rows",
+    "Synthetic",
     "TrainingText",
     "fixed_batch",
     "load_corpus",

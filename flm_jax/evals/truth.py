@@ -15,20 +15,32 @@ which c_x are the document x, and p the true probabilities:
 The formula for the noise is de Moivre's mean absolute deviation of a binomial. Total variation, its
 noise and coverage are given for languages of up to `ENUMERABLE` documents (city_pairs, addition of
 at most 2 digits, the default brackets); with far more documents than samples they say nothing, for
-the truth itself has a total variation near 1.
+the truth itself has a total variation near 1. Larger languages are compared in features of their
+documents (`Language.laws`) whose distribution is known exactly:
+
+  distance of features   mean over the features of ½·Σ_v |f_v - p_v|, f the frequencies of values
+                         among the valid samples: addition3 the digits of the operands and the
+                         number of carries; brackets32 depth, empty pairs, pairs in the first
+                         bracket, kinds; the grammars the number of words and the words
+  the truth's            the same for as many fresh samples of the truth itself
+  never trained on       share of the valid samples that training never saw: addition3 keeps a tenth
+                         of the operand pairs back, so 10 % for who adds and 0 % for who recalls
 """
 
 import collections
+import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from absl import logging
 
 from flm_jax.data.synthetic import Documents, Language
+from flm_jax.data.synthetic.language import Law
 from flm_jax.evals.base import Column, Evaluator
 
 ENUMERABLE = 20_000  # documents
+_FRESH = 1 << 30  # seed of fresh samples of the truth: none that a data set is drawn with
 
 COLUMNS = (
     Column(
@@ -49,6 +61,26 @@ COLUMNS = (
         "total_variation_noise",
         "(noise)",
         "The distance that as many samples of the truth itself have on average.",
+    ),
+    Column(
+        "feature_distance",
+        "distance of features",
+        "Total variation distance between the valid samples and the truth, mean over features of a "
+        "text (see flm_jax/evals/truth.py): for languages too large for the distance of texts.",
+        "lower",
+    ),
+    Column(
+        "feature_distance_truth",
+        "(truth's)",
+        "The distance of features that as many fresh samples of the truth itself have.",
+    ),
+    Column(
+        "held_out",
+        "never trained on",
+        "Share of the valid samples that were kept back from training. As many as in the truth "
+        "(10 % for addition3): the model has learned the rule. None: it recalls what it saw.",
+        "data",
+        "share",
     ),
     Column(
         "coverage",
@@ -99,6 +131,7 @@ class Truth(Evaluator):
         self._language: Language | None = None
         if isinstance(train_documents, Documents):
             self._language = train_documents.language
+            self.columns = columns_for(self._language)
         if self._language is None:
             logging.warning(
                 "evaluator 'truth' knows nothing about this text; use it with the data set "
@@ -106,12 +139,24 @@ class Truth(Evaluator):
             )
 
     def __call__(self, tokens_NL: np.ndarray) -> Iterator[tuple[str, float]]:
-        """Yield the values of `COLUMNS` for int rows (N, L)."""
+        """Yield the values of `columns` for int rows (N, L)."""
         if self._language is None:
-            values = {column.key: math.nan for column in COLUMNS}
+            values = {column.key: math.nan for column in self.columns}
         else:
             values = measure(self._language, documents(tokens_NL, self._tokenizer))
         yield from values.items()
+
+
+def columns_for(language: Language) -> tuple[Column, ...]:
+    """Those of `COLUMNS` that samples of a language can have values for."""
+    absent: set[str] = set()
+    if language.size > ENUMERABLE:
+        absent |= {"total_variation", "total_variation_noise", "coverage"}
+    if language.size <= ENUMERABLE or not language.laws:
+        absent |= {"feature_distance", "feature_distance_truth"}
+    if not language.held_out_share:
+        absent.add("held_out")
+    return tuple(column for column in COLUMNS if column.key not in absent)
 
 
 def documents(tokens_NL: np.ndarray, tokenizer) -> list[str | None]:
@@ -120,10 +165,9 @@ def documents(tokens_NL: np.ndarray, tokenizer) -> list[str | None]:
 
 
 def measure(language: Language, samples: Sequence[str | None]) -> dict[str, float]:
-    """The values of `COLUMNS` for samples as text; None stands for a row that is not a document.
+    """The values of `columns_for` for samples as text; None: a row that is not a document.
 
-    nan where a value is undefined: without valid samples, or for a language that is too large.
-    Raises ValueError without samples.
+    Without valid samples most are nan. Raises ValueError without samples.
     """
     if not samples:
         raise ValueError("there are no samples to measure")
@@ -131,20 +175,54 @@ def measure(language: Language, samples: Sequence[str | None]) -> dict[str, floa
     log_probs = {text: language.log_prob(text) for text in counts}
     counts = {text: count for text, count in counts.items() if log_probs[text] > -math.inf}
     valid = sum(counts.values())
-    values = {column.key: math.nan for column in COLUMNS}
+    values = {column.key: math.nan for column in columns_for(language)}
     values |= {"valid": valid / len(samples), "truth_entropy": language.entropy}
     if not valid:
         return values
     values["distinct"] = len(counts) / valid
     values["log_likelihood"] = sum(c * log_probs[text] for text, c in counts.items()) / valid
-    if language.size <= ENUMERABLE:
+    if "total_variation" in values:
         shares = np.array(list(counts.values())) / valid
         true = np.exp([log_probs[text] for text in counts])
         unseen = max(0.0, 1 - float(true.sum()))
         values["total_variation"] = 0.5 * (float(np.abs(shares - true).sum()) + unseen)
         values["total_variation_noise"] = expected_total_variation(*language.masses, valid)
         values["coverage"] = len(counts) / language.size
+    if "feature_distance" in values:
+        values["feature_distance"] = feature_distance(language, counts)
+        values["feature_distance_truth"] = _of_fresh_truth(language, valid)
+    if "held_out" in values:
+        kept_back = sum(count for text, count in counts.items() if language.is_held_out(text))
+        values["held_out"] = kept_back / valid
     return values
+
+
+def feature_distance(language: Language, counts: Mapping[str, int]) -> float:
+    """Total variation distance to the truth, mean over the features of documents.
+
+    Args:
+      language: one with `laws`.
+      counts: documents of the language, and how often each was written; at least one.
+    """
+    found: dict[str, collections.Counter[Hashable]] = {
+        name: collections.Counter() for name in language.laws
+    }
+    for text, count in counts.items():
+        for name, value in language.features(text):
+            found[name][value] += count
+    return float(np.mean([_distance(found[name], law) for name, law in language.laws.items()]))
+
+
+def _distance(found: collections.Counter[Hashable], law: Law) -> float:
+    total = found.total()
+    return 0.5 * sum(abs(found[value] / total - p) for value, p in law.items())
+
+
+@functools.lru_cache(maxsize=64)
+def _of_fresh_truth(language: Language, n: int) -> float:
+    """The distance of features of n fresh samples of the truth."""
+    fresh = language.sample(np.random.default_rng([_FRESH, n]), n)
+    return feature_distance(language, collections.Counter(fresh))
 
 
 def expected_total_variation(

@@ -10,7 +10,7 @@ goes on. The table is the mean over seeds and half their range. More: flm proof 
 import json
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,9 +22,15 @@ from flm_jax.options import Evaluation
 COLUMN = "valid"  # of `evals.truth`, plotted
 MORE = {
     "total_variation": "total variation from the truth",
+    "feature_distance": "distance of features from the truth",
+    "held_out": "never trained on, of the valid",
     "coverage": "texts that occur",
     "distinct": "different texts among the valid",
     "log_likelihood": "log-likelihood of the valid, nats",
+}
+OF_FRESH_TRUTH = {  # what as many samples of the truth itself have
+    "total_variation": "total_variation_noise",
+    "feature_distance": "feature_distance_truth",
 }
 OF_OPEN_LANGUAGES = ("distinct", "log_likelihood")  # for languages too large for total variation
 BEFORE = {  # the method whose run must be there first; of all others: "flm"
@@ -66,7 +72,7 @@ def prove(
                 rows = run_one(config, workdir) | on_grid(config, workdir, grid_power)
                 runs.append((language, rows))
     every = gather(runs)
-    text, found = report(every), every[COLUMN]
+    text, found = report(every, {name: possible_texts(name) for name in languages}), every[COLUMN]
     try:  # saved before it is shown, and shown if it cannot be saved
         files.write_atomically(folder / "proof.md", text)
         for language in languages:
@@ -201,31 +207,58 @@ def gather(
             for column, found in every.items():
                 if values.get(column) is not None and not (counted and column in OF_OPEN_LANGUAGES):
                     found.setdefault((language, name), []).append(values[column])
+        for column, of_truth in OF_FRESH_TRUTH.items():
+            values = rows.get("held-out data", {})  # of as many samples, all of them valid
+            if values.get(of_truth) is not None:
+                every[column].setdefault((language, "fresh truth"), []).append(values[of_truth])
     return every
 
 
-def report(every: dict[str, dict[tuple[str, str], list[float]]]) -> str:
-    """The tables of all columns that have values."""
+def possible_texts(language: str) -> int:
+    """How many texts the language has."""
+    from flm_jax import data
+    from flm_jax.configs import proof  # pyright: ignore[reportAttributeAccessIssue]
+
+    section = proof.get_config(f"{language},flm").data
+    corpus = data.load_corpus({"name": section.name, "options": section.options.to_dict()})
+    assert isinstance(corpus, data.Synthetic)  # by its name
+    return corpus.language.size
+
+
+def report(
+    every: dict[str, dict[tuple[str, str], list[float]]], sizes: Mapping[str, int] | None = None
+) -> str:
+    """The tables of all columns that have values; ``sizes``: possible texts by language."""
     titles = {COLUMN: "valid samples", **MORE}
     return "\n".join(
-        table(every[column], title, percent=column != "log_likelihood")
+        table(every[column], title, column != "log_likelihood", sizes if column == COLUMN else None)
         for column, title in titles.items()
         if every[column]
     )
 
 
 def table(
-    found: dict[tuple[str, str], list[float]], title: str = "valid samples", percent: bool = True
+    found: dict[tuple[str, str], list[float]],
+    title: str = "valid samples",
+    percent: bool = True,
+    sizes: Mapping[str, int] | None = None,
 ) -> str:
     """A Markdown table: one row per model and number of steps, one column per language."""
     languages = list(dict.fromkeys(language for language, _ in found))
     names = list(dict.fromkeys(name for _, name in found))
     lines = [f"| {title} | " + " | ".join(languages) + " |"]
     lines.append("|---|" + "---:|" * len(languages))
+    if sizes:
+        lines.append("| possible texts | " + " | ".join(count(sizes[x]) for x in languages) + " |")
     for name in names:
         cells = (cell(found.get((language, name), []), percent) for language in languages)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def count(size: int) -> str:
+    """132, 1,000,000, 6.8e21."""
+    return f"{size:,}" if size <= 10**6 else f"{size:.1e}".replace("e+", "e")
 
 
 def cell(values: list[float], percent: bool = True) -> str:

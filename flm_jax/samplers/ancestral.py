@@ -9,15 +9,24 @@ tokens: first where a token comes from (it stays, it is predicted, it jumps), by
 then which token, from p itself. One float32 race over the whole of q cuts the tails of p, the
 more the smaller the steps, which acts like a lower temperature: published perplexities of masked
 diffusion looked too good for that reason.
+
+Masked diffusion can also show the most confident positions first (``order="confidence"``), which is
+no step of a diffusion. If the network's conditionals were those of one distribution, one token a
+step would still be drawn from that distribution: the order may depend on what is shown already.
+With conditionals that do not agree, several tokens a step or a low temperature, samples become
+likelier and more alike than the truth; an entropy within a sample does not see it, distinct-4
+between samples does (docs/evaluation.md).
 """
 
 import abc
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
 from flm_jax.contracts import Needs
+from flm_jax.errors import UserError
 from flm_jax.flow import discrete
 from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
@@ -27,6 +36,8 @@ from flm_jax.flow.vocabulary import nucleus
 from flm_jax.samplers.base import Given, Trajectory, Written
 from flm_jax.samplers.tokens import TokenSampler
 from flm_jax.sampling import Sampling
+
+ORDERS = ("random", "confidence")  # in which masked tokens are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +123,39 @@ class Ancestral(TokenSampler, unfinished=True):
 
 @dataclasses.dataclass(frozen=True)
 class AncestralMasked(Ancestral):
-    """From all masks: a masked token shows itself with probability (a_s - a_t) / (1 - a_t)."""
+    """From all masks: a masked token shows itself with probability (a_s - a_t) / (1 - a_t).
+
+    In the order by confidence as many show themselves in each step as would on average, rounded up:
+    ceil(masked / steps left), those whose most probable token is most probable. Evaluations beyond
+    one per masked token change nothing. The token itself is drawn as ever, at the denoiser's
+    temperature; near 0 (or with a ``top_p`` near 0) it is the most probable one.
+
+    Attributes:
+      order: "random", or "confidence" (MaskGIT; ranked by the largest probability, not by that of
+        the token drawn, which would prefer draws that happen to be likely).
+      choice_temperature: of the order by confidence: factor on the Gumbel noise that is added to
+        log p before ranking; 0 = none, infinity would be the random order.
+    """
+
+    order: str = "random"
+    choice_temperature: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.order not in ORDERS:
+            raise UserError(
+                f"sampler option order={self.order!r} is not known; use {' or '.join(ORDERS)}"
+            )
+        if not 0.0 <= self.choice_temperature < math.inf:
+            raise UserError(
+                f"sampler option choice_temperature={self.choice_temperature} must be a finite "
+                "number of at least 0"
+            )
+        if self.choice_temperature and self.order == "random":
+            raise UserError(
+                f"sampler option choice_temperature={self.choice_temperature:g} has no effect in "
+                "random order; set order=confidence or leave it at 0"
+            )
 
     @property
     def needs(self) -> Needs:
@@ -135,9 +178,31 @@ class AncestralMasked(Ancestral):
     ) -> jax.Array:
         keys_where, keys_which = two_each(keys_B)
         u_BL = uniforms(keys_where, tokens_BL.shape[1])
-        shown_BL = u_BL < discrete.unmask_probability(alpha_t, alpha_s)
-        predicted_BL = self.predict(posterior, keys_which)
-        return jnp.where(self.masked(posterior, tokens_BL) & shown_BL, predicted_BL, tokens_BL)
+        masked_BL = self.masked(posterior, tokens_BL)
+        share = discrete.unmask_probability(alpha_t, alpha_s)
+        if self.order == "confidence":
+            shown_BL = self.most_confident(posterior, masked_BL, share, u_BL)
+        else:
+            shown_BL = masked_BL & (u_BL < share)
+        return jnp.where(shown_BL, self.predict(posterior, keys_which), tokens_BL)
+
+    def most_confident(
+        self, posterior: Posterior, masked_BL: jax.Array, share: jax.Array, u_BL: jax.Array
+    ) -> jax.Array:
+        """Which masked positions come first: the given share of them, rounded up.
+
+        ``u_BL``: uniforms, of which the noise of the ranking is made.
+        """
+        log_p_BL = posterior.log_prob(posterior.argmax())
+        if self.choice_temperature:
+            gumbel_BL = -jnp.log(-jnp.log(jnp.maximum(u_BL, jnp.finfo(u_BL.dtype).tiny)))
+            log_p_BL = log_p_BL + self.choice_temperature * gumbel_BL
+        score_BL = jnp.where(masked_BL, log_p_BL, -jnp.inf)
+        ranked_BL = jnp.argsort(-score_BL, axis=1)  # stable: of equals the first one
+        rank_BL = jnp.argsort(ranked_BL, axis=1)
+        # The share is 1 / (steps left), up to rounding, which must not add a token.
+        count_B = jnp.ceil(share * jnp.sum(masked_BL, axis=1) - 1e-3)
+        return masked_BL & (rank_BL < jnp.maximum(count_B, 1)[:, None])
 
     def observe(self, posterior: Posterior, tokens_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
         likely_BL, p_BL = super().observe(posterior, tokens_BL)

@@ -10,13 +10,17 @@ from recipes import make_tokenizer
 from flm_jax import data, errors, evals
 from flm_jax.data import synthetic, wrap
 from flm_jax.data.synthetic.addition import Addition
-from flm_jax.data.synthetic.brackets import Brackets
+from flm_jax.data.synthetic.addition3 import Addition3
+from flm_jax.data.synthetic.brackets import Brackets, Brackets32
 from flm_jax.data.synthetic.city_pairs import CityPairs
 from flm_jax.data.synthetic.grammar import Grammar
+from flm_jax.data.synthetic.large_grammar import LargeGrammar
 from flm_jax.evals import base, truth
 
 PAD, BOS, EOS = 0, 1, 2
-LENGTHS = {"city_pairs": 5, "addition": 8, "brackets": 14, "grammar": 16}
+LENGTHS = {"city_pairs": 5, "addition": 8, "brackets": 14, "grammar": 16, "addition3": 14}
+LENGTHS |= {"brackets32": 34, "large_grammar": 19}
+LARGE = [Addition3(), Brackets32(), LargeGrammar()]
 FINITE = [CityPairs(), Addition(), Brackets(), Brackets(8, 2), Grammar(3)]
 
 
@@ -58,9 +62,9 @@ def test_packed_rows_are_the_documents_and_wrapped_ones_are_not(language, tmp_pa
     loaded = load(language, tmp_path)
     rows_NL, texts = loaded.rows["train"][:], loaded.corpus.source("train")
     assert truth.documents(rows_NL, loaded.tokenizer) == list(texts)
-    assert len(rows_NL) == 3000 and loaded.tokenizer.vocab_size < 60
+    assert len(rows_NL) == 3000 and loaded.tokenizer.vocab_size < 300
     assert len(np.unique(rows_NL[:, -1])) == 1  # the n-gram baselines ask for it
-    values = truth.measure(loaded.corpus.language, texts)
+    values = truth.measure(loaded.corpus.language, texts[:500])
     assert values["valid"] == 1
     args = (loaded.corpus, loaded.tokenizer, "train", LENGTHS[language] + 2, tmp_path)
     wrapped = data.pack(*args)[:]
@@ -135,7 +139,7 @@ def test_the_truth_itself_is_perfect(language):
     assert values["valid"] == values["coverage"] == 1
     assert values["total_variation"] == pytest.approx(0, abs=tolerance)
     assert values["log_likelihood"] == pytest.approx(-values["truth_entropy"], abs=1e-3)
-    assert list(values) == [column.key for column in truth.COLUMNS]
+    assert list(values) == [column.key for column in truth.columns_for(language)]
 
 
 def test_by_hand_with_invalid_samples():
@@ -167,13 +171,55 @@ def test_without_valid_samples_little_is_known():
         truth.measure(Addition(), [])
 
 
-def test_large_languages_have_no_distance_but_a_likelihood():
-    language = Grammar()
-    samples = language.sample(np.random.default_rng(0), 2000)
+@pytest.mark.parametrize("language", [Grammar(), *LARGE], ids=str)
+def test_large_languages_have_a_distance_of_features_and_a_likelihood(language):
+    samples = language.sample(np.random.default_rng(0), 500)
     values = truth.measure(language, samples)
-    assert math.isnan(values["total_variation"]) and math.isnan(values["coverage"])
-    assert values["log_likelihood"] == pytest.approx(-language.entropy, abs=0.3)
-    assert values["valid"] == 1 and 0.5 < values["distinct"] < 1
+    assert list(values) == [column.key for column in truth.columns_for(language)]
+    assert "total_variation" not in values and "coverage" not in values
+    assert values["log_likelihood"] == pytest.approx(-language.entropy, abs=0.6)
+    assert values["valid"] == 1 and 0.5 < values["distinct"] <= 1
+    assert 0.6 < values["feature_distance"] / values["feature_distance_truth"] < 1.6
+    assert 0 < values["feature_distance_truth"] < 0.2
+
+
+@pytest.mark.parametrize(
+    ("language", "keep"),
+    [
+        (Addition3(), lambda text: text[0] == "1"),
+        (Addition3(), lambda text: int(text[:3]) + int(text[4:7]) < 1000),
+        (Brackets32(), lambda text: text[1] in ")]}"),
+        (LargeGrammar(), lambda text: len(text.split()) < 8),
+        (LargeGrammar(), lambda text: "that" not in text.split()),
+    ],
+)
+def test_whoever_writes_only_some_of_the_texts_is_far_from_the_truth(language, keep):
+    samples = [x for x in language.sample(np.random.default_rng(0), 2000) if keep(x)][:300]
+    values = truth.measure(language, samples)
+    assert values["valid"] == 1 and values["distinct"] > 0.7  # nothing else sees it
+    assert values["feature_distance"] > 1.5 * values["feature_distance_truth"]
+
+
+def test_a_distance_of_features_by_hand():
+    """Of "()()" and "(())" each: depth 1 or 2, 2 or 1 empty pairs, 1 or 2 pairs in the first."""
+    language, both = Brackets(length=4), {"()()": 1, "(())": 1}
+    assert truth.feature_distance(language, both) == pytest.approx(0)
+    assert truth.feature_distance(language, {"()()": 3, "(())": 1}) == pytest.approx(3 * 0.25 / 4)
+    assert truth.feature_distance(language, {"(())": 9}) == pytest.approx(3 * 0.5 / 4)
+
+
+def test_who_recalls_training_documents_never_writes_what_is_kept_back():
+    language, generator = Addition3(), np.random.default_rng(0)
+    shares = [
+        truth.measure(language, texts)["held_out"]
+        for texts in (
+            language.split(generator, 300, held_out=False),
+            language.split(generator, 300, held_out=True),
+            language.sample(generator, 3000) + ["000+000=0001", None],
+        )
+    ]
+    assert shares[:2] == [0, 1] and shares[2] == pytest.approx(0.1, abs=0.03)
+    assert "held_out" not in truth.measure(Brackets32(), Brackets32().sample(generator, 3))
 
 
 @pytest.mark.parametrize("language", FINITE, ids=str)

@@ -5,7 +5,9 @@ from xml.etree import ElementTree
 import pytest
 from commands import flm
 
+from flm_jax.cli import proof as proof_command
 from flm_jax.configs import proof as proof_config
+from flm_jax.data.synthetic import LANGUAGES
 from flm_jax.errors import UserError
 from flm_jax.lab import proof
 
@@ -34,6 +36,36 @@ def test_the_table_is_the_mean_and_half_the_range():
     assert lines[0] == "| valid samples | city_pairs | addition |"
     assert "| flm, 1 step | 30.0 ± 10.0 % | – |" in lines
     assert "| flm, 8 steps | 95.0 ± 5.0 % | 50.0 % |" in lines
+
+
+def test_the_table_says_how_many_texts_there_are():
+    sizes = {name: proof.possible_texts(name) for name in ("city_pairs", "addition")}
+    assert sizes == {"city_pairs": 16, "addition": 100}
+    lines = proof.table(FOUND, sizes=sizes).splitlines()
+    assert lines[2] == "| possible texts | 16 | 100 |"
+    assert "possible" not in proof.report({proof.COLUMN: FOUND} | dict.fromkeys(proof.MORE, {}))
+    shown = [proof.count(n) for n in (132, 10**6, 6_758_000_000_000_000_000_000)]
+    assert shown == ["132", "1,000,000", "6.8e21"]
+
+
+def test_languages_that_nobody_knows_by_heart_are_the_default():
+    names = proof_command.COMMAND.options().languages
+    assert names == ("addition3", "brackets32", "large_grammar")
+    assert all(proof.possible_texts(name) >= 10**6 for name in names)
+    for name, (length, _, tokenizer, *_) in proof_config.LANGUAGES.items():
+        language = LANGUAGES[name]()
+        assert tokenizer == language.tokenizer
+        assert length == language.longest + (3 if "grammar" in name else 2)
+
+
+def test_distances_stand_beside_those_of_fresh_truth():
+    held_out = {"valid": 1.0, "feature_distance": 0.06, "feature_distance_truth": 0.05}
+    rows = {"flm, 1 step": {"valid": 0.5, "feature_distance": 0.2, "held_out": 0.1}}
+    every = proof.gather([("addition3", rows | {"held-out data": held_out}), ("addition3", rows)])
+    blocks = proof.report(every).split("\n\n")
+    assert "| fresh truth | 5.0 % |" in blocks[1] and "| flm, 1 step | 20.0 ± 0.0 % |" in blocks[1]
+    assert blocks[2].startswith("| never trained on, of the valid | addition3 |")
+    assert "fresh truth" not in blocks[0]
 
 
 def test_one_text_again_and_again_is_seen_beside_its_validity():

@@ -10,8 +10,11 @@ A sample is judged as one document, so train on rows of one document each:
     config.tokenizer.name = "characters"
     config.evals = ("truth",)
 
+city_pairs, addition and brackets have so few documents that every network knows them by heart: they
+are smoke tests. addition3, brackets32 and large_grammar are the languages of `flm proof`.
+
 The row length is that of the longest document + 2 (BOS, EOS) where all documents are equally long;
-for `grammar` take + 3, so that every row ends in padding.
+for the grammars take + 3, so that every row ends in padding.
 """
 
 import functools
@@ -23,16 +26,21 @@ import numpy as np
 from flm_jax import config, errors
 from flm_jax.data import base
 from flm_jax.data.synthetic.addition import Addition
-from flm_jax.data.synthetic.brackets import Brackets
+from flm_jax.data.synthetic.addition3 import Addition3
+from flm_jax.data.synthetic.brackets import Brackets, Brackets32
 from flm_jax.data.synthetic.city_pairs import CityPairs
 from flm_jax.data.synthetic.grammar import Grammar
 from flm_jax.data.synthetic.language import Language
+from flm_jax.data.synthetic.large_grammar import LargeGrammar
 
 LANGUAGES: dict[str, type[Language]] = {
     "city_pairs": CityPairs,
     "addition": Addition,
     "brackets": Brackets,
     "grammar": Grammar,
+    "addition3": Addition3,
+    "brackets32": Brackets32,
+    "large_grammar": LargeGrammar,
 }
 
 __all__ = ["LANGUAGES", "Documents", "Language", "Synthetic"]
@@ -53,7 +61,8 @@ class Synthetic(base.MemoryCorpus):
     """Independent draws from a language; the splits differ in their random numbers only.
 
     Documents of a small language therefore occur many times, and in all splits: held-out text tells
-    how noisy numbers of true samples are, not whether a model generalises.
+    how noisy numbers of true samples are, not whether a model generalises. A language that keeps
+    documents back (`addition3`) has them, and only them, in its validation and test splits.
 
     Attributes:
       language: the `Language`, which knows the truth.
@@ -96,7 +105,9 @@ class Synthetic(base.MemoryCorpus):
     def read(self) -> dict[str, Documents]:
         return {
             split: Documents(
-                self.language.sample(np.random.default_rng([self._seed, number]), count),
+                self.language.split(
+                    np.random.default_rng([self._seed, number]), count, held_out=split != "train"
+                ),
                 self.language,
             )
             for number, (split, count) in enumerate(self._counts.items())

@@ -4,16 +4,23 @@ There are Catalan(length/2) ways to balance and kinds^(length/2) ways to choose 
 pair. They are drawn exactly, without rejection: with r characters to go and h brackets open, the
 share of completions that go on with an opening bracket is (h+2)(r-h) / (2r(h+1)), a ratio of two
 ballot numbers, so one uniform integer below 2r(h+1) decides.
+
+Laws that samples are compared in, with n = length/2 pairs and C the Catalan numbers: the depth (how
+many brackets are open at most), by counting paths below a bound; pairs that hold nothing, by the
+Narayana numbers C(n, k)·C(n, k-1)/n; pairs up to where the first bracket closes, with k of them
+C_(k-1)·C_(n-k) ways; and the kinds of the opening brackets, all equally frequent.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from flm_jax import errors
-from flm_jax.data.synthetic.language import Uniform
+from flm_jax.data.synthetic.language import Law, Uniform
 
 _OPENING, _CLOSING = "([{<", ")]}>"
 
@@ -52,7 +59,7 @@ class Brackets(Uniform):
     @property
     def size(self) -> int:
         pairs = self.length // 2
-        return math.comb(2 * pairs, pairs) // (pairs + 1) * self.kinds**pairs
+        return _catalan(pairs) * self.kinds**pairs
 
     def sample(self, generator: np.random.Generator, count: int) -> list[str]:
         kinds_NP = generator.integers(self.kinds, size=(count, self.length // 2))
@@ -88,6 +95,29 @@ class Brackets(Uniform):
     def texts(self) -> Iterator[str]:
         return self._balanced(self.length // 2)
 
+    @functools.cached_property
+    def laws(self) -> Mapping[str, Law]:
+        n = self.length // 2
+        total = _catalan(n)
+        below = [_no_deeper(depth, n) for depth in range(n + 1)]
+        pairs = range(1, n + 1)
+        return {
+            "depth": {depth: (below[depth] - below[depth - 1]) / total for depth in pairs},
+            "empty pairs": {k: math.comb(n, k) * math.comb(n, k - 1) / (n * total) for k in pairs},
+            "pairs in the first": {k: _catalan(k - 1) * _catalan(n - k) / total for k in pairs},
+            "kind": dict.fromkeys(_OPENING[: self.kinds], 1 / self.kinds),
+        }
+
+    def features(self, text: str) -> Iterator[tuple[str, str | int]]:
+        steps = [1 if character in _OPENING else -1 for character in text]
+        heights = list(itertools.accumulate(steps))
+        yield "depth", max(heights)
+        yield "empty pairs", steps.count(1) - sum(a == b == 1 for a, b in itertools.pairwise(steps))
+        yield "pairs in the first", (heights.index(0) + 1) // 2
+        for character in text:
+            if character in _OPENING:
+                yield "kind", character
+
     def _balanced(self, pairs: int) -> Iterator[str]:
         """First the pair that the first bracket opens, then what it holds, then what follows it."""
         if pairs == 0:
@@ -98,3 +128,31 @@ class Brackets(Uniform):
                 for inside in self._balanced(held):
                     for after in self._balanced(pairs - 1 - held):
                         yield f"{_OPENING[kind]}{inside}{_CLOSING[kind]}{after}"
+
+
+def _catalan(pairs: int) -> int:
+    """How many ways there are to balance so many pairs of one kind."""
+    return math.comb(2 * pairs, pairs) // (pairs + 1)
+
+
+def _no_deeper(depth: int, pairs: int) -> int:
+    """How many of them never have more than `depth` brackets open."""
+    ways = [1] + [0] * depth  # by brackets that are open
+    for _ in range(2 * pairs):
+        ways = [a + b for a, b in zip([0, *ways[:-1]], [*ways[1:], 0], strict=True)]
+    return ways[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Brackets32(Brackets):
+    """32 brackets of three kinds: so many texts that none need occur twice.
+
+    Attributes:
+      length: characters of every document; even.
+      kinds: how many of (), [], {} and <> are used.
+    """
+
+    length: int = 32
+    kinds: int = 3
+
+    name = "brackets32"

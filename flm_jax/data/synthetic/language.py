@@ -3,9 +3,13 @@
 import abc
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
+from typing import TypeAlias
 
 import numpy as np
+
+# Value -> probability, or expected share where a document has several values.
+Law: TypeAlias = Mapping[Hashable, float]
 
 
 class Language(abc.ABC):
@@ -19,10 +23,30 @@ class Language(abc.ABC):
       tokenizer: the tokenizer in whose tokens `longest` counts.
       size: how many different documents there are (an exact integer of any size).
       entropy: of a document, in nats, exact.
+      held_out_share: probability of the documents that training never sees.
+      laws: what samples of a language too large to be counted are compared in: the exact law of
+        each of the `features` of a document, by name; empty where documents can be counted.
     """
 
     name: str
     tokenizer: str
+    held_out_share: float = 0.0
+
+    @functools.cached_property
+    def laws(self) -> Mapping[str, Law]:
+        return {}
+
+    def features(self, text: str) -> Iterator[tuple[str, Hashable]]:
+        """(name, value) of every feature of a document; a feature may have several values."""
+        return iter(())
+
+    def is_held_out(self, text: str) -> bool:
+        """Whether a document of the language is one that training never sees."""
+        return False
+
+    def split(self, generator: np.random.Generator, count: int, held_out: bool) -> list[str]:
+        """Documents for a split: of training, or held out; the same unless some are kept back."""
+        return self.sample(generator, count)
 
     @property
     @abc.abstractmethod
