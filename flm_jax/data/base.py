@@ -85,14 +85,14 @@ class MemoryCorpus(Corpus, unfinished=True):
         return text
 
     def fingerprint(self, split: str) -> str:
-        return _hash_texts(self.source(split))
+        return hash_texts(self.source(split))
 
     def describe(self) -> dict:
         return description(self)
 
 
 @functools.lru_cache(maxsize=8)
-def _hash_texts(texts: Sequence[str]) -> str:
+def hash_texts(texts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
