@@ -60,8 +60,8 @@ class Order:
         if self.packing.startswith("one_per_row") and self.tokenizer.pad_id is None:
             raise errors.UserError(
                 f"data.packing={self.packing} needs padding, but tokenizer "
-                f"{self.tokenizer.name!r} has no padding token; use data.packing=wrap, or tokenizer "
-                "characters or whitespace_words"
+                f"{self.tokenizer.name!r} has no padding token; use data.packing=wrap, or "
+                "tokenizer characters or whitespace_words"
             )
         if self.packing == "wrap" and self.corpus.has_given:
             raise errors.UserError(
@@ -404,8 +404,8 @@ def _too_short(order: Order, counts: _Counts) -> errors.UserError:
     if order.packing == "one_per_row_short":
         return errors.UserError(
             f"each of the {counts.document} documents in the {order.split!r} split of "
-            f"{order.corpus.name!r} has more than {order.length - 2} {order.tokenizer.name} tokens, "
-            "so all are left out; raise data.length, or set data.packing=one_per_row_cut"
+            f"{order.corpus.name!r} has more than {order.length - 2} {order.tokenizer.name} "
+            "tokens, so all are left out; raise data.length, or set data.packing=one_per_row_cut"
         )
     have = counts.document + counts.text_tokens
     every = order.drop_remainder_every

@@ -98,9 +98,9 @@ class Rows:
         return self._shard(shard)[place, : self.length].astype(np.int32)
 
     def batch(self, index) -> dict[str, np.ndarray]:
-        """`{"tokens": int32 (n, L)}` for a slice or an index array, "given" with it if there is one.
+        """`{"tokens": int32 (n, L)}` for a slice or an index array.
 
-        "given" is bool (n, L), True where a token is given.
+        Where rows have a given part, "given" is with it: bool (n, L), True where a token is given.
         """
         return self.split(self.stored(index))
 

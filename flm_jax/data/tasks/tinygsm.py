@@ -1,7 +1,7 @@
 """TinyGSM: questions of school arithmetic, and Python programs that answer them.
 
-A row is `[BOS] question separator program [EOS] [PAD] ...` with data.packing=one_per_row_short (rows
-that are too long are left out, as published) and data.length=512; BOS, question and separator are
+A row is `[BOS] question separator program [EOS] [PAD] ...` with data.packing=one_per_row_short
+(what is too long is left out, as published) and data.length=512; BOS, question and separator are
 given. The published split is drawn after that filter, ours by the hash of the question, so that a
 question never changes sides.
 """

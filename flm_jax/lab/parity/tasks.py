@@ -1,5 +1,6 @@
 """The kind plus_data: rows of tasks with a given part, and what generated answers score."""
 
+import functools
 import json
 import pathlib
 import tempfile
@@ -115,7 +116,10 @@ def _typed(value: object) -> str:
 def _stand_in(case: Case) -> Tokenizer:
     """GPT-2's tokenizer, with which the rows were recorded."""
     beside = case.directory.resolve().parent / "data/tokenizers/gpt2"
-    tokenizer = Gpt2.read(str(beside) if beside.is_dir() else "")
+    tokenizer = _gpt2(str(beside) if beside.is_dir() else "")
     if tokenizer.vocab_size != 50258:
         raise GoldenError(f"the rows need GPT-2's 50,258 tokens, not {tokenizer.vocab_size}")
     return tokenizer
+
+
+_gpt2 = functools.cache(Gpt2.read)
