@@ -36,7 +36,7 @@ def later_seeds(right):
 
 
 def tokenised_together(right):
-    return lambda self, text: ("".join(right(self, text)[:2]), right(self, text)[2])
+    return lambda self, text: (right(self, text)[0], "".join(right(self, text)[1:]))
 
 
 def half_and_one(right):
