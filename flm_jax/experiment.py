@@ -104,7 +104,7 @@ class Experiment:
         if not self.config.model.two_times:
             return net
 
-        def backbone(params, h_BLD, tau_s, tau_t=None, key=None):
-            return net.backbone(params, h_BLD, tau_s, tau_s if tau_t is None else tau_t, key)
+        def backbone(params, h_BLD, tau_s, tau_t=None, *rest):
+            return net.backbone(params, h_BLD, tau_s, tau_s if tau_t is None else tau_t, *rest)
 
         return dataclasses.replace(net, backbone=backbone)

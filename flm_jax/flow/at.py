@@ -38,9 +38,10 @@ class At:
         tau_s: jax.Array,
         tau_t: jax.Array | None = None,
         key: jax.Array | None = None,
+        given_BL: jax.Array | None = None,
     ) -> Posterior:
-        """The posterior of the network in that role at a state; times are (B,) or (B, L)."""
-        return self.nets[role](self.space.view(state, role), tau_s, tau_t, key).posterior
+        """The posterior of the network in that role at a state; times as in `Net.__call__`."""
+        return self.nets[role](self.space.view(state, role), tau_s, tau_t, key, given_BL).posterior
 
     def stopped(self) -> "At":
         """The same, and nothing computed with it has a gradient to parameters or tables."""

@@ -26,7 +26,8 @@ class Output(NamedTuple):
     log_weight: jax.Array | None
 
 
-# (params, h_BLD, tau_s, tau_t or None, dropout key or None) -> (features_BLD, log_weight or None)
+# (params, h_BLD, tau_s, tau_t or None, dropout key or None) -> (features_BLD, log_weight or None),
+# with given_BL as one more argument where there are given tokens
 Backbone = Callable[..., tuple[jax.Array, jax.Array | None]]
 
 
@@ -81,13 +82,16 @@ class Net:
         tau_s: jax.Array,
         tau_t: jax.Array | None = None,
         key: jax.Array | None = None,
+        given_BL: jax.Array | None = None,
     ) -> Output:
         """The posterior at h = x @ E.
 
         ``tau_s`` and ``tau_t`` (the second time of a flow map) are (B,) or (B, L). With a ``key``
-        dropout is on.
+        dropout is on. With ``given_BL`` (bool) times are (B,), and those of given tokens are 1 in
+        the place of them: what times (B, L) would give, at the cost of times (B,).
         """
-        features_BLD, log_weight = self.backbone(self.params, h_BLD, tau_s, tau_t, key)
+        given = () if given_BL is None else (given_BL,)
+        features_BLD, log_weight = self.backbone(self.params, h_BLD, tau_s, tau_t, key, *given)
         return Output(Posterior(features_BLD, self.head), log_weight)
 
 

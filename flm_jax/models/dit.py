@@ -33,6 +33,7 @@ from flm_jax.flow.net import Cache, CausalNet, Net
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.trees import Params, Tree
 from flm_jax.models.attention import attend, rotary_tables, rotate
+from flm_jax.models.conditioning import Conditioning, take, with_given
 from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modulate, uniform
 from flm_jax.models.settings import Settings
 
@@ -61,7 +62,7 @@ class Block(nn.Module):
     def __call__(
         self,
         h_BLD: jax.Array,
-        conditioning: jax.Array | None,
+        conditioning: Conditioning | None,
         rotary: tuple,
         position: jax.Array | None = None,
         cache: tuple | None = None,
@@ -72,8 +73,8 @@ class Block(nn.Module):
         shift_a = scale_a = shift_m = scale_m = 0.0
         gate_a = gate_m = 1.0
         if conditioning is not None:
-            modulation = linear(6 * width, name="modulation", zero=True)(conditioning)
-            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
+            modulation = linear(6 * width, name="modulation", zero=True)(conditioning.vectors)
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = conditioning.split(modulation, 6)
 
         u = modulate(Norm(name="norm_attention")(h_BLD), shift_a, scale_a)
         qkv = linear(3 * width, name="qkv", use_bias=False)(u)
@@ -107,11 +108,11 @@ class Final(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, h_BLD: jax.Array, conditioning: jax.Array | None) -> jax.Array:
+    def __call__(self, h_BLD: jax.Array, conditioning: Conditioning | None) -> jax.Array:
         if conditioning is None:
             return Norm(name="norm")(h_BLD)
         modulation = Linear(2 * h_BLD.shape[-1], zero=True, dtype=self.dtype, name="modulation")
-        shift, scale = jnp.split(modulation(conditioning), 2, axis=-1)
+        shift, scale = conditioning.split(modulation(conditioning.vectors), 2)
         return modulate(Norm(name="norm")(h_BLD), shift, scale)
 
 
@@ -143,6 +144,7 @@ class DiT(nn.Module):
         deterministic: bool = True,
         position: jax.Array | None = None,
         cache: tuple | None = None,
+        given_BL: jax.Array | None = None,
     ) -> tuple:
         """(features (B, L, D), log weight or None, cache); see `flow.net.Net` for the arguments.
 
@@ -150,10 +152,10 @@ class DiT(nn.Module):
         """
         conditioning = None
         if tau_s is not None and not self.causal:
-            conditioning = self.condition(tau_s, tau_t)
+            conditioning = self.condition(tau_s, tau_t, given_BL)
         wide = jnp.promote_types(h_BLD.dtype, jnp.float32)
         if conditioning is not None:  # the stream has one type from the first block to the last
-            wide = jnp.promote_types(wide, conditioning.dtype)
+            wide = jnp.promote_types(wide, conditioning.vectors.dtype)
         h_BLD = h_BLD.astype(wide)
         length = h_BLD.shape[1] if cache is None else cache[0].shape[2]
         rotary = rotary_tables(length, h_BLD.shape[2] // self.heads, h_BLD.dtype)
@@ -165,7 +167,9 @@ class DiT(nn.Module):
         features_BLD = Final(self.dtype, name="final")(h_BLD, conditioning)
         log_weight = None
         if self.loss_weighting and tau_s is not None:
-            log_weight = LossWeight(self.cond_dim, name="loss_weight")(tau_s)
+            log_weight = LossWeight(self.cond_dim, name="loss_weight")(with_given(tau_s, given_BL))
+            if given_BL is not None:
+                log_weight = take(log_weight[:, None], given_BL)
         return features_BLD, log_weight, cache
 
     def place(self, length: int, width: int, position: jax.Array | None) -> jax.Array:
@@ -187,16 +191,20 @@ class DiT(nn.Module):
             )
         return table[:length]
 
-    def condition(self, tau_s: jax.Array, tau_t: jax.Array | None) -> jax.Array:
-        """What the times say to every block, (B, 1, C), or (B, L, C) for times per position."""
+    def condition(
+        self, tau_s: jax.Array, tau_t: jax.Array | None, given_BL: jax.Array | None
+    ) -> Conditioning:
+        """What the times, (B,) or (B, L), say to every block."""
         embed = TimeEmbedding(self.cond_dim, name="time_embed")
-        conditioning = embed(tau_s)
+        conditioning = embed(with_given(tau_s, given_BL))
         if tau_t is not None:  # a network without a second embedder uses the first one twice
             if self.two_times:
                 embed = TimeEmbedding(self.cond_dim, name="time_embed_to")
-            conditioning = conditioning + embed(tau_t)
+            conditioning = conditioning + embed(with_given(tau_t, given_BL))
         conditioning = nn.silu(conditioning)
-        return conditioning[:, None, :] if conditioning.ndim == 2 else conditioning
+        if conditioning.ndim == 2:
+            conditioning = conditioning[:, None, :]
+        return Conditioning(conditioning, given_BL)
 
     def blocks(self, deterministic: bool) -> nn.Module:
         """All blocks, one scan over their stacked parameters (and caches, if there are any)."""
@@ -288,13 +296,14 @@ class Model:
         return chunks.tokens_for(self.vocab_size, CHUNK_MEGABYTES[kind])
 
     @functools.partial(jax.jit, static_argnums=0)
-    def backbone(self, params, h_BLD, tau_s, tau_t=None, key=None):
+    def backbone(self, params, h_BLD, tau_s, tau_t=None, key=None, given_BL=None):
         """`flow.net.Backbone`: dropout is on if and only if there is a key.
 
         Compiled as a part, so that a loss that asks several times is traced once.
         """
         rngs = None if key is None else {"dropout": key}
-        return self.apply(params, h_BLD, tau_s, tau_t, deterministic=key is None, rngs=rngs)[:2]
+        options = {"deterministic": key is None, "given_BL": given_BL, "rngs": rngs}
+        return self.apply(params, h_BLD, tau_s, tau_t, **options)[:2]
 
     def net(self, params: Params, temperature: float = 1.0, devices: int = 1) -> Net:
         """The network with these parameters; ``devices`` share the batch and so each chunk.
