@@ -368,3 +368,14 @@ def test_a_question_may_hold_what_separates(tmp_path):
 
 def test_marks_are_of_no_text():
     assert questions.MARK not in "".join(map(chr, itertools.chain([9, 10, 13], range(32, 127))))
+
+
+def test_the_left_side_of_a_sum_may_be_given(tmp_path):
+    corpus = data.load_corpus(
+        {"name": "synthetic", "options": {"language": "addition", "documents": 30, "given": True}}
+    )
+    batch = data.pack(corpus, LETTERS, "train", 8, tmp_path, packing="one_per_row").batch([0, 1])
+    left = [LETTERS.decode(row[given]) for row, given in zip(*batch.values(), strict=True)]
+    assert [text[1::2] for text in left] == ["+=", "+="]
+    with pytest.raises(errors.UserError, match="language 'brackets' has none"):
+        data.load_corpus({"name": "synthetic", "options": {"language": "brackets", "given": True}})

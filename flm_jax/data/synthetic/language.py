@@ -19,10 +19,13 @@ class Language(abc.ABC):
       tokenizer: the tokenizer in whose tokens `longest` counts.
       size: how many different documents there are (an exact integer of any size).
       entropy: of a document, in nats, exact.
+      given_until: the part of a document up to and with this can be given, and tells the rest; ""
+        where there is no such part.
     """
 
     name: str
     tokenizer: str
+    given_until: str = ""
 
     @property
     @abc.abstractmethod
