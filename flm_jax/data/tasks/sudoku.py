@@ -7,6 +7,7 @@ form "grids" is a solution alone: then clues are cells that are given when sampl
 """
 
 import dataclasses
+import functools
 import random
 from collections.abc import Mapping, Sequence
 
@@ -89,12 +90,19 @@ class Sudoku(base.MemoryCorpus):
         puzzle, between, solution = text.partition(BETWEEN)
         return puzzle + between, solution
 
+    @functools.cached_property
+    def pairs(self) -> Mapping[str, Sequence[tuple[Grid, Grid]]]:
+        """(puzzle, solution) of every document of each split, in order."""
+        return self._small() if self.size == 4 else self._published()
+
     def read(self) -> Mapping[str, Sequence[str]]:
-        pairs = self._small() if self.size == 4 else self._published()
         return {
             split: [self._text(puzzle, solution) for puzzle, solution in some]
-            for split, some in pairs.items()
+            for split, some in self.pairs.items()
         }
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in super().__getstate__().items() if key != "pairs"}
 
     def _text(self, puzzle: Grid, solution: Grid) -> str:
         written = grid_text(solution, self.size)
@@ -182,6 +190,14 @@ def score(
         kept = solution is not None and (not puzzle or puzzles.keeps(solution, puzzle))
         values.append((solution is not None, valid, kept, valid and kept))
     return Scores(*np.array(values, bool).reshape(-1, 4).T)
+
+
+def clues_NL(puzzles_N: Sequence[Grid], size: int) -> np.ndarray:
+    """Which tokens of rows of the form "grids" are given: clues, row ends and BOS; bool (N, L)."""
+    given_NSS = np.array(puzzles_N).reshape(-1, size, size) > 0
+    return np.pad(given_NSS, ((0, 0), (0, 0), (1, 0)), constant_values=True).reshape(
+        len(puzzles_N), size * (size + 1)
+    )
 
 
 def row_length(size: int, form: str = "pairs") -> int:
