@@ -83,7 +83,7 @@ class Experiment:
             name, options = section.name, {**section.options, **(options or {})}
         sampler = config_lib.build_sampler(SAMPLERS, name, options or {}, knobs or section)
         sampler.check_vocabulary(self.model.vocab_size)
-        return sampler
+        return sampler.suited(self.config.model.two_times)
 
     def space(self, tables: dict[str, jax.Array]) -> Space:
         """The state space over the embedding tables (V, D) of all networks that see one state."""

@@ -49,6 +49,20 @@ class SamplingKnobs:
         0, "stop a text whose tokens stay the same so many evaluations (0 = never)", at_least=0
     )
 
+    rounds: int = knob(
+        4, "rounds of a refinement, which share the steps; each commits some tokens", at_least=1
+    )
+    threshold: float = knob(
+        0.9,
+        "a round of a refinement commits what is at least so probable (1 = hardly anything, 0 = "
+        "all, -1 = by the budget only)",
+        at_least=-1,
+        at_most=1,
+    )
+    confidence_noise: float = knob(
+        0.0, "scale of the Gumbel noise on the log-probabilities that a round ranks by", at_least=0
+    )
+
     def changed(self) -> dict[str, float]:
         """The knobs that are not at their defaults."""
         values = dataclasses.asdict(self)

@@ -20,11 +20,17 @@ MakeSpace = Callable[[dict[str, jax.Array]], Space]  # embedding tables by role 
 
 @dataclasses.dataclass(frozen=True)
 class At:
-    """Networks by role ("student", "teacher", "residual", "ema"), their state space, the clock."""
+    """Networks by role ("student", "teacher", "residual", "ema"), their state space, the clock.
+
+    Attributes:
+      given_BL: bool; where tokens are given, `ask` tells networks that both times are 1, whatever
+        the times (B,).
+    """
 
     nets: Mapping[str, Net]
     space: Space
     clock: Clock
+    given_BL: jax.Array | None = None
 
     @property
     def student(self) -> Net:
@@ -41,12 +47,18 @@ class At:
         given_BL: jax.Array | None = None,
     ) -> Posterior:
         """The posterior of the network in that role at a state; times as in `Net.__call__`."""
+        given_BL = self.given_BL if given_BL is None else given_BL
         return self.nets[role](self.space.view(state, role), tau_s, tau_t, key, given_BL).posterior
+
+    def given(self, mask_BL: jax.Array) -> "At":
+        """The same where those tokens are given: whatever is asked, they are at time 1."""
+        return dataclasses.replace(self, given_BL=mask_BL)
 
     def stopped(self) -> "At":
         """The same, and nothing computed with it has a gradient to parameters or tables."""
         nets = {role: net.stopped() for role, net in self.nets.items()}
-        return At(nets, without_gradients(self.space), self.clock)
+        space = without_gradients(self.space)
+        return dataclasses.replace(self, nets=nets, space=space)
 
 
 def evaluated_at(

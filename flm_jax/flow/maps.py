@@ -1,5 +1,7 @@
 """How a denoiser's answer moves the state: every update is x <- keep * x + add * p."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -41,18 +43,22 @@ def semigroup_weight(s: jax.Array, u: jax.Array, t: jax.Array, eps: float = EPS_
 
 
 def gamma_noise(
-    t_now: jax.Array, t_next: jax.Array, gamma: float
+    t_now: jax.Array,
+    t_next: jax.Array,
+    gamma: float,
+    step: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] = jump,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(t_aim, keep, add, noise) of one step that jumps beyond t' and returns with fresh noise.
 
     With sigma = 1 - t' the jump aims at noise level sigma~ = sigma * sqrt(1 - gamma^2), and
     gamma * sigma of new noise restores the level: mean and variance are those of t'. gamma 0 is
     the plain jump, gamma 1 jumps to the end and forgets the old noise (multistep consistency).
+    ``step(t, t')`` -> (keep, add) is another rule in the place of the jump.
     """
     sigma = 1.0 - t_next
     sigma_aim = sigma * (1.0 - gamma * gamma) ** 0.5
     t_aim = 1.0 - sigma_aim
-    keep, add = jump(t_now, t_aim)
+    keep, add = step(t_now, t_aim)
     return t_aim, keep, add + (sigma_aim - sigma), gamma * sigma
 
 

@@ -82,16 +82,26 @@ def cholesky_factor(gram_WW: jax.Array) -> jax.Array:
     return jax.lax.while_loop(failed, grow, (jitter, attempt(jitter)))[1]
 
 
+def factor(tables: Sequence[jax.Array]) -> jax.Array:
+    """R (W, W), lower, of tables (V, D) side by side."""
+    return cholesky_factor(gram(tables))
+
+
+def seen(factor_WW: jax.Array, z_BLW: jax.Array) -> jax.Array:
+    """z @ R' (B, L, W): what networks see of raw noise."""
+    return jnp.matmul(z_BLW, factor_WW.T, precision=HIGHEST)
+
+
 def raw_of_dense(tables: Sequence[jax.Array], noise_BLV: jax.Array) -> jax.Array:
     """z = n @ T @ R^-T, (B, L, W): the raw noise that is seen as dense noise n is, as eta -> 0."""
-    factor_WW = cholesky_factor(gram(tables))
-    seen = jnp.concatenate(
+    factor_WW = factor(tables)
+    seen_BLW = jnp.concatenate(
         [jnp.matmul(noise_BLV, wide(table), precision=HIGHEST) for table in tables], -1
     )
     flat = jax.scipy.linalg.solve_triangular(
-        factor_WW, seen.reshape(-1, seen.shape[-1]).T, lower=True
+        factor_WW, seen_BLW.reshape(-1, seen_BLW.shape[-1]).T, lower=True
     ).T
-    return flat.reshape(seen.shape)
+    return flat.reshape(seen_BLW.shape)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["flags"])
@@ -105,15 +115,14 @@ class Learned:
 @jax.custom_vjp
 def project_noise(tables: tuple[jax.Array, ...], z_BLW: jax.Array) -> jax.Array:
     """z @ R' (B, L, W), distributed as eps @ T; gradient in T as at the top of this file."""
-    return jnp.matmul(z_BLW, cholesky_factor(gram(tables)).T, precision=HIGHEST)
+    return seen(factor(tables), z_BLW)
 
 
 def _project_forward(tables, z_BLW):
     learned = tuple(table.perturbed for table in tables)
     tables, z_BLW = tuple(table.value for table in tables), z_BLW.value
-    factor_WW = cholesky_factor(gram(tables))
-    seen_BLW = jnp.matmul(z_BLW, factor_WW.T, precision=HIGHEST)
-    return seen_BLW, (tables, Learned(learned), factor_WW, z_BLW)
+    factor_WW = factor(tables)
+    return seen(factor_WW, z_BLW), (tables, Learned(learned), factor_WW, z_BLW)
 
 
 def _project_backward(residuals, g_BLW):

@@ -9,6 +9,7 @@ Log-probabilities, cross-entropies and squared errors make their gradient in the
 
 import dataclasses
 import functools
+import math
 from typing import Self
 
 import jax
@@ -20,7 +21,7 @@ from flm_jax.flow.logits import LazyLogits
 from flm_jax.flow.objectives import TokenCrossEntropy
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.terms import Probability, RawLogits, Tangent
-from flm_jax.flow.vocabulary import first_largest, nucleus
+from flm_jax.flow.vocabulary import first_largest, nucleus, softmax_parts
 
 
 @jax.tree_util.register_dataclass
@@ -51,6 +52,16 @@ class Posterior(LazyLogits):
         return over_chunks(
             lambda f: first_largest(self.head.raw(f)), self.head.chunk, self.features_BLD
         )
+
+    def most_likely(self) -> tuple[jax.Array, jax.Array]:
+        """`argmax` and its probability, (B, L) each, in one pass over the vocabulary."""
+
+        def chunk(features):
+            raw = self.head.raw(features)
+            _, _, total = softmax_parts(self.head.capped(raw), math.inf)  # relative to the largest
+            return first_largest(raw), jnp.squeeze(1.0 / total, -1)
+
+        return over_chunks(chunk, self.head.chunk, self.features_BLD)
 
     def sample(self, keys_B: jax.Array, temperature: float = 1.0, top_p: float = 1.0) -> jax.Array:
         """Tokens drawn from p**(1 / temperature) in its nucleus of mass ``top_p``, int32 (B, L).

@@ -11,6 +11,7 @@ Spaces are built from the tables inside the differentiated function, so that gra
 import abc
 import dataclasses
 from collections.abc import Mapping
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,17 @@ class Space(Contract, unfinished=True):
     """
 
     tables: Mapping[str, jax.Array]
+
+    def constant(self) -> jax.Array | None:
+        """What its noise needs that depends on the tables only; None if there is nothing."""
+        return None
+
+    def with_constant(self, constant: jax.Array | None) -> Self:
+        """The same space with its `constant`, made before: where the tables do not change.
+
+        Noise then has no gradient to the tables.
+        """
+        return self
 
     @property
     @abc.abstractmethod
@@ -111,7 +123,18 @@ class OneHot(Space):
 
 @dataclasses.dataclass(frozen=True)
 class Projected(Space):
-    """States h = x @ T, (B, L, W)."""
+    """States h = x @ T, (B, L, W).
+
+    ``factor_WW`` is that of the noise (`noise.cholesky_factor`), or None: made when it is needed.
+    """
+
+    factor_WW: jax.Array | None = None
+
+    def constant(self) -> jax.Array:
+        return noise_lib.factor(self.distinct_tables)
+
+    def with_constant(self, constant: jax.Array | None) -> Self:
+        return dataclasses.replace(self, factor_WW=constant)
 
     @property
     def distinct_tables(self) -> tuple[jax.Array, ...]:
@@ -127,7 +150,11 @@ class Projected(Space):
         return noise_lib.raw_of_dense(self.distinct_tables, noise_BLV)
 
     def scatter(self, noise: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
-        return per_token(scale) * noise_lib.project_noise(self.distinct_tables, noise)
+        if self.factor_WW is None:
+            seen = noise_lib.project_noise(self.distinct_tables, noise)
+        else:
+            seen = noise_lib.seen(self.factor_WW, noise)
+        return per_token(scale) * seen
 
     def clean(self, tokens_BL: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
         clean = jnp.concatenate([table[tokens_BL] for table in self.distinct_tables], axis=-1)

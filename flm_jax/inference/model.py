@@ -145,13 +145,15 @@ class FlowModel:
         bucket = num_samples if trajectory else 1 << (num_samples - 1).bit_length()
         batch = self.programs.whole_batch(min(bucket, chosen.batch_size))
         program = Program(rule, chosen.sampling(steps), batch, length, trajectory)
-        sample = self.programs.compiled(program, self._all_params())
+        params = self._all_params()
+        constant = self.programs.constant(rule, params)
+        sample = self.programs.compiled(program, params, constant)
         key = numerics.key(seed)
         start = time.perf_counter()
         firsts = range(0, num_samples, batch)
         with progress.Waiting(f"sampling, {counted(steps)}", parts=len(firsts)) as waiting:
             parts = [
-                jax.tree.map(np.asarray, sample(self._all_params(), key, jnp.int32(first)))
+                jax.tree.map(np.asarray, sample(params, constant, key, jnp.int32(first)))
                 for first in waiting.each(firsts)
             ]
         seconds = time.perf_counter() - start

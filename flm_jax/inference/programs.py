@@ -1,6 +1,7 @@
 """Compiled samplers of a model: built on first use, kept by what they were compiled for."""
 
 import functools
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,11 +13,13 @@ from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.host import numerics, progress, sharding
 from flm_jax.samplers.base import Sampler, Written
+from flm_jax.samplers.loops import LoopSampler
 from flm_jax.sampling import Sampling
 from flm_jax.tokenizers import Tokenizer
 
-# (parameters by role, key, index of the first sample) -> Written
-Compiled = Callable[[dict[str, Any], jax.Array, jax.Array], Written]
+# (parameters by role, constant of the space, key, index of the first sample) -> Written
+Compiled = Callable[[dict[str, Any], jax.Array | None, jax.Array, jax.Array], Written]
+Tables = dict[str, jax.Array]  # embedding tables by role
 
 
 class Program(NamedTuple):
@@ -51,20 +54,61 @@ class Programs:
         self._tokenizer = tokenizer
         self._mesh = mesh
         self.kept: dict[Program, Compiled] = {}
+        self._made_of: list[weakref.ref[jax.Array]] = []
+        self._constant: jax.Array | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without what is compiled and without the mesh: neither can travel."""
-        return {**vars(self), "kept": {}, "_mesh": None}
+        state = {**vars(self), "kept": {}, "_mesh": None, "_made_of": [], "_constant": None}
+        state.pop("_make_constant", None)
+        return state
 
-    def compiled(self, program: Program, params: dict[str, Any]) -> Compiled:
-        """The compiled sampler for parameters of these shapes and places."""
+    def compiled(
+        self, program: Program, params: dict[str, Any], constant: jax.Array | None
+    ) -> Compiled:
+        """The compiled sampler for parameters, and `constant`, of these shapes and places."""
         if program not in self.kept:
-            out = None if self._mesh is None else sharding.replicated(self._mesh)
-            jitted = jax.jit(functools.partial(self._sample, program), out_shardings=out)
-            example = (params, numerics.key(0), jnp.int32(0))
+            sample = functools.partial(self._sample, program)
+            jitted = jax.jit(sample, out_shardings=self._everywhere)
+            example = (params, constant, numerics.key(0), jnp.int32(0))
             with progress.Waiting(f"compiling the sampler for {counted(program.sampling.steps)}"):
                 self.kept[program] = jitted.lower(*example).compile()
         return self.kept[program]
+
+    def constant(self, rule: Sampler, params: dict[str, Any]) -> jax.Array | None:
+        """What the space needs of the tables, for a sampler of vectors.
+
+        Made once (a pass over tables and a Cholesky factor, as much as a step of one sample), and
+        anew where the tables are other arrays than before.
+        """
+        if not isinstance(rule, LoopSampler):
+            return None
+        tables = {role: params[role]["embed"]["table"] for role in self._experiments}
+        if not self._is_of([*tables.values()]):
+            self._constant = self._make_constant(tables)
+            # Weakly: the memory of tables that nobody else has any more is free at once.
+            self._made_of = [weakref.ref(table) for table in tables.values()]
+        return self._constant
+
+    def _is_of(self, tables: list[jax.Array]) -> bool:
+        """Whether the constant was made of these tables; an array of NumPy may have changed."""
+        made_of = [made() for made in self._made_of]
+        return len(made_of) == len(tables) and all(
+            isinstance(table, jax.Array) and table is made
+            for table, made in zip(tables, made_of, strict=True)
+        )
+
+    @functools.cached_property
+    def _make_constant(self) -> Callable[[Tables], jax.Array | None]:
+        def make(tables: Tables) -> jax.Array | None:
+            return self._experiments[STUDENT].space(tables).constant()
+
+        return jax.jit(make, out_shardings=self._everywhere)
+
+    @property
+    def _everywhere(self) -> jax.sharding.Sharding | None:
+        """Where results go: to all devices of the mesh."""
+        return None if self._mesh is None else sharding.replicated(self._mesh)
 
     def whole_batch(self, batch: int) -> int:
         """The next batch size that the devices can share."""
@@ -72,7 +116,12 @@ class Programs:
         return -(-batch // devices) * devices
 
     def _sample(
-        self, program: Program, params: dict[str, Any], key: jax.Array, first: jax.Array
+        self,
+        program: Program,
+        params: dict[str, Any],
+        constant: jax.Array | None,
+        key: jax.Array,
+        first: jax.Array,
     ) -> Written:
         rule, sampling, batch, length, trajectory = program
         index_B = first + jnp.arange(batch)
@@ -88,7 +137,7 @@ class Programs:
             for role, made in self._experiments.items()
         }
         space = student.space({role: net.table for role, net in nets.items()})
-        at = At(nets, space, student.clock)
+        at = At(nets, space.with_constant(constant), student.clock)
         keys_B = sequence_keys(key, index_B)
         bos_id = self._tokenizer.bos_id
         return rule.run(at, keys_B, sampling, length, trajectory=trajectory, bos_id=bos_id)

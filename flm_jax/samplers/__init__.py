@@ -3,8 +3,11 @@
 from flm_jax.samplers.ancestral import AncestralMasked, AncestralUniform
 from flm_jax.samplers.autoregressive import LeftToRight
 from flm_jax.samplers.base import Sampler
+from flm_jax.samplers.block_diffusion import BlockDiffusion
+from flm_jax.samplers.churn import Churn
 from flm_jax.samplers.euler import Euler
 from flm_jax.samplers.flow_map import FlowMap
+from flm_jax.samplers.refinement import Refinement
 from flm_jax.samplers.two_model import TwoModel, TwoStage
 
 SAMPLERS: dict[str, type[Sampler]] = {
@@ -15,4 +18,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "flow_map": FlowMap,
     "two_model": TwoModel,
     "two_stage": TwoStage,
+    "churn": Churn,
+    "refinement": Refinement,
+    "block_diffusion": BlockDiffusion,
 }

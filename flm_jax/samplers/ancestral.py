@@ -24,7 +24,7 @@ from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.randomness import folded, random_tokens, two_each, uniforms
 from flm_jax.flow.vocabulary import nucleus
-from flm_jax.samplers.base import Trajectory, Written
+from flm_jax.samplers.base import Given, Trajectory, Written
 from flm_jax.samplers.tokens import TokenSampler
 from flm_jax.sampling import Sampling
 
@@ -68,12 +68,15 @@ class Ancestral(TokenSampler, unfinished=True):
         noise: jax.Array | None = None,
         trajectory: bool = False,
         bos_id: int | None = None,
+        given: Given | None = None,
     ) -> Written:
         """Tokens int32 (B, L) of all steps; see `samplers.base.Sampler.run`.
 
         The trajectory's ``states`` are tokens (S + 1, B, L), its times run from 0 (noise) to 1.
         ``start`` are given tokens (B, L) at t = 1; there is no other noise to be given, and all
-        positions are diffused, a BOS included.
+        positions are diffused, a BOS included. ``given`` ones stay what they are; the network of a
+        uniform diffusion is told the time of the others, as it was trained: some tokens of any
+        noised text are still themselves.
 
         Raises UserError for knobs that only samplers of vectors have.
         """
@@ -82,6 +85,8 @@ class Ancestral(TokenSampler, unfinished=True):
         keys_steps = folded(keys_B, 1)
         if start is None:
             start = self.start(net, folded(keys_B, 0), length)
+        if given is not None:
+            start = given.read(start)
         progress = jnp.arange(steps + 1) / steps
         alphas = discrete.alpha(1.0 - progress)
 
@@ -89,9 +94,13 @@ class Ancestral(TokenSampler, unfinished=True):
             posterior = self.posterior(net, tokens_BL, alphas[i])
             keys = folded(keys_steps, i)
             after_BL = self.step(posterior, tokens_BL, alphas[i], alphas[i + 1], keys)
+            after_BL = after_BL if given is None else given.read(after_BL)
             if not trajectory:
                 return after_BL, ()
-            return after_BL, (tokens_BL, *self.observe(posterior, tokens_BL))
+            likely_BL, p_BL = self.observe(posterior, tokens_BL)
+            if given is not None:
+                likely_BL, p_BL = given.read(likely_BL), jnp.where(given.mask_BL, 1.0, p_BL)
+            return after_BL, (tokens_BL, likely_BL, p_BL)
 
         tokens_BL, (*seen,) = jax.lax.scan(step, start, jnp.arange(steps))
         if not trajectory:

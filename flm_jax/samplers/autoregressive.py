@@ -16,7 +16,7 @@ from flm_jax.flow.at import At
 from flm_jax.flow.net import CausalNet
 from flm_jax.flow.randomness import folded
 from flm_jax.flow.vocabulary import first_largest
-from flm_jax.samplers.base import Trajectory, Written
+from flm_jax.samplers.base import Given, Trajectory, Written
 from flm_jax.samplers.tokens import TokenSampler
 from flm_jax.sampling import Sampling
 
@@ -71,6 +71,7 @@ class LeftToRight(TokenSampler):
         noise: jax.Array | None = None,
         trajectory: bool = False,
         bos_id: int | None = None,
+        given: Given | None = None,
     ) -> Written:
         """Tokens int32 (B, L), the first one BOS; see `samplers.base.Sampler.run`.
 
@@ -81,6 +82,7 @@ class LeftToRight(TokenSampler):
           sampling: its steps are network evaluations, one per token after the first: length - 1.
           start: given first tokens (B,).
           noise: given Gumbel noise (L - 1, B, V), of all tokens.
+          given: the beginning of every sequence; its first token replaces BOS.
 
         Raises UserError for another number of steps, without a BOS, and for knobs that only
         samplers of vectors have.
@@ -99,7 +101,12 @@ class LeftToRight(TokenSampler):
             drawn_V = np.delete(np.arange(net.head.vocab_size, dtype=np.int32), list(self.never))
             net = net.with_outputs(drawn_V)
             noise = None if noise is None else noise[..., drawn_V]
-        first_B = self.first(keys_B.shape[0], bos_id) if start is None else start
+        if start is not None:
+            first_B = start
+        elif given is not None:
+            first_B = self.first_given(given, bos_id)
+        else:
+            first_B = self.first(keys_B.shape[0], bos_id)
 
         def step(carry, i):
             token_B, cache = carry
@@ -110,10 +117,13 @@ class LeftToRight(TokenSampler):
                 head = posterior.head
                 logits_B1V = head.capped(head.raw(posterior.features_BLD))
                 next_B1 = first_largest(logits_B1V + noise[i][:, None])
-            seen = ()
-            if trajectory:
-                seen = (jnp.exp(posterior.log_prob(next_B1))[:, 0],)
+            p_B = jnp.exp(posterior.log_prob(next_B1))[:, 0] if trajectory else None
             next_B1 = next_B1 if drawn_V is None else jnp.asarray(drawn_V)[next_B1]
+            if given is not None:
+                mask_B1 = given.mask_BL[:, i + 1, None]
+                next_B1 = jnp.where(mask_B1, given.tokens_BL[:, i + 1, None], next_B1)
+                p_B = None if p_B is None else jnp.where(mask_B1[:, 0], 1.0, p_B)
+            seen = () if p_B is None else (p_B,)
             return (next_B1[:, 0], cache), (next_B1[:, 0], *seen)
 
         cache = net.empty_cache(keys_B.shape[0], steps)
@@ -121,6 +131,25 @@ class LeftToRight(TokenSampler):
         tokens_BL = jnp.concatenate([first_B[None], written_SB]).T
         path = self.path(tokens_BL, *seen) if trajectory else None
         return Written.in_all_steps(tokens_BL, steps, path)
+
+    def check_given(self, mask_BL: np.ndarray) -> None:
+        """UserError unless the given tokens of every sequence are its beginning."""
+        open_before_BL = np.logical_or.accumulate(~mask_BL, axis=1)
+        late = np.argwhere(mask_BL & open_before_BL)
+        if late.size:
+            row, position = late[0]
+            raise UserError(
+                f"an autoregressive model writes from left to right, but the given token at "
+                f"position {position} of sequence {row} comes after an open one; give a prompt, "
+                "or use another kind of model for infilling"
+            )
+
+    def first_given(self, given: Given, bos_id: int | None) -> jax.Array:
+        """The first token, int32 (B,): BOS where it is not given."""
+        first_B, mask_B = given.tokens_BL[:, 0], given.mask_BL[:, 0]
+        if bos_id is None and self.bos_id == -1:
+            return first_B  # nothing else to begin with
+        return jnp.where(mask_B, first_B, self.first(first_B.shape[0], bos_id))
 
     def first(self, batch: int, bos_id: int | None) -> jax.Array:
         """BOS, int32 (B,)."""

@@ -9,11 +9,13 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flm_jax.contracts import Contract, Needs
 from flm_jax.flow.at import At
 from flm_jax.flow.combination import Combination
 from flm_jax.flow.posterior import Posterior
+from flm_jax.flow.space import Space
 from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields
 
 
@@ -36,16 +38,40 @@ class Move(NamedTuple):
         return prediction if self.correction is None else prediction + self.correction
 
 
+class Given(NamedTuple):
+    """Tokens that are not written but given, with any shape of mask: a prompt, clues, a frame.
+
+    ``tokens_BL`` int32 counts where ``mask_BL`` bool is true. A given token is a position at time
+    1: the network is told both its times as 1, its state is the clean one and is kept, and it is
+    read as it was given. The same two rules in every sampler; no array has a vocabulary axis.
+    """
+
+    tokens_BL: jax.Array
+    mask_BL: jax.Array
+
+    def read(self, tokens_BL: jax.Array) -> jax.Array:
+        """Those tokens where nothing is given, the given ones elsewhere."""
+        return jnp.where(self.mask_BL, self.tokens_BL, tokens_BL)
+
+    def clean(self, space: Space, state: jax.Array) -> jax.Array:
+        """The state with the given tokens at time 1."""
+        return self.keep(space.clean(self.tokens_BL, state.dtype), state)
+
+    def keep(self, before: jax.Array, after: jax.Array) -> jax.Array:
+        """``after`` a step, but at given tokens the state ``before`` it; (B, L, ...) each."""
+        return jnp.where(self.mask_BL[..., None], before, after)
+
+
 class Carry(NamedTuple):
     """What a sampler of the common loop carries from step to step.
 
-    ``estimate`` (the last prediction, for self-conditioning) and ``given`` (tokens that are not
-    written but given) are None: nothing here makes them yet.
+    ``estimate`` (the last prediction, for self-conditioning) is None: nothing here makes it yet.
+    ``given`` is None if all is written.
     """
 
     state: jax.Array
     estimate: jax.Array | None = None
-    given: jax.Array | None = None
+    given: Given | None = None
 
 
 class Trajectory(NamedTuple):
@@ -115,6 +141,7 @@ class Sampler(Contract, unfinished=True):
         noise: jax.Array | None = None,
         trajectory: bool = False,
         bos_id: int | None = None,
+        given: Given | None = None,
     ) -> Written:
         """Writes one sequence of ``length`` tokens for every key (`randomness.sequence_keys`).
 
@@ -127,7 +154,15 @@ class Sampler(Contract, unfinished=True):
           trajectory: whether to return what happened on the way; then no sequence stops early,
             whatever the patience.
           bos_id: the tokenizer's BOS, for samplers that start from it.
+          given: tokens that are not written but given; `check_given` has no objection to them.
         """
+
+    def check_given(self, mask_BL: np.ndarray) -> None:
+        """UserError for places, bool (B, L), at which it cannot take given tokens."""
+
+    def suited(self, two_times: bool) -> "Sampler":
+        """The same for a network of one time or of two, if that is left open."""
+        return self
 
     def steps_for(self, length: int) -> int | None:
         """The one number of steps in which it writes ``length`` tokens; None: any number."""

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flm_jax.flow import maps
 from flm_jax.flow.at import At
 from flm_jax.flow.randomness import folded
-from flm_jax.samplers.base import Carry, Move, Sampler, Trajectory, Written
+from flm_jax.samplers.base import Carry, Given, Move, Sampler, Trajectory, Written
 from flm_jax.sampling import Sampling
 
 
@@ -49,8 +49,9 @@ class LoopSampler(Sampler, unfinished=True):
         noise: jax.Array | None = None,
         trajectory: bool = False,
         bos_id: int | None = None,
+        given: Given | None = None,
     ) -> Written:
-        steps = Steps(self, at, keys_B, sampling, length, noise)
+        steps = Steps(self, at, keys_B, sampling, length, noise, given)
         if sampling.patience > 0 and not trajectory:
             return until_stable(steps, start)
         return whole_grid(steps, start, trajectory)
@@ -61,7 +62,8 @@ class Steps:
     """The steps of one run: what the network says at step i, where that leads, which tokens it is.
 
     ``keys_B`` has one key per sequence. ``noise`` is given raw noise of the
-    steps, (steps - 1, B, L, space.noise_width), instead of drawn noise.
+    steps, (steps - 1, B, L, space.noise_width), instead of drawn noise. ``given`` tokens are not
+    written: the network is told that they are at time 1, and no move changes their state.
     """
 
     sampler: LoopSampler
@@ -70,6 +72,7 @@ class Steps:
     sampling: Sampling
     length: int
     noise: jax.Array | None = None
+    given: Given | None = None
 
     @property
     def grid(self) -> jax.Array:
@@ -80,13 +83,17 @@ class Steps:
         """The first state, of given raw noise (B, L, space.noise_width) or of drawn noise."""
         if raw is None:
             raw = self.at.space.noise(self._keys(0), self.length)
-        return Carry(self.at.space.scatter(raw, self.sampling.prior_scale))
+        state = self.at.space.scatter(raw, self.sampling.prior_scale)
+        if self.given is not None:
+            state = self.given.clean(self.at.space, state)
+        return Carry(state, given=self.given)
 
     def move(self, carry: Carry, i: jax.Array | int) -> Move:
         """What the rule proposes at step i."""
         batch = self.keys_B.shape[0]
         tau_s, tau_t = (jnp.full((batch,), self.grid[j]) for j in (i, i + 1))
-        return self.sampler.propose(self.at, carry, tau_s, tau_t)
+        at = self.at if carry.given is None else self.at.given(carry.given.mask_BL)
+        return self.sampler.propose(at, carry, tau_s, tau_t)
 
     def advance(self, carry: Carry, i: jax.Array | int, move: Move) -> Carry:
         """What is carried on after a step that is not the last one."""
@@ -98,19 +105,32 @@ class Steps:
             else:
                 raw = space.noise(folded(self._keys(1), i), self.length)
             state = space.perturb(state, raw, move.noise)
-        return carry._replace(state=state)
+        return carry._replace(state=self.kept(carry, state))
+
+    def kept(self, carry: Carry, state: jax.Array) -> jax.Array:
+        """The state after a move: given tokens stay what they are."""
+        return state if carry.given is None else carry.given.keep(carry.state, state)
 
     def read(self, move: Move) -> jax.Array:
         """The tokens, int32 (B, L), if this is the last step."""
-        if move.correction is not None or self.sampling.temperature == 0.0:
+        sampling = self.sampling
+        if move.correction is not None or sampling.temperature == 0.0:
             return self.likeliest(move)
-        return move.posterior.sample(self._keys(2), self.sampling.temperature, self.sampling.top_p)
+        drawn_BL = move.posterior.sample(self._keys(2), sampling.temperature, sampling.top_p)
+        return drawn_BL if self.given is None else self.given.read(drawn_BL)
 
     def likeliest(self, move: Move) -> jax.Array:
         """The arg max of a step's prediction, int32 (B, L)."""
         if move.correction is not None:  # the state's own share, 1e-5, cannot be seen in it
-            return move.prediction.argmax()
-        return move.posterior.argmax()
+            found_BL = move.prediction.argmax()
+        else:
+            found_BL = move.posterior.argmax()
+        return found_BL if self.given is None else self.given.read(found_BL)
+
+    def confidence(self, move: Move, tokens_BL: jax.Array) -> jax.Array:
+        """The probability of tokens in a step's prediction, (B, L); 1 where they are given."""
+        p_BL = jnp.exp(move.posterior.log_prob(tokens_BL))
+        return p_BL if self.given is None else jnp.where(self.given.mask_BL, 1.0, p_BL)
 
     def _keys(self, purpose: int) -> jax.Array:
         """Keys of the start (0), the steps (1) and the decoding (2)."""
@@ -120,6 +140,11 @@ class Steps:
 def loop(step: Callable, state: Any, steps: int) -> tuple[Any, Any]:
     """``state, seen[i] = step(state, i)`` for every i below ``steps``; seen is stacked."""
     return jax.lax.scan(step, state, jnp.arange(steps))
+
+
+def either(which: jax.Array, yes: Callable, no: Callable, *given: Any) -> Any:
+    """``yes(*given)`` or ``no(*given)``; only that one is computed."""
+    return jax.lax.cond(which, yes, no, *given)
 
 
 def whole_grid(run: Steps, start: jax.Array | None, trajectory: bool) -> Written:
@@ -133,7 +158,7 @@ def whole_grid(run: Steps, start: jax.Array | None, trajectory: bool) -> Written
         if not trajectory:
             return None
         tokens_BL = run.likeliest(move)
-        return carry.state, tokens_BL, jnp.exp(move.posterior.log_prob(tokens_BL))
+        return carry.state, tokens_BL, run.confidence(move, tokens_BL)
 
     def step(carry, i):
         move = run.move(carry, i)
@@ -151,7 +176,7 @@ def whole_grid(run: Steps, start: jax.Array | None, trajectory: bool) -> Written
         final = space.advance(carry.state, 0.0, 1.0, last.posterior.probability())
     else:
         final = space.advance(carry.state, last.keep, 1.0, last.prediction)
-    states = jnp.concatenate([states, final[None]])
+    states = jnp.concatenate([states, run.kept(carry, final)[None]])
     tau_S = run.grid[:-1]
     path = Trajectory(tau_S, run.at.clock.to_t(tau_S), states, tokens_SBL, confidence_SBL)
     return Written.in_all_steps(tokens_BL, run.sampling.steps, path)

@@ -270,6 +270,19 @@ def test_one_network_in_two_roles_is_one_table():
     np.testing.assert_array_equal(space.view(state, "teacher"), space.view(state, "student"))
 
 
+def test_a_factor_made_before_gives_the_same_noise():
+    tables = {"a": table(0), "b": table(1, 3)}
+    space = Projected(tables)
+    noise = space.noise(keys(B), L)
+    settled = space.with_constant(space.constant())
+    np.testing.assert_array_equal(settled.scatter(noise, 0.5), space.scatter(noise, 0.5))
+    other = {role: 2.0 * table for role, table in tables.items()}
+    doubled = space.with_constant(Projected(other).constant())
+    np.testing.assert_allclose(doubled.scatter(noise), 2.0 * space.scatter(noise), rtol=1e-5)
+    dense = OneHot(tables)
+    assert dense.constant() is None and dense.with_constant(None) is dense
+
+
 def test_choice_of_the_space():
     assert space_lib.choose("auto", 1024, 192) is Projected
     assert space_lib.choose("auto", 384, 192) is OneHot

@@ -1,5 +1,6 @@
 """Texts from a finished run: the command line, `flm_jax.load`, and what each knob does."""
 
+import dataclasses
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 from importlib import metadata
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import call, flm
@@ -283,6 +285,41 @@ def test_knobs_of_the_decode_and_of_the_flow_have_an_effect(model):
     ):
         assert (tokens(**knobs) != plain).any(), knobs
     assert len(np.unique(tokens(temperature=1.0))) > len(np.unique(tokens(temperature=1e-4)))
+
+
+def test_the_factor_of_the_noise_follows_the_parameters(model):
+    """It is made once for the same tables; set, and trained in place, they get their own."""
+    config = dataclasses.replace(model.config, space="projected")
+    experiment = dataclasses.replace(model.experiment, config=config)
+    own = flm_jax.FlowModel(experiment, model.tokenizer, model.params)
+    made = []
+    make = own.programs._make_constant
+    vars(own.programs)["_make_constant"] = lambda tables: made.append(0) or make(tables)
+    first = own.generate(4, 1).tokens
+    np.testing.assert_array_equal(own.generate(4, 1).tokens, first)
+    assert len(made) == 1
+
+    def scaled(params, columns):
+        # Some columns only: the noise is then another one, not only a larger one.
+        table = jnp.asarray(params["embed"]["table"]).at[:, columns].multiply(30.0)
+        return params | {"embed": params["embed"] | {"table": table}}
+
+    own.params = scaled(model.params, slice(0, 4))
+    fresh = flm_jax.FlowModel(experiment, model.tokenizer, own.params)
+    second = own.generate(4, 1).tokens
+    np.testing.assert_array_equal(second, fresh.generate(4, 1).tokens)
+    assert (second != first).any()
+
+    own.params["embed"]["table"] = scaled(model.params, slice(4, 8))["embed"]["table"]
+    third = own.generate(4, 1).tokens
+    fresh = flm_jax.FlowModel(experiment, model.tokenizer, own.params)
+    np.testing.assert_array_equal(third, fresh.generate(4, 1).tokens)
+    assert (third != second).any() and len(made) == 3
+
+    own.params = jax.tree.map(np.array, model.params)
+    np.testing.assert_array_equal(own.generate(4, 1).tokens, first)
+    own.params["embed"]["table"][:] = scaled(model.params, slice(4, 8))["embed"]["table"]
+    np.testing.assert_array_equal(own.generate(4, 1).tokens, third)
 
 
 def test_a_number_of_steps_is_compiled_once(model):

@@ -71,6 +71,11 @@ def one_by_one(
     return state, jax.tree.map(lambda *every: jnp.stack(every), *seen)
 
 
+def at_once(which: jax.Array, yes: Callable, no: Callable, *given: Tree) -> Tree:
+    """`samplers.loops.either` as Python's if: a `lax.cond` would compile both sides every time."""
+    return yes(*given) if which else no(*given)
+
+
 @functools.cache
 def for_each_jitter(function: Callable) -> Callable:
     """The function compiled, once more where `objective.jitter` has changed what it reads."""
@@ -94,5 +99,7 @@ PIECES = (
     (Combination, "argmax", by_itself),
     (noise, "cholesky_factor", for_each_jitter),
     (noise, "project_noise", for_each_jitter),
+    (Posterior, "most_likely", by_itself),
     (loops, "loop", lambda scan: one_by_one),
+    (loops, "either", lambda cond: at_once),
 )

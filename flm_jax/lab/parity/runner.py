@@ -24,6 +24,7 @@ from flm_jax.lab.parity import (
     initial,
     losses,
     programs,
+    refinement,
     sampling,
     tasks,
     texts,
@@ -58,6 +59,8 @@ KINDS: dict[str, Check] = {
     "sampler/fmlm_": sampling.flow_map,
     "sampler/two_model_": sampling.two_model,
     "sampler/two_stage_": sampling.two_stage,
+    "refinement/": refinement.refinement,
+    "block_diffusion/": refinement.block_diffusion,
     "train/adamw": training.train,
     "train/ema": training.ema,
     "init/random": initial.random,
@@ -76,7 +79,16 @@ KINDS: dict[str, Check] = {
 }
 
 # Beginnings of names of neighbouring cases that run through the same compiled programs.
-SHARING = ("sampler/", "ckpt/flm", "ckpt/", "fmlm/", "flm/", "two_model/")
+SHARING = (
+    "sampler/",
+    "refinement/",
+    "block_diffusion/",
+    "ckpt/flm",
+    "ckpt/",
+    "fmlm/",
+    "flm/",
+    "two_model/",
+)
 
 
 def run(
