@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
+
 from flm_jax import inference
 from flm_jax.data import load_data
 from flm_jax.errors import UserError
@@ -57,7 +59,7 @@ def solve(options: Solving) -> dict:
 
 def _row(model: inference.FlowModel, options: Solving, asked: Task, steps: int) -> dict:
     drawing = {**options.drawing(), "num_samples": 1}  # of each task
-    given = Given(asked.tokens_NL, asked.given_NL)
+    given = Given(jnp.asarray(asked.tokens_NL), jnp.asarray(asked.given_NL))
     samples = model.generate(steps=steps, given=given, **drawing)
     count = len(samples.tokens)
     values = {

@@ -216,7 +216,7 @@ class Loop:
     def keep_batch(self, step: int, values: dict, inputs: Inputs) -> str:
         """Writes a bad batch for `flm_jax.training.reproduce`; returns what to say about it."""
         session = self.session
-        arrays = [distributed.gathered(array) for array in inputs]
+        tokens, mask = (distributed.gathered(array) for array in inputs)
         if not distributed.is_main():
             return ""
         path = incidents.path_of(session.workdir, step)
@@ -230,7 +230,7 @@ class Loop:
             "command": command,
         }
         try:
-            kept = incidents.keep_batch(session.workdir, step, *arrays, facts)
+            kept = incidents.keep_batch(session.workdir, step, tokens, mask, facts)
         except UserError as error:  # a full disk, say: the other sentence matters more
             return f" (its batch is not kept: {error})"
         return f"; look at its batch with: {command}" if kept else ""
