@@ -7,6 +7,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
@@ -15,7 +16,7 @@ from flm_jax.experiment import Experiment
 from flm_jax.registry import nearest
 from flm_jax.samplers import SAMPLERS
 from flm_jax.samplers.base import Sampler
-from flm_jax.samplers.loops import LoopSampler
+from flm_jax.samplers.tokens import TokenSampler
 from flm_jax.sampling import knob_fields
 
 _ON_THE_DIAGONAL = (
@@ -87,7 +88,7 @@ def _check(
         fit = [
             name
             for name, row in SAMPLERS.items()
-            if issubclass(row, LoopSampler) == vectors and _suits(experiment, with_teacher, row())
+            if issubclass(row, TokenSampler) != vectors and _suits(experiment, with_teacher, row())
         ]
         distil = "; a flow map comes by distilling it (loss psd, lsd or esd)"
         raise UserError(
@@ -95,6 +96,8 @@ def _check(
             f"{_KINDS.get(this, f'a baseline ({this})')}; use {' or '.join(fit) or 'another one'}"
             f"{distil if rule.needs.two_times and this == 'denoiser' else ''}"
         )
+    if rule.needs.given:
+        _check_trained(experiment, f"the sampler {chosen.name!r} gives the tokens that it commits")
     problems = config_lib.knob_problems(experiment.config, rule, chosen.name, chosen, length)
     if problems:
         unused = chosen.changed().keys() - rule.uses
@@ -103,6 +106,28 @@ def _check(
             for knob, sentence in problems.items()
         )
         raise UserError("\n".join(sentences))
+
+
+def check_given(experiment: Experiment, rule: Sampler, mask_BL: np.ndarray) -> None:
+    """UserError unless the model can write around given tokens at these places, bool (B, L)."""
+    if not isinstance(rule, TokenSampler):  # those of tokens have seen such texts in training
+        _check_trained(experiment, "some tokens are given")
+    rule.check_given(mask_BL)
+
+
+def _check_trained(experiment: Experiment, why: str) -> None:
+    if experiment.loss.needs.given:
+        return
+    loss = experiment.config.loss.name
+    option = "--config.loss.options.given_fraction=0.3"
+    if experiment.config.model.two_times:
+        option = "--config.loss.name=any_order"
+    elif not loss == "flow_matching":
+        option = f"--config.loss.name=flow_matching and {option}"
+    raise UserError(
+        f"{why}, but this model was not trained for given tokens (loss {loss!r}); train one with "
+        f"{option}"
+    )
 
 
 def _suits(experiment: Experiment, with_teacher: bool, rule: Sampler) -> bool:

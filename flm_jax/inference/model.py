@@ -3,7 +3,7 @@
 import dataclasses
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,10 +19,12 @@ from flm_jax.flow.net import Net
 from flm_jax.flow.space import Space
 from flm_jax.host import numerics, progress
 from flm_jax.inference import choose_sampler
+from flm_jax.inference import given as given_lib
+from flm_jax.inference.given import Asked
 from flm_jax.inference.programs import Program, Programs, counted
 from flm_jax.losses.psd import semigroup_defect
 from flm_jax.models.dit import count_parameters
-from flm_jax.samplers.base import Sampler, Trajectory
+from flm_jax.samplers.base import Given, Sampler, Trajectory, Written
 from flm_jax.sampling import with_knobs
 from flm_jax.tokenizers import Tokenizer
 
@@ -32,7 +34,8 @@ class Samples:
     """Samples and their texts. ``tokens`` int32 (N, L); ``seconds`` without compilation.
 
     ``evaluations`` of the network per sample: ``steps``, or fewer on average with ``patience``.
-    ``trajectory`` is that of the first batch, if it was asked for.
+    ``trajectory`` is that of the first batch, if it was asked for. ``prompts`` are the texts that
+    were given, one for each sample, if any were.
     """
 
     texts: list[str]
@@ -42,18 +45,23 @@ class Samples:
     seconds: float
     evaluations: float
     trajectory: Trajectory | None = None
+    prompts: tuple[str, ...] = ()
 
     def rows(self) -> list[dict]:
         """One JSON-able dict per sample, as written to samples.jsonl."""
+        prompts = [{"prompt": text} for text in self.prompts] or [{}] * len(self.texts)
         return [
-            {
+            prompt
+            | {
                 "index": i,
                 "sampler_steps": self.steps,
                 "seed": self.seed,
                 "text": text,
                 "tokens": tokens.tolist(),
             }
-            for i, (text, tokens) in enumerate(zip(self.texts, self.tokens, strict=True))
+            for i, (text, tokens, prompt) in enumerate(
+                zip(self.texts, self.tokens, prompts, strict=True)
+            )
         ]
 
 
@@ -114,15 +122,23 @@ class FlowModel:
         sampler: str = "",
         sampler_options: dict[str, Any] | None = None,
         trajectory: bool = False,
+        prompt: str | Sequence[str] | None = None,
+        infill: str | Sequence[str] | None = None,
+        given: Given | Asked | None = None,
         **knobs: float | None,
     ) -> Samples:
         """Draws ``num_samples`` samples in ``steps`` network evaluations each.
+
+        With a ``prompt`` texts begin with it; an ``infill`` text has [MASK] for every token that is
+        to be written, or [MASK:5] for five. Several of them give ``num_samples`` texts each.
+        ``given`` tokens with their mask, (texts, length), are the general form of both.
 
         What is left out comes from the config's sampler section (``steps``: the last of its list).
         Sample i depends on seed and i only, not on ``num_samples``, ``batch_size`` or devices.
         ``knobs`` are the sampling knobs (`flm_jax.sampling`), by name.
 
-        Raises UserError for values out of range, and for knobs that the sampler does not use.
+        Raises UserError for values out of range, for knobs that the sampler does not use, and for
+        given tokens that do not fit the model (`inference.given`).
         """
         steps = self.config.sampler.steps[-1] if steps is None else steps
         length = self.config.data.length if length is None else length
@@ -139,35 +155,48 @@ class FlowModel:
         if length < 3:
             raise UserError(f"length={length} must be at least 3: BOS, one token, EOS")
         num_samples, steps = chosen.num_samples, chosen.steps[0]
+        asked = given_lib.asked(self.tokenizer, length, prompt, infill, given)
+        if asked is not None:
+            choose_sampler.check_given(self.experiment, rule, asked.mask_NL)
+            asked = asked.repeated(num_samples)
+            num_samples = len(asked)
 
         # Powers of two, so that few programs serve all numbers of samples; what is too many is cut
         # off, except from a trajectory, which shows a whole batch.
         bucket = num_samples if trajectory else 1 << (num_samples - 1).bit_length()
         batch = self.programs.whole_batch(min(bucket, chosen.batch_size))
-        program = Program(rule, chosen.sampling(steps), batch, length, trajectory)
+        program = Program(rule, chosen.sampling(steps), batch, length, trajectory, bool(asked))
         params = self._all_params()
         constant = self.programs.constant(rule, params)
         sample = self.programs.compiled(program, params, constant)
         key = numerics.key(seed)
+
+        def written(first: int) -> Written:
+            fixed = asked.part(first, batch) if asked else None
+            found = sample(params, constant, key, jnp.int32(first), fixed)
+            return jax.tree.map(np.asarray, found)
+
         start = time.perf_counter()
         firsts = range(0, num_samples, batch)
         with progress.Waiting(f"sampling, {counted(steps)}", parts=len(firsts)) as waiting:
-            parts = [
-                jax.tree.map(np.asarray, sample(params, constant, key, jnp.int32(first)))
-                for first in waiting.each(firsts)
-            ]
+            parts = [written(first) for first in waiting.each(firsts)]
         seconds = time.perf_counter() - start
         tokens, evaluations = (
             np.concatenate([part[i] for part in parts])[:num_samples] for i in range(2)
         )
+        if asked:
+            texts = [asked.read(self.tokenizer, i, row) for i, row in enumerate(tokens)]
+        else:
+            texts = [self.text(row) for row in tokens]
         return Samples(
-            [self.text(row) for row in tokens],
+            texts,
             tokens,
             steps,
             seed,
             seconds,
             float(evaluations.mean()),
             parts[0][2],
+            asked.texts if asked else (),
         )
 
     def sampler(

@@ -7,18 +7,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flm_jax.experiment import Experiment
 from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.host import numerics, progress, sharding
-from flm_jax.samplers.base import Sampler, Written
-from flm_jax.samplers.loops import LoopSampler
+from flm_jax.samplers.base import Given, Sampler, Written
+from flm_jax.samplers.tokens import TokenSampler
 from flm_jax.sampling import Sampling
 from flm_jax.tokenizers import Tokenizer
 
-# (parameters by role, constant of the space, key, index of the first sample) -> Written
-Compiled = Callable[[dict[str, Any], jax.Array | None, jax.Array, jax.Array], Written]
+# (parameters by role, constant of the space, key, index of the first sample, given) -> Written
+Compiled = Callable[[dict[str, Any], jax.Array | None, jax.Array, jax.Array, Given | None], Written]
 Tables = dict[str, jax.Array]  # embedding tables by role
 
 
@@ -30,6 +31,7 @@ class Program(NamedTuple):
     batch: int
     length: int
     trajectory: bool
+    given: bool = False  # whether some tokens are
 
 
 class Programs:
@@ -70,7 +72,7 @@ class Programs:
         if program not in self.kept:
             sample = functools.partial(self._sample, program)
             jitted = jax.jit(sample, out_shardings=self._everywhere)
-            example = (params, constant, numerics.key(0), jnp.int32(0))
+            example = (params, constant, numerics.key(0), jnp.int32(0), _no_tokens(program))
             with progress.Waiting(f"compiling the sampler for {counted(program.sampling.steps)}"):
                 self.kept[program] = jitted.lower(*example).compile()
         return self.kept[program]
@@ -81,7 +83,7 @@ class Programs:
         Made once (a pass over tables and a Cholesky factor, as much as a step of one sample), and
         anew where the tables are other arrays than before.
         """
-        if not isinstance(rule, LoopSampler):
+        if isinstance(rule, TokenSampler):
             return None
         tables = {role: params[role]["embed"]["table"] for role in self._experiments}
         if not self._is_of([*tables.values()]):
@@ -122,12 +124,14 @@ class Programs:
         constant: jax.Array | None,
         key: jax.Array,
         first: jax.Array,
+        given: Given | None,
     ) -> Written:
-        rule, sampling, batch, length, trajectory = program
+        rule, sampling, batch, length, trajectory, _ = program
         index_B = first + jnp.arange(batch)
         if self._mesh is not None:
             rows = sharding.batch_sharding(self._mesh)
             index_B = jax.lax.with_sharding_constraint(index_B, rows)
+            given = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), given)
         student = self._experiments[STUDENT]
         nets = {
             # A flow map that is asked at one time only is a denoiser.
@@ -140,7 +144,14 @@ class Programs:
         at = At(nets, space.with_constant(constant), student.clock)
         keys_B = sequence_keys(key, index_B)
         bos_id = self._tokenizer.bos_id
-        return rule.run(at, keys_B, sampling, length, trajectory=trajectory, bos_id=bos_id)
+        options = {"trajectory": trajectory, "bos_id": bos_id, "given": given}
+        return rule.run(at, keys_B, sampling, length, **options)
+
+
+def _no_tokens(program: Program) -> Given | None:
+    """Given tokens of the shapes that a program takes."""
+    shape = program.batch, program.length
+    return Given(np.zeros(shape, np.int32), np.zeros(shape, bool)) if program.given else None
 
 
 def counted(steps: int) -> str:

@@ -149,9 +149,8 @@ class RoundSampler(Sampler, unfinished=True):
         rounds = self.rounds_for(steps, length)
         schedule = Schedule.of(steps, rounds, sampling.grid_power)
 
-        def noised(raw, purpose, number):
-            if raw is None:
-                raw = space.noise(folded(folded(keys_B, purpose), number), length)
+        def noised(raw, keys_B):
+            raw = space.noise(keys_B, length) if raw is None else raw
             return space.scatter(raw, sampling.prior_scale)
 
         def inside(carry, i, move):
@@ -175,7 +174,7 @@ class RoundSampler(Sampler, unfinished=True):
             first = carry.first
             if self.fresh_noise and rounds > 1:
                 raw = None if noise is None else noise[jnp.minimum(which, rounds - 2)]
-                first = noised(raw, 4, which)
+                first = noised(raw, folded(folded(keys_B, 4), which))
             return carry._replace(state=given.clean(space, first), first=first, given=given)
 
         def move_on(carry, i, move):
@@ -206,7 +205,7 @@ class RoundSampler(Sampler, unfinished=True):
         nothing = jnp.zeros((batch, length), jnp.int32), jnp.zeros((batch, length), bool)
         given = Given(*nothing) if given is None else given
         given = Given(given.tokens_BL.astype(jnp.int32), given.mask_BL)
-        first = noised(start, 0, 0)
+        first = noised(start, folded(keys_B, 0))  # that of the other samplers
         start_with = Carry(given.clean(space, first), first, given, jnp.zeros((batch,), jnp.int32))
         carry, seen = loops.loop(step, start_with, steps)
         if not trajectory:
