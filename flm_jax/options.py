@@ -92,3 +92,12 @@ class Evaluation(Drawing):
     samples: str | None = knob(
         None, "folder for the samples; by default beside --output, else not kept"
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solving(Drawing):
+    """Which tasks are solved, and where the results are written."""
+
+    num_samples: int = knob(256, "tasks, from the beginning of the held-out ones", at_least=1)
+    problems: str = knob("", "file or folder of GSM8K, for models of questions and programs")
+    output: str | None = knob(None, "write the results as JSON to this file")

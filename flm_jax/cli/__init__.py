@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train",
     "generate": "generate",
     "evaluate": "evaluate",
+    "solve": "solve",
     "prepare": "prepare",
     "inspect": "inspect",
     "convert": "convert",

@@ -17,8 +17,9 @@ class DataConfig:
     length: int = knob(128, "tokens per block, BOS and EOS included", at_least=3)
     packing: str = knob(
         "wrap",
-        "documents to blocks (wrap = end to end, one_per_row = each alone, padded)",
-        choices=("wrap", "one_per_row"),
+        "documents to blocks (wrap = end to end, one_per_row = each alone, padded, and with "
+        "_cut or _short longer ones are cut or left out, exact = each alone, all of one length)",
+        choices=("wrap", "one_per_row", "one_per_row_cut", "one_per_row_short", "exact"),
     )
     cache_dir: str = knob("", "folder of packed blocks ('' = the user's cache folder)")
     num_workers: int = knob(0, "worker processes that read data (0 = this process)", at_least=0)

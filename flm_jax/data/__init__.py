@@ -1,7 +1,8 @@
 """Corpora, packed rows and batches.
 
 base.py       what a corpus promises; derived splits; the cache folder
-one file per corpus, one row per corpus in `DATASETS`; published/ has those with a name
+one file per corpus, one row per corpus in `DATASETS`; published/ has those with a name, tasks/
+              those with a given part and an answer that can be checked
 packing.py    a split -> rows of one length on disk, made once; workers.py tokenises in processes,
               wrap.py cuts, shards.py writes so that a kill costs little, rows.py reads
 pipeline.py   rows -> shuffled, sharded, resumable batches (grain); shuffle.py is the order
@@ -25,6 +26,7 @@ from flm_jax.data.published import PUBLISHED
 from flm_jax.data.python_prose import PythonProse
 from flm_jax.data.rows import Rows
 from flm_jax.data.synthetic import Synthetic
+from flm_jax.data.tasks import TASKS
 from flm_jax.data.text_files import TextFiles
 from flm_jax.data.unicode_names import UnicodeNames
 from flm_jax.data.wrap import split_row
@@ -36,6 +38,7 @@ DATASETS: dict[str, type[Corpus]] = {
     "text_files": TextFiles,
     "unicode_names": UnicodeNames,
     **PUBLISHED,
+    **TASKS,
 }
 
 __all__ = [

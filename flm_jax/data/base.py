@@ -18,13 +18,18 @@ class Corpus(Contract, unfinished=True):
     """Documents of text in splits; `DATASETS` names classes of these.
 
     The keyword arguments of the constructor are the options a user may set under `data.options`.
-    Pickled without the documents: tokenizing processes get a copy to call `detokenize` on.
+    Pickled without the documents: tokenizing processes get a copy to call `parts` on.
+
+    Attributes:
+      has_given: whether documents begin with a given part, such as a question or a puzzle, which is
+        never predicted; see `parts`.
     """
 
     name: str
     kind: str
     licence: str
     splits: tuple[str, ...]
+    has_given: bool = False
 
     @abc.abstractmethod
     def source(self, split: str) -> Sequence[str]:
@@ -33,6 +38,13 @@ class Corpus(Contract, unfinished=True):
     def detokenize(self, text: str) -> str:
         """A document as it goes into the tokenizer; undoes pre-tokenised punctuation."""
         return text
+
+    def parts(self, text: str) -> tuple[str, ...]:
+        """A document in the pieces that are tokenised one by one, `detokenize` applied.
+
+        Where `has_given`, all but the last are given, as is the BOS before them.
+        """
+        return (self.detokenize(text),)
 
     @abc.abstractmethod
     def fingerprint(self, split: str) -> str:
@@ -73,14 +85,14 @@ class MemoryCorpus(Corpus, unfinished=True):
         return text
 
     def fingerprint(self, split: str) -> str:
-        return _hash_texts(self.source(split))
+        return hash_texts(self.source(split))
 
     def describe(self) -> dict:
         return description(self)
 
 
 @functools.lru_cache(maxsize=8)
-def _hash_texts(texts: Sequence[str]) -> str:
+def hash_texts(texts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")

@@ -15,7 +15,7 @@ from flm_jax.data.rows import FORMAT_VERSION, TOKENIZER_FOLDER, Rows, combined
 from flm_jax.host import folders, progress
 
 _CODE_VERSION = 1  # raise it when the same text and options would give other rows
-PACKINGS = ("wrap", "one_per_row")
+PACKINGS = ("wrap", "one_per_row", "one_per_row_cut", "one_per_row_short", "exact")
 _SHOWN = 40  # characters of a document in a message
 _SPACE_MARGIN = 1.02
 # Lengths of documents are counted in bins that grow by a quarter of a doubling.
@@ -29,7 +29,8 @@ class Order:
     Attributes:
       length: L, BOS and EOS included.
       drop_remainder_every: see `wrap.wrap`; only where rows cross documents.
-      packing: "wrap" (rows cross documents) or "one_per_row" (padded); see `wrap`.
+      packing: "wrap" (rows cross documents), "one_per_row" (padded; longer documents are refused,
+        cut or left out) or "exact" (all documents are of one length); see `wrap`.
     """
 
     corpus: base.Corpus
@@ -51,19 +52,36 @@ class Order:
             raise errors.UserError(
                 f"packing {self.packing!r} is not known; use {' or '.join(PACKINGS)}"
             )
-        if self.packing == "one_per_row" and self.drop_remainder_every:
+        if self.packing != "wrap" and self.drop_remainder_every:
             raise errors.UserError(
                 f"data.drop_remainder_every={self.drop_remainder_every} has no meaning with "
-                "data.packing=one_per_row, which leaves no remainders; set it to 0"
+                f"data.packing={self.packing}, which leaves no remainders; set it to 0"
             )
-        if self.packing == "one_per_row" and self.tokenizer.pad_id is None:
+        if self.packing.startswith("one_per_row") and self.tokenizer.pad_id is None:
             raise errors.UserError(
-                f"data.packing=one_per_row needs padding, but tokenizer {self.tokenizer.name!r} "
-                "has no padding token; use data.packing=wrap, or tokenizer characters or "
-                "whitespace_words"
+                f"data.packing={self.packing} needs padding, but tokenizer "
+                f"{self.tokenizer.name!r} has no padding token; use data.packing=wrap, or "
+                "tokenizer characters or whitespace_words"
             )
+        if self.packing == "wrap" and self.corpus.has_given:
+            raise errors.UserError(
+                f"documents of data set {self.corpus.name!r} begin with a given part, which rows "
+                "that cross documents would lose; set data.packing=one_per_row (or exact, where "
+                "all are of one length)"
+            )
+        if self.packing == "exact":
+            self.bos()
+        else:
+            self.ends()
 
-        self.ends()
+    def bos(self) -> int:
+        """BOS; raises UserError for a tokenizer without."""
+        if self.tokenizer.bos_id is None:
+            raise errors.UserError(
+                f"rows begin with BOS, but tokenizer {self.tokenizer.name!r} has none; choose one "
+                "that has it"
+            )
+        return self.tokenizer.bos_id
 
     def ends(self) -> tuple[int, int]:
         """(BOS, EOS); raises UserError for a tokenizer that lacks one of them."""
@@ -77,7 +95,13 @@ class Order:
 
     @property
     def dtype(self) -> np.dtype:
-        return shards.dtype_of(self.tokenizer.vocab_size)
+        given = self.length + 1 if self.corpus.has_given else 0  # a column with lengths
+        return shards.dtype_of(max(self.tokenizer.vocab_size, given))
+
+    @property
+    def columns(self) -> int:
+        """Of a stored row: see `Rows`."""
+        return self.length + self.corpus.has_given
 
     def facts(self) -> dict:
         """What decides the content of the folder; part of its manifest."""
@@ -94,6 +118,7 @@ class Order:
             "packing": self.packing,
             "dtype": self.dtype.name,
             "shard_rows": max(1, shards.SHARD_BYTES // (self.length * self.dtype.itemsize)),
+            **({"given": True} if self.corpus.has_given else {}),
         }
 
 
@@ -153,7 +178,7 @@ def _make(order: Order, facts: dict, folder: pathlib.Path, processes: int) -> No
     part = folder.with_name(f"{folder.name}.part")
     if shards.publish_again(part, folder):
         return
-    writer = shards.Writer(part, facts["shard_rows"], order.length, order.dtype)
+    writer = shards.Writer(part, facts["shard_rows"], order.columns, order.dtype)
     try:
         counts = _Counts.of(writer.place)
         counts = _write(order, writer, counts, processes)
@@ -211,7 +236,7 @@ def _write(order: Order, writer: shards.Writer, counts: _Counts, processes: int)
     """Packs the documents behind `counts` into `writer`; returns the counts of all documents."""
     source, packer = order.corpus.source(order.split), _packer(order)
     todo = workers.chunks(source, counts.document, order.drop_remainder_every)
-    encode = workers.Encode(order.tokenizer, order.corpus.detokenize, packer.end, order.dtype)
+    encode = workers.Encode(order.tokenizer, order.corpus.parts, packer.end, order.dtype)
     with _Progress(order, len(source), counts.document, processes) as progress:
         for encoded in workers.in_order(todo, encode, processes):
             lengths = encoded.lengths - len(packer.end)
@@ -280,38 +305,66 @@ class _Wrap(_Packer):
         return documents, used - (int(self._ends[documents - 1]) if documents else 0)
 
 
-class _OnePerRow(_Packer):
-    """Rows of one document each."""
+class _Alone(_Packer):
+    """Rows of one document each, with how much of it is given where a corpus says so."""
 
     def __init__(self, order: Order):
         self._order = order
-        self._bos_id, self._eos_id = order.ends()
-        assert order.tokenizer.pad_id is not None  # `Order.check`
-        self._pad_id = order.tokenizer.pad_id
+
+    @abc.abstractmethod
+    def rows(self, documents: list[np.ndarray], first: int) -> np.ndarray:
+        """int32 (documents, L); `first` is the number of the first one."""
 
     def add(self, encoded: workers.Encoded, skipped: int) -> np.ndarray:
         del skipped  # a row holds a whole document
         documents = np.split(encoded.stream, np.cumsum(encoded.lengths)[:-1])
-        ids = self._bos_id, self._eos_id, self._pad_id
-        rows = wrap.one_per_row(
-            documents, self._order.length, *ids, self._show, encoded.chunk.first
-        )
-        return np.concatenate(list(rows))
+        self._kept = np.arange(len(documents))
+        if self._order.packing == "one_per_row_short":
+            self._kept = np.flatnonzero(encoded.lengths <= self._order.length - 2)
+        rows_NL = self.rows([documents[i] for i in self._kept], encoded.chunk.first)
+        if not self._order.corpus.has_given:
+            return rows_NL
+        given_N = np.minimum(1 + encoded.given[self._kept], self._order.length)  # BOS, too
+        return np.column_stack([rows_NL, given_N])
 
     def place(self, count: int) -> tuple[int, int]:
-        return count, 0
+        return int(self._kept[count - 1]) + 1, 0
 
     def drop_remainder(self) -> None:
         """There is none: a row holds a whole document."""
 
-    def _show(self, tokens: wrap.Tokens) -> str:
+    def show(self, tokens: wrap.Tokens) -> str:
+        """How a document is named in a message."""
         text = self._order.tokenizer.decode(tokens)
         shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + " ...")
         return f"{shown} of the split {self._order.split!r}"
 
 
+class _OnePerRow(_Alone):
+    """Padded; what to do with a longer document says the packing."""
+
+    def __init__(self, order: Order):
+        super().__init__(order)
+        assert order.tokenizer.pad_id is not None  # `Order.check`
+        self._ids = *order.ends(), order.tokenizer.pad_id
+
+    def rows(self, documents: list[np.ndarray], first: int) -> np.ndarray:
+        length, cut = self._order.length, self._order.packing == "one_per_row_cut"
+        rows = wrap.one_per_row(documents, length, *self._ids, self.show, first, cut)
+        return np.concatenate([np.empty((0, length), np.int32), *rows])
+
+
+class _Exact(_Alone):
+    """BOS and a document that fills the row."""
+
+    def rows(self, documents: list[np.ndarray], first: int) -> np.ndarray:
+        return wrap.exact(documents, self._order.length, self._order.bos(), self.show, first)
+
+
 def _packer(order: Order) -> _Packer:
-    return _Wrap(order) if order.packing == "wrap" else _OnePerRow(order)
+    if order.packing == "wrap":
+        return _Wrap(order)
+    return _Exact(order) if order.packing == "exact" else _OnePerRow(order)
 
 
 def _check_space(order: Order, writer: shards.Writer, expected: int) -> None:
@@ -348,6 +401,12 @@ class _Progress:
 
 
 def _too_short(order: Order, counts: _Counts) -> errors.UserError:
+    if order.packing == "one_per_row_short":
+        return errors.UserError(
+            f"each of the {counts.document} documents in the {order.split!r} split of "
+            f"{order.corpus.name!r} has more than {order.length - 2} {order.tokenizer.name} "
+            "tokens, so all are left out; raise data.length, or set data.packing=one_per_row_cut"
+        )
     have = counts.document + counts.text_tokens
     every = order.drop_remainder_every
     limit = f" in any {every} documents" if every and counts.document > every else ""

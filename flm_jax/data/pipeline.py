@@ -22,6 +22,8 @@ _ORDER = 2  # version of the order of rows; 1 was that of grain's own shuffle
 class Batches:
     """Iterator of `{"tokens": int32 (global_batch / shard_count, L)}`.
 
+    Where rows have a given part, "given" says which tokens that is: bool, of the same shape.
+
     Global batch k is the same rows in the same order for every shard count and every number of
     workers; shard i of n yields its i-th n-th part, a contiguous block. Epochs are shuffled
     differently and follow each other without a gap: a batch may hold the end of one and the
@@ -60,7 +62,7 @@ class Batches:
     def __next__(self) -> dict[str, np.ndarray]:
         """The next batch; raises TryAgain if a worker died, UserError if one could not read."""
         try:
-            return {"tokens": next(self._opened())[0]}
+            return self._rows.split(next(self._opened())[0])
         except Exception as error:
             if not self._num_workers:
                 raise
@@ -150,10 +152,11 @@ class Batches:
 def fixed_batch(rows: Rows, n: int, seed: int) -> dict[str, np.ndarray]:
     """`{"tokens": int32 (n, L)}` for evaluation, always the same for the same arguments.
 
+    "given", bool (n, L), is with it where rows have a given part.
     Drawn without replacement; when `n` exceeds the number of rows they are repeated in turn.
     """
     order = np.random.default_rng(seed).permutation(len(rows))
-    return {"tokens": rows[np.resize(order, n)]}
+    return rows.batch(np.resize(order, n))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +176,9 @@ class _Parts:
         _end_with_parent()
 
     def read(self, number: int) -> np.ndarray:
-        """The tokens of a part: int32 (size, L)."""
+        """The rows of a part as they are stored: int32 (size, columns)."""
         place_N = self.first + number * self.size + np.arange(self.size)
-        return self.rows[shuffled(place_N, len(self.rows), self.seed)]
+        return self.rows.stored(shuffled(place_N, len(self.rows), self.seed))
 
 
 def _end_with_parent() -> None:

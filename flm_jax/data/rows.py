@@ -29,7 +29,8 @@ class Rows:
     """Rows of L tokens on disk, memory-mapped at first use; picklable, so workers can have it.
 
     Attributes:
-      path: the folder; its shards are .npy files, uint16 or int32, (rows, L).
+      path: the folder; its shards are .npy files, uint16 or int32, (rows, L), or (rows, L + 1)
+        where rows have a given part: the last column says how many tokens that is.
       manifest: what is written beside them: corpus, split, fingerprints, rows, length, tokens,
         documents, and of each shard its file, rows, bytes and sha256.
     """
@@ -40,6 +41,15 @@ class Rows:
     @property
     def length(self) -> int:
         return self.manifest["length"]
+
+    @property
+    def has_given(self) -> bool:
+        """Whether rows begin with a given part, which is never predicted."""
+        return self.manifest.get("given", False)
+
+    @property
+    def columns(self) -> int:
+        return self.length + self.has_given
 
     @property
     def tokens(self) -> int:
@@ -85,9 +95,27 @@ class Rows:
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         shard, place = divmod(row % len(self), self.manifest["shard_rows"])
-        return self._shard(shard)[place].astype(np.int32)
+        return self._shard(shard)[place, : self.length].astype(np.int32)
+
+    def batch(self, index) -> dict[str, np.ndarray]:
+        """`{"tokens": int32 (n, L)}` for a slice or an index array.
+
+        Where rows have a given part, "given" is with it: bool (n, L), True where a token is given.
+        """
+        return self.split(self.stored(index))
+
+    def split(self, stored_NC: np.ndarray) -> dict[str, np.ndarray]:
+        """The same of rows as `stored` returns them."""
+        found = {"tokens": stored_NC[:, : self.length]}
+        if self.has_given:
+            found["given"] = np.arange(self.length) < stored_NC[:, self.length :]
+        return found
 
     def _gather(self, index) -> np.ndarray:
+        return self.stored(index)[..., : self.length]
+
+    def stored(self, index) -> np.ndarray:
+        """int32 (n, columns) for a slice or an index array: rows as they are on disk."""
         if isinstance(index, slice):
             chosen = range(len(self))[index]
             wanted_N = np.arange(chosen.start, chosen.stop, chosen.step)
@@ -97,11 +125,11 @@ class Rows:
             if wanted_N.size and not (0 <= wanted_N.min() and wanted_N.max() < len(self)):
                 raise IndexError(f"rows {wanted_N.min()} ... {wanted_N.max()} of {len(self)}")
         shard_N, place_N = np.divmod(wanted_N, self.manifest["shard_rows"])
-        out_NL = np.empty((*wanted_N.shape, self.length), np.int32)
+        out_NC = np.empty((*wanted_N.shape, self.columns), np.int32)
         for shard in np.unique(shard_N):
             here = shard_N == shard
-            out_NL[here] = self._shard(shard)[place_N[here]]
-        return out_NL
+            out_NC[here] = self._shard(shard)[place_N[here]]
+        return out_NC
 
 
 def open_rows(folder: pathlib.Path, facts: dict | None = None) -> Rows:
@@ -224,7 +252,7 @@ def _manifest(folder: pathlib.Path) -> dict:
 
 def _check_size(path: pathlib.Path, shard: dict, rows: Rows) -> None:
     try:
-        right = has_rows(path, shard["rows"], rows.length, np.dtype(rows.manifest["dtype"]))
+        right = has_rows(path, shard["rows"], rows.columns, np.dtype(rows.manifest["dtype"]))
     except FileNotFoundError:
         raise errors.UserError(_damaged(path, "is missing")) from None
     except OSError as error:

@@ -42,11 +42,13 @@ class Encoded:
       chunk: without its texts.
       stream: int (tokens), all documents end to end, EOS behind each if that was asked for.
       lengths: int64 (documents), tokens of each in `stream`.
+      given: int64 (documents), how many tokens of each are its given part.
     """
 
     chunk: Chunk
     stream: np.ndarray
     lengths: np.ndarray
+    given: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,25 +56,31 @@ class Encode:
     """Chunk -> Encoded; picklable.
 
     Attributes:
-      detokenize: text -> text, before tokenizing.
+      parts: text -> the pieces that are tokenised one by one; all but the last are given.
       end: ids behind each document.
       dtype: of the stream.
     """
 
     tokenizer: tokenizers.Tokenizer
-    detokenize: Callable[[str], str]
+    parts: Callable[[str], tuple[str, ...]]
     end: tuple[int, ...]
     dtype: np.dtype
 
     def __call__(self, chunk: Chunk) -> Encoded:
-        documents = self.tokenizer.encode_batch([self.detokenize(text) for text in chunk.texts])
+        parts = [self.parts(text) for text in chunk.texts]
+        pieces = iter(self.tokenizer.encode_batch([*itertools.chain.from_iterable(parts)]))
+        documents, given = [], np.zeros(len(parts), np.int64)
+        for number, some in enumerate(parts):
+            *before, last = itertools.islice(pieces, len(some))
+            given[number] = sum(map(len, before))
+            documents.append([*itertools.chain(*before), *last] if before else last)
         added = len(self.end)
         lengths = np.fromiter((len(d) + added for d in documents), np.int64, len(documents))
         flat = itertools.chain.from_iterable(
             itertools.chain.from_iterable((document, self.end) for document in documents)
         )
         stream = np.fromiter(flat, self.dtype, int(lengths.sum()))
-        return Encoded(dataclasses.replace(chunk, texts=[]), stream, lengths)
+        return Encoded(dataclasses.replace(chunk, texts=[]), stream, lengths, given)
 
 
 def chunks(source: Sequence[str], first: int, group: int = 0) -> Iterator[Chunk]:

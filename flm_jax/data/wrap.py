@@ -2,6 +2,7 @@
 
 wrap          `[BOS] L-2 tokens [EOS]`, documents end to end, nothing padded (`Wrapper`: in pieces)
 one_per_row   `[BOS] document [EOS] [PAD] ... [PAD]`
+exact         `[BOS] document`, all documents of one length
 """
 
 import itertools
@@ -94,6 +95,7 @@ def one_per_row(
     pad_id: int,
     show: Callable[[Tokens], str] = str,
     first: int = 0,
+    cut: bool = False,
 ) -> Iterator[np.ndarray]:
     """Puts each document in a row of its own: `[BOS] document [EOS] [PAD] ... [PAD]`.
 
@@ -108,12 +110,13 @@ def one_per_row(
       pad_id: fills the row.
       show: how a document that is too long is named in the error.
       first: the number of the first document, for the error.
+      cut: take the first L-2 tokens of a longer document.
 
     Yields:
       int32 arrays (n, L), n >= 1.
 
     Raises:
-      UserError: `length` is below 3, or a document has more than L-2 tokens.
+      UserError: `length` is below 3, or a document has more than L-2 tokens and is not cut.
     """
     _check_length(length)
     numbered = enumerate(documents, first)
@@ -121,6 +124,8 @@ def one_per_row(
         rows_NL = np.full((len(group), length), pad_id, np.int32)
         rows_NL[:, 0] = bos_id
         for row_L, (number, tokens) in zip(rows_NL, group, strict=True):
+            if cut:
+                tokens = tokens[: length - 2]
             if len(tokens) > length - 2:
                 raise errors.UserError(
                     f"document {number} ({show(tokens)}) has {len(tokens)} tokens, too many for a "
@@ -130,6 +135,30 @@ def one_per_row(
             row_L[1 : 1 + len(tokens)] = tokens
             row_L[1 + len(tokens)] = eos_id
         yield rows_NL
+
+
+def exact(
+    documents: Sequence[Tokens],
+    length: int,
+    bos_id: int,
+    show: Callable[[Tokens], str] = str,
+    first: int = 0,
+) -> np.ndarray:
+    """Puts each document behind a BOS, and nothing behind it: int32 (documents, L).
+
+    The arguments are those of `one_per_row`. Raises UserError for a document that has not L-1
+    tokens.
+    """
+    rows_NL = np.full((len(documents), length), bos_id, np.int32)
+    for row_L, (number, tokens) in zip(rows_NL, enumerate(documents, first), strict=True):
+        if len(tokens) != length - 1:
+            raise errors.UserError(
+                f"document {number} ({show(tokens)}) has {len(tokens)} tokens, but with "
+                f"data.packing=exact and data.length={length} all have {length - 1}; set "
+                f"data.length to {len(tokens) + 1}, or data.packing=one_per_row"
+            )
+        row_L[1:] = tokens
+    return rows_NL
 
 
 def split_row(row_L: Iterable[int], bos_id: int, eos_id: int) -> list[list[int]]:

@@ -41,17 +41,20 @@ class HeldOut:
     ):
         self.experiment = experiment
         self.taus = experiment.config.train.eval_taus
-        self.tokens_NL = fixed_batch(rows, experiment.config.train.eval_rows, SEED)["tokens"]
+        batch = fixed_batch(rows, experiment.config.train.eval_rows, SEED)
+        self.tokens_NL, prompts = batch["tokens"], rows.has_given
+        self.counted_NL = ~batch["given"] if prompts else np.ones(self.tokens_NL.shape, bool)
         self.mesh = mesh
         shared = 1 if mesh is None else sharding.batch_devices(mesh)
         shared = math.lcm(shared, jax.process_count())
         self.size = shared * -(-min(batch_size, len(self.tokens_NL)) // shared)
         common = experiment.space, experiment.clock
         if experiment.has_denoiser:
-            defect = semigroup_defect if experiment.config.model.two_times else None
-            step = make_eval_step(experiment.denoiser, *common, defect)
+            self.has_defect = experiment.config.model.two_times and not prompts
+            defect = semigroup_defect if self.has_defect else None
+            step = make_eval_step(experiment.denoiser, *common, defect, prompts)
         else:
-            step = make_loss_eval_step(make_nets, experiment.loss, *common)
+            step = make_loss_eval_step(make_nets, experiment.loss, *common, prompts)
         out = None if mesh is None else sharding.replicated(mesh)
         self._step = progress.announced(
             jax.jit(step, out_shardings=out), "compiling the evaluation step"
@@ -72,11 +75,11 @@ class HeldOut:
             total = total + np.asarray(sums, np.float64)
         if not self.experiment.has_denoiser:
             return {"eval/loss": float(total[0] / max(total[1], 1.0))}
-        losses = total / self.tokens_NL.size
+        losses = total / self.counted_NL.sum()
         values = {"eval/loss": float(losses.mean())}
         for tau, loss in zip(self.taus, losses, strict=True):
             values[f"eval/loss_tau_{tau:g}"] = float(loss)
-        if self.experiment.config.model.two_times:
+        if self.has_defect:
             values["eval/semigroup_defect"] = defect / self.tokens_NL.size
         return values
 
@@ -85,8 +88,8 @@ class HeldOut:
         part = self.tokens_NL[first : first + self.size]
         padded = np.zeros((self.size, part.shape[1]), np.int32)
         padded[: len(part)] = part
-        mask = (np.arange(self.size) < len(part)).astype(np.float32)
-        mask = np.broadcast_to(mask[:, None], padded.shape)
+        mask = np.zeros(padded.shape, np.float32)
+        mask[: len(part)] = self.counted_NL[first : first + self.size]
         arrays = padded, mask, first + np.arange(self.size, dtype=np.int32)
         if self.mesh is None:
             return [jnp.asarray(x) for x in arrays]
@@ -100,13 +103,15 @@ def make_eval_step(
     make_space: MakeSpace,
     clock: Clock,
     defect: Callable[..., jax.Array] | None = None,
+    prompts: bool = False,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """eval_step(params, tokens_BL, mask_BL, index_B, taus_T, key) -> sums (T,) and (); jit it.
 
     The cross-entropy at fixed times with noise that depends on ``key`` and the row's index only:
     the same rows, times and noise at every evaluation make a curve that means something. The second
     sum is that of ``defect(at, state, tau_s, tau_u, tau_t)``, a diagnostic of flow maps per token,
-    for two half jumps from pure noise to the end; 0 without it.
+    for two half jumps from pure noise to the end; 0 without it. With ``prompts`` the tokens of mask
+    0 are given.
     """
 
     def eval_step(params, tokens_BL, mask_BL, index_B, taus_T, key):
@@ -117,8 +122,12 @@ def make_eval_step(
 
         def summed(tau):
             tau_B = jnp.full(index_B.shape, tau)
-            state = space.corrupt(noise, tokens_BL, clock.to_t(tau_B))
-            output = net(space.view(state, STUDENT), tau_B)
+            t, given_BL = clock.to_t(tau_B), None
+            if prompts:
+                given_BL = mask_BL == 0.0
+                t = jnp.where(given_BL, 1.0, t[:, None])
+            state = space.corrupt(noise, tokens_BL, t)
+            output = net(space.view(state, STUDENT), tau_B, given_BL=given_BL)
             return -jnp.sum(output.posterior.log_prob(tokens_BL) * mask_BL)
 
         if defect is None:
@@ -136,6 +145,7 @@ def make_loss_eval_step(
     loss: Loss,
     make_space: MakeSpace,
     clock: Clock,
+    prompts: bool = False,
 ) -> Callable[..., jax.Array]:
     """eval_step(params, others, tokens_BL, mask_BL, index_B, key) -> sums (2,); jit it.
 
@@ -147,7 +157,8 @@ def make_loss_eval_step(
         at = evaluated_at(make_nets, make_space, clock, params, others)
         size = tokens_BL.shape[0]
         key = jax.random.fold_in(key, index_B[0])
-        batch = Batch(tokens_BL, mask_BL, jnp.arange(size, dtype=jnp.int32), size)
+        prompt_BL = mask_BL == 0.0 if prompts else None
+        batch = Batch(tokens_BL, mask_BL, jnp.arange(size, dtype=jnp.int32), size, prompt_BL)
         draws = loss.draw(key, batch, at.space)
         draws.pop("dropout", None)
         loss_BL, count_BL, _ = loss.evaluate(at, batch, draws)

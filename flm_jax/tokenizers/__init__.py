@@ -13,6 +13,7 @@ from flm_jax.tokenizers.byte_bpe import ByteBpeRecipe
 from flm_jax.tokenizers.characters import CharactersRecipe
 from flm_jax.tokenizers.gpt2 import Gpt2Recipe
 from flm_jax.tokenizers.sentencepiece import SentencePieceRecipe
+from flm_jax.tokenizers.sudoku import SudokuTokensRecipe
 from flm_jax.tokenizers.words import WordsRecipe
 
 TOKENIZERS: dict[str, type[Recipe]] = {
@@ -22,6 +23,7 @@ TOKENIZERS: dict[str, type[Recipe]] = {
     "gpt2": Gpt2Recipe,
     "bert-base-uncased": BertRecipe,
     "whitespace_words": WordsRecipe,
+    "sudoku": SudokuTokensRecipe,
 }
 
 __all__ = ["TOKENIZERS", "Documents", "Recipe", "Tokenizer", "load"]

@@ -17,7 +17,7 @@ from absl import logging
 from flm_jax import config as config_lib
 from flm_jax.checkpoint import Mirror
 from flm_jax.errors import TryAgain, UserError
-from flm_jax.host import distributed, memory, numerics, progress, runlog, sharding, windows
+from flm_jax.host import distributed, memory, numerics, progress, runlog, windows
 from flm_jax.host.command import pasteable
 from flm_jax.inference import TOKENIZER_FOLDER
 from flm_jax.training import estimate, incidents, results, summary
@@ -26,6 +26,7 @@ from flm_jax.training.session import Session
 from flm_jax.training.step import TrainState
 from flm_jax.training.stop import StopRequest
 
+Inputs = tuple[jax.Array, jax.Array]  # tokens and mask of a batch
 Finish = Callable[[Session, TrainState, int, str], None]  # of (session, state, step, why)
 
 _TIME_IS_UP = 1  # what a process may want at a step; larger: 1 + the number of a signal
@@ -83,7 +84,7 @@ def go(session: Session, finish: Finish | None = None) -> int:
 
 
 class NotFinite(Exception):
-    """The batch after which training ends: (step, its metrics, its tokens)."""
+    """The batch after which training ends: (step, metrics, bad ones in a row, tokens and mask)."""
 
 
 class Loop:
@@ -115,13 +116,11 @@ class Loop:
                         why = "time limit" if wish == _TIME_IS_UP else "signal"
                         self.stop.signal = None if wish == _TIME_IS_UP else wish - 1
                         break
-                    tokens = sharding.global_rows(next(session.batches)["tokens"], session.mesh)
+                    inputs = session.inputs(mask)
                     self.read += 1
-                    state, values = session.train_step(
-                        state, session.frozen, tokens, mask, train_key
-                    )
+                    state, values = session.train_step(state, session.frozen, *inputs, train_key)
                     self.step += 1
-                    before, pending = pending, (self.step, values, tokens)
+                    before, pending = pending, (self.step, values, inputs)
                     if before is not None:
                         self.note(*before)
                 due = [every and self.step % every == 0 for every in
@@ -171,11 +170,11 @@ class Loop:
             return 1 + signal.SIGTERM
         return _TIME_IS_UP if self.session.time_is_up() else 0
 
-    def note(self, step: int, values: dict, tokens: jax.Array) -> None:
+    def note(self, step: int, values: dict, inputs: Inputs) -> None:
         """Checks one step's metrics (waiting for them), logs the window's means when due."""
-        values, in_a_row, skipped = self.check(step, values, tokens)
+        values, in_a_row, skipped = self.check(step, values, inputs)
         if in_a_row:
-            kept = self.keep_batch(step, values, tokens)
+            kept = self.keep_batch(step, values, inputs)
             if distributed.is_main():
                 logging.warning("%s at step %d: batch skipped%s", not_finite(values), step, kept)
             self.progress.update(step, seconds_left=self.seconds_left())
@@ -197,12 +196,12 @@ class Loop:
         minutes = self.knobs.max_minutes
         return 60 * minutes - self.session.clockwork.train_s if minutes else None
 
-    def check(self, step: int, values: dict, tokens: jax.Array) -> tuple[dict, int, int]:
+    def check(self, step: int, values: dict, inputs: Inputs) -> tuple[dict, int, int]:
         """(metrics, bad batches in a row, skipped in all) on the host; NotFinite if too many."""
         values = {name: value.item() for name, value in jax.device_get(values).items()}
         in_a_row, skipped = values.pop("in_a_row"), values.pop("skipped")
         if in_a_row >= self.session.skip_limit:
-            raise NotFinite(step, values, in_a_row, tokens)
+            raise NotFinite(step, values, in_a_row, inputs)
         return values, in_a_row, skipped
 
     def look_for_spike(self, step: int, norm: float) -> None:
@@ -214,10 +213,10 @@ class Loop:
                             "steps, %.3g", norm, step, median)  # fmt: skip
         self.session.log.write(step, {"spike/grad_norm": norm, "spike/median": median})
 
-    def keep_batch(self, step: int, values: dict, tokens: jax.Array) -> str:
+    def keep_batch(self, step: int, values: dict, inputs: Inputs) -> str:
         """Writes a bad batch for `flm_jax.training.reproduce`; returns what to say about it."""
         session = self.session
-        arrays = distributed.gathered(tokens), distributed.gathered(session.mask())
+        tokens, mask = (distributed.gathered(array) for array in inputs)
         if not distributed.is_main():
             return ""
         path = incidents.path_of(session.workdir, step)
@@ -231,13 +230,13 @@ class Loop:
             "command": command,
         }
         try:
-            kept = incidents.keep_batch(session.workdir, step, *arrays, facts)
+            kept = incidents.keep_batch(session.workdir, step, tokens, mask, facts)
         except UserError as error:  # a full disk, say: the other sentence matters more
             return f" (its batch is not kept: {error})"
         return f"; look at its batch with: {command}" if kept else ""
 
     def give_up(
-        self, state: TrainState, step: int, values: dict, in_a_row: int, tokens: jax.Array
+        self, state: TrainState, step: int, values: dict, in_a_row: int, inputs: Inputs
     ) -> UserError:
         """Saves the state before the bad batches, the last one that of ``step``; says so.
 
@@ -257,7 +256,7 @@ class Loop:
         saved = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
         row = f" and at the {in_a_row - 1} steps before" if in_a_row > 1 else ""
         remedy = "" if self.knobs.nonfinite == "skip" else ", or train.nonfinite=skip"
-        kept = self.keep_batch(step, values, tokens)
+        kept = self.keep_batch(step, values, inputs)
         if isinstance(session.mirror, Mirror):
             session.mirror.try_sync("the same command tries again")
         distributed.meet("giving up")  # the first process that ends takes all others with it

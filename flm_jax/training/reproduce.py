@@ -35,8 +35,7 @@ def reproduce(path: pathlib.Path, workdir: pathlib.Path) -> dict:
             start, state = _state_before(session, step)
             mask, key = session.mask(), session.train_key()
             for _ in progress.bar(range(start + 1, step), desc="repeating steps", delay=2):
-                tokens = sharding.global_rows(next(session.batches)["tokens"], session.mesh)
-                state, _ = session.train_step(state, session.frozen, tokens, mask, key)
+                state, _ = session.train_step(state, session.frozen, *session.inputs(mask), key)
             result = {"step": step, "checkpoint": start, "steps_repeated": step - 1 - start}
             result |= _examine(session, state, facts, key)
             session.batches.close()
@@ -72,6 +71,7 @@ def _examine(session: Session, state: step_lib.TrainState, facts: dict, key: jax
             session.experiment.space,
             session.experiment.clock,
             session.config.optim.accumulation_steps,
+            session.prompts,
         )
     )
     key = jax.random.fold_in(key, int(facts["step"]) - 1)

@@ -153,6 +153,7 @@ class Session:
             accumulation_steps=self.config.optim.accumulation_steps,
             schedule=self.schedule,
             skip_limit=self.skip_limit,
+            prompts=self.prompts,
         )
         self.train_step = progress.announced(
             jax.jit(train_step, donate_argnums=0, out_shardings=(self.state_sharding, replicated)),
@@ -253,10 +254,22 @@ class Session:
         minutes = self.config.train.max_minutes
         return minutes > 0 and self.clockwork.train_s >= 60 * minutes
 
+    @property
+    def prompts(self) -> bool:
+        """Whether the rows of the data begin with a given part."""
+        return self.data.rows["train"].has_given
+
     def mask(self) -> jax.Array:
         """(B, L) of ones: every token of the data counts."""
         rows = self.config.train.batch_size // jax.process_count()
         return sharding.global_rows(np.ones((rows, self.config.data.length), np.float32), self.mesh)
+
+    def inputs(self, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Tokens and mask of the next batch: ``mask``, or 0 where rows have a given part."""
+        batch = next(self.batches)
+        if "given" in batch:
+            mask = sharding.global_rows((~batch["given"]).astype(np.float32), self.mesh)
+        return sharding.global_rows(batch["tokens"], self.mesh), mask
 
     def train_key(self) -> jax.Array:
         """The key that every step folds its number into; on all devices, where steps need it."""

@@ -34,17 +34,22 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, loss: Loss)
     return TrainState(step, params, optimizer.init(params), ema, kept, skipped, in_a_row)
 
 
-def split_batch(tokens_BL: jax.Array, mask_BL: jax.Array, parts: int) -> Batch:
+def split_batch(
+    tokens_BL: jax.Array, mask_BL: jax.Array, parts: int, prompts: bool = False
+) -> Batch:
     """``parts`` micro-batches stacked along a new first axis.
 
-    Rows are dealt in turn, so that each device keeps its own rows.
+    Rows are dealt in turn, so that each device keeps its own rows. With ``prompts`` the tokens of
+    mask 0 are given.
     """
     size = tokens_BL.shape[0]
 
     def deal(x):
         return jnp.moveaxis(x.reshape(size // parts, parts, *x.shape[1:]), 1, 0)
 
-    return Batch(deal(tokens_BL), deal(mask_BL), deal(jnp.arange(size, dtype=jnp.int32)), size)
+    mask_NBL, index_NB = deal(mask_BL), deal(jnp.arange(size, dtype=jnp.int32))
+    prompt_NBL = mask_NBL == 0.0 if prompts else None
+    return Batch(deal(tokens_BL), mask_NBL, index_NB, size, prompt_NBL)
 
 
 def make_gradients(
@@ -53,10 +58,12 @@ def make_gradients(
     make_space: MakeSpace,
     clock: Clock,
     accumulation_steps: int = 1,
+    prompts: bool = False,
 ) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
     """gradients(params, others, tokens_BL, mask_BL, key) -> (gradient, metrics) of a whole batch.
 
-    ``others`` are the parameters of the other networks by role; they get no gradient. Metrics are
+    ``others`` are the parameters of the other networks by role; they get no gradient. With
+    ``prompts`` what the mask leaves out is given: seen as it is, never learnt. Metrics are
     those of the loss, "loss" and "grad_norm".
     """
 
@@ -74,7 +81,7 @@ def make_gradients(
         return means["loss"], (means, count)
 
     def gradients(params, others, tokens_BL, mask_BL, key):
-        batches = split_batch(tokens_BL, mask_BL, accumulation_steps)
+        batches = split_batch(tokens_BL, mask_BL, accumulation_steps, prompts)
         gradient = jax.grad(objective, has_aux=True)
         first = jax.tree.map(lambda x: x[0], batches)
         if accumulation_steps == 1:
@@ -107,6 +114,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     schedule: optax.Schedule | None = None,
     skip_limit: int = 1,
+    prompts: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """train_step(state, frozen, tokens_BL, mask_BL, key) -> (state, metrics); jit it.
 
@@ -114,14 +122,14 @@ def make_train_step(
     that are arguments, not constants), for every role that the loss keeps in its state, and for
     "ema" where the loss needs it: that network gets the EMA. Metrics are scalars:
     float32 means over what counts in the whole batch, and "skipped" and "in_a_row" of the new
-    state.
+    state. For ``prompts`` see `make_gradients`.
 
     A batch whose loss or gradient norm is not finite leaves parameters, optimizer and EMA as they
     were. After ``skip_limit`` such batches in a row the state stays as it is for good, so that
     a loop which looks at the metrics one step late finds what was there before the first of them.
     """
 
-    gradients = make_gradients(make_nets, loss, make_space, clock, accumulation_steps)
+    gradients = make_gradients(make_nets, loss, make_space, clock, accumulation_steps, prompts)
     optimizer = selective(optimizer)
 
     def train_step(state, frozen, tokens_BL, mask_BL, key):

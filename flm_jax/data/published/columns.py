@@ -38,7 +38,7 @@ class Parquet:
     column: str = "text"
 
     def documents(self) -> Iterator[str]:
-        with _reading(self.path), self._open() as file:
+        with reading(self.path), self._open() as file:
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[self.column]):
                 yield from cells(batch.column(0).to_pylist(), self.path, self.column)
 
@@ -52,7 +52,7 @@ class Parquet:
         return streams.combined("columns", self.column, streams.file_hash(self.path))
 
     def count(self) -> int:
-        with _reading(self.path), self._open() as file:
+        with reading(self.path), self._open() as file:
             return file.metadata.num_rows
 
 
@@ -71,7 +71,7 @@ class Arrow:
 
     def _batches(self) -> Iterator:
         arrow = library("pyarrow", "parquet", f"reading {self.path}")
-        with _reading(self.path), arrow.memory_map(str(self.path)) as file:
+        with reading(self.path), arrow.memory_map(str(self.path)) as file:
             if file.read(6) == b"ARROW1":
                 whole = arrow.ipc.open_file(file)
                 _check_column(self.path, self.column, whole.schema)
@@ -102,7 +102,7 @@ def cells(values: Iterable, place: pathlib.Path | str, column: str) -> Iterator[
         yield text
 
 
-def _reading(path: pathlib.Path):
+def reading(path: pathlib.Path):
     """`streams.reading`, for the errors of pyarrow as well."""
     arrow = library("pyarrow", "parquet", f"reading {path}")
     return _Reading(path, arrow.ArrowException)

@@ -77,6 +77,7 @@ class Synthetic(base.MemoryCorpus):
         documents: int = 20_000,
         held_out: int = 4_000,
         seed: int = 0,
+        given: bool = False,
         **options: Any,
     ):
         """Nothing is drawn yet.
@@ -86,6 +87,8 @@ class Synthetic(base.MemoryCorpus):
           documents: of the training split.
           held_out: documents of each of the validation and the test split.
           seed: the same seed gives the same documents.
+          given: the left side of a document is given, and only its right side is learnt ("7+5=" of
+            the language addition).
           options: those of the language: `tuples`, `words`; `digits`; `length`, `kinds`;
             `max_words`.
 
@@ -98,6 +101,12 @@ class Synthetic(base.MemoryCorpus):
                 raise errors.UserError(f"options.{option} is {value}, but must be at least 1")
         if seed < 0:
             raise errors.UserError(f"options.seed is {seed}, but must be at least 0")
+        if given and not self.language.given_until:
+            raise errors.UserError(
+                f"options.given=True asks for documents with a left side, but language "
+                f"{language!r} has none; leave it out, or use addition"
+            )
+        self.has_given = given
         self.kind = f"synthetic language {self.language}, seed {seed}"
         self._counts = {"train": documents, "valid": held_out, "test": held_out}
         self._seed = seed
@@ -112,6 +121,12 @@ class Synthetic(base.MemoryCorpus):
             )
             for number, (split, count) in enumerate(self._counts.items())
         }
+
+    def parts(self, text: str) -> tuple[str, ...]:
+        if not self.has_given:
+            return (text,)
+        left, end, right = text.partition(self.language.given_until)
+        return left + end, right
 
     @functools.cached_property
     def _documents(self) -> dict[str, Documents]:

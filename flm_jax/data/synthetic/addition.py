@@ -29,6 +29,7 @@ class Addition(Uniform):
 
     name = "addition"
     tokenizer = "characters"
+    given_until = "="
 
     def __post_init__(self):
         if not 1 <= self.digits <= _MOST_DIGITS:

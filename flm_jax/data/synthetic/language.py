@@ -26,11 +26,14 @@ class Language(abc.ABC):
       held_out_share: probability of the documents that training never sees.
       laws: what samples of a language too large to be counted are compared in: the exact law of
         each of the `features` of a document, by name; empty where documents can be counted.
+      given_until: the part of a document up to and with this can be given, and tells the rest; ""
+        where there is no such part.
     """
 
     name: str
     tokenizer: str
     held_out_share: float = 0.0
+    given_until: str = ""
 
     @functools.cached_property
     def laws(self) -> Mapping[str, Law]:

@@ -27,6 +27,7 @@ from flm_jax.lab.parity import (
     programs,
     refinement,
     sampling,
+    tasks,
     texts,
     training,
     two_model,
@@ -78,6 +79,11 @@ KINDS: dict[str, Check] = {
     "text/sample_entropy": texts.entropy,
     "text/generative_perplexity": texts.perplexity,
     "text/tiny_gpt2": texts.scorer,
+    "plus_data/sudoku": tasks.puzzle_rows,
+    "plus_data/tinystories_rows": tasks.story_rows,
+    "plus_data/tinygsm_rows": tasks.program_rows,
+    "plus_data/gsm8k_prompts": tasks.problem_rows,
+    "plus_data/gsm8k_scoring": tasks.answers,
 }
 
 # Beginnings of names of neighbouring cases that run through the same compiled programs.
