@@ -13,7 +13,7 @@ from flm_jax.report.workdir import Json, Run
 
 _COLOURS = {"model": "s1", "yardstick": "s6", "data": "s2"}
 _APART = 6.0  # per cent of the height between two labels that stand side by side
-_BESIDE = 30.0  # per cent of the width that a label may take
+_LETTER = 1.7  # per cent of the width
 _EDGES = (-verdict.MATCHED, verdict.MATCHED)
 
 
@@ -45,7 +45,7 @@ def _scatter(rows: Sequence[Json], pairs: Pairs) -> str:
     points = pairs.points.values()
     matched = [pairs.real.diversity + edge for edge in _EDGES]
     left, right = _range([*(point.diversity for point in points), *matched])
-    bottom, top = _range([p.nats for p in points])
+    bottom, top = _range([point.nats for point in points])
     marks = [
         _Mark(
             100 * (point.diversity - left) / (right - left),
@@ -90,20 +90,34 @@ def _scatter(rows: Sequence[Json], pairs: Pairs) -> str:
 
 
 def _dots(marks: Sequence[_Mark]) -> str:
-    """The points with their labels, moved down where they would lie on each other."""
-    drawn, labels = [], []
+    """Points with labels that lie neither on each other nor, where it can be, on points."""
+    drawn, taken = [], []
     for mark in sorted(marks, key=lambda mark: mark.down):
-        near = [down for across, down in labels if abs(across - mark.across) < _BESIDE]
+        others = [other for other in marks if other is not mark]
+        left = not _is_free(mark, others, 1) and _is_free(mark, others, -1)
+        start, end = _span(mark, -1 if left else 1)
+        near = [down for a, b, down in taken if a < end and start < b]
         down = max([mark.down, *(other + _APART for other in near)])
-        labels.append((mark.across, down))
-        side = " left" if mark.across > 70 else ""
+        taken.append((start, end, down))
         paint = f'data-colour="{_COLOURS.get(mark.kind, "s1")}"'
         drawn.append(
             f'<i class="point" {paint} style="left:{mark.across:.2f}%;top:{mark.down:.2f}%" '
-            f'title="{escape(mark.help)}"></i><span class="mark{side}" '
+            f'title="{escape(mark.help)}"></i><span class="mark{" left" * left}" '
             f'style="left:{mark.across:.2f}%;top:{down:.2f}%">{escape(mark.label)}</span>'
         )
     return "".join(drawn)
+
+
+def _span(mark: _Mark, side: int) -> tuple[float, float]:
+    """From where to where a label reaches, on the right (1) or the left (-1) of its point."""
+    other = mark.across + side * (2 + _LETTER * len(mark.label))
+    return min(mark.across, other), max(mark.across, other)
+
+
+def _is_free(mark: _Mark, others: Sequence[_Mark], side: int) -> bool:
+    start, end = _span(mark, side)
+    covered = (abs(o.down - mark.down) < _APART / 2 and start <= o.across <= end for o in others)
+    return start >= 0 and end <= 100 and not any(covered)
 
 
 def _label(row: Json) -> str:
