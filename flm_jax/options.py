@@ -88,6 +88,11 @@ class Evaluation(Drawing):
         "the model that the training text was drawn from: a workdir of an autoregressive run, a "
         "GPT-2 folder or a Llama file; by default the one that the rows name, if it is there",
     )
+    sweep: str | None = knob(
+        None,
+        "a sampling knob and several values of it, as temperature=0.7,0.85,1; the verdict "
+        "interpolates between them",
+    )
     output: str | None = knob(None, "write the results as JSON to this file")
     samples: str | None = knob(
         None, "folder for the samples; by default beside --output, else not kept"

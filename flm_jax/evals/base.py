@@ -49,6 +49,7 @@ class Judge(Protocol):
     Attributes:
       name: for titles of columns: "stories260K", "a 3-gram model".
       tokenizer: of the rows it scores.
+      longest: tokens that a row may have, the first included; 0 = any number.
     """
 
     @property
@@ -56,6 +57,9 @@ class Judge(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def longest(self) -> int: ...
 
     def score(self, tokens_NL: np.ndarray) -> np.ndarray:
         """-log p of every token but the first of its row given those before, (N, L - 1) nats."""

@@ -27,6 +27,9 @@ class Diversity(Evaluator):
     distinct-n is the number of different n-grams of tokens in a group over the number of all of
     them. self-BLEU is the mean BLEU-4 of every sample's text with the others of its group as
     references, by sacrebleu (extra ``evals``); without that library it is left out.
+
+    Attributes:
+      group: samples that are compared with each other.
     """
 
     def __init__(
@@ -35,20 +38,22 @@ class Diversity(Evaluator):
         train_rows: np.ndarray | None = None,
         train_documents: Iterable[str] = (),
         group: int = GROUP,
+        bleu: bool = True,
     ):
         """
         Args:
           group: samples that are compared with each other.
+          bleu: self-BLEU, too, if its library is there.
         """
         del train_rows, train_documents
         if group < 2:
             raise UserError(f"eval_options.diversity.group={group} must be at least 2")
-        self._tokenizer, self._group = tokenizer, group
-        self._with_bleu = importlib.util.find_spec("sacrebleu") is not None
+        self._tokenizer, self.group = tokenizer, group
+        self._with_bleu = bleu and importlib.util.find_spec("sacrebleu") is not None
         self.columns = tuple(_column(n, group) for n in LENGTHS)
         if self._with_bleu:
             self.columns += (_bleu_column(group),)
-        else:
+        elif bleu:
             logging.log_first_n(
                 logging.WARNING, "self-BLEU is left out: pip install 'flm_jax[evals]'", 1
             )
@@ -57,8 +62,8 @@ class Diversity(Evaluator):
         """Yield the values for int rows (N, L)."""
         tokens_NL = np.asarray(tokens_NL)
         groups = [
-            tokens_NL[first : first + self._group]
-            for first in range(0, len(tokens_NL) - self._group + 1, self._group)
+            tokens_NL[first : first + self.group]
+            for first in range(0, len(tokens_NL) - self.group + 1, self.group)
         ]
         for n in LENGTHS:
             yield f"distinct_{n}", _mean([distinct(group, n) for group in groups])

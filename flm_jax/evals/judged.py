@@ -43,34 +43,42 @@ class Judged(Evaluator):
         """Yield the values for int rows (N, L)."""
         tokens_NL = np.asarray(tokens_NL)
         texts = [self._tokenizer.decode(row.tolist()) for row in tokens_NL]
-        characters = sum(map(len, texts))
         if self._same:
             nll_NM = self._judge.score(tokens_NL)
             yield "judge_nats", float(nll_NM.mean())
-            nats = float(nll_NM.sum())
+            nats, characters = float(nll_NM.sum()), sum(map(len, texts))
         else:
-            nats = score_texts(self._judge, texts)
+            nats, characters = score_texts(self._judge, texts)
         yield "judge_nats_per_character", nats / characters if characters else math.nan
         if self._held_out is not None:
             fitted = ngram.fit(tokens_NL, ORDER, self._tokenizer)
             yield "held_out_nats", float(fitted.score(self._held_out).mean())
 
 
-def score_texts(judge: Judge, texts: Sequence[str]) -> float:
-    """Nats of all texts together, each behind the judge's BOS and in its own tokens.
+def score_texts(judge: Judge, texts: Sequence[str]) -> tuple[float, int]:
+    """(nats, characters) of all texts together, each behind the judge's BOS and in its own tokens.
 
-    An empty text has none. Texts are scored in one batch, filled up behind their ends.
+    What of a text is longer than the judge can read is neither scored nor counted. Texts are scored
+    in one batch, filled up behind their ends.
     """
     encoded = [ids for ids in judge.tokenizer.encode_batch(list(texts)) if ids]
+    characters = sum(map(len, texts))
     if not encoded:
-        return 0.0
+        return 0.0, characters
+    if judge.longest:
+        whole = encoded
+        encoded = [ids[: judge.longest - 1] for ids in whole]
+        for ids, cut in zip(whole, encoded, strict=True):
+            if len(cut) < len(ids):
+                lost = len(judge.tokenizer.decode(ids)) - len(judge.tokenizer.decode(cut))
+                characters -= lost
     lengths = np.array([len(ids) for ids in encoded])
     rows = np.zeros((len(encoded), 1 + lengths.max()), np.int32)
     rows[:, 0] = first_token(judge.tokenizer)
     for row, ids in zip(rows, encoded, strict=True):
         row[1 : 1 + len(ids)] = ids
     counts = np.arange(lengths.max())[None] < lengths[:, None]
-    return float((judge.score(rows) * counts).sum())
+    return float((judge.score(rows) * counts).sum()), characters
 
 
 def _per_token(judge: str) -> Column:

@@ -44,6 +44,10 @@ class Ngram:
     def name(self) -> str:
         return f"a {self.order}-gram model"
 
+    @property
+    def longest(self) -> int:
+        return 0
+
     def score(self, tokens_NL: np.ndarray) -> np.ndarray:
         """-log p of every token but the first of its row given those before: float64 (N, L - 1)."""
         size = self.tokenizer.vocab_size

@@ -1,6 +1,7 @@
 """Samples of a model at several numbers of steps, then every metric that can be computed."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -20,12 +21,13 @@ from flm_jax.errors import UserError
 from flm_jax.evals import artefact, comparison, gpt2
 from flm_jax.evals import base as evals
 from flm_jax.evals.artefact import Artefact
-from flm_jax.evals.causal import CausalTruth
+from flm_jax.evals.comparison import Comparison, Written
+from flm_jax.evals.generative_perplexity import GenerativePerplexity
 from flm_jax.host import command, files, numerics
 from flm_jax.inference.heldout import HeldOut
-from flm_jax.inference.truths import load_truth
+from flm_jax.inference.truths import known_truth
 from flm_jax.options import Evaluation
-from flm_jax.sampling import settled
+from flm_jax.sampling import knob_fields, settled
 
 
 @numerics.pinned()
@@ -36,21 +38,22 @@ def evaluate(options: Evaluation) -> dict:
     """
     output = files.output("--output", options.output) if options.output else None
     model = inference.load(**options.loading())
-    counts = model.config.sampler.steps if options.steps is None else options.steps
-    counts = tuple(dict.fromkeys(counts))
-    _sampler(model, options, counts)  # before anything is sampled
+    points = operating_points(model, options)  # before anything is sampled
     scorer = gpt2.load(options.scorer) if options.scorer else None
     data = training_data(model)
     truth = known_truth(options.truth, data)
+    others = comparison.standard(model.tokenizer, data)
+    if scorer is not None:
+        others.append(GenerativePerplexity(scorer, model.tokenizer))
+    compared = Comparison(model.tokenizer, model.config.data.length, data, truth, others)
     with _samples_folder(options.samples, output) as folder:
         weights = artefact.weights_sha256(model.params)
-        found = {n: draw(model, n, options, weights, folder) for n in counts}
-        results = comparison.table(model.tokenizer, found, data, scorer, truth)
+        results = compared.table([_written(model, p, weights, folder) for p in points])
         results["held_out"] = None
         if data is not None and model.experiment.has_denoiser:
             results["held_out"] = held_out_loss(model, data, options)
         kept = options.samples or output
-        results["samples"] = [str(folder / _file_name(n)) for n in counts] if kept else []
+        results["samples"] = [str(folder / point.file) for point in points] if kept else []
     results = {
         "checkpoint": options.checkpoint,
         "weights": options.weights,
@@ -74,14 +77,79 @@ def evaluate(options: Evaluation) -> dict:
     return results
 
 
+@dataclasses.dataclass(frozen=True)
+class OperatingPoint:
+    """One way of sampling: a number of steps, and the options with their knobs."""
+
+    steps: int
+    options: Evaluation
+    swept: str = ""  # "temperature 0.7" where a knob is swept
+
+    @property
+    def method(self) -> str:
+        """Name of the row, without the swept knob."""
+        return f"{self.steps} step{'s' * (self.steps > 1)}"
+
+    @property
+    def file(self) -> str:
+        return _file_name(self.steps, self.swept)
+
+
+def operating_points(model: inference.FlowModel, options: Evaluation) -> list[OperatingPoint]:
+    """Every number of steps, with every value of the swept knob.
+
+    Raises UserError for values that the sampler cannot take.
+    """
+    counts = model.config.sampler.steps if options.steps is None else options.steps
+    counts = tuple(dict.fromkeys(counts))
+    knob, values = _sweep(options)
+    made = [
+        (dataclasses.replace(options, knobs={**options.knobs, knob: value}), f"{knob} {value:g}")
+        for value in values
+    ]
+    made = made or [(options, "")]
+    for chosen, _ in made:
+        _sampler(model, chosen, counts)
+    return [OperatingPoint(n, chosen, swept) for n in counts for chosen, swept in made]
+
+
+def _sweep(options: Evaluation) -> tuple[str, list[float]]:
+    """("temperature", [0.7, 1.0]) of "temperature=0.7,1"; no values without --sweep."""
+    if not options.sweep:
+        return "", []
+    name, _, listed = options.sweep.partition("=")
+    whole = {field.name: isinstance(field.default, int) for field in knob_fields()}
+    if name not in whole:
+        raise UserError(f"--sweep={options.sweep}: {name!r} is no knob; take {', '.join(whole)}")
+    if name in options.knobs:
+        raise UserError(f"--{name} and --sweep={options.sweep} both set {name}; omit one")
+    try:
+        values = [(int if whole[name] else float)(value) for value in listed.split(",")]
+    except ValueError:
+        raise UserError(
+            f"--sweep={options.sweep} must be a knob and its values, as {name}=0.7,0.85,1"
+        ) from None
+    if len(set(values)) < len(values):
+        raise UserError(f"--sweep={options.sweep} names a value twice")
+    return name, values
+
+
+def _written(
+    model: inference.FlowModel, point: OperatingPoint, weights: str, folder: pathlib.Path
+) -> Written:
+    stored = draw(model, point, weights, folder)
+    name = ", ".join(filter(None, (point.method, point.swept)))
+    return Written(name, point.steps, stored.tokens_NL, stored.seconds, point.method)
+
+
 def draw(
-    model: inference.FlowModel, steps: int, options: Evaluation, weights: str, folder: pathlib.Path
+    model: inference.FlowModel, point: OperatingPoint, weights: str, folder: pathlib.Path
 ) -> Artefact:
     """The samples of one operating point, from its file; sampled first if there is none.
 
     Raises UserError if the file holds samples of another origin.
     """
-    path = folder / _file_name(steps)
+    path, options, steps = folder / point.file, point.options, point.steps
     origin = {
         "sampler_steps": steps,
         "seed": options.seed,
@@ -99,7 +167,7 @@ def draw(
                 f"{path} holds other samples ({differences[0]}); remove it, or choose another "
                 "--samples folder"
             )
-        print(f"the samples of {steps} steps are those of {path}", file=sys.stderr)
+        print(f"the samples of {point.method} are those of {path}", file=sys.stderr)
         return stored
     samples = model.generate(steps=steps, **options.drawing())
     made = Artefact(origin, samples.tokens, samples.texts, samples.seconds)
@@ -119,27 +187,6 @@ def training_data(model: inference.FlowModel) -> Data | None:
     except UserError as error:
         logging.warning("the training text cannot be loaded (%s), so %s", error, what)
         return None
-
-
-def known_truth(given: str | None, data: Data | None) -> CausalTruth | None:
-    """The truth that is asked for, or the one that the training rows were drawn from.
-
-    Raises UserError if the given one cannot be loaded; for the rows' own that is a notice.
-    """
-    if given:
-        return load_truth(given)
-    origin = {} if data is None else data.rows["train"].manifest
-    if "truth" not in origin:
-        return None
-    try:
-        truth = load_truth(origin["truth_path"])
-    except UserError as error:
-        logging.warning("the truth of the rows cannot be loaded (%s); give --truth", error)
-        return None
-    if truth.fingerprint != origin["truth"]:
-        logging.warning("%s is not what the rows were drawn from any more", origin["truth_path"])
-        return None
-    return truth
 
 
 def held_out_loss(model: inference.FlowModel, data: Data, options: Evaluation) -> dict:
@@ -195,14 +242,13 @@ def _samples_folder(given: str | None, output: pathlib.Path | None) -> Iterator[
     yield folder
 
 
-def _file_name(steps: int) -> str:
-    return f"steps_{steps:05d}.jsonl"
+def _file_name(steps: int, swept: str = "") -> str:
+    return "_".join([f"steps_{steps:05d}", *swept.split()]) + ".jsonl"
 
 
 def _report(results: dict) -> str:
     lines = ["", evals.format_table(results)]
-    if results["verdict"]:
-        lines += ["", *results["verdict"]]
+    lines += ["", *results["verdict"]]
     held_out = results["held_out"]
     if held_out is not None and held_out["mean"] is not None:
         taus = held_out["taus"]

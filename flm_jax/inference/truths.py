@@ -5,7 +5,10 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 
+from flm_jax.data import Data
 from flm_jax.errors import UserError
 from flm_jax.evals import gpt2
 from flm_jax.evals.causal import CausalTruth
@@ -40,6 +43,9 @@ def load_truth(path: str | pathlib.Path) -> CausalTruth:
     if _is_gpt2(source):
         scorer = gpt2.load(source)
         net = decoder(scorer.params, scorer.config.shape)
+        size = scorer.tokenizer.vocab_size
+        if size < scorer.config.vocab_size:  # a table that is filled up: no text has those ids
+            net = net.with_outputs(np.arange(size))
         return CausalTruth(net, scorer.tokenizer, scorer.config.positions + 1, scorer.name)
     model = load(source)
     net = model.net(model.params)
@@ -49,6 +55,29 @@ def load_truth(path: str | pathlib.Path) -> CausalTruth:
             "not exact; give a run of the loss 'autoregressive', a GPT-2 folder or a Llama file"
         )
     return CausalTruth(net, model.tokenizer, model.config.data.length, source.name)
+
+
+def known_truth(given: str | None, data: Data | None) -> CausalTruth | None:
+    """The truth that is asked for, or the one that the training rows were drawn from.
+
+    Raises UserError if the given one cannot be loaded; for the rows' own that is a notice.
+    """
+    if given:
+        return load_truth(given)
+    origin = {} if data is None else data.rows["train"].manifest
+    if "truth" not in origin:
+        return None
+    remedy = "flm evaluate --truth=PATH takes it from where it is now"
+    try:
+        truth = load_truth(origin["truth_path"])
+    except UserError as error:
+        logging.warning("the truth of the rows cannot be loaded (%s); %s", error, remedy)
+        return None
+    if truth.fingerprint != origin["truth"]:
+        changed = "%s is not what the rows were drawn from any more; %s"
+        logging.warning(changed, origin["truth_path"], remedy)
+        return None
+    return truth
 
 
 def _is_gpt2(folder: pathlib.Path) -> bool:

@@ -5,10 +5,11 @@ import statistics
 
 import numpy as np
 
+from flm_jax.evals import verdict
 from flm_jax.evals.base import format_value
 from flm_jax.report.curves import series
 from flm_jax.report.markup import duration, escape, is_number, number, plural, short
-from flm_jax.report.results import default_row, repeats
+from flm_jax.report.results import default_row, fault
 from flm_jax.report.workdir import Json, Run
 
 # How a run ends well, by the word of run.json, and what to call it.
@@ -50,30 +51,49 @@ def headline(run: Run) -> str:
     absent = f'<ul class="missing">{absent}</ul>' if absent else ""
     return (
         f'<header><p class="over">flm_jax · {escape(run.path.name)} {badge}</p><h1>{title}</h1>'
-        f'<p class="lead">{escape(" · ".join(facts_))}</p>{absent}'
+        f'<p class="lead">{escape(" · ".join(facts_))}</p>{absent}{_said(run)}'
         f'<div class="tiles">{tiles}</div></header>'
     )
 
 
+def _said(run: Run) -> str:
+    """The verdict on the samples of the default number of steps."""
+    rows = run.results.get("rows", [])
+    pairs, row = verdict.read(rows), default_row(rows)
+    if pairs is None or row is None:
+        return ""
+    point = pairs.points.get(rows.index(row))
+    if point is None:
+        return ""
+    said = f"{point.name}: {verdict.sentence(point, pairs.real, pairs.unit)}."
+    return f'<p class="said">{escape(said)}</p>'
+
+
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
-    tiles = []
-    held_out = series(run, "eval/loss")
-    if held_out is not None and np.isfinite(held_out.y).any():
-        losses, at = held_out.y[np.isfinite(held_out.y)], held_out.x[np.isfinite(held_out.y)]
-        remark = f"nats per token, at step {number(int(at[-1]))}"
-        if losses.min() < losses[-1]:
-            lowest = int(losses.argmin())
-            remark += f"; lowest: {losses[lowest]:.3f} at step {number(int(at[lowest]))}"
-        tiles.append(("held-out loss", f"{losses[-1]:.3f}", remark))
     rows, columns = run.results.get("rows", []), run.results.get("columns", [])
+    pairs = verdict.read(rows)
+    first = (pairs.likelihood, verdict.DIVERSITY) if pairs else ()
     wanted = [c for c in columns if c.get("better") == "higher"]
     wanted += [c for c in columns if c.get("key") in ("bigram_entropy", "sample_entropy")]
-    tiles += [tile for column in wanted if (tile := _tile(rows, column))]
+    tiles = [_tile(rows, column) for column in columns if column.get("key") in first]
+    tiles += [_held_out(run), *(_tile(rows, column) for column in wanted)]
     speed = series(run, "tokens_per_second")
     if speed is not None:
         median = statistics.median(speed.y)
         tiles.append(("speed", short(median), "tokens per second in training (median)"))
-    return tiles
+    return [tile for tile in tiles if tile is not None]
+
+
+def _held_out(run: Run) -> tuple[str, str, str] | None:
+    held_out = series(run, "eval/loss")
+    if held_out is None or not np.isfinite(held_out.y).any():
+        return None
+    losses, at = held_out.y[np.isfinite(held_out.y)], held_out.x[np.isfinite(held_out.y)]
+    remark = f"nats per token, at step {number(int(at[-1]))}"
+    if losses.min() < losses[-1]:
+        lowest = int(losses.argmin())
+        remark += f"; lowest: {losses[lowest]:.3f} at step {number(int(at[lowest]))}"
+    return "held-out loss", f"{losses[-1]:.3f}", remark
 
 
 def _tile(rows: list[Json], column: Json) -> tuple[str, str, str] | None:
@@ -82,8 +102,9 @@ def _tile(rows: list[Json], column: Json) -> tuple[str, str, str] | None:
     if row is None or not is_number(row["values"].get(key)):
         return None
     real = [other for other in rows if other["kind"] == "data"]
-    others = real + [other for other in rows if other["kind"] not in ("model", "data")]
-    name = row["name"] + ", which repeats itself" * any(repeats(row, r["values"]) for r in real)
+    others = real[::-1] + [other for other in rows if other["kind"] not in ("model", "data")]
+    why = fault(row, rows.index(row), rows)
+    name = row["name"] + ", which repeats itself" * (why == "repeats itself")
     beside = [
         f"{other['name']}: {format_value(other['values'][key], column)}".replace(" %", "\u00a0%")
         for other in others

@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from flm_jax.evals import verdict
 from flm_jax.evals.base import format_value
 from flm_jax.report.markup import details, escape, is_number, note, number
+from flm_jax.report.pair import pair
 from flm_jax.report.workdir import Json, Run, why
 
 _KINDS = {"model": "model", "yardstick": "baseline", "data": "real text"}
@@ -12,12 +14,12 @@ VARIED = 0.75  # of real text's entropy in a sample; below, a text repeats itsel
 
 
 def table(run: Run) -> tuple[str, str]:
-    """The results table with a note on each column."""
+    """The verdict with its pictures, and the results table with a note on each column."""
     columns, rows = run.results.get("columns", []), run.results.get("rows", [])
     if not rows:
         return note(why(run, "results.json", "a table")), ""
-    data = next((row["values"] for row in rows if row["kind"] == "data"), {})
-    poor = [repeats(row, data) for row in rows]
+    data = real_text(rows)
+    poor = [fault(row, i, rows) for i, row in enumerate(rows)]
     marks = {
         column["key"]: _marked(rows, poor, column, data.get(column["key"])) for column in columns
     }
@@ -31,32 +33,56 @@ def table(run: Run) -> tuple[str, str]:
             _cell(row, column, data.get(column["key"]), i in marks[column["key"]])
             for column in columns
         )
-        kind = escape(_KINDS.get(row["kind"], str(row["kind"])) + (", repeats itself" * poor[i]))
+        kind = ", ".join(filter(None, (_KINDS.get(row["kind"], str(row["kind"])), poor[i])))
         lines.append(
             f'<tr class="{escape(row["kind"])}"><th scope="row">{escape(row["name"])}'
-            f"<small>{kind}</small></th>{cells}</tr>"
+            f"<small>{escape(kind)}</small></th>{cells}</tr>"
         )
     helps = "".join(
         f"<dt>{escape(c['title'])}</dt><dd>{escape(c.get('help', ''))}</dd>" for c in columns
     )
-    sizes = sorted({row["tokens"] for row in rows if is_number(row.get("tokens"))})
-    measured = f"Each row is measured on {number(sizes[0])} tokens. " if len(sizes) == 1 else ""
-    if len(sizes) > 1:
-        measured = "The rows are measured on different numbers of tokens, so entropies of "
-        measured += "smaller ones come out too low. "
     body = (
         f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     ) + details("What the columns mean", f'<dl class="help">{helps}</dl>')
-    if data:
-        measured += "Small figures are the difference from real text. "
-        measured += "A bold number is that of the model's rows that is nearest to real text"
+    return pair(run) + body, _lead(rows, poor, bool(data))
+
+
+def _lead(rows: list[Json], poor: list[str], compared: bool) -> str:
+    """How to read the table."""
+    sizes = sorted({row["tokens"] for row in rows if is_number(row.get("tokens"))})
+    said = f"Each row is measured on {number(sizes[0])} tokens. " if len(sizes) == 1 else ""
+    if len(sizes) > 1:
+        said = "The rows are measured on different numbers of tokens, so entropies of "
+        said += "smaller ones come out too low. "
+    if compared:
+        said += "Small figures are the difference from real text. "
+        said += "A bold number is that of the model's rows that is nearest to real text"
     else:
-        measured += "A bold number is the best of the model's rows"
-    if any(poor):
-        measured += f", of those with at least {100 * VARIED:.0f} % of its entropy in a sample: "
-        measured += "a model that repeats a few words has many known ones"
-    return body, f"{measured}."
+        said += "A bold number is the best of the model's rows"
+    if verdict.read(rows):
+        said += f", of those as diverse as it (distinct-4 within {verdict.MATCHED:g}): either of "
+        said += "likelihood and diversity can be bought with the other"
+    elif any(poor):
+        said += f", of those with at least {100 * VARIED:.0f} % of its entropy in a sample: "
+        said += "a model that repeats a few words has many known ones"
+    return f"{said}."
+
+
+def real_text(rows: list[Json]) -> Json:
+    """The values of real text, by column: of fresh text where there is any; {} without."""
+    return next((row["values"] for row in reversed(rows) if row["kind"] == "data"), {})
+
+
+def fault(row: Json, place: int, rows: list[Json]) -> str:
+    """Why a model's row cannot be the best in anything; "" for one that can, and for others."""
+    if row["kind"] != "model":
+        return ""
+    pairs = verdict.read(rows)
+    if pairs is not None:
+        point = pairs.points.get(place)
+        return verdict.bought(point, pairs.real) if point else "without a likelihood"
+    return "repeats itself" if repeats(row, real_text(rows)) else ""
 
 
 def default_row(rows: list[Json]) -> Json | None:
@@ -85,7 +111,7 @@ def best_of(values: list[float], column: Json, data: float | None) -> int:
     return int(np.argmin(values) if column.get("better") == "lower" else np.argmax(values))
 
 
-def _marked(rows: list[Json], poor: list[bool], column: Json, data: float | None) -> set[int]:
+def _marked(rows: list[Json], poor: list[str], column: Json, data: float | None) -> set[int]:
     """Indices of the best model rows; none where all are alike or the column has no direction."""
     models = {
         i: row["values"][column["key"]]

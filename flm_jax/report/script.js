@@ -26,7 +26,7 @@ function paint(node, series) {
 }
 
 /* Charts: a vertical line, a dot on each curve and a box with the values under the pointer. */
-for (const plot of document.querySelectorAll(".plot")) {
+for (const plot of document.querySelectorAll(".plot:has(> script)")) {
   const data = JSON.parse(plot.querySelector("script").textContent);
   const [x0, x1] = data.x, [y0, y1] = data.y;
   const place = data.log

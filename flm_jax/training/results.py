@@ -17,11 +17,12 @@ import numpy as np
 from flm_jax import config as config_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
-from flm_jax.evals import BASELINES, EVALS, truth
-from flm_jax.evals import base as evals
+from flm_jax.evals import EVALS, comparison
+from flm_jax.evals.comparison import Comparison, Written
 from flm_jax.experiment import Experiment
 from flm_jax.host import command, distributed, files
 from flm_jax.inference import FlowModel, Samples, checkpoints_of
+from flm_jax.inference.truths import known_truth
 from flm_jax.models import dit
 from flm_jax.training.session import Session
 from flm_jax.training.step import TrainState
@@ -112,9 +113,14 @@ def write_results(session: Session, state: TrainState, step: int, why: str) -> t
 
 
 def results(session: Session, model: FlowModel, step: int) -> dict:
-    """results.json: samples, the table of the evaluators, the denoising strip."""
+    """results.json: samples, the table of the evaluators with its verdict, the denoising strip."""
     knobs = session.config.sampler
+    compared = _comparison(session)
     samples = [model.generate(knobs.num_samples, steps, SAMPLE_SEED) for steps in knobs.steps]
+    table = {"columns": [], "rows": [], "verdict": []}
+    if compared is not None:
+        label = _label(session.experiment)
+        table = compared.table([_written(label, one) for one in samples])
     return {
         "step": step,
         "settings": _settings(session.config),
@@ -127,43 +133,40 @@ def results(session: Session, model: FlowModel, step: int) -> dict:
             }
             for s in samples
         ],
-        **_table(session, samples),
+        **table,
         "strip": _strip(session, model),
     }
 
 
-def _table(session: Session, samples: list[Samples]) -> dict:
-    """The evaluators on the samples, on baselines fitted on the training rows, on held-out data.
+def _comparison(session: Session) -> Comparison | None:
+    """The pair of likelihood and diversity, and the evaluators of the config; None without any.
 
-    All on the same number of tokens, because entropies of few tokens come out too low.
+    The judge is what the rows were drawn from, if that can be loaded.
     """
-    if not session.config.evals:
-        return {"columns": [], "rows": []}
-    train_rows = np.asarray(session.data.rows["train"][: evals.TRAINING_ROWS])
-    valid_rows = np.asarray(session.data.rows["valid"][:])
-    documents = session.data.corpus.source("train")
-    evaluators = [
+    config, data = session.config, session.data
+    if not config.evals:
+        return None
+    train_rows = comparison.training_rows(data)
+    documents = data.corpus.source("train")
+    others = [
         config_lib.build(
             EVALS,
             name,
-            session.config.eval_options.get(name, {}),
+            config.eval_options.get(name, {}),
             "evaluator",
-            tokenizer=session.data.tokenizer,
+            tokenizer=data.tokenizer,
             train_rows=train_rows,
             train_documents=documents,
         )
-        for name in session.config.evals
+        for name in config.evals
     ]
-    count, length = samples[0].tokens.shape
-    label = _label(session.experiment)
-    named = [(f"{label}, {s.steps} step{'s' * (s.steps > 1)}", "model", s.tokens) for s in samples]
-    for name, draw in BASELINES.items():
-        named.append((f"{name} sampler", "yardstick", draw(train_rows, count, length, SAMPLE_SEED)))
-    if "truth" in session.config.evals:
-        marginals = truth.product_of_marginals(train_rows, count, SAMPLE_SEED)
-        named.append(("product of marginals", "yardstick", marginals))
-    named.append(("held-out data", "data", _some(valid_rows, count)))
-    return evals.table(evaluators, named)
+    truth = known_truth(None, data)
+    return Comparison(data.tokenizer, config.data.length, data, truth, others)
+
+
+def _written(label: str, samples: Samples) -> Written:
+    name = f"{label}, {samples.steps} step{'s' * (samples.steps > 1)}"
+    return Written(name, samples.steps, samples.tokens, samples.seconds)
 
 
 def _label(experiment: Experiment) -> str:
@@ -171,11 +174,6 @@ def _label(experiment: Experiment) -> str:
     if experiment.has_denoiser:
         return "FMLM" if experiment.config.model.two_times else "FLM"
     return experiment.config.loss.name
-
-
-def _some(rows: np.ndarray, count: int) -> np.ndarray:
-    order = np.random.default_rng(SAMPLE_SEED).permutation(len(rows))
-    return rows[np.resize(order, count)]
 
 
 def _strip(session: Session, model: FlowModel) -> dict:

@@ -39,12 +39,14 @@ def finish(session: Session, state: TrainState, step: int, why: str) -> None:
 
 
 def _shown(found: dict) -> list[str]:
-    """The first samples and the table of results.json."""
+    """The first samples, the table and the verdict of results.json."""
     lines = []
     for group in found["samples"]:
         lines.append(f"--- {group['steps']} step{'s' * (group['steps'] > 1)}")
         lines += [f"  {' | '.join(text.splitlines())}" for text in group["texts"][:SHOWN_SAMPLES]]
-    return [*lines, "", evals.format_table(found)] if found["rows"] else lines
+    if found["rows"]:
+        lines += ["", evals.format_table(found), "", *found.get("verdict", ())]
+    return lines
 
 
 def commands(config: config_lib.Config, workdir: pathlib.Path) -> list[tuple[str, str]]:

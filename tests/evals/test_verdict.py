@@ -25,7 +25,7 @@ def rows(n=48, length=20, seed=0):
 class Chain:
     """The judge that knows the chain."""
 
-    name, tokenizer = "the chain", LETTERS
+    name, tokenizer, longest = "the chain", LETTERS, 0
 
     def score(self, tokens_NL):
         tokens = np.asarray(tokens_NL)
@@ -131,7 +131,53 @@ def test_a_judge_with_other_tokens_reads_the_text():
     same, moved = (dict(Judged(judge, LETTERS)(tokens)) for judge in (Chain(), Moved()))
     assert "judge_nats" in same and "judge_nats" not in moved
     assert moved["judge_nats_per_character"] == pytest.approx(same["judge_nats_per_character"])
-    assert judged.score_texts(Moved(), ["", ""]) == 0.0
-    assert judged.score_texts(Moved(), ["ab", "", "abd"]) == pytest.approx(
-        judged.score_texts(Moved(), ["ab"]) + judged.score_texts(Moved(), ["abd"])
+    assert judged.score_texts(Moved(), ["", ""]) == (0.0, 0)
+    one, two = (judged.score_texts(Moved(), [text])[0] for text in ("ab", "abd"))
+    assert judged.score_texts(Moved(), ["ab", "", "abd"]) == (pytest.approx(one + two), 5)
+
+    class Short(Moved):
+        longest = 3
+
+    assert judged.score_texts(Short(), ["ab", "abd"]) == (pytest.approx(2 * one), 4)
+
+
+def row(name, kind, nats, diversity, **more):
+    return {"name": name, "kind": kind, "values": {"judge_nats": nats, "distinct_4": diversity}} | (
+        more
     )
+
+
+def test_sentences_of_a_table_say_best_at_matched_diversity_only():
+    real = row("held-out data", "data", 1.3, 0.7), row("fresh truth", "data", 1.2, 0.77)
+    collapsed = row("8 steps", "model", 0.96, 0.32)
+    near, far = row("32 steps", "model", 3.3, 0.80), row("64 steps", "model", 3.2, 0.74)
+    said = verdict.sentences([collapsed, near, far, row("unigram", "yardstick", 9, 1.0), *real])
+    assert [text.split(":")[0] for text in said[:3]] == ["8 steps", "32 steps", "64 steps"]
+    assert "(real text 1.20)" in said[0] and "likelihood bought with diversity" in said[0]
+    assert said[3:] == ["best at the diversity of real text: 64 steps, 3.20 nats a token"]
+    said = verdict.sentences([collapsed, row("1 step", "model", 5.0, 0.99), *real])
+    assert said[2:] == ["none is called best: no samples are as diverse as real text"]
+    assert len(verdict.sentences([near, *real])) == 1
+    assert verdict.sentences([near]) == verdict.sentences([row("8", "model", None, None)]) == []
+
+
+def test_a_swept_knob_is_interpolated_in_a_table():
+    real = row("held-out data", "data", 1.2, 0.75)
+    curve = [
+        row(f"8 steps, T {d}", "model", n, d, method="8 steps") for n, d in ((2, 0.6), (4, 0.9))
+    ]
+    line = "8 steps at the diversity of real text, interpolated over the knob: 3.00 nats a token"
+    assert verdict.sentences([*curve, real])[2:] == [line]
+    other = row("32 steps", "model", 2.9, 0.5, method="32 steps")
+    best_ = "best at the diversity of real text: 8 steps, 3.00 nats a token"
+    assert verdict.sentences([*curve, other, real])[3:] == [line, best_]
+    assert "it is not reached" in verdict.sentences([curve[0], dict(curve[0]), real])[2]
+
+
+def test_without_common_tokens_characters_are_compared():
+    rows_ = [row("8 steps", "model", None, 0.7), row("held-out data", "data", None, 0.72)]
+    for one, value in zip(rows_, (1.4, 0.5), strict=True):
+        one["values"]["judge_nats_per_character"] = value
+    pairs = verdict.read(rows_)
+    assert (pairs.unit, pairs.likelihood) == ("character", "judge_nats_per_character")
+    assert verdict.sentences(rows_)[0].startswith("8 steps: 1.40 nats a character (real text 0.50)")

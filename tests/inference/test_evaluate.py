@@ -11,15 +11,13 @@ from unittest.mock import Mock
 import jax
 import numpy as np
 import pytest
-from commands import call, flm
+import untrained
+from commands import call
 
 from flm_jax import config as config_lib
 from flm_jax import inference
-from flm_jax.checkpoint import Checkpoints
-from flm_jax.data import load_data
 from flm_jax.errors import UserError
 from flm_jax.evals import artefact
-from flm_jax.experiment import Experiment
 from flm_jax.inference import evaluation as tool
 from flm_jax.inference.evaluation import evaluate
 from flm_jax.options import Evaluation
@@ -49,20 +47,7 @@ def make_run(folder: pathlib.Path, text: pathlib.Path, seed: int = 0):
             "sampler": {"batch_size": 4, "steps": [1, 2]},
         }
     )
-    sections = (config_lib.to_dict(config)[name] for name in ("data", "tokenizer"))
-    tokenizer = load_data(*sections).tokenizer
-    model = Experiment(config, tokenizer.vocab_size).model
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    rng = np.random.default_rng(seed)
-    ema = jax.tree.map(lambda a: np.float32(rng.normal(0, 0.3, a.shape)), shapes)
-    params = {**ema, "head": jax.tree.map(np.zeros_like, ema["head"])}
-    folder.mkdir()
-    (folder / "config.json").write_text(config_lib.to_json(config))
-    tokenizer.save(folder / "tokenizer")
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        items = jax.tree.map(jax.numpy.asarray, {"params": params, "ema": ema})
-        checkpoints.save(70, items, {"tokenizer": tokenizer.fingerprint}, wait=True)
-    return folder
+    return untrained.workdir(folder, config, seed)
 
 
 @pytest.fixture(name="run", scope="module")
@@ -140,9 +125,15 @@ def test_metrics_read_the_files(run, tmp_path, monkeypatch):
 
 
 def test_files_of_another_origin_are_not_overwritten(run, tmp_path):
-    asked = {"samples": str(tmp_path / "s"), "steps": (1,)}
-    evaluate(options(run, **asked))
-    path = tmp_path / "s/steps_00001.jsonl"
+    path = tmp_path / "steps_00001.jsonl"
+
+    def ask(**changes):
+        asked = options(run, steps=(1,), **changes)
+        model = inference.load(**asked.loading())
+        (point,) = tool.operating_points(model, asked)
+        return tool.draw(model, point, artefact.weights_sha256(model.params), tmp_path)
+
+    ask()
     before = path.read_bytes()
     for changes, sentence in (
         ({"seed": 1}, "holds other samples .seed: 0 instead of 1"),
@@ -153,7 +144,7 @@ def test_files_of_another_origin_are_not_overwritten(run, tmp_path):
         ({"weights": "raw"}, "weights_sha256: "),
     ):
         with pytest.raises(UserError, match=sentence):
-            evaluate(options(run, **asked, **changes))
+            ask(**changes)
     for damage, what in (
         (before[:-40], ""),
         (before.replace(b'"index": 1', b'"index": 4'), "lines are missing"),
@@ -164,7 +155,7 @@ def test_files_of_another_origin_are_not_overwritten(run, tmp_path):
     ):
         path.write_bytes(damage)
         with pytest.raises(UserError, match=rf"not a whole file of samples \(.*{what}.*remove it"):
-            evaluate(options(run, **asked))
+            ask()
 
 
 def test_words_that_are_no_options_and_no_checkpoint(capsys):
@@ -231,7 +222,9 @@ def test_without_the_training_text(run, tmp_path, caplog):
     assert results["held_out"] is None
     values = results["rows"][0]["values"]
     between = {key for key in values if key.startswith(("distinct_", "self_"))}
-    assert between >= {"distinct_4"} and not results["verdict"]
+    assert between >= {"distinct_4"}
+    why = "there is no training text and no --truth, so no judge and no real text"
+    assert results["verdict"] == [f"no verdict: {why}"] and results["judge"] is None
     assert set(values) - between == {"sample_entropy", "ms_per_sample"}
     assert "text statistics and held-out loss are left out" in caplog.text
     nameless = Mock(config=config_lib.resolve({}))
@@ -271,6 +264,15 @@ def test_scorer_gives_both_perplexities(run, shared):
         ({"output": "no/such/folder/r.json"}, "there is no folder no/such/folder; make it first"),
         ({"output": "."}, "--output=. is a folder"),
         ({"samples": "setup.cfg"}, "--samples=setup.cfg is a file"),
+        ({"truth": "no/such/truth"}, "there is no file or folder no/such/truth"),
+        ({"truth": "setup.cfg"}, "setup.cfg"),
+        ({"sweep": "temprature=1"}, "'temprature' is no knob; take temperature, "),
+        ({"sweep": "temperature"}, "must be a knob and its values, as temperature=0.7,0.85,1"),
+        ({"sweep": "patience=0.5"}, "must be a knob and its values, as patience="),
+        ({"sweep": "temperature=1,1"}, "names a value twice"),
+        ({"sweep": "top_p=1,2"}, "top_p=2.0 must be at most 1"),
+        ({"sweep": "gamma=0,0.5"}, "gamma=0.5 has no effect on the sampler Euler"),
+        ({"sweep": "top_p=1", "top_p": 0.5}, "--top_p and --sweep=top_p=1 both set top_p; omit"),
     ],
 )
 def test_wrong_inputs_get_a_sentence(run, tmp_path, monkeypatch, changes, sentence):
@@ -283,12 +285,34 @@ def test_wrong_inputs_get_a_sentence(run, tmp_path, monkeypatch, changes, senten
     assert os.listdir(tmp_path) == ["setup.cfg"]
 
 
-def test_the_command(run, tmp_path):
+def test_the_command(run, tmp_path, monkeypatch, capsys):
     output = tmp_path / "r.json"
     words = [f"--checkpoint={run}", "--num_samples=2", "--steps=1,2", "--step=70"]
-    done = flm("evaluate", *words, f"--output={output}")
-    assert done.returncode == 0, done.stderr
-    assert "2 steps" in done.stdout and f"wrote {output}" in done.stdout
+    words.append(f"--output={output}")
+    monkeypatch.setattr(sys, "argv", ["flm", "evaluate", *words])
+    assert call("evaluate", *words) == 0
+    said = capsys.readouterr().out
+    assert "2 steps" in said and f"wrote {output}" in said
+    assert "\nno verdict: distinct-4 compares 48 samples with each other, and there are 2\n" in said
     results = json.loads(output.read_text())
     assert results["num_samples"] == 2
-    assert results["command"].endswith(f"evaluate {' '.join(words)} --output={output}")
+    assert results["command"].endswith(f"evaluate {' '.join(words)}")
+
+
+def test_a_swept_knob_is_one_curve(run, tmp_path):
+    asked = options(
+        run, steps=(1,), num_samples=48, sweep="temperature=0,1", samples=str(tmp_path / "s")
+    )
+    results = evaluate(asked)
+    names = ["1 step, temperature 0", "1 step, temperature 1"]
+    rows = results["rows"][:2]
+    assert [row["name"] for row in rows] == names
+    assert [(row["steps"], row["method"]) for row in rows] == [(1, "1 step")] * 2
+    files = [f"steps_00001_temperature_{value}.jsonl" for value in (0, 1)]
+    assert results["samples"] == [str(tmp_path / "s" / name) for name in files]
+    own = inference.load(run).generate(48, 1, 0, temperature=1.0)
+    lines = [json.loads(line) for line in (tmp_path / "s" / files[1]).read_text().splitlines()]
+    assert [line["tokens"] for line in lines] == own.tokens.tolist()
+    said = results["verdict"]
+    assert [text.split(": ")[0] for text in said[:2]] == names
+    assert said[2].startswith("1 step at the diversity of real text, interpolated over the knob: ")
