@@ -7,6 +7,7 @@ and checked by `flm_jax.cli.options`); None takes what the model's config has. N
 import dataclasses
 from typing import Any
 
+from flm_jax.errors import UserError
 from flm_jax.knobs import knob
 from flm_jax.sampling import knob_fields
 
@@ -67,12 +68,27 @@ class Drawing(Loading):
     )
     batch_size: int | None = knob(None, "texts written at one time", at_least=1)
     sampler: str = knob("", "sampler by name; '' = that of the config")
+    sampler_options: tuple[str, ...] = knob(
+        (), "options of the sampler, NAME=VALUE with commas between them, as block_length=8"
+    )
     knobs: dict[str, float] = knob({}, "sampling knobs", each=knob_fields())
 
     def drawing(self) -> dict[str, Any]:
         """The arguments of `FlowModel.generate`, besides ``steps``."""
         names = "num_samples", "seed", "batch_size", "sampler"
-        return {name: vars(self)[name] for name in names} | self.knobs
+        drawn = {name: vars(self)[name] for name in names} | self.knobs
+        return drawn | {"sampler_options": self.options_of_sampler()}
+
+    def options_of_sampler(self) -> dict[str, str]:
+        """The sampler's options by name; UserError for words that are not NAME=VALUE."""
+        pairs = [word.partition("=") for word in self.sampler_options]
+        for name, equals, _ in pairs:
+            if not name or not equals:
+                raise UserError(
+                    f"--sampler_options={','.join(self.sampler_options)}: {name!r} is not "
+                    "NAME=VALUE; write for example --sampler_options=block_length=8"
+                )
+        return {name: value for name, _, value in pairs}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ given as --tokenizer=FOLDER. A line of --prompts=FILE.jsonl is {"prompt": TEXT} 
 import dataclasses
 import json
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flm_jax.cli.command import Command
 from flm_jax.errors import UserError
@@ -35,9 +35,6 @@ class Options(Drawing):
     prompts: str | None = knob(
         None, 'JSON lines {"prompt": TEXT} or {"infill": TEXT}; num_samples of each'
     )
-    sampler_options: tuple[str, ...] = knob(
-        (), "options of the sampler, NAME=VALUE with commas between them, as block_length=8"
-    )
     output: str | None = knob(None, "write samples as JSON lines to this file")
 
 
@@ -45,13 +42,16 @@ def run(options: Options) -> None:
     from flm_jax.host import compiled, files, memory
 
     output = files.output("--output", options.output) if options.output else None
-    asked = given(options) | {"sampler_options": sampler_options(options)}
+    asked = given(options)
+    options.options_of_sampler()  # what is wrong with them is said before JAX is loaded
     memory.keep_small()
     with compiled.kept_for_user():
         _write(options, output, asked)
 
 
-def _write(options: Options, output: pathlib.Path | None, asked: dict[str, Any]) -> None:
+def _write(
+    options: Options, output: pathlib.Path | None, asked: dict[str, str | list[str]]
+) -> None:
     from flm_jax import inference
     from flm_jax.host import files
 
@@ -109,18 +109,6 @@ def from_file(path: str) -> dict[str, str | list[str]]:
         what = "holds no line" if not found else "mixes prompts and infills"
         raise UserError(f"{path} {what}; write lines like {example}")
     return {**found}
-
-
-def sampler_options(options: Options) -> dict[str, str]:
-    """The sampler's options by name; UserError for words that are not NAME=VALUE."""
-    pairs = [word.partition("=") for word in options.sampler_options]
-    for name, equals, _ in pairs:
-        if not name or not equals:
-            raise UserError(
-                f"--sampler_options={','.join(options.sampler_options)}: {name!r} is not "
-                "NAME=VALUE; write for example --sampler_options=block_length=8"
-            )
-    return {name: value for name, _, value in pairs}
 
 
 def show(samples: "Samples") -> None:

@@ -212,7 +212,8 @@ def _sampler(
 ) -> config_lib.SamplerConfig:
     """The sampler section as it is used; UserError for values out of range."""
     own = {"steps": counts, "num_samples": options.num_samples, "batch_size": options.batch_size}
-    return model.sampler(options.sampler, {}, {**options.knobs, **own})[1]
+    chosen = options.options_of_sampler()
+    return model.sampler(options.sampler, chosen, {**options.knobs, **own})[1]
 
 
 def _origin(model: inference.FlowModel, options: Evaluation, steps: int) -> dict[str, Any]:

@@ -323,5 +323,5 @@ def test_wrong_words_are_refused_before_a_model_is_read(tmp_path, words, sentenc
 
 def test_options_of_the_sampler_are_words():
     options = command.Options(checkpoint="x", sampler_options=("block_length=8", "inside=euler"))
-    assert command.sampler_options(options) == {"block_length": "8", "inside": "euler"}
+    assert options.options_of_sampler() == {"block_length": "8", "inside": "euler"}
     assert jax.tree.leaves(command.given(options)) == []
