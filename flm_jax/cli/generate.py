@@ -15,7 +15,7 @@ given as --tokenizer=FOLDER. A line of --prompts=FILE.jsonl is {"prompt": TEXT} 
 import dataclasses
 import json
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flm_jax.cli.command import Command
 from flm_jax.errors import UserError
