@@ -49,9 +49,7 @@ def run(options: Options) -> None:
         _write(options, output, asked)
 
 
-def _write(
-    options: Options, output: pathlib.Path | None, asked: dict[str, str | list[str]]
-) -> None:
+def _write(options: Options, output: pathlib.Path | None, asked: dict[str, Any]) -> None:
     from flm_jax import inference
     from flm_jax.host import files
 
