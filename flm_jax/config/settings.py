@@ -64,7 +64,13 @@ class ModelConfig:
     two_times: bool = knob(False, "condition on two times (flow maps)")
     loss_weighting: bool = knob(False, "learn a weight per time")
     dtype: str = knob("float32", "dtype of matrix products", choices=("float32", "bfloat16"))
-    remat: bool = knob(True, "recompute activations in the backward pass to save memory")
+    remat: str = knob(
+        "auto",
+        "what is computed again in the backward pass (full = blocks, products = all but results of "
+        "products, none = nothing; auto = by memory on a CPU, full elsewhere)",
+        choices=("auto", "full", "products", "none"),
+        former={"true": "full", "false": "none"},
+    )
     scan_unroll: int = knob(1, "blocks per iteration of the scan over blocks", at_least=1)
     head_init: str = knob(
         "zero",
