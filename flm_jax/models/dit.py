@@ -240,8 +240,8 @@ class DiT(nn.Module):
 def remembered(remat: str, shape: tuple[int, ...], depth: int, mlp_ratio: int, kind: str) -> str:
     """What "auto" means for a stream of ``shape`` (B, L, D); another form means itself.
 
-    "products" keeps (6 + mlp_ratio) B L D floats a block: what goes in, and the results of its
-    products but those of attention, which has none that are large and dear.
+    "products" keeps (6 + mlp_ratio) B L D floats a block (6 B L D more where every position has
+    its own times): what goes in, and the results of all products but those of attention.
     """
     if remat != "auto":
         return remat

@@ -39,7 +39,8 @@ def contract(
 ) -> jax.Array:
     """`jnp.einsum` of two arrays read in ``dtype``.
 
-    Each index of one is in the other or in the result. The result is float32 or wider on CPUs and if ``wide``, else of ``dtype``.
+    Each index of one is in the other or in the result, which is float32 or wider on CPUs and if
+    ``wide``, else of ``dtype``.
     """
     dtype, at_least_float32 = jnp.dtype(dtype), jnp.promote_types(dtype, jnp.float32)
     result = at_least_float32 if wide or device_kind() == "cpu" else dtype
