@@ -8,7 +8,8 @@ def knob(default: Any, meaning: str, **limits: Any) -> Any:
     """A dataclass field with its meaning and limits.
 
     Limits: ``above``, ``at_least``, ``below``, ``at_most`` (numbers), ``choices`` (a tuple) and
-    ``nonempty`` (tuples). For a tuple field the limits hold for each element.
+    ``nonempty`` (tuples). For a tuple field the limits hold for each element. ``former`` says what
+    values of earlier versions mean, by their text in small letters.
 
     For options of commands (`flm_jax.cli.options`) also: ``word`` (given without its name),
     ``needed`` (the sentence when it is missing) and ``each`` (of a dict: the fields of its values).

@@ -77,6 +77,10 @@ def resolve_section(
             f"config section {name!r} is {values!r} but must be a section with the keys "
             + ", ".join(hints)
         )
+    former = {
+        field.name: field.metadata.get("limits", {}).get("former", {})
+        for field in dataclasses.fields(section)
+    }
     found = {}
     for key, value in values.items():
         full = f"{name}.{key}" if name else key
@@ -85,6 +89,7 @@ def resolve_section(
         if dataclasses.is_dataclass(hints[key]):
             found[key] = resolve_section(hints[key], value, full)
         else:
+            value = former[key].get(str(value).lower(), value)
             found[key] = coerce(value, hints[key], full)
     return section(**found)
 

@@ -69,7 +69,13 @@ class ModelConfig:
         "dtype of matrix products (auto = bfloat16 where it is faster, decided as a run begins)",
         choices=("float32", "bfloat16", "auto"),
     )
-    remat: bool = knob(True, "recompute activations in the backward pass to save memory")
+    remat: str = knob(
+        "auto",
+        "what is computed again in the backward pass (full = blocks, products = all but results of "
+        "products, none = nothing; auto = by memory on a CPU, full elsewhere)",
+        choices=("auto", "full", "products", "none"),
+        former={"true": "full", "false": "none"},
+    )
     scan_unroll: int = knob(1, "blocks per iteration of the scan over blocks", at_least=1)
     head_init: str = knob(
         "zero",

@@ -35,11 +35,22 @@ from flm_jax.flow.trees import Params, Tree
 from flm_jax.models.attention import attend, rotary_tables, rotate
 from flm_jax.models.conditioning import Conditioning, take, with_given
 from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modulate, uniform
+from flm_jax.models.products import device_kind
 from flm_jax.models.settings import Settings
 
 # Logits of an automatic chunk, MiB: on CPU near what the caches hold, else large enough to keep a
 # GPU's or TPU's matrix units busy and small against its memory.
 CHUNK_MEGABYTES = {"cpu": 24, "accelerator": 512}
+
+
+# Results of products that all blocks together may keep for the backward pass, MiB. An accelerator
+# computes them again: its memory is what decides how large a batch can be.
+KEPT_MEGABYTES = {"cpu": 128, "accelerator": 0}
+# What is kept of a block that is computed again; products with batch axes are those of attention.
+POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 class Block(nn.Module):
@@ -79,7 +90,8 @@ class Block(nn.Module):
         u = modulate(Norm(name="norm_attention")(h_BLD), shift_a, scale_a)
         qkv = linear(3 * width, name="qkv", use_bias=False)(u)
         q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.heads, -1), 2, 0)
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        dtype = matmul_dtype(self.dtype, qkv.dtype)
+        q, k, v = (x.astype(dtype) for x in (rotate(q, *rotary), rotate(k, *rotary), v))
         visible, causal, backend = None, self.causal, self.attention
         # With a cache there is one query, which has few scores and its own mask.
         if cache is not None and position is not None:
@@ -128,7 +140,7 @@ class DiT(nn.Module):
     two_times: bool
     loss_weighting: bool
     dtype: DTypeLike
-    remat: bool
+    remat: str
     scan_unroll: int
 
     causal: bool = False
@@ -163,7 +175,8 @@ class DiT(nn.Module):
             rotary = tuple(jax.lax.dynamic_slice_in_dim(table, position, 1) for table in rotary)
         if self.learned_positions:
             h_BLD = h_BLD + self.place(h_BLD.shape[1], h_BLD.shape[2], position)[None]
-        h_BLD, cache = self.blocks(deterministic)(h_BLD, conditioning, rotary, position, cache)
+        blocks = self.blocks(deterministic, h_BLD.shape)
+        h_BLD, cache = blocks(h_BLD, conditioning, rotary, position, cache)
         features_BLD = Final(self.dtype, name="final")(h_BLD, conditioning)
         log_weight = None
         if self.loss_weighting and tau_s is not None:
@@ -206,9 +219,12 @@ class DiT(nn.Module):
             conditioning = conditioning[:, None, :]
         return Conditioning(conditioning, given_BL)
 
-    def blocks(self, deterministic: bool) -> nn.Module:
-        """All blocks, one scan over their stacked parameters (and caches, if there are any)."""
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+    def blocks(self, deterministic: bool, shape: tuple[int, ...]) -> nn.Module:
+        """All blocks of a stream (B, L, D), one scan over their stacked parameters and caches."""
+        remat = remembered(self.remat, shape, self.depth, self.mlp_ratio, device_kind())
+        block = Block
+        if remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=POLICIES[remat])
         return nn.scan(
             block,
             variable_axes={"params": 0},
@@ -227,6 +243,18 @@ class DiT(nn.Module):
             self.attention,
             name="blocks",
         )
+
+
+def remembered(remat: str, shape: tuple[int, ...], depth: int, mlp_ratio: int, kind: str) -> str:
+    """What "auto" means for a stream of ``shape`` (B, L, D); another form means itself.
+
+    "products" keeps (6 + mlp_ratio) B L D floats a block (6 B L D more where every position has
+    its own times): what goes in, and the results of all products but those of attention.
+    """
+    if remat != "auto":
+        return remat
+    kept = 4 * depth * (6 + mlp_ratio) * math.prod(shape)
+    return "products" if kept <= KEPT_MEGABYTES[kind] * 2**20 else "full"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,8 +320,7 @@ class Model:
         """Tokens per device whose logits exist at one time."""
         if self.head_chunk:
             return self.head_chunk
-        kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
-        return chunks.tokens_for(self.vocab_size, CHUNK_MEGABYTES[kind])
+        return chunks.tokens_for(self.vocab_size, CHUNK_MEGABYTES[device_kind()])
 
     @functools.partial(jax.jit, static_argnums=0)
     def backbone(self, params, h_BLD, tau_s, tau_t=None, key=None, given_BL=None):

@@ -80,7 +80,7 @@ def describe(error: Exception) -> str:
         return str(error)
     line = first_line(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in line:
-        line += ": out of memory; model.remat=True and a smaller model.head_chunk need less"
+        line += ": out of memory; model.remat=full and a smaller model.head_chunk need less"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         line += "; free space there"
     return line

@@ -12,6 +12,7 @@ from flm_jax import config as config_lib
 from flm_jax import data, losses, samplers, tokenizers
 from flm_jax.config import Config, settings
 from flm_jax.configs import common
+from flm_jax.errors import UserError
 
 TABLES = {
     "loss": losses.LOSSES,
@@ -41,6 +42,7 @@ def test_common_starts_from_the_defaults_and_takes_what_users_write(config_file)
     assert model | common.PRESETS["small"] == model
     changes = """
         from flm_jax.configs import common
+from flm_jax.errors import UserError
 
         def get_config(stage="pretrain"):
             config = common.get_config(stage)
@@ -224,3 +226,19 @@ def test_build_explains(name, options, expected):
 def test_options_that_the_code_supplies_are_not_the_users():
     text = sentence(config_lib.build, {"d": Distilling}, "d", {"path": "y"}, "loss", path="x")
     assert "has no option 'path'" in text
+
+
+@pytest.mark.parametrize("value", [True, "True", "true", False, "False"])
+def test_truth_values_of_remat_keep_their_meaning(value):
+    """Stored configs and command lines of earlier versions have them."""
+    tree = {"data": {"name": "d"}, "tokenizer": {"name": "t"}, "model": {"remat": value}}
+    wanted = "full" if str(value).lower() == "true" else "none"
+    assert config_lib.resolve(tree).model.remat == wanted
+    stored = dataclasses.asdict(Config()) | {"model": {"remat": value}}
+    assert config_lib.from_json(stored).model.remat == wanted
+
+
+def test_remat_has_no_other_values():
+    tree = {"data": {"name": "d"}, "tokenizer": {"name": "t"}, "model": {"remat": "some"}}
+    with pytest.raises(UserError, match="model.remat=some is not known; use auto or full or"):
+        config_lib.validate(config_lib.resolve(tree), {})

@@ -101,7 +101,7 @@ def test_a_dense_state_costs_the_vocabulary_and_a_projected_one_does_not():
 
 
 def test_rematerialisation_trades_memory_for_products():
-    with_it, without = work_of(), work_of(model_remat=False)
+    with_it, without = work_of(model_remat="full"), work_of(model_remat="none")
     kept = [memory_lib.memory(w, (1, 1, 1), True)[memory_lib.RESIDUALS] for w in (with_it, without)]
     assert kept[0] < kept[1] and timing.flops(with_it) > timing.flops(without)
 

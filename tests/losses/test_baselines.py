@@ -255,7 +255,7 @@ def test_a_position_depends_on_itself_and_earlier_ones_only():
 
 @pytest.mark.parametrize(
     "changes, exact",
-    [({"learned_positions": L}, 1e-5), ({"remat": False}, 1e-5), ({"dtype": "bfloat16"}, 0.1)],
+    [({"learned_positions": L}, 1e-5), ({"remat": "none"}, 1e-5), ({"dtype": "bfloat16"}, 0.1)],
 )
 def test_the_cache_changes_nothing(changes, exact):
     model = causal_model(**changes)

@@ -224,7 +224,7 @@ def test_the_loss_weight_knows_the_first_time_only():
     assert np.ptp(weights[0]) > 1e-4
 
 
-@pytest.mark.parametrize("changes", [{"remat": True}, {"scan_unroll": 2}, {"head_chunk": 4}])
+@pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "products"}, {"scan_unroll": 2}, {"head_chunk": 4}])
 def test_knobs_of_memory_and_speed_change_no_number(changes):
     params, tokens = tiny.params(tiny.model()), tiny.batch().tokens_BL
 
@@ -232,7 +232,7 @@ def test_knobs_of_memory_and_speed_change_no_number(changes):
         posterior = tiny.model(**settings).net(params)(hidden(), TAU).posterior
         return -jnp.mean(posterior.log_prob(tokens))
 
-    base = dict(remat=False, scan_unroll=1, head_chunk=100)
+    base = dict(remat="none", scan_unroll=1, head_chunk=100)
     wanted, wanted_gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, **base)))(params)
     value, gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, **base | changes)))(params)
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
@@ -252,7 +252,7 @@ def test_dropout_is_on_if_and_only_if_there_is_a_key():
     np.testing.assert_allclose(without_rate, plain, rtol=1e-6)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "products", "full"])
 def test_forward_mode_runs_through_the_backbone(remat):
     """jvp in h and both times against a central difference, float64."""
     with jax.enable_x64(True):

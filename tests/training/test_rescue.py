@@ -105,7 +105,7 @@ def test_a_step_that_took_the_state_with_it_names_the_newest_checkpoint(
     quiet = change(config, "train", eval_every=0, sample_every=0)
     with (
         jax.transfer_guard("allow"),
-        pytest.raises(TryAgain, match="step 6: .*RESOURCE.*model.remat=True.*step 4 is saved"),
+        pytest.raises(TryAgain, match="step 6: .*RESOURCE.*model.remat=full.*step 4 is saved"),
     ):
         loop.train(quiet, tmp_path / "run")
     assert steps_of(tmp_path / "run") == [4] and ended(tmp_path / "run") == ("failed", 4)

@@ -105,7 +105,7 @@ class Causal:
             dropout=0.0,
             logit_cap=NO_CAP,
             causal=True,
-            remat=False,
+            remat="none",
             head_chunk=networks.HEAD_CHUNK,
         )
         self.model = dit.build(settings, sizes.vocab_size)

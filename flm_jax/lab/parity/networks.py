@@ -53,7 +53,7 @@ def model(
         two_times=sizes.two_times,
         loss_weighting=sizes.loss_weighting,
         dtype=dtype,
-        remat=False,
+        remat="none",
         head_chunk=HEAD_CHUNK,
     )
     return dit.build(settings, sizes.vocab_size)

@@ -8,8 +8,9 @@ derivative (LSD and ESD 0.5), bytes of float32 except where ``model.dtype`` halv
     state          parameters, two moments, EMA: exact, shared as `sharding` does it
     gradient       the size of the parameters, twice with accumulation
     frozen         teachers: exact
-    residuals      n D (N + 1), what rematerialised layers keep; without rematerialisation N times
-                   22 n D and four arrays of attention scores more
+    residuals      n D (N + 1), what rematerialised layers keep; N times 9 n D more where they keep
+                   results of products; without rematerialisation N times 22 n D and four arrays of
+                   attention scores more
     block          23 n D and 4.5 arrays of attention scores: one block while its gradient is made.
                    Where attention takes blocks of queries (`models.attention`) the scores are those
                    of one block and none are kept; a kernel (model.attention=tokamax) has none
@@ -30,8 +31,7 @@ from flm_jax.flow import chunks
 from flm_jax.flow.trees import Tree
 from flm_jax.host import sharding
 from flm_jax.lab.plan.program import Work
-from flm_jax.models import attention
-from flm_jax.models.dit import CHUNK_MEGABYTES
+from flm_jax.models import attention, dit
 
 BYTES = 4  # of a float32
 BLOCK_WIDTHS = 23.0  # arrays (n, D) alive in one block's backward pass; MLP arrays count four
@@ -63,9 +63,11 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
     chunk = chunk_tokens(work, rows, accelerator)
     arrays = HEAD_ARRAYS + HEAD_TARGET_ARRAYS * targets + HEAD_DERIVATIVE_ARRAYS * work.derivatives
     head = BYTES * chunk * vocab * arrays
-    saved = 0.0 if model.remat else depth * (
-        value * tokens * width * SAVED_WIDTHS + kept_scores * SAVED_SCORES
-    )  # fmt: skip
+    saved = {
+        "full": 0.0,
+        "products": depth * BYTES * tokens * width * (5 + model.mlp_ratio),
+        "none": depth * (value * tokens * width * SAVED_WIDTHS + kept_scores * SAVED_SCORES),
+    }[remembered(model, rows, length, accelerator)]
     params = bytes_per_chip({"params": work.state.params}, mesh)
     found = {
         STATE: bytes_per_chip(work.state, mesh),
@@ -85,6 +87,13 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
     return found
 
 
+def remembered(model: config_lib.ModelConfig, rows: float, length: int, accelerator: bool) -> str:
+    """What the blocks keep of (rows, length) tokens for their backward pass; see `models.dit`."""
+    kind = "accelerator" if accelerator else "cpu"
+    shape = math.ceil(rows), length, model.width
+    return dit.remembered(model.remat, shape, model.depth, model.mlp_ratio, kind)
+
+
 def queries_at_once(model: config_lib.ModelConfig, length: int) -> int:
     """Queries of a sequence whose scores exist at one time, as `models.attention` decides it."""
     if model.attention == "tokamax":
@@ -98,7 +107,7 @@ def chunk_tokens(work: Work, rows: float, accelerator: bool) -> float:
     Losses of two times have a loop for the rows off the diagonal, which needs most, unless all rows
     are one piece.
     """
-    budget = CHUNK_MEGABYTES["accelerator" if accelerator else "cpu"]
+    budget = dit.CHUNK_MEGABYTES["accelerator" if accelerator else "cpu"]
     wanted = work.config.model.head_chunk or chunks.tokens_for(work.vocab_size, budget)
     length = work.config.data.length
 

@@ -56,7 +56,10 @@ def flops(work: Work) -> float:
     model = work.config.model
     per_token = cost.evaluation_flops(model, work.vocab_size, work.config.data.length)
     once = sum(per_token.values())
-    again = once - per_token["head"] if model.remat else 0.0
+    # What "auto" means on a CPU is not asked here: at sizes worth a plan it is "full", too.
+    again = {"none": 0.0, "products": per_token["attention"]}.get(
+        model.remat, once - per_token["head"]
+    )
     if queries_at_once(model, work.config.data.length) not in (0, work.config.data.length):
         again += per_token["attention"] / 2  # the scores of a block of queries, once more
     moved = (per_token["head"] + 2.0 * work.vocab_size * work.joint_width) * work.moves
@@ -93,7 +96,7 @@ def sent(work: Work, mesh: tuple[int, int, int]) -> float:
     params = bytes_per_chip({"params": work.state.params}, (1, 1, tensor))
     moved = 2 * params * (1 - 1 / (data * fsdp))
     if fsdp > 1:
-        passes = work.evaluations + (2 if model.remat else 1)
+        passes = work.evaluations + (1 if model.remat == "none" else 2)
         moved += passes * micro * params * (1 - 1 / fsdp)
     if tensor > 1:
         tokens = work.tokens / (data * fsdp)

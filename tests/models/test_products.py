@@ -1,0 +1,172 @@
+"""Products against plain ones: values, derivatives, and the forms that the programs have."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flm_jax.models import attention, products
+
+N, NARROW, WIDE = 12, 3, 5
+
+
+def arrays(*shapes, dtype=np.float64):
+    draw = np.random.default_rng(0)
+    return [jnp.asarray(draw.standard_normal(shape), dtype) for shape in shapes]
+
+
+def derivatives(product, rows, kernel):
+    """Value, gradients, forward derivative, and the gradient of that (reverse over forward)."""
+
+    def scalar(rows, kernel):
+        return jnp.sum(jnp.sin(product(rows, kernel)))
+
+    def tangent(rows, kernel):
+        moved = jnp.cos(rows), jnp.sin(kernel)
+        return jax.jvp(lambda *p: jnp.sin(product(*p)), (rows, kernel), moved)[1]
+
+    def of_rows_only(rows, kernel):
+        return jax.jvp(lambda rows: product(rows, kernel), (rows,), (jnp.cos(rows),))[1]
+
+    return (
+        product(rows, kernel),
+        jax.grad(scalar, (0, 1))(rows, kernel),
+        tangent(rows, kernel),
+        jax.grad(lambda *p: jnp.sum(jnp.sin(of_rows_only(*p))), (0, 1))(rows, kernel),
+    )
+
+
+@pytest.mark.parametrize("shape", [(NARROW, WIDE), (WIDE, NARROW)])
+def test_every_derivative_is_that_of_an_ordinary_product(shape):
+    with jax.enable_x64(True):
+        point = arrays((N, shape[0]), shape)
+
+        @jax.jit
+        def both(*point):
+            mine = derivatives(lambda x, y: products.rows_times(x, y, jnp.float64), *point)
+            return mine, derivatives(jnp.matmul, *point)
+
+        for mine, wanted in zip(*map(jax.tree.leaves, both(*point)), strict=True):
+            np.testing.assert_allclose(mine, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy", ["full", "products"])
+def test_they_pass_a_scan_that_computes_its_body_again(policy):
+    from flm_jax.models.dit import POLICIES
+
+    with jax.enable_x64(True):
+        rows, kernels = arrays((N, NARROW), (4, NARROW, NARROW))
+
+        def deep(product):
+            def body(rows, kernel):
+                return jnp.sin(product(rows, kernel)), None
+
+            body = jax.checkpoint(body, prevent_cse=False, policy=POLICIES[policy])
+            return lambda rows, kernels: jax.lax.scan(body, rows, kernels)[0]
+
+        mine = deep(lambda x, y: products.rows_times(x, y, jnp.float64))
+        for found, wanted in zip(
+            *[jax.tree.leaves(jax.jit(lambda *p, f=f: derivatives(f, *p))(rows, kernels))
+              for f in (mine, deep(jnp.matmul))],
+            strict=True,
+        ):  # fmt: skip
+            np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr, of inner ones, too."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            inner = inner.jaxpr if hasattr(inner, "jaxpr") else inner
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def traced(function, *point):
+    return list(equations(jax.make_jaxpr(function)(*point).jaxpr))
+
+
+def gradients(product):
+    return jax.grad(lambda *p: jnp.sum(jnp.sin(product(*p).astype(jnp.float32))), (0, 1))
+
+
+@pytest.mark.parametrize("shape", [(NARROW, WIDE), (WIDE, NARROW)])
+def test_the_narrower_operand_of_a_kernels_gradient_is_transposed(shape):
+    point = arrays((N, shape[0]), shape, dtype=np.float32)
+    found = traced(gradients(lambda x, y: products.rows_times(x, y, jnp.float32)), *point)
+    kept_apart = [
+        e.outvars[0].aval.shape for e in found if e.primitive.name == "optimization_barrier"
+    ]
+    assert kept_apart[0] == (NARROW, N)
+    for product in (e for e in found if e.primitive.name == "dot_general"):
+        (of_x, of_y), _ = product.params["dimension_numbers"]
+        assert tuple(of_x) == (1,) and tuple(of_y) in ((0,), (1,)), product
+
+
+def attend(q, k, v):
+    return attention.attend(q, k, v, 50.0)
+
+
+def of_products(function, *point):
+    """(types of operands, type of the result) of every product in value and gradients."""
+    return {
+        (*(x.aval.dtype.name for x in e.invars), e.outvars[0].aval.dtype.name)
+        for e in traced(function, *point) if e.primitive.name == "dot_general"
+    }  # fmt: skip
+
+
+def test_on_a_cpu_products_read_bfloat16_and_all_else_is_float32():
+    point = arrays((N, NARROW), (NARROW, WIDE), dtype=np.float32)
+    half = "bfloat16"
+    program = gradients(lambda x, y: products.rows_times(x, y, jnp.bfloat16))
+    assert of_products(program, *point) == {(half, half, "float32")}
+    arithmetic = {e.primitive.name for e in traced(program, *point)
+                  if e.outvars[0].aval.dtype == jnp.bfloat16}  # fmt: skip
+    assert arithmetic <= {"convert_element_type", "transpose", "optimization_barrier"}
+    q, k, v = arrays(*[(2, 4, 2, 4)] * 3, dtype=jnp.bfloat16)
+
+    def loss(q, k, v):
+        return jnp.sum(jnp.sin(attend(q, k, v).astype(jnp.float32)))
+
+    assert of_products(jax.grad(loss, (0, 1, 2)), q, k, v) == {(half, half, "float32")}
+
+
+def test_on_accelerators_results_are_rounded_at_once_and_derivatives_are_ordinary(monkeypatch):
+    monkeypatch.setattr(products, "device_kind", lambda: "accelerator")
+    point = arrays((N, NARROW), (NARROW, WIDE), dtype=np.float32)
+    found = traced(gradients(lambda x, y: products.rows_times(x, y, jnp.bfloat16)), *point)
+    names = {e.primitive.name for e in found}
+    assert not names & {"linear_call", "custom_jvp_call", "optimization_barrier"}
+    results = {e.outvars[0].aval.dtype.name for e in found if e.primitive.name == "dot_general"}
+    assert results == {"bfloat16"}
+
+
+@pytest.mark.parametrize("form", ["blhk,bmhk->bhlm", "bmhk,bhlm->blhk", "ni,io->no"])
+def test_bfloat16_products_of_every_form_have_gradients_within_their_rounding(form):
+    of_x, of_y, _ = form.replace("->", ",").split(",")
+    size = dict(zip("blmhknio", (2, 5, 7, 2, 4, 12, 3, 5), strict=True))
+    point = arrays(*([size[i] for i in part] for part in (of_x, of_y)), dtype=np.float32)
+
+    @jax.jit
+    def both(*point):
+        mine = gradients(lambda x, y: products.contract(form, x, y, jnp.bfloat16))
+        return mine(*point), gradients(lambda x, y: jnp.einsum(form, x, y))(*point)
+
+    for found, reference in zip(*both(*point), strict=True):
+        assert found.dtype == jnp.float32
+        assert np.abs(found - reference).max() < 3e-2 * np.abs(reference).max()
+
+
+def test_what_is_kept_by_memory_on_a_cpu_and_nothing_on_accelerators():
+    from flm_jax.models.dit import remembered
+
+    small, large = (32, 64, 128), (32, 128, 256)
+    for shape, kind in itertools.product((small, large), ("cpu", "accelerator")):
+        wanted = "products" if (shape, kind) == (small, "cpu") else "full"
+        assert remembered("auto", shape, 4, 4, kind) == wanted
+        assert remembered("none", shape, 4, 4, kind) == "none"
