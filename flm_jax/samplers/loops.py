@@ -164,7 +164,10 @@ def whole_grid(run: Steps, start: jax.Array | None, trajectory: bool) -> Written
         move = run.move(carry, i)
         return run.advance(carry, i, move), observe(carry, move)
 
-    carry, seen = loop(step, run.start(start), last_step)
+    if last_step == 0 and not trajectory:  # nothing to trace and compile a loop for
+        carry, seen = run.start(start), None
+    else:
+        carry, seen = loop(step, run.start(start), last_step)
     last = run.move(carry, last_step)
     tokens_BL = run.read(last)
     if not trajectory:
