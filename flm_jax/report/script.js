@@ -26,8 +26,10 @@ function paint(node, series) {
 }
 
 /* Charts: a vertical line, a dot on each curve and a box with the values under the pointer. */
-for (const plot of document.querySelectorAll(".plot:has(> script)")) {
-  const data = JSON.parse(plot.querySelector("script").textContent);
+for (const plot of document.querySelectorAll(".plot")) {
+  const values = plot.querySelector("script");
+  if (!values) continue;  // a scatter, whose points have titles
+  const data = JSON.parse(values.textContent);
   const [x0, x1] = data.x, [y0, y1] = data.y;
   const place = data.log
     ? (x) => Math.log(Math.max(x, x0) / x0) / Math.log(x1 / x0)

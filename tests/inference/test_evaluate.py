@@ -126,10 +126,11 @@ def test_metrics_read_the_files(run, tmp_path, monkeypatch):
 
 def test_files_of_another_origin_are_not_overwritten(run, tmp_path):
     path = tmp_path / "steps_00001.jsonl"
+    models = {weights: inference.load(run, weights) for weights in (None, "raw")}
 
     def ask(**changes):
         asked = options(run, steps=(1,), **changes)
-        model = inference.load(**asked.loading())
+        model = models[asked.weights]
         (point,) = tool.operating_points(model, asked)
         return tool.draw(model, point, artefact.weights_sha256(model.params), tmp_path)
 
