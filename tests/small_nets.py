@@ -10,7 +10,8 @@ from flm_jax.flow.net import Net
 def backbone(params, h_BLD, tau_s, tau_t, key, given_BL=None):
     """tanh(h A + tau_s b + tau_t c + mean over positions) C; a second time left out is the first.
 
-    Times are (B,), or (B, L); both are 1 where tokens are given. With a key, "dropout" adds a constant, so that a test sees where it is on.
+    Times are (B,), or (B, L); both are 1 where tokens are given. With a key, "dropout" adds a
+    constant, so that a test sees where it is on.
     """
     tau_t = tau_s if tau_t is None else tau_t
     own = h_BLD @ params["in"]

@@ -218,7 +218,9 @@ def test_every_number_of_given_tokens_is_as_likely_as_any_other():
         share = np.bincount(given_BL.sum(-1), minlength=L + 1) / size
         np.testing.assert_allclose(share, 1 / (L + 1), atol=5 * (0.16 / size) ** 0.5)
         np.testing.assert_allclose(given_BL.mean(0), 0.5, atol=0.04)  # positions are alike
-    shares = np.bincount(np.floor(size * draws["share"][draws["share_permutation"]] / size).astype(int))
+    shares = np.bincount(
+        np.floor(size * draws["share"][draws["share_permutation"]] / size).astype(int)
+    )
     assert shares.sum() == size
 
 

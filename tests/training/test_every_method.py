@@ -45,7 +45,7 @@ class Runs:
         row, options, changes = LOSSES[loss](), {}, {}
         if name == SELF_DISTILLATION:
             options = {"on_diagonal": "data"}
-        elif row.needs.two_times:
+        elif row.needs.teacher:
             teacher = "residual" if row.needs.residual else "flow_matching"
             changes["teacher"] = str(self(teacher))
             changes["init_from"] = "teacher"
@@ -100,7 +100,7 @@ def test_every_objective_has_a_sampler_that_is_checked_before_training(runs):
         needs = tiny.needs(row)
         wrong = {"sampler__name": sampler, "loss": {"name": name, "options": {}}}
         wrong |= {f"model__{knob}": value for knob, value in needs.items()}
-        wrong |= {"teacher": "somewhere"} if row.needs.two_times else {}
+        wrong |= {"teacher": "somewhere"} if row.needs.teacher else {}
 
         def refused(**changes):
             with pytest.raises(UserError) as error:
