@@ -66,8 +66,9 @@ class Asked:
             config.model, two_times=two_times, causal=needs.causal, mask_token=needs.mask_token
         )
         # Networks beside the student are made here, at random.
-        teacher = "random" if needs.teacher else ""
-        config = change(config, init_from="", model=model, teacher=teacher)
+        teachers = {"teacher": needs.teacher, "masked_teacher": needs.masked_teacher}
+        config = change(config, **{role: "random" * needed for role, needed in teachers.items()})
+        config = change(config, init_from="", model=model)
         config_lib.validate(config, tables)
         return Plan(mode, config, vocabulary_size(config, self.vocab), steps, self.repeats)
 

@@ -12,7 +12,7 @@ from absl import logging
 
 from flm_jax import config as config_lib
 from flm_jax.experiment import Experiment
-from flm_jax.flow.at import STUDENT, TEACHER, At
+from flm_jax.flow.at import MASKED_TEACHER, STUDENT, TEACHER, At
 from flm_jax.flow.net import Net
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.trees import Params, Tree
@@ -228,15 +228,18 @@ def frozen_models(experiment: Experiment) -> dict[str, Experiment]:
     found = {}
     if loss.needs.teacher:
         found[TEACHER] = _denoiser(experiment)
+    if loss.needs.masked_teacher:
+        found[MASKED_TEACHER] = _denoiser(experiment, mask_token=True)
     if loss.needs.residual:
         found["residual"] = experiment
     return found
 
 
-def _denoiser(experiment: Experiment) -> Experiment:
-    """A teacher of the student's size."""
+def _denoiser(experiment: Experiment, mask_token: bool = False) -> Experiment:
+    """A teacher of the student's size; with ``mask_token`` a masked diffusion model."""
     config = experiment.config
-    one_time = dataclasses.replace(config.model, two_times=False, loss_weighting=False)
+    changes = {"two_times": False, "loss_weighting": False, "mask_token": mask_token}
+    one_time = dataclasses.replace(config.model, **changes)
     return dataclasses.replace(experiment, config=dataclasses.replace(config, model=one_time))
 
 
