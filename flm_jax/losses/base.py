@@ -28,7 +28,7 @@ State = dict[str, Params]
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["tokens_BL", "mask_BL", "index_B"],
+    data_fields=["tokens_BL", "mask_BL", "index_B", "prompt_BL"],
     meta_fields=["global_size"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +39,16 @@ class Batch:
     position of each sequence in the global batch of ``global_size``. Times and noise hang on
     the index, so that they depend neither on the devices nor on how the batch is cut for gradient
     accumulation. (Dropout masks do not depend on the devices, but on that cut they do.)
+
+    ``prompt_BL``, bool, if there is one: tokens that are given, so that nothing is learned of
+    them. Unlike tokens of mask 0, which only do not count, they are seen as they are.
     """
 
     tokens_BL: jax.Array
     mask_BL: jax.Array
     index_B: jax.Array
     global_size: int
+    prompt_BL: jax.Array | None = None
 
     @property
     def length(self) -> int:

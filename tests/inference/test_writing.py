@@ -184,10 +184,11 @@ def test_a_model_without_given_tokens_says_how_it_gets_them(tmp_path):
             ask()
         assert str(error.value).endswith(
             "but this model was not trained for given tokens (loss 'flow_matching'); train one "
-            "with --config.loss.options.given_fraction=0.3"
+            "with --config.loss.options.given=uniform"
         )
-    jumps = model(tmp_path, "psd", model__two_times=True, sampler__name="flow_map")
-    with pytest.raises(UserError, match="not trained .* with --config.loss.name=any_order"):
+    kind = {"model__two_times": True, "sampler__name": "flow_map"}
+    jumps = model(tmp_path, "second_stage", **kind)
+    with pytest.raises(UserError, match="not trained .* with --config.loss.name=any_order$"):
         jumps.generate(1, 2, prompt="red")
 
 
