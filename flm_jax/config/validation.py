@@ -244,8 +244,8 @@ def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> 
     if len(needs) == 2 and needs["sampler"].given and not needs["loss"].given:
         problems.append(
             f"sampler {config.sampler.name!r} gives the tokens that it commits, but loss "
-            f"{config.loss.name!r} trains without given tokens; set loss.options.given_fraction="
-            "0.3 of flow_matching, or choose another sampler"
+            f"{config.loss.name!r} trains without given tokens; set loss.options.given=uniform, "
+            "or choose another sampler"
         )
     if tables.get("eval") is not None:
         problems += _check_evaluators(config, tables["eval"])

@@ -23,6 +23,7 @@ _ON_THE_DIAGONAL = (
     "this model is a flow map, which the sampler %r uses on the diagonal only (both times equal), "
     "like the model it was distilled from: take many steps, its jumps are not used"
 )
+_WITH_GIVEN = ("flow_matching", "psd", "lsd", "esd")  # losses with the option given=uniform
 _KINDS = {
     "denoiser": "a denoiser of one time",
     "flow map": "a flow map",
@@ -122,11 +123,10 @@ def check_trained(experiment: Experiment, why: str) -> None:
     if experiment.loss.needs.given:
         return
     loss = experiment.config.loss.name
-    option = "--config.loss.options.given_fraction=0.3"
-    if experiment.config.model.two_times:
-        option = "--config.loss.name=any_order"
-    elif loss != "flow_matching":
-        option = f"--config.loss.name=flow_matching and {option}"
+    option = "--config.loss.options.given=uniform"
+    if loss not in _WITH_GIVEN:
+        name = "any_order" if experiment.config.model.two_times else "flow_matching"
+        option = f"--config.loss.name={name}" + f" {option}" * (name == "flow_matching")
     raise UserError(
         f"{why}, but this model was not trained for given tokens (loss {loss!r}); train one with "
         f"{option}"

@@ -178,7 +178,8 @@ def test_a_knob_allows_what_all_its_limits_allow(bounds, values):
 
 
 VALUES = {
-    f.name: st.just(f.default) | (st.integers(0, 9) if f.name == "patience" else st.floats(0, 9))
+    f.name: st.just(f.default)
+    | (st.integers(0, 9) if isinstance(f.default, int) else st.floats(0, 9))
     for f in sampling.knob_fields()
 }
 KNOBS = st.builds(SamplingKnobs, **VALUES)
