@@ -38,7 +38,12 @@ BASELINES = {
     "duo": ("uniform_diffusion", "ancestral_uniform"),
     "ar": ("autoregressive", "autoregressive"),
 }
-STAGES = ("pretrain", "distill", "residual", "second_stage", *BASELINES)
+# Share of samples on the diagonal, where it is a denoiser, and sampler.
+ANY_ORDER = {
+    "any_order": (0.5, "flow_map"),
+    "any_order_denoiser": (1.0, "euler"),
+}
+STAGES = ("pretrain", "distill", "residual", "second_stage", *ANY_ORDER, *BASELINES)
 
 
 def get_config(stage: str = "pretrain") -> ConfigDict:
@@ -49,7 +54,8 @@ def get_config(stage: str = "pretrain") -> ConfigDict:
         "distill" a flow map (FMLM) from the denoiser that --config.teacher names. "residual" and
         then "second_stage" make one in the two steps of the method's first version: a correction of
         the denoiser, and a flow map of both together, whose --config.teacher is the correction.
-        The others are baselines.
+        "any_order" trains a flow map that any tokens may be given to (FMLM+) from scratch, and
+        "any_order_denoiser" only what it is on the diagonal. The others are baselines.
     """
     if stage not in STAGES:
         raise _no_stage(stage)
@@ -76,6 +82,16 @@ def second_stage(config: ConfigDict) -> None:
     _of_two_times(config, "second_stage", "second_stage", "flow_map")
 
 
+def any_order(config: ConfigDict, name: str) -> None:
+    """... one of a flow map that completes any subset of a text, as published: no teacher."""
+    diagonal_fraction, sampler = ANY_ORDER[name]
+    config.stage, config.loss.name = name, "any_order"
+    config.loss.options = dict(diagonal_fraction=diagonal_fraction)
+    config.clock.name = "identity"
+    config.model.two_times = True
+    config.sampler.update(name=sampler, steps=(1, 2, 4, 8, 32))
+
+
 def baseline(config: ConfigDict, name: str) -> None:
     """... one of a baseline: another objective, and the sampler and network that go with it."""
     config.stage = name
@@ -89,6 +105,7 @@ _AFTER_PRETRAINING = {
     "distill": distill,
     "residual": residual,
     "second_stage": second_stage,
+    **{name: functools.partial(any_order, name=name) for name in ANY_ORDER},
     **{name: functools.partial(baseline, name=name) for name in BASELINES},
 }
 
@@ -103,7 +120,7 @@ def _of_two_times(config: ConfigDict, stage: str, loss: str, sampler: str) -> No
 
 def from_scratch(config: ConfigDict) -> bool:
     """Whether the stage starts from random parameters and needs no teacher."""
-    return config.stage == "pretrain" or config.stage in BASELINES
+    return config.stage == "pretrain" or config.stage in (*ANY_ORDER, *BASELINES)
 
 
 def teach(config: ConfigDict, workdir: str) -> None:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     __version__: str
     from flm_jax.errors import UserError
-    from flm_jax.inference import FlowModel, Samples, load
+    from flm_jax.inference import FlowModel, Given, Samples, load
 
-__all__ = ["FlowModel", "Samples", "UserError", "__version__", "load"]
+__all__ = ["FlowModel", "Given", "Samples", "UserError", "__version__", "load"]
 
 
 def __getattr__(name: str):

@@ -36,6 +36,7 @@ class Needs:
 
     Attributes:
       teacher: a frozen denoiser, network "teacher".
+      masked_teacher: a frozen masked diffusion model, network "masked_teacher".
       residual: a frozen correction of the teacher, network "residual".
       ema: the student with the EMA of its parameters, network "ema".
       two_times: a student of two times, a flow map (`model.two_times`).
@@ -46,6 +47,7 @@ class Needs:
     """
 
     teacher: bool = False
+    masked_teacher: bool = False
     residual: bool = False
     ema: bool = False
     two_times: bool = False

@@ -101,10 +101,4 @@ class Experiment:
     def denoiser(self, params: Any, temperature: float = 1.0) -> Net:
         """The network as a denoiser: a flow map asked at one time gets it twice (s = t)."""
         net = self.net(params, temperature)
-        if not self.config.model.two_times:
-            return net
-
-        def backbone(params, h_BLD, tau_s, tau_t=None, *rest):
-            return net.backbone(params, h_BLD, tau_s, tau_s if tau_t is None else tau_t, *rest)
-
-        return dataclasses.replace(net, backbone=backbone)
+        return net.on_diagonal() if self.config.model.two_times else net

@@ -29,6 +29,16 @@ class Reading:
         "of an official checkpoint; 0 = none, as in the code of February 2026 (default 30)",
         at_least=0,
     )
+    attention_cap: float | None = knob(
+        None,
+        "cap of attention scores of an official MDLM checkpoint that does not tell",
+        at_least=0,
+    )
+    clock: str | None = knob(
+        None,
+        "of an official flow map that does not tell (identity = FMLM+, decoding_accuracy = FMLM)",
+        choices=("identity", "decoding_accuracy"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

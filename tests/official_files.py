@@ -17,13 +17,15 @@ def saved_letters(folder, size=V) -> str:
     return str(folder)
 
 
-def lightning(path, sizes=TWO_TIMES, averaged=True):
+def lightning(path, sizes=TWO_TIMES, averaged=True, config=None):
     """A .ckpt with raw weights and an EMA; returns (path, raw state, averaged state)."""
     state, average = random_state(sizes, 0), random_state(sizes, 1, buffer=False)
     arrays = [*state.values(), *average.values()]
     pieces = [tf.tensor(str(i), array) for i, array in enumerate(arrays)]
     names = [f"backbone.{name}" for name in state]
     tree = {"state_dict": dict(zip(names, pieces, strict=False))}
+    if config is not None:
+        tree["hyper_parameters"] = {"config": config}
     if averaged:
         tree["ema"] = {"decay": 0.9999, "num_updates": 4, "shadow_params": pieces[len(state) :]}
     tf.save(path, tree, {str(i): array for i, array in enumerate(arrays)})

@@ -7,15 +7,19 @@ import numpy as np
 from flm_jax.flow.net import Net
 
 
-def backbone(params, h_BLD, tau_s, tau_t, key):
+def backbone(params, h_BLD, tau_s, tau_t, key, given_BL=None):
     """tanh(h A + tau_s b + tau_t c + mean over positions) C; a second time left out is the first.
 
-    With a key, "dropout" adds a constant, so that a test sees where it is on.
+    Times are (B,), or (B, L); both are 1 where tokens are given. With a key, "dropout" adds a
+    constant, so that a test sees where it is on.
     """
     tau_t = tau_s if tau_t is None else tau_t
     own = h_BLD @ params["in"]
     times = jnp.stack([tau_s, tau_t], axis=-1) @ params["times"]
-    hidden = jnp.tanh(own + jnp.mean(own, axis=1, keepdims=True) + times[:, None, :])
+    times = times[:, None, :] if times.ndim == 2 else times
+    if given_BL is not None:
+        times = jnp.where(given_BL[..., None], jnp.sum(params["times"], axis=0), times)
+    hidden = jnp.tanh(own + jnp.mean(own, axis=1, keepdims=True) + times)
     features = hidden @ params["out"]
     return features + (0.0 if key is None else 0.5), None
 

@@ -3,17 +3,22 @@
     flm generate --checkpoint=runs/q --steps=1,8,32 --num_samples=8 --seed=0
     flm generate --checkpoint=runs/q --steps=8 --output=samples.jsonl
     flm generate --checkpoint=owt_flm.ckpt --steps=1024 --num_samples=1
+    flm generate --checkpoint=runs/q --prompt="Once upon a time" --steps=32
+    flm generate --checkpoint=runs/q --infill="Lily found a [MASK:2] and was happy" --steps=32
+    flm generate --checkpoint=runs/q --sampler=refinement --rounds=8 --steps=32
 
 What is not given comes from the config the model was trained with. The vocabulary files of an
 official checkpoint are looked for in $FLM_JAX_TOKENIZERS/NAME and in the Hugging Face cache, or
-given as --tokenizer=FOLDER.
+given as --tokenizer=FOLDER. A line of --prompts=FILE.jsonl is {"prompt": TEXT} or {"infill": TEXT}.
 """
 
 import dataclasses
 import json
+import pathlib
 from typing import TYPE_CHECKING
 
 from flm_jax.cli.command import Command
+from flm_jax.errors import UserError
 from flm_jax.knobs import knob
 from flm_jax.options import Drawing
 
@@ -23,6 +28,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Drawing):
+    prompt: str | None = knob(None, "text that every sample begins with")
+    infill: str | None = knob(
+        None, "text with [MASK] for every token to be written, or [MASK:5] for five"
+    )
+    prompts: str | None = knob(
+        None, 'JSON lines {"prompt": TEXT} or {"infill": TEXT}; num_samples of each'
+    )
+    sampler_options: tuple[str, ...] = knob(
+        (), "options of the sampler, NAME=VALUE with commas between them, as block_length=8"
+    )
     output: str | None = knob(None, "write samples as JSON lines to this file")
 
 
@@ -32,9 +47,10 @@ def run(options: Options) -> None:
 
     output = files.output("--output", options.output) if options.output else None
     memory.keep_small()
+    asked = given(options) | {"sampler_options": sampler_options(options)}
     model = inference.load(**options.loading())
     counts = options.steps or model.config.sampler.steps
-    drawn = (model.generate(steps=steps, **options.drawing()) for steps in counts)
+    drawn = (model.generate(steps=steps, **options.drawing(), **asked) for steps in counts)
     if output is None:
         for samples in drawn:
             show(samples)
@@ -50,6 +66,54 @@ def run(options: Options) -> None:
         for samples in done:
             show(samples)
     print(f"wrote {len(rows)} samples to {output}")
+
+
+def given(options: Options) -> dict[str, str | list[str]]:
+    """What is given of the texts, as `FlowModel.generate` takes it; UserError for more than one."""
+    named = {name: vars(options)[name] for name in ("prompt", "infill", "prompts")}
+    named = {name: value for name, value in named.items() if value is not None}
+    if len(named) > 1:
+        words = " and ".join(f"--{name}" for name in named)
+        raise UserError(f"{words} are given, but only one can be; omit the others")
+    path = named.pop("prompts", None)
+    return named if path is None else from_file(path)
+
+
+def from_file(path: str) -> dict[str, str | list[str]]:
+    """The texts of a file of JSON lines, all of one kind; UserError for anything else."""
+    example = '{"prompt": "Once upon a time"}'
+    try:
+        lines = pathlib.Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts={path} cannot be read ({error}); give a text file") from error
+    found: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        kinds = [k for k in ("prompt", "infill") if isinstance(row, dict) and k in row]
+        if not isinstance(row, dict) or len(kinds) != 1 or not isinstance(row[kinds[0]], str):
+            raise UserError(f"line {number} of {path} is not like {example}; correct it")
+        found.setdefault(kinds[0], []).append(row[kinds[0]])
+    if len(found) != 1:
+        what = "holds no line" if not found else "mixes prompts and infills"
+        raise UserError(f"{path} {what}; write lines like {example}")
+    return {**found}
+
+
+def sampler_options(options: Options) -> dict[str, str]:
+    """The sampler's options by name; UserError for words that are not NAME=VALUE."""
+    pairs = [word.partition("=") for word in options.sampler_options]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise UserError(
+                f"--sampler_options={','.join(options.sampler_options)}: {name!r} is not "
+                "NAME=VALUE; write for example --sampler_options=block_length=8"
+            )
+    return {name: value for name, _, value in pairs}
 
 
 def show(samples: "Samples") -> None:

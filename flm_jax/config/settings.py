@@ -192,6 +192,9 @@ class Config:
     )
     init_from: str = knob("", "checkpoint whose parameters start this run ('' = random)")
     teacher: str = knob("", "checkpoint of the frozen teacher ('' = none)")
+    masked_teacher: str = knob(
+        "", "checkpoint of a masked diffusion model that teaches, too ('' = none; any_order)"
+    )
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()

@@ -218,6 +218,7 @@ def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> 
         "loss": config.loss,
         "sampler": config.sampler,
     }
+    needs: dict[str, Needs] = {}
     if config.data.name == "prepared" and not config.tokenizer.name:
         del sections["tokenizer"]  # it lies beside the rows
     for section, part in sections.items():
@@ -236,9 +237,16 @@ def _check_tables(config: Config, tables: collections.abc.Mapping[str, Any]) -> 
             except UserError as error:
                 found = [str(error)]
             else:
+                needs[section] = made.needs
                 check = _check_loss if section == "loss" else sampler_problems
                 found = check(config, made, part.name)
         problems += found
+    if len(needs) == 2 and needs["sampler"].given and not needs["loss"].given:
+        problems.append(
+            f"sampler {config.sampler.name!r} gives the tokens that it commits, but loss "
+            f"{config.loss.name!r} trains without given tokens; set loss.options.given=uniform, "
+            "or choose another sampler"
+        )
     if tables.get("eval") is not None:
         problems += _check_evaluators(config, tables["eval"])
     return problems
@@ -282,6 +290,16 @@ def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
         problems.append(
             "init_from='teacher' starts from the network that teacher names, but teacher is "
             "empty; give --config.teacher=CHECKPOINT or set init_from=''"
+        )
+    if loss.needs.masked_teacher and not config.masked_teacher:
+        problems.append(
+            f"loss {name!r} with loss.options.at_zero_fraction above 0 learns from a masked "
+            "diffusion model; give --config.masked_teacher=CHECKPOINT or leave the option out"
+        )
+    elif config.masked_teacher and not loss.needs.masked_teacher:
+        problems.append(
+            f"masked_teacher={config.masked_teacher!r} is set but loss {name!r} uses none; "
+            "remove it, or give loss any_order --config.loss.options.at_zero_fraction=0.25"
         )
     if config.model.attention == "tokamax" and loss.needs.forward_derivatives:
         problems.append(

@@ -14,13 +14,14 @@ from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import Space, without_gradients
 
 STUDENT, TEACHER, RESIDUAL, EMA = "student", "teacher", "residual", "ema"  # roles of networks
+MASKED_TEACHER = "masked_teacher"  # the one role that sees tokens, not the state
 MakeNet = Callable[[Params], Net]  # parameters -> network
 MakeSpace = Callable[[dict[str, jax.Array]], Space]  # embedding tables by role -> space
 
 
 @dataclasses.dataclass(frozen=True)
 class At:
-    """Networks by role ("student", "teacher", "residual", "ema"), their state space, the clock.
+    """Networks by role (see above), the state space of those that see it, the clock.
 
     Attributes:
       given_BL: bool; where tokens are given, `ask` tells networks that both times are 1, whatever
@@ -71,4 +72,9 @@ def evaluated_at(
     """The student and the other networks, which get no gradient, with their space and the clock."""
     nets = {STUDENT: make_nets[STUDENT](params)}
     nets |= {role: make_nets[role](jax.lax.stop_gradient(p)) for role, p in others.items()}
-    return At(nets, make_space({role: net.table for role, net in nets.items()}), clock)
+    return At(nets, make_space(tables_of(nets)), clock)
+
+
+def tables_of(nets: Mapping[str, Net]) -> dict[str, jax.Array]:
+    """The embedding tables of the networks that see the state, by role."""
+    return {role: net.table for role, net in nets.items() if role != MASKED_TEACHER}

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flm_jax.flow.net import Net, Output
 from flm_jax.flow.posterior import Posterior
 
 EPS = 1e-3  # what is left of the data at t = 1, and the smallest time of the official losses
@@ -27,6 +28,19 @@ def without_mask(posterior: Posterior) -> Posterior:
     head = posterior.head
     kept = dataclasses.replace(head, kernel_DV=head.kernel_DV[:, :-1], bias_V=head.bias_V[:-1])
     return dataclasses.replace(posterior, head=kept)
+
+
+def predict_masked(
+    net: Net, tokens_BL: jax.Array, masked_BL: jax.Array, key: jax.Array | None = None
+) -> Output:
+    """What a masked diffusion model says of tokens of which it does not see the masked ones.
+
+    The posterior is without the mask, the last token of the network, whose time is 0 always.
+    """
+    seen_BL = jnp.where(masked_BL, net.table.shape[0] - 1, tokens_BL)
+    zero_B = jnp.zeros(tokens_BL.shape[:1], net.table.dtype)
+    output = net(net.table[seen_BL], zero_B, key=key)
+    return output._replace(posterior=without_mask(output.posterior))
 
 
 def unmask_probability(alpha_t: jax.Array, alpha_s: jax.Array) -> jax.Array:

@@ -24,14 +24,18 @@ def velocity(p: jax.Array, x: jax.Array, t: jax.Array, eps: float = EPS) -> jax.
     return (p - x) / (1.0 - t + eps)
 
 
-def jump(s: jax.Array, t: jax.Array, eps: float = 0.0) -> tuple[jax.Array, jax.Array]:
+def jump(
+    s: jax.Array, t: jax.Array, eps: float = 0.0, lift: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
     """(keep, add) of the flow map X_{s,t}(x) = (1-t)/(1-s) * x + (t-s)/(1-s) * delta.
 
-    A state that is already clean (s = 1) is kept, where the formula is 0/0.
+    A state that is already clean (s = 1) is kept, where the formula is 0/0. ``eps`` is added to
+    the denominators, ``lift`` to the numerator of keep (the official FMLM+ has 1e-8 in both).
     """
     clean = s >= 1.0
     left = jnp.where(clean, 1.0, 1.0 - s + eps)
-    return jnp.where(clean, 1.0, (1.0 - t) / left), jnp.where(clean, 0.0, (t - s) / left)
+    keep, add = (1.0 - t + lift) / left, (t - s) / left
+    return jnp.where(clean, 1.0, keep), jnp.where(clean, 0.0, add)
 
 
 def semigroup_weight(s: jax.Array, u: jax.Array, t: jax.Array, eps: float = EPS_MAP) -> jax.Array:

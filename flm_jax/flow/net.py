@@ -71,6 +71,15 @@ class Net:
         """The same network without gradients to its parameters."""
         return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
 
+    def on_diagonal(self) -> Self:
+        """The same network of two times; asked at one time it gets that twice (s = t)."""
+        backbone = self.backbone
+
+        def twice(params, h_BLD, tau_s, tau_t=None, *rest):
+            return backbone(params, h_BLD, tau_s, tau_s if tau_t is None else tau_t, *rest)
+
+        return dataclasses.replace(self, backbone=twice)
+
     def with_outputs(self, tokens_V: np.ndarray) -> Self:
         """The same network, whose posteriors are over these tokens (ids) only, in this order."""
         head = {name: array[..., tokens_V] for name, array in self.params["head"].items()}

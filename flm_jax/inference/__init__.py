@@ -2,6 +2,8 @@
 
 model.py       the model as an object that samples; loading.py reads one from disk
 choose_sampler.py  which sampler it is sampled with; programs.py: its compiled samplers
+given.py       prompts, texts with holes: which tokens are given, what is read of the result
+scoring.py     how well every token fits the others; refining.py: the worst ones written again
 heldout.py     the loss on held-out rows at fixed times
 evaluation.py  samples at several numbers of steps, and every metric that can be computed
 conversion.py  official checkpoints to workdirs and back
@@ -17,12 +19,14 @@ from flm_jax.inference.loading import (
     read_config,
 )
 from flm_jax.inference.model import FlowModel, Samples
+from flm_jax.samplers.base import Given
 
 __all__ = [
     "CHECKPOINTS_FOLDER",
     "OF_OFFICIAL",
     "TOKENIZER_FOLDER",
     "FlowModel",
+    "Given",
     "Samples",
     "checkpoints_of",
     "is_workdir",

@@ -23,6 +23,7 @@ _ON_THE_DIAGONAL = (
     "this model is a flow map, which the sampler %r uses on the diagonal only (both times equal), "
     "like the model it was distilled from: take many steps, its jumps are not used"
 )
+_WITH_GIVEN = ("flow_matching", "psd", "lsd", "esd")  # losses with the option given=uniform
 _KINDS = {
     "denoiser": "a denoiser of one time",
     "flow map": "a flow map",
@@ -88,7 +89,9 @@ def _check(
         fit = [
             name
             for name, row in SAMPLERS.items()
-            if issubclass(row, TokenSampler) != vectors and _suits(experiment, with_teacher, row())
+            if issubclass(row, TokenSampler) != vectors
+            and row().needs.given <= experiment.loss.needs.given
+            and _suits(experiment, with_teacher, row())
         ]
         distil = "; a flow map comes by distilling it (loss psd, lsd or esd)"
         raise UserError(
@@ -97,7 +100,7 @@ def _check(
             f"{distil if rule.needs.two_times and this == 'denoiser' else ''}"
         )
     if rule.needs.given:
-        _check_trained(experiment, f"the sampler {chosen.name!r} gives the tokens that it commits")
+        check_trained(experiment, f"the sampler {chosen.name!r} gives the tokens that it commits")
     problems = config_lib.knob_problems(experiment.config, rule, chosen.name, chosen, length)
     if problems:
         unused = chosen.changed().keys() - rule.uses
@@ -111,19 +114,19 @@ def _check(
 def check_given(experiment: Experiment, rule: Sampler, mask_BL: np.ndarray) -> None:
     """UserError unless the model can write around given tokens at these places, bool (B, L)."""
     if not isinstance(rule, TokenSampler):  # those of tokens have seen such texts in training
-        _check_trained(experiment, "some tokens are given")
+        check_trained(experiment, "some tokens are given")
     rule.check_given(mask_BL)
 
 
-def _check_trained(experiment: Experiment, why: str) -> None:
+def check_trained(experiment: Experiment, why: str) -> None:
+    """UserError unless the model was trained with given tokens; ``why`` it should begins it."""
     if experiment.loss.needs.given:
         return
     loss = experiment.config.loss.name
-    option = "--config.loss.options.given_fraction=0.3"
-    if experiment.config.model.two_times:
-        option = "--config.loss.name=any_order"
-    elif not loss == "flow_matching":
-        option = f"--config.loss.name=flow_matching and {option}"
+    option = "--config.loss.options.given=uniform"
+    if loss not in _WITH_GIVEN:
+        name = "any_order" if experiment.config.model.two_times else "flow_matching"
+        option = f"--config.loss.name={name}" + f" {option}" * (name == "flow_matching")
     raise UserError(
         f"{why}, but this model was not trained for given tokens (loss {loss!r}); train one with "
         f"{option}"

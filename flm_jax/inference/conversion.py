@@ -59,7 +59,8 @@ def _import(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
     settings.check_logit_cap(asked.logit_cap)
     found = official.read(source, asked.weights, asked.heads)
     tokenizer, section, length = settings.text_setup(found, asked.tokenizer, asked.length)
-    config = settings.config_of(found, section, length, asked.logit_cap)
+    caps = asked.logit_cap, asked.attention_cap
+    config = settings.config_of(found, section, length, *caps, asked.clock)
     items = {"ema": found.params()}
     if found.weights.startswith("ema"):
         items["params"] = official.read(source, "raw", asked.heads).params()
@@ -94,7 +95,10 @@ def _export(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
     """Workdir -> model.safetensors and config.json, with our tokenizer folder beside them."""
     model = inference.load(source, asked.weights, asked.step)
     config, default = model.config, config_lib.Config()
+    any_order = config.loss.name == "any_order"  # the official name of which tells the clock, too
     for key in _FIXED:
+        if any_order and key == "clock.name":
+            continue
         ours, theirs = (config_lib.value_at(c, key) for c in (config, default))
         if ours != theirs:
             raise UserError(
@@ -109,6 +113,9 @@ def _export(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
         **given,
         "model": {**(given.get("model") or {}), "dropout": config.model.dropout},
     }
+    if any_order:
+        named = {"name": official.ANY_ORDER, "skip_time_reparam": config.clock.name == "identity"}
+        carried["algo"] = {**(given.get("algo") or {}), **named}
     with _appearing(destination) as folder:
         hub_layout.write(
             folder / "model",

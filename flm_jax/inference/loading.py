@@ -17,7 +17,8 @@ from flm_jax.tokenizers import Tokenizer
 WEIGHTS = ("ema", "raw")
 TOKENIZER_FOLDER = "tokenizer"
 CHECKPOINTS_FOLDER = "checkpoints"
-OF_OFFICIAL = ("tokenizer", "length", "heads", "logit_cap")  # what a workdir knows by itself
+# What a workdir knows by itself.
+OF_OFFICIAL = ("tokenizer", "length", "heads", "logit_cap", "attention_cap", "clock")
 
 
 @numerics.pinned()
@@ -29,6 +30,8 @@ def load(
     length: int | None = None,
     heads: int | None = None,
     logit_cap: float | None = None,
+    attention_cap: float | None = None,
+    clock: str | None = None,
     teacher: str | pathlib.Path | None = None,
 ) -> FlowModel:
     """The model of a training run of ours, or of an official checkpoint.
@@ -42,12 +45,16 @@ def load(
       tokenizer, length, heads: for official checkpoints that do not tell them. The tokenizer is
         gpt2, bert-base-uncased, or a folder (see `interop.settings.text_setup`).
       logit_cap: for official checkpoints; 0 = none, as in the code of February 2026. Default 30.
+      attention_cap: for official masked diffusion models that do not tell it: 0 = none (the code of
+        MDLM), or 50 (that of FLM).
+      clock: for official flow maps that do not tell it: "identity" (FMLM+) or "decoding_accuracy".
       teacher: where the denoiser of a correction (loss "residual") is now, if it has been moved.
 
     Raises UserError if there is no such model, it is damaged, or something must be asked for.
     """
     source = folders.expanded(path)
-    asked = dict(zip(OF_OFFICIAL, (tokenizer, length, heads, logit_cap), strict=True))
+    values = tokenizer, length, heads, logit_cap, attention_cap, clock
+    asked = dict(zip(OF_OFFICIAL, values, strict=True))
     if is_workdir(source):
         given = [name for name, value in asked.items() if value is not None]
         if given:
@@ -132,20 +139,27 @@ def _load_teacher(
 
 
 def _load_official(
-    path: pathlib.Path, weights: str | None, tokenizer, length, heads, logit_cap
+    path: pathlib.Path,
+    weights: str | None,
+    tokenizer: str | pathlib.Path | None,
+    length: int | None,
+    heads: int | None,
+    logit_cap: float | None,
+    attention_cap: float | None,
+    clock: str | None,
 ) -> FlowModel:
     from flm_jax.interop import official, settings
 
     settings.check_logit_cap(logit_cap)
     found = official.read(path, weights, heads)
     asked = None if tokenizer is None else str(tokenizer)
-    tokenizer, section, length = settings.text_setup(found, asked, length)
-    config = settings.config_of(found, section, length, logit_cap)
-    experiment = Experiment(config, tokenizer.vocab_size)
+    read, section, length = settings.text_setup(found, asked, length)
+    config = settings.config_of(found, section, length, logit_cap, attention_cap, clock)
+    experiment = Experiment(config, read.vocab_size)
     for notice in found.notices:
         logging.warning("%s", notice)
     params = jax.tree.map(jnp.asarray, found.params())
-    return FlowModel(experiment, tokenizer, params)
+    return FlowModel(experiment, read, params)
 
 
 def checkpoints_of(config: config_lib.Config, workdir: pathlib.Path) -> pathlib.Path | str:

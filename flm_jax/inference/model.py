@@ -18,7 +18,7 @@ from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import Space
 from flm_jax.host import numerics, progress
-from flm_jax.inference import choose_sampler
+from flm_jax.inference import choose_sampler, refining, scoring
 from flm_jax.inference import given as given_lib
 from flm_jax.inference.given import Asked
 from flm_jax.inference.programs import Program, Programs, counted
@@ -198,6 +198,52 @@ class FlowModel:
             parts[0][2],
             asked.texts if asked else (),
         )
+
+    def edit(self, text: str, keep: str, num_samples: int = 8, **options: Any) -> Samples:
+        """The text with other tokens where it is not kept.
+
+        ``keep`` names places among the text's own tokens, from 0 on: "0:5" or "0:5,8:". The rest is
+        written anew, as many tokens as there were. ``options`` are those of `generate`.
+        """
+        length = choose_sampler.whole("length", options.get("length", self.config.data.length))
+        asked = given_lib.kept(self.tokenizer, length, text, keep)
+        return self.generate(num_samples, given=asked, **options)
+
+    @numerics.pinned()
+    def score(
+        self,
+        texts: str | Sequence[str] | Given,
+        group: int = 1,
+        seed: int = 0,
+        length: int | None = None,
+    ) -> scoring.Scores:
+        """How well every token fits the others: log p with ``group`` tokens open at one time.
+
+        A text of n tokens costs n / group evaluations; an autoregressive model is exact with one.
+        Of a `Given` the tokens under its mask are the text, and the others are unknown. Positions
+        behind a text are open, and filled by noise of the ``seed``.
+
+        Raises UserError for a model that was not trained with given tokens, and as `generate`.
+        """
+        return scoring.score(self, texts, group, seed, length)
+
+    def refine(
+        self,
+        texts: str | Sequence[str] | Given,
+        rounds: int = 4,
+        *,
+        share: float = 0.3,
+        group: int = 1,
+        seed: int = 0,
+        **options: Any,
+    ) -> Samples:
+        """Texts whose least likely tokens are written again, in rounds.
+
+        Every round scores the texts (see `score`) and opens the ``share`` of tokens that fit worst,
+        a smaller share from round to round, down to share / rounds. ``options`` are those of
+        `generate`; all evaluations are counted, those of the scores too.
+        """
+        return refining.refine(self, texts, rounds, share, group, seed, options)
 
     def sampler(
         self,

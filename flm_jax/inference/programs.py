@@ -13,6 +13,7 @@ from flm_jax.experiment import Experiment
 from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.host import numerics, progress, sharding
+from flm_jax.inference import scoring
 from flm_jax.samplers.base import Given, Sampler, Written
 from flm_jax.samplers.tokens import TokenSampler
 from flm_jax.sampling import Sampling
@@ -63,6 +64,7 @@ class Programs:
         """Pickled without what is compiled and without the mesh: neither can travel."""
         state = {**vars(self), "kept": {}, "_mesh": None, "_made_of": [], "_constant": None}
         state.pop("_make_constant", None)
+        state.pop("scorer", None)
         return state
 
     def compiled(
@@ -132,20 +134,41 @@ class Programs:
             rows = sharding.batch_sharding(self._mesh)
             index_B = jax.lax.with_sharding_constraint(index_B, rows)
             given = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), given)
-        student = self._experiments[STUDENT]
-        nets = {
-            # A flow map that is asked at one time only is a denoiser.
-            role: (made.net if role == STUDENT and rule.needs.two_times else made.denoiser)(
-                params[role], sampling.denoiser_temperature
-            )
-            for role, made in self._experiments.items()
-        }
-        space = student.space({role: net.table for role, net in nets.items()})
-        at = At(nets, space.with_constant(constant), student.clock)
+        at = self._at(params, constant, rule.needs.two_times, sampling.denoiser_temperature)
         keys_B = sequence_keys(key, index_B)
         bos_id = self._tokenizer.bos_id
         options = {"trajectory": trajectory, "bos_id": bos_id, "given": given}
         return rule.run(at, keys_B, sampling, length, **options)
+
+    def _at(
+        self,
+        params: dict[str, Any],
+        constant: jax.Array | None = None,
+        two_times: bool = False,
+        temperature: float = 1.0,
+    ) -> At:
+        """The networks, their space and the clock; ``two_times``: the student is told both."""
+        student = self._experiments[STUDENT]
+        nets = {
+            # A flow map that is asked at one time only is a denoiser.
+            role: (made.net if role == STUDENT and two_times else made.denoiser)(
+                params[role], temperature
+            )
+            for role, made in self._experiments.items()
+        }
+        space = student.space({role: net.table for role, net in nets.items()})
+        return At(nets, space.with_constant(constant), student.clock)
+
+    @functools.cached_property
+    def scorer(self) -> Callable[[dict[str, Any], Given, jax.Array], jax.Array]:
+        """`scoring.open_log_prob` of the student: (parameters, given, keys (B,)) -> (B, L)."""
+        student = self._experiments[STUDENT]
+
+        def log_prob(params, given, keys_B):
+            at = self._at(params, two_times=student.config.model.two_times)
+            return scoring.open_log_prob(at, student, given, keys_B)
+
+        return jax.jit(log_prob)
 
 
 def _no_tokens(program: Program) -> Given | None:

@@ -22,6 +22,9 @@ _TEXT_SETUPS = {
     _GPT2_WITHOUT_PAD: ("gpt2", 1024),
     50258: ("gpt2", 1024),
 }
+# Names of methods in the configuration: any-order flow maps, and masked diffusion models, which
+# have one token more than their tokenizer.
+ANY_ORDER, MASKED = "fmlm_plus", "mdlm"
 _CONFIG_VALUES, _CONFIG_DEPTH = 20_000, 20
 _FLOATS = {"float64", "float32", "float16", "bfloat16"}
 
@@ -64,6 +67,26 @@ class Official:
     config: dict[str, Any]
     notices: tuple[str, ...]
 
+    @property
+    def method(self) -> str:
+        """The official name of what it was trained by, "" if the file does not tell."""
+        return _method(self.config)
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is a masked diffusion model, whose last token is the mask."""
+        return self.method == MASKED
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of its tokenizer."""
+        return self.sizes.vocab_size - self.masked
+
+    def option(self, section: str, name: str) -> Any:
+        """A value of its configuration; None if there is none."""
+        part = self.config.get(section)
+        return part.get(name) if isinstance(part, dict) else None
+
     def params(self) -> Params:
         """Our parameter tree."""
         return hub_layout.to_params(self.state)
@@ -78,12 +101,12 @@ class Official:
         tokenizer, length = tokenizer or self.tokenizer, length or self.length
         if tokenizer is None:
             raise UserError(
-                f"{self.path} has a vocabulary of {self.sizes.vocab_size} tokens, which tells no "
+                f"{self.path} has a vocabulary of {self.vocab_size} tokens, which tells no "
                 "tokenizer; name it with tokenizer="
             )
         if length is None:
             raise UserError(f"{self.path} does not tell its block length; give it with length=")
-        options = {"pad": self.sizes.vocab_size > _GPT2_WITHOUT_PAD} if tokenizer == "gpt2" else {}
+        options = {"pad": self.vocab_size > _GPT2_WITHOUT_PAD} if tokenizer == "gpt2" else {}
         return {"name": tokenizer, "options": options}, length
 
 
@@ -120,7 +143,13 @@ def read(path: str | os.PathLike, weights: str | None = None, heads: int | None 
         heads = layout.heads_of(sizes.hidden_size, buffer, model.get("n_heads"), path)
     else:
         heads = layout.heads_of(sizes.hidden_size, None, heads, path)
-    tokenizer, length = text_defaults(sizes.vocab_size)
+    method = _method(config)
+    if sizes.two_times and not method:
+        found.notices.append(
+            f"{path} does not tell its method and is read as FMLM, with the clock of the decoding "
+            "accuracy; if it is FMLM+, whose tensors are the same, give --clock=identity"
+        )
+    tokenizer, length = text_defaults(sizes.vocab_size - (method == MASKED))
     if type(model.get("length")) is int and model["length"] > 0:
         length = model["length"]
     names = [entry.name for entry in layout.entries(sizes)]
@@ -131,6 +160,12 @@ def read(path: str | os.PathLike, weights: str | None = None, heads: int | None 
     return Official(
         path, state, sizes, heads, label, tokenizer, length, config, tuple(found.notices)
     )
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    algo = config.get("algo")
+    name = algo.get("name") if isinstance(algo, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _parse_weights(weights: str | None) -> tuple[str | None, float | None]:

@@ -8,11 +8,12 @@ from flm_jax import config as config_lib
 from flm_jax import tokenizers
 from flm_jax.errors import UserError
 from flm_jax.host import folders
-from flm_jax.interop.official import Official
+from flm_jax.interop.official import ANY_ORDER, Official
 from flm_jax.models.layers import LOSS_WEIGHT_HIDDEN
 from flm_jax.tokenizers.base import META_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
+_OTHERS = ("ar", "d3pm", "duo", "duo_base", "sedd", "udlm")  # methods of the official code
 _FROM_FILES = ("gpt2", "bert-base-uncased")  # those that need no training text
 # A file that tells which tokenizer a folder of published vocabulary files belongs to.
 _VOCABULARY_FILES = {
@@ -50,7 +51,7 @@ def text_setup(
         options = section["options"] | ({"folder": str(folder)} if folder is not None else {})
         recipe = config_lib.build(tokenizers.TOKENIZERS, section["name"], options, "tokenizer")
         tokenizer = recipe.build(lambda: ())
-    config_lib.validate_vocabulary(found.sizes.vocab_size, tokenizer.vocab_size, str(found.path))
+    config_lib.validate_vocabulary(found.vocab_size, tokenizer.vocab_size, str(found.path))
     if length < 3:
         raise UserError(f"length={length} must be at least 3: BOS, one token, EOS")
     return tokenizer, section, length
@@ -66,22 +67,33 @@ def check_logit_cap(logit_cap: float | None) -> None:
 
 
 def config_of(
-    found: Official, tokenizer_section: dict[str, Any], length: int, logit_cap: float | None = None
+    found: Official,
+    tokenizer_section: dict[str, Any],
+    length: int,
+    logit_cap: float | None = None,
+    attention_cap: float | None = None,
+    clock: str | None = None,
 ) -> config_lib.Config:
     """The config of an official network: its sizes, the official caps and clock, our defaults.
 
-    `logit_cap` replaces the official cap of the logits.
+    `logit_cap`, `attention_cap` and `clock` replace what the official network has.
 
-    Raises UserError if the network has a part that ours cannot have.
+    Raises UserError if the network has a part that ours cannot have, or something must be asked
+    for that no tensor tells.
     """
     sizes = found.sizes
+    if found.method in _OTHERS:
+        raise UserError(
+            f"{found.path} was trained by the method {found.method!r}, whose networks look like "
+            "those of flow language models and are none; give a checkpoint of FLM, FMLM, FMLM+ or "
+            "MDLM"
+        )
     if sizes.loss_weighting and sizes.loss_hidden != LOSS_WEIGHT_HIDDEN:
         raise UserError(
             f"{found.path} weights its loss with {sizes.loss_hidden} hidden units where the "
             f"official network has {LOSS_WEIGHT_HIDDEN}; it comes from a changed network"
         )
-    stored = found.config.get("model")
-    dropout = stored.get("dropout") if isinstance(stored, dict) else None
+    dropout = found.option("model", "dropout")
     model = {
         "width": sizes.hidden_size,
         "depth": sizes.depth,
@@ -93,16 +105,52 @@ def config_of(
     }
     if isinstance(dropout, int | float) and dropout is not True and 0 <= dropout < 1:
         model["dropout"] = float(dropout)
-    if logit_cap is not None:
-        model["logit_cap"] = float(logit_cap)
-    return config_lib.resolve(
+    loss, sampler = "flow_matching", "flow_map" if sizes.two_times else "euler"
+    if found.masked:
+        loss, sampler = "masked_diffusion", "ancestral_masked"
+        attention_cap = _cap_of_masked(found) if attention_cap is None else attention_cap
+        model |= {"mask_token": True, "logit_cap": 0.0}
+    elif found.method == ANY_ORDER:
+        loss, clock = "any_order", clock or _clock_of_any_order(found)
+    for name, cap in (("logit_cap", logit_cap), ("attention_cap", attention_cap)):
+        if cap is not None:
+            model[name] = float(cap)
+    config = config_lib.resolve(
         {
             "stage": "official",
             "data": {"length": length},
             "tokenizer": tokenizer_section,
             "model": model,
-            "sampler": {"name": "flow_map" if sizes.two_times else "euler"},
+            "clock": {"name": clock or config_lib.Config().clock.name},
+            "loss": {"name": loss},
+            "sampler": {"name": sampler},
         }
+    )
+    for section in (config.model, config.clock):
+        config_lib.validate_section(section)
+    return config
+
+
+def _cap_of_masked(found: Official) -> float:
+    """The cap of a masked diffusion model's attention scores; any-order ones have 50 always."""
+    cap = found.option("model", "softcap")
+    if isinstance(cap, int | float) and not isinstance(cap, bool) and 0 <= cap < math.inf:
+        return float(cap)
+    raise UserError(
+        f"{found.path} is a masked diffusion model that does not tell the cap of its attention "
+        "scores (model.softcap); give --attention_cap=0 if the code of MDLM has trained it, 50 for "
+        "that of FLM"
+    )
+
+
+def _clock_of_any_order(found: Official) -> str:
+    identity = found.option("algo", "skip_time_reparam")
+    if isinstance(identity, bool):
+        return "identity" if identity else "decoding_accuracy"
+    raise UserError(
+        f"{found.path} is an any-order flow map (FMLM+) that does not tell its clock "
+        "(algo.skip_time_reparam), nor do its tensors; give --clock=identity, the default of its "
+        "code, or --clock=decoding_accuracy"
     )
 
 

@@ -1,5 +1,6 @@
 """Objectives, one per file. To add one: a frozen dataclass, a row here, a row in its test."""
 
+from flm_jax.losses.any_order import AnyOrder
 from flm_jax.losses.autoregressive import Autoregressive
 from flm_jax.losses.base import Loss
 from flm_jax.losses.esd import ESD
@@ -13,6 +14,7 @@ from flm_jax.losses.uniform_diffusion import UniformCurriculum, UniformDiffusion
 LOSSES: dict[str, type[Loss]] = {
     "flow_matching": FlowMatching,
     "psd": PSD,
+    "any_order": AnyOrder,
     "lsd": LSD,
     "esd": ESD,
     "residual": Residual,

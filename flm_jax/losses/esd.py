@@ -27,6 +27,7 @@ from flm_jax.flow.times import Path
 from flm_jax.losses import options
 from flm_jax.losses.base import Batch
 from flm_jax.losses.flow_map import FlowMapLoss, Setting
+from flm_jax.losses.given_tokens import at_given
 from flm_jax.losses.lsd import SELF
 
 
@@ -54,7 +55,7 @@ class ESD(FlowMapLoss):
     @property
     def needs(self) -> Needs:
         teacher = TEACHER in (self.on_diagonal, self.start)
-        return Needs(teacher=teacher, two_times=True, forward_derivatives=True)
+        return dataclasses.replace(super().needs, teacher=teacher, forward_derivatives=True)
 
     @property
     def projects(self) -> bool:
@@ -77,7 +78,7 @@ class ESD(FlowMapLoss):
         path = here.path
         start = self.start_denoiser(here)
         moved = start_derivative(here, start)
-        _, add = maps.jump(path.s, path.t, maps.EPS_MAP)
+        _, add = here.jump(path.s, path.t)
         if self.official:
             factor = (1.0 - path.s) * (path.t - path.s) / (1.0 - path.t + maps.EPS_MAP)
             return start.probability() + moved.tangent(factor)
@@ -91,18 +92,19 @@ class ESD(FlowMapLoss):
         if self.start == TEACHER:
             return self.teacher_at_s(here)
         tau_t = path.tau_t if self.official else path.tau_s
-        return here.at.ask(STUDENT, here.state, path.tau_s, tau_t, here.keys[0])
+        return here.ask(STUDENT, here.state, path.tau_s, tau_t, here.keys[0])
 
 
 def start_derivative(here: Setting, start: Posterior) -> Posterior:
     """delta_{s,t}(x_s) of the student with its total derivative in s along the flow of D_s."""
     net, space, path = here.at.student, here.at.space, here.path
-    left = 1.0 - path.s + maps.EPS_MAP
-    flow = space.advance(here.state, -1.0 / left, 1.0 / left, start.probability())
+    pull = at_given(1.0 / (1.0 - path.s + maps.EPS_MAP), here.given_BL, 0.0)
+    flow = space.advance(here.state, -pull, pull, start.probability())
     h_BLD, h_tangent = (space.view(x, STUDENT) for x in (here.state, flow))
 
     def features(h_BLD, tau_s):
-        return net.backbone(net.params, h_BLD, tau_s, path.tau_t, here.keys[1])[0]
+        output = net(h_BLD, tau_s, path.tau_t, here.keys[1], here.given_BL)
+        return output.posterior.features_BLD
 
     speed = here.at.clock.dtau_dt(path.s)
     value, tangent = jax.jvp(features, (h_BLD, path.tau_s), (h_tangent, speed))

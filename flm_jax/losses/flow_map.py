@@ -8,42 +8,65 @@ networks at other times, which is what the subclasses differ in. `losses/kinds.p
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flm_jax.contracts import Needs
-from flm_jax.flow import times
+from flm_jax.flow import maps, times
 from flm_jax.flow.at import STUDENT, TEACHER, At
 from flm_jax.flow.clock import Clock
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import Space
 from flm_jax.flow.times import Path
-from flm_jax.losses import options
+from flm_jax.losses import given_tokens, options
 from flm_jax.losses.base import Batch, Key, Loss, PerToken, dropout_keys, hint, weighted
-from flm_jax.losses.kinds import Kinds, boundary_notices
+from flm_jax.losses.given_tokens import at_given
+from flm_jax.losses.kinds import DIAGONAL, OFF_DIAGONAL, Kinds, boundary_notices
 
 UNIFORM_DIFF, UNIFORM_ST = "uniform_diff", "uniform_st"
 DATA = "data"
 
 
 class Setting(NamedTuple):
-    """What an off-diagonal target is made from, for the sequences off the diagonal."""
+    """What a target is made from, for some of the sequences.
+
+    Times are those of the open tokens; given ones (``given_BL``, bool, if there are any) are at
+    time 1 and keep their state.
+    """
 
     at: At  # without gradients, and so is the state
     state: jax.Array  # x_s
     path: Path
     keys: Sequence[Key]  # of dropout in the two target networks; a teacher has none
     hint_BL: jax.Array | None = None  # what the losses will be multiplied with, see losses/base.py
+    given_BL: jax.Array | None = None
+
+    def ask(
+        self,
+        role: str,
+        state: jax.Array,
+        tau_s: jax.Array,
+        tau_t: jax.Array | None = None,
+        key: Key = None,
+    ) -> Posterior:
+        """`At.ask` with the given tokens."""
+        return self.at.ask(role, state, tau_s, tau_t, key, self.given_BL)
+
+    def jump(self, s: jax.Array, t: jax.Array, lift: float = 0.0) -> tuple[jax.Array, jax.Array]:
+        """`maps.jump` from s to t, (B, L) where tokens are given."""
+        keep, add = maps.jump(s, t, maps.EPS_MAP, lift)
+        return at_given(keep, self.given_BL, 1.0), at_given(add, self.given_BL, 0.0)
 
     def rows(self, which: slice, kind_B: jax.Array) -> "Setting":
         """Some of the sequences, of which only those of a kind count."""
-        hint_BL = self.hint_BL
+        hint_BL, given_BL = self.hint_BL, self.given_BL
         return self._replace(
             state=self.state[which],
             path=self.path.rows(which),
             hint_BL=None if hint_BL is None else (hint_BL * kind_B[:, None])[which],
+            given_BL=None if given_BL is None else given_BL[which],
         )
 
 
@@ -56,6 +79,8 @@ class FlowMapLoss(Loss, unfinished=True):
       diagonal_fraction: share of diagonal samples in the global batch.
       boundary_fraction: share of boundary samples among the others (official: 1/32).
       off_diagonal_times: "uniform_diff" (length, then start) or "uniform_st" (a sorted pair).
+      given: tokens given by chance, so that it learns to write any subset of a text: "none"
+        (official) or "uniform", a share f ~ U(0, 1) of every sequence (`losses/given_tokens.py`).
       tau_min, tau_max: range of the drawn numbers.
       stratified: one number per stratum of the global batch (official); else independent.
       target_dropout: dropout stays on in target networks (official); the teacher never has any.
@@ -65,21 +90,26 @@ class FlowMapLoss(Loss, unfinished=True):
     diagonal_fraction: float = 0.5
     boundary_fraction: float = 1 / 32
     off_diagonal_times: str = UNIFORM_DIFF
+    given: str = given_tokens.NONE
     tau_min: float = 0.0
     tau_max: float = 1.0
     stratified: bool = True
     target_dropout: bool = True
 
+    ways_to_draw: ClassVar[tuple[str, ...]] = (UNIFORM_DIFF, UNIFORM_ST)
+
     def __post_init__(self):
         options.one_of("on_diagonal", self.on_diagonal, TEACHER, DATA)
-        options.one_of("off_diagonal_times", self.off_diagonal_times, UNIFORM_DIFF, UNIFORM_ST)
+        options.one_of("off_diagonal_times", self.off_diagonal_times, *self.ways_to_draw)
+        options.one_of("given", self.given, given_tokens.NONE, given_tokens.UNIFORM)
         options.share("diagonal_fraction", self.diagonal_fraction)
         options.share("boundary_fraction", self.boundary_fraction)
         options.tau_range(self.tau_min, self.tau_max)
 
     @property
     def needs(self) -> Needs:
-        return Needs(teacher=self.on_diagonal == TEACHER, two_times=True)
+        some_given = self.given != given_tokens.NONE
+        return Needs(teacher=self.on_diagonal == TEACHER, two_times=True, given=some_given)
 
     @property
     def off_diagonal_share(self) -> float:
@@ -92,46 +122,73 @@ class FlowMapLoss(Loss, unfinished=True):
             "noise": space.noise(batch.keys(keys[0]), batch.length),
             "dropout": jax.random.fold_in(keys[1], batch.index_B[0]),
         }
-        names = {"diagonal": size, "length": size, "start": size}
-        if self.off_diagonal_times == UNIFORM_ST:
-            names = {"diagonal": size, "pair": 2 * size}
+        names = self.drawn_names(size)
         for name, n, own in zip(names, names.values(), keys[2:5], strict=False):
             draws[name], draws[f"{name}_permutation"] = times.draw_stratified(own, n)
         draws["between"] = jax.random.uniform(keys[5], (size,), jnp.float32)
+        if self.given != given_tokens.NONE:
+            draws |= given_tokens.draw(jax.random.fold_in(key, 1), batch)
         return draws
+
+    def drawn_names(self, size: int) -> dict[str, int]:
+        """The stratified numbers that times are made of, with how many there are."""
+        if self.off_diagonal_times == UNIFORM_ST:
+            return {"diagonal": size, "pair": 2 * size}
+        return {"diagonal": size, "length": size, "start": size}
 
     def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
         path, kinds = self.path(draws, at.clock, batch), self.kinds(batch.global_size)
-        state = at.space.corrupt(draws["noise"], batch.tokens_BL, path.s)
+        given_BL = self.given_BL(draws, batch)
+        count_BL = given_tokens.open_count(batch, given_BL)
+        s = at_given(path.s, given_BL, 1.0)
+        state = at.space.corrupt(draws["noise"], batch.tokens_BL, s)
         key, *target_keys = dropout_keys(draws, 3)
-        output = at.student(
-            at.space.view(state, STUDENT), *self.student_times(path, batch), key=key
-        )
+        tau_s, tau_t = self.student_times(path, batch)
+        output = at.student(at.space.view(state, STUDENT), tau_s, tau_t, key=key, given_BL=given_BL)
         setting = Setting(
             at.stopped(),
             jax.lax.stop_gradient(state),
             path,
             target_keys if self.target_dropout else [None, None],
-            jax.lax.stop_gradient(hint(batch.mask_BL, output.log_weight)),
+            jax.lax.stop_gradient(hint(count_BL, output.log_weight)),
+            given_BL,
         )
-        diagonal_B = kinds.is_diagonal(batch.index_B)
-        on, off = kinds.parts(len(batch.index_B))
-        loss_on = loss_off = None
-        if on.stop:
-            here = setting.rows(on, diagonal_B)
-            loss_on = self.diagonal(here, output.posterior.rows(on), batch.tokens_BL[on])
-        if off.start < off.stop:
-            here = setting.rows(off, ~diagonal_B)
-            loss_off = self.off_diagonal(here, output.posterior.rows(off))
-        loss_BL = kinds.join(batch.index_B, loss_on, loss_off)
-        share_on, share_off = (
-            max(n, 1) / batch.global_size for n in (kinds.diagonal, kinds.off_diagonal)
-        )
+        group_B, losses = kinds.group_of(batch.index_B), []
+        for group, part in enumerate(kinds.parts(len(batch.index_B))):
+            own = None
+            if part.start < part.stop:
+                here = setting.rows(part, group_B == group)
+                posterior = output.posterior.rows(part)
+                own = self.of_group(group, here, posterior, batch.tokens_BL[part])
+            losses.append(own)
+        loss_BL = kinds.join(batch.index_B, losses)
         metrics = {  # means over the samples of their kind
-            "loss_diagonal": jnp.where(diagonal_B[:, None], loss_BL, 0.0) / share_on,
-            "loss_off_diagonal": jnp.where(diagonal_B[:, None], 0.0, loss_BL) / share_off,
+            f"loss_{name}": jnp.where((group_B == group)[:, None], loss_BL, 0.0)
+            / (max(kinds.groups[group], 1) / batch.global_size)
+            for group, name in enumerate(self.metric_names)
         }
-        return PerToken(weighted(loss_BL, output.log_weight), batch.mask_BL, metrics)
+        return PerToken(weighted(loss_BL, output.log_weight), count_BL, metrics)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What the groups of kinds are called in metrics, those that there may be."""
+        return "diagonal", "off_diagonal"
+
+    def given_BL(self, draws: dict[str, jax.Array], batch: Batch) -> jax.Array | None:
+        """Which tokens are given, bool (B, L); None: none of any batch."""
+        chosen_BL = None
+        if self.given != given_tokens.NONE:
+            chosen_BL = given_tokens.by_chance(draws, batch, self.stratified)
+        return given_tokens.with_prompt(chosen_BL, batch)
+
+    def of_group(
+        self, group: int, here: Setting, posterior: Posterior, tokens_BL: jax.Array
+    ) -> jax.Array:
+        """Loss per token, (B, L), of sequences of one group of kinds."""
+        if group == DIAGONAL:
+            return self.diagonal(here, posterior, tokens_BL)
+        assert group == OFF_DIAGONAL
+        return self.off_diagonal(here, posterior)
 
     @abc.abstractmethod
     def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
@@ -145,7 +202,7 @@ class FlowMapLoss(Loss, unfinished=True):
 
     def teacher_at_s(self, here: Setting) -> Posterior:
         """D_s: the teacher's posterior at (x_s, tau_s)."""
-        return here.at.ask(TEACHER, here.state, here.path.tau_s)
+        return here.ask(TEACHER, here.state, here.path.tau_s)
 
     def student_times(self, path: Path, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The two times that the student is asked at."""
@@ -160,21 +217,25 @@ class FlowMapLoss(Loss, unfinished=True):
 
     def path(self, draws: dict[str, jax.Array], clock: Clock, batch: Batch) -> Path:
         """The times of the sequences of a batch."""
-        if self.off_diagonal_times == UNIFORM_ST:
-            tau_s, tau_t = times.pairs(self._drawn(draws, "pair"))
-        else:
-            length = self._drawn(draws, "length")
-            tau_s = self._drawn(draws, "start") * (1.0 - length)
-            tau_t = tau_s + length
-        every = self.kinds(batch.global_size).times(self._drawn(draws, "diagonal"), tau_s, tau_t)
+        every = self.kinds(batch.global_size).times(*self.drawn_times(draws))
         tau_s, tau_t = (x[batch.index_B] for x in every)
         tau_u = self.between(tau_s, tau_t, draws["between"][batch.index_B])
         return Path.through(tau_s, tau_u, tau_t, clock)
+
+    def drawn_times(self, draws: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(tau on the diagonal, tau_s, tau_t) of all samples, whatever their kind, (N,) each."""
+        diagonal = self.drawn(draws, "diagonal")
+        if self.off_diagonal_times == UNIFORM_ST:
+            return diagonal, *times.pairs(self.drawn(draws, "pair"))
+        length = self.drawn(draws, "length")
+        tau_s = self.drawn(draws, "start") * (1.0 - length)
+        return diagonal, tau_s, tau_s + length
 
     def between(self, tau_s: jax.Array, tau_t: jax.Array, uniform: jax.Array) -> jax.Array:
         """tau_u, the intermediate time: half way."""
         return 0.5 * (tau_s + tau_t)
 
-    def _drawn(self, draws: dict[str, jax.Array], name: str) -> jax.Array:
+    def drawn(self, draws: dict[str, jax.Array], name: str) -> jax.Array:
+        """The numbers of that name, from tau_min to tau_max."""
         permutation = draws[f"{name}_permutation"] if self.stratified else None
         return times.in_range(self.tau_min, self.tau_max, draws[name], permutation)

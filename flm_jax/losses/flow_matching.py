@@ -5,14 +5,14 @@
 
 With a learned weighting head (`model.loss_weighting`): exp(-w(tau)) * loss + w(tau).
 
-``given_fraction`` f > 0 trains infilling too: every token is given (t = 1, no loss) with
-probability f; the official code has nothing like it.
+``given`` trains infilling too: some tokens are given (t = 1, no loss), each with the probability
+``given_fraction``, or with one that is drawn per sequence, f ~ U(0, 1). The official code has
+nothing like it.
 """
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
@@ -20,8 +20,10 @@ from flm_jax.flow import times
 from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.randomness import uniforms
 from flm_jax.flow.space import Space
-from flm_jax.losses import options
+from flm_jax.losses import given_tokens, options
 from flm_jax.losses.base import Batch, Loss, PerToken, hint, weighted
+
+CONSTANT = "constant"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,21 +34,30 @@ class FlowMatching(Loss):
       tau_min, tau_max: range of the network's time.
       stratified: one time per stratum of the global batch (official); else independent uniforms.
       given_fraction: probability that a token is given instead of predicted, in [0, 1).
+      given: that probability is "constant", or "uniform", drawn per sequence: f ~ U(0, 1)
+        (`losses/given_tokens.py`).
     """
 
     tau_min: float = 0.0
     tau_max: float = 1.0
     stratified: bool = True
     given_fraction: float = 0.0
+    given: str = CONSTANT
 
     def __post_init__(self):
         options.tau_range(self.tau_min, self.tau_max)
         if not 0.0 <= self.given_fraction < 1.0:
             raise UserError(f"given_fraction={self.given_fraction} must be in [0, 1)")
+        options.one_of("given", self.given, CONSTANT, given_tokens.UNIFORM)
+        if self.given == given_tokens.UNIFORM and self.given_fraction:
+            raise UserError(
+                f"given='uniform' draws the share of given tokens, so given_fraction="
+                f"{self.given_fraction} has no effect; omit one of them"
+            )
 
     @property
     def needs(self) -> Needs:
-        return Needs(given=self.given_fraction > 0.0)
+        return Needs(given=self.given == given_tokens.UNIFORM or self.given_fraction > 0.0)
 
     def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
         key_time, key_noise, key_given, key_dropout = jax.random.split(key, 4)
@@ -60,18 +71,27 @@ class FlowMatching(Loss):
         if self.given_fraction:
             uniform_BL = uniforms(batch.keys(key_given), batch.length)
             draws["given"] = uniform_BL < self.given_fraction
+        if self.given == given_tokens.UNIFORM:
+            draws |= given_tokens.draw(key_given, batch)
         return draws
 
     def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
-        tau, count_BL = self.times(draws)[batch.index_B], batch.mask_BL
-        if self.given_fraction:
-            tau = jnp.where(draws["given"], 1.0, tau[:, None])
-            count_BL = count_BL * ~draws["given"]
-        state = at.space.corrupt(draws["noise"], batch.tokens_BL, at.clock.to_t(tau))
-        output = at.student(at.space.view(state, STUDENT), tau, key=draws.get("dropout"))
+        tau_B, given_BL = self.times(draws)[batch.index_B], self.given_BL(draws, batch)
+        count_BL = given_tokens.open_count(batch, given_BL)
+        t = given_tokens.at_given(at.clock.to_t(tau_B), given_BL, 1.0)
+        state = at.space.corrupt(draws["noise"], batch.tokens_BL, t)
+        h_BLD, key = at.space.view(state, STUDENT), draws.get("dropout")
+        output = at.student(h_BLD, tau_B, key=key, given_BL=given_BL)
         hint_BL = hint(count_BL, output.log_weight)
         nll_BL = -output.posterior.log_prob(batch.tokens_BL, hint_BL)
         return PerToken(weighted(nll_BL, output.log_weight), count_BL, {"nll": nll_BL})
+
+    def given_BL(self, draws: dict[str, jax.Array], batch: Batch) -> jax.Array | None:
+        """Which tokens are given, bool (B, L); None: none of any batch."""
+        chosen_BL = draws.get("given")
+        if self.given == given_tokens.UNIFORM:
+            chosen_BL = given_tokens.by_chance(draws, batch, self.stratified)
+        return given_tokens.with_prompt(chosen_BL, batch)
 
     def times(self, draws: dict[str, jax.Array]) -> jax.Array:
         """tau of every sequence of the global batch, (N,)."""

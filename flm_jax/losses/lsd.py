@@ -17,12 +17,12 @@ import jax.numpy as jnp
 
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
-from flm_jax.flow import maps
 from flm_jax.flow.at import STUDENT, TEACHER
 from flm_jax.flow.combination import Combination
 from flm_jax.flow.posterior import Posterior
 from flm_jax.losses import options
 from flm_jax.losses.flow_map import FlowMapLoss, Setting
+from flm_jax.losses.given_tokens import at_given
 
 SELF = "self"
 
@@ -53,7 +53,7 @@ class LSD(FlowMapLoss):
     @property
     def needs(self) -> Needs:
         teacher = TEACHER in (self.on_diagonal, self.end)
-        return Needs(teacher=teacher, two_times=True, forward_derivatives=True)
+        return dataclasses.replace(super().needs, teacher=teacher, forward_derivatives=True)
 
     @property
     def projects(self) -> bool:
@@ -69,13 +69,14 @@ class LSD(FlowMapLoss):
         """D_t(X_{s,t}) - (t-s)(1-t)/(1-s) d delta/dt, before the projection."""
         at, path = here.at, here.path
         moved = end_derivative(here, at.clock.dtau_dt(path.t))
-        keep, add = maps.jump(path.s, path.t, maps.EPS_MAP)
+        keep, add = here.jump(path.s, path.t)
         state_t = at.space.advance(here.state, keep, add, moved.probability())
         if self.end == TEACHER:
-            end = at.ask(TEACHER, state_t, path.tau_t)
+            end = here.ask(TEACHER, state_t, path.tau_t)
         else:
-            end = at.ask(STUDENT, state_t, path.tau_t, path.tau_t, here.keys[1])
-        return end.probability() + moved.tangent(-add * (1.0 - path.t))
+            end = here.ask(STUDENT, state_t, path.tau_t, path.tau_t, here.keys[1])
+        left = at_given(1.0 - path.t, here.given_BL, 0.0)
+        return end.probability() + moved.tangent(-add * left)
 
 
 def end_derivative(here: Setting, speed_B: jax.Array) -> Posterior:
@@ -84,7 +85,7 @@ def end_derivative(here: Setting, speed_B: jax.Array) -> Posterior:
     h_BLD = here.at.space.view(here.state, STUDENT)
 
     def features(tau_t):
-        return net.backbone(net.params, h_BLD, path.tau_s, tau_t, here.keys[0])[0]
+        return net(h_BLD, path.tau_s, tau_t, here.keys[0], here.given_BL).posterior.features_BLD
 
     value, tangent = jax.jvp(features, (path.tau_t,), (speed_B,))
     return Posterior(value, net.head, tangent)

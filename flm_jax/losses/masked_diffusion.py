@@ -40,12 +40,10 @@ class MaskedDiffusion(TokenDiffusion):
     ) -> jax.Array:
         net, alpha_B1 = at.student, discrete.alpha(t_B)[:, None]
         masked_BL = self.masked(draws, t_B)
-        seen_BL = jnp.where(masked_BL, net.table.shape[0] - 1, batch.tokens_BL)
-        output = net(net.table[seen_BL], jnp.zeros_like(t_B), key=draws.get("dropout"))
+        output = discrete.predict_masked(net, batch.tokens_BL, masked_BL, draws.get("dropout"))
         refuse_weight(output.log_weight, "masked_diffusion")
         hint_BL = jnp.where(masked_BL, hint(batch.mask_BL) / (1.0 - alpha_B1), 0.0)
-        posterior = discrete.without_mask(output.posterior)
-        nll_BL = -posterior.log_prob(batch.tokens_BL, hint_BL)
+        nll_BL = -output.posterior.log_prob(batch.tokens_BL, hint_BL)
         return jnp.where(masked_BL, nll_BL * discrete.RATE / (1.0 - alpha_B1), 0.0)
 
     def masked(self, draws: dict[str, jax.Array], t_B: jax.Array) -> jax.Array:

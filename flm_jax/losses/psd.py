@@ -19,6 +19,7 @@ from flm_jax.flow.space import per_token
 from flm_jax.flow.times import Path
 from flm_jax.losses import options
 from flm_jax.losses.flow_map import DATA, FlowMapLoss, Setting
+from flm_jax.losses.given_tokens import at_given
 
 MIDPOINT, RANDOM = "midpoint", "random"
 CROSS_ENTROPY, SQUARED = "cross_entropy", "squared"
@@ -50,6 +51,11 @@ class PSD(FlowMapLoss):
     def needs(self) -> Needs:
         return dataclasses.replace(super().needs, ema=self.target == EMA)
 
+    @property
+    def lift(self) -> float:
+        """See `maps.jump`."""
+        return 0.0
+
     def between(self, tau_s: jax.Array, tau_t: jax.Array, uniform: jax.Array) -> jax.Array:
         if self.intermediate == MIDPOINT:
             return super().between(tau_s, tau_t, uniform)
@@ -65,9 +71,9 @@ class PSD(FlowMapLoss):
         return target.squared_error_to(posterior.probability(), here.hint_BL)
 
     def off_diagonal(self, here: Setting, posterior: Posterior) -> jax.Array:
-        target, scale = semigroup(here, self.target), 1.0
+        target, scale = semigroup(here, self.target, self.lift), 1.0
         if self.rescale:
-            _, add = maps.jump(here.path.s, here.path.t, maps.EPS_MAP)
+            _, add = here.jump(here.path.s, here.path.t)
             scale = per_token(add * add)[..., 0]
         hint_BL = None if here.hint_BL is None else here.hint_BL * scale
         if self.distance == CROSS_ENTROPY:
@@ -93,12 +99,12 @@ def semigroup_defect(
     return semigroup(here, STUDENT).squared_error_to(long_jump)
 
 
-def semigroup(here: Setting, role: str) -> Combination:
+def semigroup(here: Setting, role: str, lift: float = 0.0) -> Combination:
     """lambda * delta_{s,u}(x) + (1 - lambda) * delta_{u,t}(X_{s,u}(x)), without gradient."""
-    at, path = here.at, here.path
-    first = at.ask(role, here.state, path.tau_s, path.tau_u, here.keys[0])
-    keep, add = maps.jump(path.s, path.u, maps.EPS_MAP)
-    state_u = at.space.advance(here.state, keep, add, first.probability())
-    second = at.ask(role, state_u, path.tau_u, path.tau_t, here.keys[1])
-    weight = maps.semigroup_weight(path.s, path.u, path.t)
+    path = here.path
+    first = here.ask(role, here.state, path.tau_s, path.tau_u, here.keys[0])
+    keep, add = here.jump(path.s, path.u, lift)
+    state_u = here.at.space.advance(here.state, keep, add, first.probability())
+    second = here.ask(role, state_u, path.tau_u, path.tau_t, here.keys[1])
+    weight = at_given(maps.semigroup_weight(path.s, path.u, path.t), here.given_BL, 0.0)
     return first.probability(weight) + second.probability(1.0 - weight)

@@ -8,7 +8,9 @@ DROPPED = ("time_embed_to", "loss_weight")  # parts that only one of the two may
 OPTIONAL = (*DROPPED, "positions")  # parts that the source may lack
 
 
-def student_from(fresh: Params, source: Params, correction: bool = False) -> Params:
+def student_from(
+    fresh: Params, source: Params, correction: bool = False, second_time_heard: bool = False
+) -> Params:
     """The parameters of ``source`` in a network shaped like ``fresh``.
 
     A second time embedder that the source lacks gets a last layer of zeros: the flow map starts
@@ -20,6 +22,8 @@ def student_from(fresh: Params, source: Params, correction: bool = False) -> Par
       source: those of the other one, a denoiser of one time or a flow map.
       correction: the network is the correction g of the two-model method: its head and final
         modulation are zero, so that it starts as g = 0.
+      second_time_heard: a second time embedder that the source lacks stays fresh, last layer and
+        all: the official students of masked diffusion models. Others start as their source.
 
     Names or shapes that do not fit are left to the caller to find (`training.sources.adopt`).
     """
@@ -27,7 +31,7 @@ def student_from(fresh: Params, source: Params, correction: bool = False) -> Par
     for name in OPTIONAL:
         if name in fresh and name not in source:
             params[name] = fresh[name]
-    if "time_embed_to" in fresh and "time_embed_to" not in source:
+    if "time_embed_to" in fresh and "time_embed_to" not in source and not second_time_heard:
         params["time_embed_to"] = fresh["time_embed_to"] | {
             "out": zeros(fresh["time_embed_to"]["out"])
         }
@@ -35,6 +39,13 @@ def student_from(fresh: Params, source: Params, correction: bool = False) -> Par
         params["head"] = zeros(params["head"])
         params["final"] = params["final"] | {"modulation": zeros(params["final"]["modulation"])}
     return params
+
+
+def without_mask(params: Params) -> Params:
+    """The parameters of a masked diffusion model without its last token, the mask."""
+    head, table = params["head"], params["embed"]["table"]
+    kept = {"kernel": head["kernel"][:, :-1], "bias": head["bias"][:-1]}
+    return params | {"embed": {"table": table[:-1]}, "head": kept}
 
 
 def zeros(tree: Params) -> Params:

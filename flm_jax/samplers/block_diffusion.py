@@ -43,11 +43,11 @@ class BlockDiffusion(RoundSampler):
     def commit(
         self, which: jax.Array, rounds: int, open_BL: jax.Array, p_BL: jax.Array, keys_B: jax.Array
     ) -> jax.Array:
-        return open_BL & self.block(which, open_BL.shape[1])
+        return self.of_block(which, open_BL)
 
     def works(self, which: jax.Array, open_BL: jax.Array) -> jax.Array:
-        return jnp.any(self.commit(which, 0, open_BL, open_BL, open_BL), axis=1)
+        return jnp.any(self.of_block(which, open_BL), axis=1)
 
-    def block(self, which: jax.Array, length: int) -> jax.Array:
-        """Which positions belong to a block, bool (1, L)."""
-        return (jnp.arange(length) // self.block_length == which)[None]
+    def of_block(self, which: jax.Array, open_BL: jax.Array) -> jax.Array:
+        """The open tokens of a block, bool (B, L)."""
+        return open_BL & (jnp.arange(open_BL.shape[1]) // self.block_length == which)[None]

@@ -145,73 +145,20 @@ class RoundSampler(Sampler, unfinished=True):
           noise: given raw noise for the beginnings of the rounds after the first one,
             (rounds - 1, B, L, space.noise_width).
         """
-        space, steps, batch = at.space, sampling.steps, keys_B.shape[0]
-        rounds = self.rounds_for(steps, length)
-        schedule = Schedule.of(steps, rounds, sampling.grid_power)
-
-        def noised(raw, keys_B):
-            raw = space.noise(keys_B, length) if raw is None else raw
-            return space.scatter(raw, sampling.prior_scale)
-
-        def inside(carry, i, move):
-            state = space.advance(carry.state, move.keep, move.add, move.posterior.probability())
-            if self.inside in (AUTO, FRESH):
-                raw = space.noise(folded(folded(keys_B, 1), i), length)
-                state = space.perturb(state, raw, move.noise)
-            return carry._replace(state=carry.given.keep(carry.state, state))
-
-        def end(carry, i, move):
-            which, given = schedule.round_S[i], carry.given
-            keys_draw, keys_commit = (folded(folded(keys_B, j), which) for j in (2, 3))
-            tokens_BL, p_BL = move.posterior.most_likely()
-            if sampling.temperature > 0.0:
-                tokens_BL = move.posterior.sample(keys_draw, sampling.temperature, sampling.top_p)
-            open_BL = ~given.mask_BL
-            chosen_BL = self.commit(which, rounds, open_BL, p_BL, keys_commit)
-            new_BL = open_BL & (chosen_BL | (which == rounds - 1))
-            tokens_BL = jnp.where(new_BL, tokens_BL, given.tokens_BL)
-            given = Given(tokens_BL, given.mask_BL | new_BL)
-            first = carry.first
-            if self.fresh_noise and rounds > 1:
-                raw = None if noise is None else noise[jnp.minimum(which, rounds - 2)]
-                first = noised(raw, folded(folded(keys_B, 4), which))
-            return carry._replace(state=given.clean(space, first), first=first, given=given)
-
-        def move_on(carry, i, move):
-            if steps == rounds:
-                return end(carry, i, move)
-            return loops.either(schedule.last_S[i], end, inside, carry, i, move)
-
-        def step(carry, i):
-            times = (schedule.tau_S[i], schedule.tau_next_S[i])
-            times_B = [jnp.full((batch,), tau) for tau in times]
-            works_B = self.works(schedule.round_S[i], ~carry.given.mask_BL)
-
-            def evaluate(carry):
-                here = at.given(carry.given.mask_BL)
-                return self.propose(here, carry.state, *times_B)
-
-            if trajectory:
-                move = evaluate(carry)
-                tokens_BL, p_BL = move.posterior.most_likely()
-                p_BL = jnp.where(carry.given.mask_BL, 1.0, p_BL)
-                seen = carry.state, carry.given.read(tokens_BL), p_BL
-                return move_on(carry, i, move), seen
-            after = loops.either(
-                jnp.any(works_B), lambda c: move_on(c, i, evaluate(c)), lambda c: c, carry
-            )
-            return after._replace(evaluations_B=carry.evaluations_B + works_B), ()
-
-        nothing = jnp.zeros((batch, length), jnp.int32), jnp.zeros((batch, length), bool)
-        given = Given(*nothing) if given is None else given
-        given = Given(given.tokens_BL.astype(jnp.int32), given.mask_BL)
-        first = noised(start, folded(keys_B, 0))  # that of the other samplers
-        start_with = Carry(given.clean(space, first), first, given, jnp.zeros((batch,), jnp.int32))
-        carry, seen = loops.loop(step, start_with, steps)
+        if given is None:
+            shape = keys_B.shape[0], length
+            given = Given(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
+        steps = sampling.steps
+        count = self.rounds_for(steps, length)
+        schedule = Schedule.of(steps, count, sampling.grid_power)
+        rounds = Rounds(self, at, keys_B, sampling, length, noise, count, schedule)
+        begin = rounds.start(start, given)
         if not trajectory:
+            carry, _ = loops.loop(rounds.step, begin, steps)
             return Written(carry.given.tokens_BL, carry.evaluations_B, None)
-        states = jnp.concatenate([seen[0], carry.state[None]])
-        path = Trajectory(schedule.tau_S, at.clock.to_t(schedule.tau_S), states, *seen[1:])
+        carry, (states, *seen) = loops.loop(rounds.seen_step, begin, steps)
+        states, t_S = jnp.concatenate([states, carry.state[None]]), at.clock.to_t(schedule.tau_S)
+        path = Trajectory(schedule.tau_S, t_S, states, *seen)
         return Written.in_all_steps(carry.given.tokens_BL, steps, path)
 
     def propose(self, at: At, state: jax.Array, tau_s: jax.Array, tau_t: jax.Array) -> Move:
@@ -224,3 +171,91 @@ class RoundSampler(Sampler, unfinished=True):
         if self.inside == EULER:
             return Move(posterior, *maps.euler(t, t_next))
         return Move(posterior, jnp.zeros_like(t), t_next, 1.0 - t_next)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """The evaluations of one run in ``count`` rounds; ``noise`` as in `RoundSampler.run`."""
+
+    sampler: RoundSampler
+    at: At
+    keys_B: jax.Array
+    sampling: Sampling
+    length: int
+    noise: jax.Array | None
+    count: int
+    schedule: Schedule
+
+    def start(self, raw: jax.Array | None, given: Given) -> Carry:
+        """Before the first round, from given raw noise or from that of all other samplers."""
+        first = self._noise(raw, self._keys(0))
+        tokens_BL = given.tokens_BL.astype(jnp.int32)
+        none_B = jnp.zeros(self.keys_B.shape, jnp.int32)
+        return Carry(
+            given.clean(self.at.space, first), first, Given(tokens_BL, given.mask_BL), none_B
+        )
+
+    def step(self, carry: Carry, i: jax.Array) -> tuple[Carry, tuple]:
+        """Evaluation i, unless its round has nothing to do."""
+        works_B = self.sampler.works(self.schedule.round_S[i], ~carry.given.mask_BL)
+        after = loops.either(
+            jnp.any(works_B),
+            lambda carry: self.advance(carry, i, self.move(carry, i)),
+            lambda carry: carry,
+            carry,
+        )
+        return after._replace(evaluations_B=carry.evaluations_B + works_B), ()
+
+    def seen_step(self, carry: Carry, i: jax.Array) -> tuple[Carry, tuple]:
+        """Evaluation i, with what a trajectory shows of it."""
+        move = self.move(carry, i)
+        tokens_BL, p_BL = move.posterior.most_likely()
+        p_BL = jnp.where(carry.given.mask_BL, 1.0, p_BL)
+        return self.advance(carry, i, move), (carry.state, carry.given.read(tokens_BL), p_BL)
+
+    def move(self, carry: Carry, i: jax.Array) -> Move:
+        """What the rule inside a round proposes."""
+        at, schedule, shape = self.at.given(carry.given.mask_BL), self.schedule, self.keys_B.shape
+        tau_s, tau_t = (jnp.full(shape, tau[i]) for tau in (schedule.tau_S, schedule.tau_next_S))
+        return self.sampler.propose(at, carry.state, tau_s, tau_t)
+
+    def advance(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
+        """After evaluation i: further inside its round, or at the beginning of the next one."""
+        if self.count == self.sampling.steps:
+            return self.end(carry, i, move)
+        return loops.either(self.schedule.last_S[i], self.end, self.inside, carry, i, move)
+
+    def inside(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
+        space = self.at.space
+        state = space.advance(carry.state, move.keep, move.add, move.posterior.probability())
+        if self.sampler.inside in (AUTO, FRESH):
+            raw = space.noise(folded(self._keys(1), i), self.length)
+            state = space.perturb(state, raw, move.noise)
+        return carry._replace(state=carry.given.keep(carry.state, state))
+
+    def end(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
+        sampler, sampling, given = self.sampler, self.sampling, carry.given
+        which, open_BL = self.schedule.round_S[i], ~given.mask_BL
+        tokens_BL, p_BL = move.posterior.most_likely()
+        if sampling.temperature > 0.0:
+            keys_B = folded(self._keys(2), which)
+            tokens_BL = move.posterior.sample(keys_B, sampling.temperature, sampling.top_p)
+        keys_B = folded(self._keys(3), which)
+        chosen_BL = sampler.commit(which, self.count, open_BL, p_BL, keys_B)
+        new_BL = open_BL & (chosen_BL | (which == self.count - 1))
+        tokens_BL = jnp.where(new_BL, tokens_BL, given.tokens_BL)
+        given, first = Given(tokens_BL, given.mask_BL | new_BL), carry.first
+        if sampler.fresh_noise and self.count > 1:
+            raw = None if self.noise is None else self.noise[jnp.minimum(which, self.count - 2)]
+            first = self._noise(raw, folded(self._keys(4), which))
+        state = given.clean(self.at.space, first)
+        return carry._replace(state=state, first=first, given=given)
+
+    def _noise(self, raw: jax.Array | None, keys_B: jax.Array) -> jax.Array:
+        """The state of given raw noise, or of drawn noise."""
+        raw = self.at.space.noise(keys_B, self.length) if raw is None else raw
+        return self.at.space.scatter(raw, self.sampling.prior_scale)
+
+    def _keys(self, purpose: int) -> jax.Array:
+        """Keys of the start (0), steps (1), tokens (2), commits (3), and the other rounds (4)."""
+        return folded(self.keys_B, purpose)

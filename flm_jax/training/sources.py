@@ -11,6 +11,7 @@ from flm_jax import config as config_lib
 from flm_jax.data import Data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
+from flm_jax.flow.at import MASKED_TEACHER
 from flm_jax.host import folders, numerics
 from flm_jax.inference import FlowModel, is_workdir, load
 from flm_jax.losses.base import Loss
@@ -51,7 +52,10 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
                 f"{teacher.config.loss.name!r}: it is a correction, not a denoiser; give the "
                 "denoiser that it corrects"
             )
+        _check_given(teacher, loss, config)
         frozen["teacher"] = teacher
+    if loss.needs.masked_teacher:
+        frozen[MASKED_TEACHER] = read_masked(config.masked_teacher, experiment, data)
     first = None
     if config.init_from == THE_TEACHER:
         first = frozen["teacher"]
@@ -62,6 +66,28 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
         fresh = jax.eval_shape(experiment.model.init, numerics.key(0))
         jax.eval_shape(lambda fresh: first_params(first, fresh, loss, config.init_from), fresh)
     return Sources(frozen, first)
+
+
+def read_masked(source: str, experiment: Experiment, data: Data) -> FlowModel:
+    """The masked diffusion model that teaches; UserError if it is another kind of model."""
+    masked = read(source, data, "masked_teacher")
+    check(masked, experiment, data, "masked_teacher", source)
+    if not masked.config.model.mask_token:
+        raise UserError(
+            f"masked_teacher={source!r} was trained with the loss {masked.config.loss.name!r}, not "
+            "with 'masked_diffusion'; give a masked diffusion model, or name it as the teacher"
+        )
+    return masked
+
+
+def _check_given(teacher: FlowModel, loss: Loss, config: config_lib.Config) -> None:
+    """UserError if the student sees given tokens and the teacher has never seen any."""
+    if loss.needs.given and not teacher.experiment.loss.needs.given:
+        raise UserError(
+            f"loss {config.loss.name!r} gives some tokens, but teacher={config.teacher!r} was "
+            "trained without given tokens; train it with --config.loss.options.given=uniform, or "
+            "learn from the data with --config.loss.options.on_diagonal=data and no teacher"
+        )
 
 
 def read(source: str, data: Data, knob: str) -> FlowModel:
@@ -103,9 +129,14 @@ def check(other: FlowModel, experiment: Experiment, data: Data, knob: str, sourc
 def first_params(first: FlowModel, fresh: Any, loss: Loss, source: str) -> Any:
     """The first parameters of a run: those of ``first``, fitted to the new network.
 
+    A masked diffusion model gives them without its mask.
+
     Raises UserError if the networks differ in more than the second time or the loss weighting.
     """
-    return adopt(transfer.student_from(fresh, first.params, loss.is_correction), fresh, source)
+    params = first.params
+    if first.config.model.mask_token and not loss.needs.mask_token:
+        params = transfer.without_mask(params)
+    return adopt(transfer.student_from(fresh, params, loss.is_correction), fresh, source)
 
 
 def adopt(params: Any, wanted: Any, source: str) -> Any:

@@ -24,11 +24,14 @@ LOSSES = {
     "distill": "psd",
     "residual": "residual",
     "second_stage": "second_stage",
+    "any_order": "any_order",
+    "any_order_denoiser": "any_order",
     "mdlm": "masked_diffusion",
     "duo": "uniform_diffusion",
     "ar": "autoregressive",
 }
-FROM_SCRATCH = ("pretrain", *common.BASELINES)
+ONE_TIME = ("pretrain", *common.BASELINES)
+FROM_SCRATCH = (*ONE_TIME, *common.ANY_ORDER)
 
 
 def load(name, stage="", **changes):
@@ -43,7 +46,8 @@ def test_every_config_has_every_stage(name, stage):
     config = load(name, stage) if scratch else load(name, stage, teacher="somewhere")
     config_lib.validate(config, experiment.tables())
     assert (config.stage, config.loss.name) == (stage, LOSSES[stage])
-    assert config.model.two_times == (not scratch)
+    assert config.model.two_times == (stage not in ONE_TIME)
+    assert config.clock.name == ("identity" if "any_order" in stage else "decoding_accuracy")
     assert config.init_from == ("" if scratch else "teacher")
 
 

@@ -31,6 +31,7 @@ MODEL = dict(width=16, depth=1, heads=2, cond_dim=8, head_chunk=B * L, head_init
 DRAWS = {
     "flow_matching": 1024,
     "psd": 256,
+    "any_order": 256,
     "lsd": 256,
     "esd": 256,
     "residual": 256,

@@ -21,6 +21,7 @@ CASES = {
     "flow_matching given": (1, {"given_fraction": 0.5}),
     "psd": (2, {}),
     "psd data": (2, {"on_diagonal": "data", "rescale": True}),
+    "any_order": (2, {}),
     "lsd": (2, {}),
     "psd squared": (2, {"distance": "squared", "rescale": True}),
     "esd": (2, {}),

@@ -229,10 +229,12 @@ def test_a_denoiser_says_which_samplers_it_has(model):
         with pytest.raises(UserError) as error:
             model.generate(1, 2, sampler="flow_map", **knobs)
         assert str(error.value) == (
-            "the sampler 'flow_map' does not fit this model, a denoiser of one time; use euler; a "
-            "flow map comes by distilling it (loss psd, lsd or esd)"
+            "the sampler 'flow_map' does not fit this model, a denoiser of one time; use euler or "
+            "churn; a flow map comes by distilling it (loss psd, lsd or esd)"
         )
-    with pytest.raises(UserError, match="'autoregressive' does not fit this .*; use euler$"):
+    with pytest.raises(
+        UserError, match="'autoregressive' does not fit this .*; use euler or churn$"
+    ):
         model.generate(1, 2, sampler="autoregressive")
     with pytest.raises(UserError) as error:
         model.generate(1, 2, gamma=0.8)

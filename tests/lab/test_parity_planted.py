@@ -1,7 +1,7 @@
 """Parity is a test that can fail: an error of a thousandth in what it covers is found."""
 
 import pytest
-from planted import PLANTS, found
+from planted import ANY_ORDER_PLANTS, PLANTS, found
 
 from flm_jax.lab.parity import goldens
 
@@ -17,3 +17,12 @@ def test_a_planted_thousandth_is_found(shared, name):
     assert set(plant.cases) <= set(cases)
     row = found(plant, cases[plant.cases[0]])
     assert row is not None and row.max_abs > row.tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ANY_ORDER_PLANTS)
+def test_a_planted_thousandth_is_found_in_any_order_flow_maps(shared, name):
+    plant = ANY_ORDER_PLANTS[name]
+    cases = {case.name: case for case in goldens.read(shared / "golden-refinement")}
+    row = found(plant, cases[plant.cases[0]])
+    assert row is not None and (row.reason or row.max_abs > row.tolerance)

@@ -136,7 +136,7 @@ def dense_loss(loss, params, batch, draws, clock):
 def test_value_and_gradient_are_those_of_the_formula(name, x64):
     """Targets carry no gradient and other networks get none; float64, one-hot space."""
     loss, batch, clock = CASES[name], batch_of(), clock_lib.build(V)
-    assert loss.kinds(B) == (2, 5, 1)
+    assert loss.kinds(B) == (2, 5, 1, 0)
     params = all_params()
     space = OneHot({role: p["embed"]["table"] for role, p in params.items()})
     draws = loss.draw(KEY, batch, space) | {"dropout": None}
@@ -275,7 +275,7 @@ def test_which_networks_an_objective_needs():
 
 def test_only_lsd_has_no_boundary_samples_unless_asked_for():
     assert [loss().boundary_fraction for loss in (PSD, LSD, ESD)] == [1 / 32, 0.0, 1 / 32]
-    assert LSD(boundary_fraction=0.25).kinds(64) == (32, 24, 8)
+    assert LSD(boundary_fraction=0.25).kinds(64) == (32, 24, 8, 0)
 
 
 @pytest.mark.parametrize("name", ["psd", "lsd", "lsd teacher", "esd"])

@@ -92,8 +92,9 @@ def seen_by(loss, batch, seed=0, make_space=OneHot):
     """(h, tau) that the network is shown, and the loss."""
     seen = []
 
-    def backbone(params, h_BLD, tau_s, tau_t, key):
-        seen.append((h_BLD, tau_s))
+    def backbone(params, h_BLD, tau_s, tau_t, key, given_BL=None):
+        tau = tau_s if given_BL is None else jnp.where(given_BL, 1.0, tau_s[:, None])
+        seen.append((h_BLD, tau))
         return jnp.zeros_like(h_BLD), None
 
     net = lambda_net(backbone)
@@ -101,10 +102,11 @@ def seen_by(loss, batch, seed=0, make_space=OneHot):
     return *seen[0], losses, net.table
 
 
+@pytest.mark.parametrize("options", [{"given_fraction": 0.5}, {"given": "uniform"}])
 @pytest.mark.parametrize("make_space", SPACES.values())
-def test_given_tokens_are_seen_clean_and_do_not_count(make_space):
+def test_given_tokens_are_seen_clean_and_do_not_count(make_space, options):
     batch = tiny.batch()
-    h_BLD, tau_BL, losses, table = seen_by(FlowMatching(given_fraction=0.5), batch, 1, make_space)
+    h_BLD, tau_BL, losses, table = seen_by(FlowMatching(**options), batch, 1, make_space)
     given = np.asarray(tau_BL) == 1.0
     assert 4 < given.sum() < 20
     clean = np.asarray(table[batch.tokens_BL])
@@ -240,6 +242,11 @@ def test_every_row_runs_and_has_a_finite_gradient_in_both_spaces(name, make_spac
         ({"tau_min": float("nan")}, "tau_min"),
         ({"given_fraction": 1.0}, r"given_fraction=1.0 must be in \[0, 1\)"),
         ({"given_fraction": -0.1}, r"given_fraction=-0.1 must be in \[0, 1\)"),
+        ({"given": "some"}, "given='some' is unknown; choose 'constant' or 'uniform'"),
+        (
+            {"given": "uniform", "given_fraction": 0.1},
+            "given='uniform' draws the share of given tokens, so given_fraction=0.1 has no effect",
+        ),
         ({"given_fracton": 0.1}, "has no option 'given_fracton'; did you mean given_fraction"),
         ({"stratified": "perhaps"}, "must be true or false"),
     ],

@@ -71,16 +71,8 @@ def test_given_tokens_keep_time_one_their_state_and_are_read(name):
     nothing, without = call(Given(TOKENS, MASKS["none"])), call(None)
     np.testing.assert_array_equal(nothing.tokens_BL, without.tokens_BL)
     np.testing.assert_allclose(nothing.trajectory.states, without.trajectory.states, atol=1e-5)
-    assert (np.asarray(without.tokens_BL)[~SOME] != np.asarray(written.tokens_BL)[~SOME]).any()
-
-
-def test_given_tokens_are_heard_at_the_open_ones():
-    """Another given token, another text: they are seen through the network only."""
-    call = write(Euler(), {"student": NETS["student"]}, trajectory=False)
-    other = np.where(SOME, (TOKENS + 1) % V, TOKENS)
-    one, two = (np.asarray(call(Given(t, SOME)).tokens_BL) for t in (TOKENS, other))
-    assert (one != two)[~SOME].any()
-    np.testing.assert_array_equal(one[1], two[1])  # nothing is given in this row
+    moved = [np.asarray(one.trajectory.states)[1][~SOME] for one in (without, written)]
+    assert np.abs(moved[0] - moved[1]).max() > 1e-3  # open tokens hear of the given ones
 
 
 @pytest.mark.parametrize("name", ["euler", "flow_map", "refinement", "block_diffusion"])

@@ -17,6 +17,7 @@ LENGTH = 32
 # Where the sampler is not the one that its network asks for by itself.
 SAMPLER_OF = {"uniform_diffusion": "ancestral_uniform", "uniform_curriculum": "ancestral_uniform"}
 SELF_DISTILLATION = "psd without a teacher"
+FROM_MASKED = "any_order of a masked diffusion model"
 
 
 def sampler_for(loss: str) -> str:
@@ -41,11 +42,14 @@ class Runs:
         self.folder, self.done = folder, {}
 
     def config(self, name: str) -> config_lib.Config:
-        loss = "psd" if name == SELF_DISTILLATION else name
+        loss = {SELF_DISTILLATION: "psd", FROM_MASKED: "any_order"}.get(name, name)
         row, options, changes = LOSSES[loss](), {}, {}
         if name == SELF_DISTILLATION:
             options = {"on_diagonal": "data"}
-        elif row.needs.two_times:
+        elif name == FROM_MASKED:
+            options = {"at_zero_fraction": 0.25}
+            changes["masked_teacher"] = changes["init_from"] = str(self("masked_diffusion"))
+        elif row.needs.teacher:
             teacher = "residual" if row.needs.residual else "flow_matching"
             changes["teacher"] = str(self(teacher))
             changes["init_from"] = "teacher"
@@ -79,7 +83,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.slow  # a training run each
-@pytest.mark.parametrize("name", [*LOSSES, SELF_DISTILLATION])
+@pytest.mark.parametrize("name", [*LOSSES, SELF_DISTILLATION, FROM_MASKED])
 def test_a_run_comes_to_its_report(name, runs):
     workdir = runs(name)
     config = runs.config(name)
@@ -100,7 +104,7 @@ def test_every_objective_has_a_sampler_that_is_checked_before_training(runs):
         needs = tiny.needs(row)
         wrong = {"sampler__name": sampler, "loss": {"name": name, "options": {}}}
         wrong |= {f"model__{knob}": value for knob, value in needs.items()}
-        wrong |= {"teacher": "somewhere"} if row.needs.two_times else {}
+        wrong |= {"teacher": "somewhere"} if row.needs.teacher else {}
 
         def refused(**changes):
             with pytest.raises(UserError) as error:

@@ -46,7 +46,8 @@ class Asked:
         # Networks beside the student are made here, at random.
         needs = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss").needs
         config = change(config, init_from="", model=change(config.model, two_times=needs.two_times))
-        config = change(config, teacher="random" if needs.teacher else "")
+        teachers = {"teacher": needs.teacher, "masked_teacher": needs.masked_teacher}
+        config = change(config, **{role: "random" * needed for role, needed in teachers.items()})
         config_lib.validate(config, {"loss": LOSSES, "sampler": SAMPLERS})
         size = vocabulary_size(config, self.vocab)
         return Plan(mode, config, size, self.sampling_steps, self.repeats)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flm_jax import config as config_lib
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
-from flm_jax.flow.at import STUDENT, At
+from flm_jax.flow.at import MASKED_TEACHER, STUDENT, At
 from flm_jax.flow.net import Net
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.trees import Params, Tree
@@ -226,6 +226,10 @@ def frozen_models(experiment: Experiment) -> dict[str, Experiment]:
     found = {}
     if loss.needs.teacher:
         found["teacher"] = teacher
+    if loss.needs.masked_teacher:
+        masked = dataclasses.replace(one_time, mask_token=True)
+        config = dataclasses.replace(config, model=masked)
+        found[MASKED_TEACHER] = dataclasses.replace(experiment, config=config)
     if loss.needs.residual:
         found["residual"] = experiment
     return found

@@ -1,4 +1,4 @@
-"""The kinds dit (forward pass of a network) and ckpt (checkpoint files, read and evaluated)."""
+"""The kinds dit and plus_dit (forward pass of a network), ckpt and plus_ckpt (checkpoint files)."""
 
 import dataclasses
 import functools
@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flm_jax.flow import discrete
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.flow.trees import Params
-from flm_jax.interop import hub_layout
+from flm_jax.interop import hub_layout, settings
 from flm_jax.interop import official as official_lib
 from flm_jax.lab.parity import networks
 from flm_jax.lab.parity.checks import Checks
@@ -93,6 +94,87 @@ def network(case: Case, checks: Checks) -> None:
             for name in case.arrays:
                 if name.startswith("out/") and name not in ours:
                     checks.fail(name, "our network has no such output")
+
+
+def per_token(case: Case, checks: Checks) -> None:
+    """Logits with times per position, one and two, and with times per sequence."""
+    family = networks.Family.read(case)
+    ((_, model),) = family.models
+    embedders = {
+        "sigma_map": ("time_embed", "tau"),
+        "sigma_map_prime": ("time_embed_to", "tau_prime"),
+    }
+    for bits in (64, 32):
+        with checks.precision(bits):
+            params = family.params()["student"]
+            arrays = {name: networks.wide(a) for name, a in case.under("in/").items()}
+            x, tokens = arrays["x"], arrays["x0"]
+            found = forward(model, params, x, tokens, arrays["tau"], arrays["tau_prime"])
+            rows = forward(model, params, x, tokens, arrays["tau_row"], arrays["tau_prime_row"])
+            found |= {
+                f"out/logits_row{end}": rows[f"out/logits{end}"] for end in ("", "_two_times")
+            }
+            logits = model.logit_cap * jnp.tanh(found["out/logits_two_times"] / model.logit_cap)
+            found["out/log_probs_capped_two_times"] = jax.nn.log_softmax(logits)
+            embedder = layers.TimeEmbedding(family.sizes.cond_dim)
+            for name, (part, tau) in embedders.items():
+                found[f"mid/{name}"] = embedder.apply({"params": params[part]}, arrays[tau])
+            for name in case.arrays:
+                if name.startswith("out/"):
+                    checks.recorded(name, found[name])
+            for name in ("mid/embed", "mid/sigma_map", "mid/sigma_map_prime"):
+                checks.recorded(name, found[name])
+
+
+def any_order_checkpoint(case: Case, checks: Checks) -> None:
+    """The file that recorded training has written, or logits of its two sets of weights."""
+    if case.path.suffix == ".ckpt":
+        trained = case.other("plus_train/fmlm_plus_4steps")
+        for weights, name in (("raw", "out/final_param/"), ("ema", "out/final_ema/")):
+            found = official_lib.read(case.path, weights)
+            for parameter, array in found.state.items():
+                checks.exact(f"{weights}: {parameter}", array, trained[f"{name}{parameter}"])
+        ours = settings.config_of(found, {"name": ""}, trained.option("length"))
+        known = ours.clock.name, ours.loss.name, ours.model.attention_cap, ours.model.logit_cap
+        checks.exact("clock, loss, caps", known, ("identity", "any_order", 50.0, 30.0))
+        return
+    source = case.other(case.name.removesuffix("_expected"))
+    with checks.precision(32):
+        for weights in _weights(case):
+            found = official_lib.read(source.path, weights)
+            model = networks.model(case, found.sizes, case.option("logit_cap"), found.heads)
+            inputs = [networks.wide(case[f"in/{n}"]) for n in ("x", "x0", "tau", "tau_prime")]
+            ours = forward(model, networks.params(found.state), *inputs)
+            capped = model.logit_cap * jnp.tanh(ours["out/logits_two_times"] / model.logit_cap)
+            ours["out/log_probs_two_times"] = jax.nn.log_softmax(capped)
+            for name in ("logits", "logits_two_times", "logits_tokens_two_times",
+                         "log_probs_two_times"):  # fmt: skip
+                checks.recorded(f"out/{name}_{weights}", ours[f"out/{name}"], floor=LOGITS32)
+
+
+def masked_checkpoint(case: Case, checks: Checks) -> None:
+    """A masked diffusion model: its config, or what it says of masked tokens with either cap."""
+    if case.path.suffix == ".ckpt":
+        found = official_lib.read(case.path)
+        checks.exact("tokens and mask", (found.vocab_size, found.masked), (12, True))
+        ours = settings.config_of(found, {"name": ""}, 10)
+        known = (
+            ours.loss.name,
+            ours.model.attention_cap,
+            ours.model.logit_cap,
+            ours.model.mask_token,
+        )
+        checks.exact("loss, caps, mask", known, ("masked_diffusion", 0.0, 0.0, True))
+        return
+    found = official_lib.read(case.other(case.name.removesuffix("_expected")).path)
+    with checks.precision(32):
+        tokens, masked = networks.wide(case["in/x0"]), networks.wide(case["in/active"]) > 0
+        for cap in case.option("softcap"):
+            entry = case.entry | {"config": case.config | {"softcap": cap}}
+            model = networks.model(dataclasses.replace(case, entry=entry), found.sizes, 0.0)
+            net = model.net(networks.params(found.state))
+            ours = log_probs(discrete.predict_masked(net, tokens, masked).posterior)
+            checks.recorded(f"out/log_q_softcap{cap}", ours, floor=LOGITS32)
 
 
 def checkpoint(case: Case, checks: Checks) -> None:

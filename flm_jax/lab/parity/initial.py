@@ -1,4 +1,4 @@
-"""The kind init: freshly initialised parameters, and those of a student of a teacher."""
+"""The kinds init and plus_init: fresh parameters, and those of a student of a teacher."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 from flm_jax import config
 from flm_jax.host import numerics
-from flm_jax.interop import layout
+from flm_jax.interop import hub_layout, layout, official
 from flm_jax.lab.parity import networks
 from flm_jax.lab.parity.checks import Checks
 from flm_jax.lab.parity.goldens import Case, GoldenError
@@ -105,3 +105,49 @@ def student(case: Case, checks: Checks) -> None:
                 state = "teacher"
             checks.exact(f"{kind}: {name} is {status}", state == status, True)
         checks.exact(f"{kind}: names", set(found), set(expected) - {layout.INV_FREQ})
+
+
+def any_order_students(case: Case, checks: Checks) -> None:
+    """Where each parameter of a student comes from: its teacher, or nowhere."""
+    content = case.json()
+    sizes = layout.Sizes(
+        vocab_size=12, hidden_size=8, cond_dim=4, depth=2, mlp_ratio=4, two_times=True,
+        loss_weighting=False,
+    )  # fmt: skip
+    for kind, expected in content.items():
+        masked = kind == "mdlm"
+        fresh, teacher = (
+            jax.tree.map(lambda x, s=seed: np.asarray(x) + 0.01 * s, params)
+            for seed, params in enumerate(_models(case, sizes, masked))
+        )
+        source = transfer.without_mask(teacher) if masked else teacher
+        found = transfer.student_from(fresh, source, second_time_heard=masked)
+        found, before = networks.official(found, sizes), networks.official(fresh, sizes)
+        for name, status in expected["tensors"].items():
+            taken = not np.array_equal(found[name], before[name])
+            checks.exact(f"{kind}: {name}: {status}", taken, status.startswith("teacher"))
+        checks.exact(f"{kind}: names", set(found), set(expected["tensors"]))
+
+
+def _models(case: Case, sizes: layout.Sizes, masked: bool):
+    """Parameters of a student, and of its teacher."""
+    teacher = dataclasses.replace(sizes, vocab_size=13, two_times=False) if masked else sizes
+    for seed, own in enumerate((sizes, teacher)):
+        yield networks.model(case, own, 0.0, heads=2).init(numerics.key(seed))
+
+
+def from_masked(case: Case, checks: Checks) -> None:
+    """A student that starts from a masked diffusion model, number by number."""
+    source = official.read(case.other("plus_ckpt/mdlm").path)
+    fresh = hub_layout.to_params(networks.state(case))
+    params = transfer.without_mask(source.params())
+    sizes = networks.sizes_of(networks.state(case))
+    expected = networks.state(case, "out/param/")
+    found = networks.official(transfer.student_from(fresh, params, second_time_heard=True), sizes)
+    checks.exact("names", list(found), list(expected))
+    for name, array in found.items():
+        checks.exact(name, array, expected[name])
+    ours = networks.official(transfer.student_from(fresh, params), sizes)
+    silent = "sigma_map_prime.mlp.2."
+    changed = sorted(name for name in ours if not np.array_equal(ours[name], found[name]))
+    checks.exact("ours hears the second time later", changed, [f"{silent}bias", f"{silent}weight"])

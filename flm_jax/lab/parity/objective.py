@@ -19,7 +19,7 @@ import numpy as np
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import noise as noise_lib
 from flm_jax.flow import space as space_lib
-from flm_jax.flow.at import At
+from flm_jax.flow.at import TEACHER, At, tables_of
 from flm_jax.flow.net import Net
 from flm_jax.flow.trees import Params
 from flm_jax.lab.parity import networks, programs
@@ -131,8 +131,9 @@ def run(
     def place(own):
         every = params | {"student": own}
         nets = {role: model.net(every[role]) for role, model in models}
-        tables = {role: net.table for role, net in nets.items()}
-        return At(nets, SPACES[space](tables, **options), clock)
+        if TEACHER in nets and dict(models)[TEACHER].module.two_times:
+            nets[TEACHER] = nets[TEACHER].on_diagonal()
+        return At(nets, SPACES[space](tables_of(nets), **options), clock)
 
     if "noise" in draws:
         draws = draws | {"noise": place(params["student"]).space.from_dense(draws["noise"])}
@@ -174,6 +175,7 @@ def compare(
     observer: Observer,
     check: Callable[[str, jax.Array, str], None],
     precisions: tuple[int, ...] = (64, 32),
+    make_clock: Callable[[int], clock_lib.Clock] = clock_lib.build,
 ) -> None:
     """A loss in both spaces and precisions, every value and every gradient.
 
@@ -185,7 +187,7 @@ def compare(
     clean_VD = None
     for bits in precisions:
         with checks.precision(bits), jitter(bits):
-            clock = clock_lib.build(family.sizes.vocab_size)
+            clock = make_clock(family.sizes.vocab_size)
             call = functools.partial(
                 run, family.params(), *recorded(), clock,
                 models=networks.chunked(family.models, bits), loss=loss, observer=observer,

@@ -15,6 +15,7 @@ import jax
 from flm_jax.errors import UserError
 from flm_jax.host import numerics
 from flm_jax.lab.parity import (
+    any_order,
     baselines,
     causal,
     clocks,
@@ -66,6 +67,13 @@ KINDS: dict[str, Check] = {
     "init/random": initial.random,
     "init/student": initial.student,
     "ckpt/": forward.checkpoint,
+    "plus_dit/": forward.per_token,
+    "plus_loss/": any_order.loss,
+    "plus_train/": any_order.train,
+    "plus_ckpt/fmlm_plus": forward.any_order_checkpoint,
+    "plus_ckpt/mdlm": forward.masked_checkpoint,
+    "plus_init/student": initial.any_order_students,
+    "plus_init/from_mdlm": initial.from_masked,
     "text/detokenizers": texts.detokenizers,
     "text/group_texts": texts.rows,
     "text/sample_entropy": texts.entropy,
@@ -88,6 +96,7 @@ SHARING = (
     "fmlm/",
     "flm/",
     "two_model/",
+    "plus_loss/",
 )
 
 

@@ -93,7 +93,8 @@ def of_config(config: config_lib.Config, vocab_size: int = 0) -> Work:
     if config.loss.name in LOSSES:
         loss = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss")
         teacher = "planned" if loss.needs.teacher else ""
-        config = dataclasses.replace(config, init_from="", teacher=teacher)
+        masked = "planned" if loss.needs.masked_teacher else ""
+        config = dataclasses.replace(config, init_from="", teacher=teacher, masked_teacher=masked)
     config_lib.validate(config, {"loss": LOSSES, "sampler": SAMPLERS})
     return work(config, size)
 
@@ -105,7 +106,7 @@ def work(config: config_lib.Config, vocab_size: int) -> Work:
     # Counted without micro-batches, which would be traced once for all.
     whole = dataclasses.replace(config.optim, accumulation_steps=1)
     built = build(dataclasses.replace(config, optim=whole), vocab_size)
-    tables = 1 + len(built.frozen) + loss.needs.ema
+    tables = 1 + len(built.frozen) + loss.needs.ema - loss.needs.masked_teacher  # it sees tokens
     joint = config.model.width * tables
     chosen = space_lib.choose(config.space, experiment.model.vocab_size, joint)
     forward, off_diagonal = loss.needs.forward_derivatives, loss.off_diagonal_share
