@@ -1,7 +1,8 @@
 """TinyGSM: a question of school arithmetic is given, the Python program that answers it is written.
 
 Command:   flm prepare --config=tinygsm --config.data.options.path=DIR
-           flm train --config=tinygsm --workdir=runs/tinygsm --config.data.options.path=DIR
+           flm train --config=tinygsm:any_order --workdir=runs/tinygsm \
+               --config.data.options.path=DIR
            (DIR holds the Parquet files of https://huggingface.co/datasets/TinyGSM/TinyGSM)
 Hardware:  several GPUs (published: small, length 512, batches of 512, 250,000 steps)
 Time:      not trained with this code
@@ -24,6 +25,8 @@ def get_config(stage="pretrain"):
     config.tokenizer.name = "gpt2"
     config.tokenizer.options.update(folder="", download=False)
     config.clock.name = "identity"
+    if config.loss.name in ("flow_matching", "psd"):  # any_order does so by itself
+        config.loss.options.given = "uniform"
     config.model.update(common.PRESETS["small"], dtype="bfloat16")
     config.train.update(batch_size=512, steps=250_000)
     config.evals = ()
