@@ -10,9 +10,9 @@ Published: answers to the 1,319 GSM8K test problems, per cent right at 16 to 1 f
            512 evaluations (read off a figure): FMLM+ 0.4 to 13, distilled from masked diffusion 0.8
            to 20, started from it 2.6 to 28, masked diffusion itself 0.4 to 25 (docs/tasks.md)
 
-The published models read SmolLM's 49,152 pieces and [PAD]; here it is GPT-2's vocabulary, so numbers
-compare in kind only. A row is [BOS] question separator program [EOS] [PAD] ..., rows of more than
-512 tokens are left out; BOS, question and separator are given. For stages see common.py.
+The published models read SmolLM's 49,152 pieces and [PAD]; here it is GPT-2's vocabulary, so
+numbers compare in kind only. A row is [BOS] question separator program [EOS] [PAD] ..., rows of
+more than 512 tokens are left out; BOS, question and separator are given. For stages see common.py.
 """
 
 from flm_jax.configs import common
