@@ -25,6 +25,7 @@ class Autoregressive(Loss):
     """Next-token cross-entropy. Nothing is drawn but dropout."""
 
     denoises: ClassVar[bool] = False
+    keeps_prompts: ClassVar[bool] = True
 
     @property
     def needs(self) -> Needs:

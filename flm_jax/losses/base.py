@@ -79,12 +79,14 @@ class Loss(Contract, unfinished=True):
       denoises: its network is a denoiser, which held-out losses at fixed times measure; others are
         measured by their own objective.
       is_correction: its network corrects a denoiser, starts at zero and writes with it.
+      keeps_prompts: it sees the prompt of a batch as it is, and learns nothing of it.
       off_diagonal_share: share of a batch with targets made by other networks (for planning).
       projects: these targets are projected onto the simplex by entmax (for planning).
     """
 
     denoises: ClassVar[bool] = True
     is_correction: ClassVar[bool] = False
+    keeps_prompts: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

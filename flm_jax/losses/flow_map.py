@@ -96,6 +96,7 @@ class FlowMapLoss(Loss, unfinished=True):
     stratified: bool = True
     target_dropout: bool = True
 
+    keeps_prompts: ClassVar[bool] = True
     ways_to_draw: ClassVar[tuple[str, ...]] = (UNIFORM_DIFF, UNIFORM_ST)
 
     def __post_init__(self):

@@ -11,6 +11,7 @@ nothing like it.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -43,6 +44,8 @@ class FlowMatching(Loss):
     stratified: bool = True
     given_fraction: float = 0.0
     given: str = CONSTANT
+
+    keeps_prompts: ClassVar[bool] = True
 
     def __post_init__(self):
         options.tau_range(self.tau_min, self.tau_max)

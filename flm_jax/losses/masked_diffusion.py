@@ -11,6 +11,7 @@ tokenizer does not have. The mean over tokens is an upper bound on the negative 
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ from flm_jax.losses.token_diffusion import TokenDiffusion, refuse_weight
 class MaskedDiffusion(TokenDiffusion):
     """Weighted cross-entropy of the masked tokens at a random time."""
 
+    keeps_prompts: ClassVar[bool] = True
+
     @property
     def needs(self) -> Needs:
         return Needs(mask_token=True)
@@ -40,6 +43,8 @@ class MaskedDiffusion(TokenDiffusion):
     ) -> jax.Array:
         net, alpha_B1 = at.student, discrete.alpha(t_B)[:, None]
         masked_BL = self.masked(draws, t_B)
+        if batch.prompt_BL is not None:
+            masked_BL = masked_BL & ~batch.prompt_BL
         output = discrete.predict_masked(net, batch.tokens_BL, masked_BL, draws.get("dropout"))
         refuse_weight(output.log_weight, "masked_diffusion")
         hint_BL = jnp.where(masked_BL, hint(batch.mask_BL) / (1.0 - alpha_B1), 0.0)

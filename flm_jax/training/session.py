@@ -79,6 +79,7 @@ class Session:
             config, self.data.tokenizer.vocab_size, sharding.batch_devices(self.mesh)
         )
         self.experiment.sampler()  # refused before training if it does not fit the vocabulary
+        self._check_prompts()
         self.sources = load_sources(self.experiment, self.data)
         self._check_steps()
         workdir_lib.claim(config, workdir)
@@ -117,6 +118,15 @@ class Session:
     def _keep(self) -> tuple[int, int]:
         """How many of the newest and of the best checkpoints are kept."""
         return self.config.train.keep_latest, self.config.train.keep_best
+
+    def _check_prompts(self) -> None:
+        """UserError if rows begin with a given part and the loss would learn that, too."""
+        if self.prompts and not self.experiment.loss.keeps_prompts:
+            raise UserError(
+                f"rows of data set {self.data.corpus.name!r} begin with a given part, which the "
+                f"loss {self.config.loss.name!r} cannot keep; use flow_matching, any_order, psd, "
+                "masked_diffusion or autoregressive"
+            )
 
     def _check_steps(self) -> None:
         """UserError if the run is beyond its last step, before config.json says otherwise."""

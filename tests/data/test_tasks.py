@@ -101,7 +101,9 @@ def test_grids_alone(tmp_path):
     rows = data.pack(corpus, SudokuTokens(), "valid", 20, tmp_path, packing="exact")
     assert "given" not in rows.batch(slice(0, 2)) and not rows.has_given
     assert sudoku.score(rows[:], None, 4, "grids").right.all()
-    puzzle = (*sudoku.read_row(rows[0], 4, "grids")[1][:8], *[0] * 8)
+    solution = sudoku.read_row(rows[0], 4, "grids")[1]
+    assert solution is not None
+    puzzle = (*solution[:8], *[0] * 8)
     kept = sudoku.score(rows[:], [puzzle] * len(rows), 4, "grids").kept
     assert kept[0] and not kept.all()
 
@@ -157,10 +159,10 @@ class Sums(MemoryCorpus):
     splits = ("train",)
     has_given = True
 
-    def read(self):
+    def read(self) -> dict[str, list[str]]:
         return {"train": [f"{a}+{b}={a + b}" for a in range(20) for b in range(20)]}
 
-    def parts(self, text):
+    def parts(self, text: str) -> tuple[str, ...]:
         left, between, right = text.partition("=")
         return left + between, right
 
@@ -211,13 +213,13 @@ def test_rows_without_a_given_part_are_what_they_were(tmp_path):
 
 
 def test_pieces_are_tokenised_one_by_one():
-    class Pairs:
+    class Pairs(Characters):
         """A tokenizer that would join what stands at the border of two pieces."""
 
         def encode_batch(self, texts):
             return [[int(text[i : i + 2]) for i in range(0, len(text), 2)] for text in texts]
 
-    encode = workers.Encode(Pairs(), lambda text: tuple(text.split()), (99,), np.dtype("int32"))
+    encode = workers.Encode(Pairs("0"), lambda text: tuple(text.split()), (99,), np.dtype("int32"))
     made = encode(workers.Chunk(0, ["123 45 67", "8"]))
     assert made.stream.tolist() == [12, 3, 45, 67, 99, 8, 99]
     assert made.lengths.tolist() == [5, 2] and made.given.tolist() == [3, 0]

@@ -44,7 +44,8 @@ def test_noise_is_no_sudoku(rows):
 
 
 def test_other_rows_have_no_values(rows, caplog):
-    assert all(
-        map(math.isnan, dict(SudokuRows(SudokuTokens(), rows["train"][:, :30])([])).values())
+    found = dict(SudokuRows(SudokuTokens(), rows["train"][:, :30])(rows["valid"]))
+    assert list(found) == [column.key for column in COLUMNS] and all(
+        map(math.isnan, found.values())
     )
     assert "knows nothing about these rows" in caplog.text

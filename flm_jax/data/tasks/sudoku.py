@@ -17,6 +17,7 @@ from flm_jax import errors
 from flm_jax.data import base
 from flm_jax.data.tasks import puzzles
 from flm_jax.data.tasks.puzzles import Grid
+from flm_jax.data.wrap import Tokens
 from flm_jax.host import progress
 from flm_jax.tokenizers.sudoku import BOS, ROW_END
 
@@ -158,7 +159,7 @@ class Scores:
     right: np.ndarray
 
 
-def read_row(row_L: Sequence[int], size: int, form: str = "pairs") -> tuple[Grid, Grid | None]:
+def read_row(row_L: Tokens, size: int, form: str = "pairs") -> tuple[Grid, Grid | None]:
     """(puzzle, solution) of the tokens of a row, BOS included.
 
     The puzzle is () for the form "grids". It has 0 and the solution is None where something else
