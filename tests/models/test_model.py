@@ -224,7 +224,9 @@ def test_the_loss_weight_knows_the_first_time_only():
     assert np.ptp(weights[0]) > 1e-4
 
 
-@pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "products"}, {"scan_unroll": 2}, {"head_chunk": 4}])
+@pytest.mark.parametrize(
+    "changes", [{"remat": "full"}, {"remat": "products"}, {"scan_unroll": 2}, {"head_chunk": 4}]
+)
 def test_knobs_of_memory_and_speed_change_no_number(changes):
     params, tokens = tiny.params(tiny.model()), tiny.batch().tokens_BL
 
