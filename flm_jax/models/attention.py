@@ -18,7 +18,6 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from flm_jax.models import kernels
-from flm_jax.models.products import contract
 
 ROTARY_BASE = 10_000.0
 
@@ -96,8 +95,9 @@ def queries(backend: str, length: int, head_width: int) -> int:
 
 def einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, first=0):
     """`attend` with all scores at once; ``first`` is the position of the first query."""
-    dtype, scale = q_BLHK.dtype, q_BLHK.shape[-1] ** -0.5
-    scores = contract("blhk,bmhk->bhlm", q_BLHK, k_BMHK, dtype, wide=True) * scale
+    wide = jnp.promote_types(q_BLHK.dtype, jnp.float32)
+    scale = q_BLHK.shape[-1] ** -0.5
+    scores = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=wide) * scale
     if cap:
         scores = cap * jnp.tanh(scores / cap)
     if causal:
@@ -106,9 +106,9 @@ def einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, first=0):
         visible_LM = earlier_LM if visible_LM is None else visible_LM & earlier_LM
     if visible_LM is not None:
         scores = jnp.where(visible_LM[None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BMHK.dtype)
     # In this order: on a CPU, XLA takes four times as long for the other one.
-    return contract("bmhk,bhlm->blhk", v_BMHK, weights, v_BMHK.dtype).astype(v_BMHK.dtype)
+    return jnp.einsum("bmhk,bhlm->blhk", v_BMHK, weights)
 
 
 def chunked(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, block=QUERY_BLOCK):

@@ -38,7 +38,7 @@ class Linear(nn.Module):
         init = nn.initializers.zeros if self.zero else uniform(1.0 / math.sqrt(fan_in))
         kernel = self.param("kernel", init, (fan_in, self.features), jnp.float32)
         dtype = matmul_dtype(self.dtype, x.dtype, kernel.dtype)
-        y = products.rows_times(x.reshape(-1, fan_in), kernel, dtype)
+        y = products.product(x.reshape(-1, fan_in), kernel, dtype)
         y = y.reshape(*x.shape[:-1], self.features)
         if self.use_bias:
             bias = self.param("bias", init, (self.features,), jnp.float32).astype(y.dtype)
