@@ -217,7 +217,7 @@ def test_the_notice_of_the_runtime_saves_on_all(tmp_path):
     """SIGTERM that only JAX's runtime hears: before training has a handler of its own."""
     file = config_file(
         tmp_path, train__steps=100000, train__sample_every=0, train__save_every=0,
-        train__eval_every=0,
+        train__eval_every=0, model__dtype="auto",
     )  # fmt: skip
     workdir = tmp_path / "run"
     with Job(file, workdir) as job:
@@ -228,6 +228,8 @@ def test_the_notice_of_the_runtime_saves_on_all(tmp_path):
         assert job.wait() == [143, 143], job.shown()
     assert "SIGTERM: will save" not in job.output[1][1], "training heard it, not the runtime"
     assert "stopped by SIGTERM at step" in job.output[0][0]
+    said = [out.count("model.dtype=auto is ") for out, _ in job.output]
+    assert said == [1, 0] and '"dtype": "auto"' not in (workdir / "config.json").read_text()
     assert len(list((workdir / "checkpoints").glob("*/MANIFEST.json"))) == 1
 
 

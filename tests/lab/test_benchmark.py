@@ -204,6 +204,7 @@ def test_both_spaces_and_their_ratios(mode):
         (["table", *TINY, "--output=x", "--shapes=8"], "'8' is not LENGTHxVOCABULARY"),
         (["train"], "--config=FILE is missing"),
         (["train", *TINY, "--loss=gan"], "unknown loss 'gan'"),
+        (["train", *TINY, "--sampler=euler"], "--sampler=euler has no part in what train"),
         (["train", *TINY, "--space=dense"], "--space=dense"),
         (["train", "--config=configs/proof.py:addition,flm"], "give --vocab=SIZE"),
         (["train", *TINY, "--config.model.heads=3"], "model.heads=3 does not divide"),

@@ -4,6 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from flm_jax import config as config_lib
+from flm_jax.errors import UserError
 from flm_jax.knobs import knob
 from flm_jax.lab.benchmark.vocabulary import vocabulary_size
 
@@ -34,6 +35,9 @@ class Asked:
         from flm_jax.losses import LOSSES
         from flm_jax.samplers import SAMPLERS
 
+        other = {"train": "sampler", "sample": "loss"}[mode]
+        if given := vars(self)[other]:
+            raise UserError(f"--{other}={given} has no part in what {mode} measures; omit it")
         change = dataclasses.replace
         batch, length = self.batch or config.train.batch_size, self.length or config.data.length
         config = change(
@@ -74,7 +78,8 @@ class Asked:
 
     def _resized(self, model: config_lib.ModelConfig) -> config_lib.ModelConfig:
         """The network in another width, with more or fewer heads where their size divides it."""
-        width = self.width or model.width
-        size = model.width // model.heads
-        heads = model.heads if width % size else width // size
-        return dataclasses.replace(model, width=width, heads=heads)
+        if not self.width or model.heads < 1:  # the latter is refused with all else
+            return model
+        size = max(1, model.width // model.heads)
+        heads = model.heads if self.width % size else self.width // size
+        return dataclasses.replace(model, width=self.width, heads=heads)
