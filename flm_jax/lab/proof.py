@@ -11,6 +11,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -28,7 +29,7 @@ MORE = {
     "distinct": "different texts among the valid",
     "log_likelihood": "log-likelihood of the valid, nats",
 }
-OF_FRESH_TRUTH = {  # what as many samples of the truth itself have
+OF_FRESH_TRUTH = {  # what as many samples of the truth itself have, in brackets
     "total_variation": "total_variation_noise",
     "feature_distance": "feature_distance_truth",
 }
@@ -200,17 +201,13 @@ def gather(
     runs: list[tuple[str, dict[str, dict[str, float | None]]]],
 ) -> dict[str, dict[tuple[str, str], list[float]]]:
     """Column -> (language, name of the row) -> one value per seed, of (language, rows) of runs."""
-    every = {column: {} for column in (COLUMN, *MORE)}
+    every = {column: {} for column in (COLUMN, *MORE, *OF_FRESH_TRUTH.values())}
     for language, rows in runs:
         for name, values in rows.items():
             counted = values.get("coverage") is not None
             for column, found in every.items():
                 if values.get(column) is not None and not (counted and column in OF_OPEN_LANGUAGES):
                     found.setdefault((language, name), []).append(values[column])
-        for column, of_truth in OF_FRESH_TRUTH.items():
-            values = rows.get("held-out data", {})  # of as many samples, all of them valid
-            if values.get(of_truth) is not None:
-                every[column].setdefault((language, "fresh truth"), []).append(values[of_truth])
     return every
 
 
@@ -230,20 +227,28 @@ def report(
 ) -> str:
     """The tables of all columns that have values; ``sizes``: possible texts by language."""
     titles = {COLUMN: "valid samples", **MORE}
-    return "\n".join(
-        table(every[column], title, column != "log_likelihood", sizes if column == COLUMN else None)
-        for column, title in titles.items()
-        if every[column]
-    )
+    blocks = []
+    for column, title in titles.items():
+        of_truth = every.get(OF_FRESH_TRUTH.get(column, ""), {})
+        if of_truth:
+            title += " (of as many samples of the truth itself)"
+        if every[column]:
+            shown = sizes if column == COLUMN else None
+            blocks.append(table(every[column], title, column != "log_likelihood", of_truth, shown))
+    return "\n".join(blocks)
 
 
 def table(
     found: dict[tuple[str, str], list[float]],
     title: str = "valid samples",
     percent: bool = True,
+    of_truth: Mapping[tuple[str, str], list[float]] = MappingProxyType({}),
     sizes: Mapping[str, int] | None = None,
 ) -> str:
-    """A Markdown table: one row per model and number of steps, one column per language."""
+    """A Markdown table: one row per model and number of steps, one column per language.
+
+    ``of_truth``: values that stand in brackets behind the others.
+    """
     languages = list(dict.fromkeys(language for language, _ in found))
     names = list(dict.fromkeys(name for _, name in found))
     lines = [f"| {title} | " + " | ".join(languages) + " |"]
@@ -251,7 +256,12 @@ def table(
     if sizes:
         lines.append("| possible texts | " + " | ".join(count(sizes[x]) for x in languages) + " |")
     for name in names:
-        cells = (cell(found.get((language, name), []), percent) for language in languages)
+        cells = []
+        for key in ((language, name) for language in languages):
+            shown = cell(found.get(key, []), percent)
+            if key in of_truth:
+                shown += f" ({cell([float(np.mean(of_truth[key]))], percent)})"
+            cells.append(shown)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""An English of 324 words: agreement over a distance, and clauses within clauses.
+"""An English of 293 words: agreement over a distance, and clauses within clauses.
 
 The verb agrees with its subject across relative clauses (of the subject: "the dog that sees two
 cats sleeps", of the object: "the dog that two cats see sleeps"), across places ("the dogs near a
@@ -108,7 +108,7 @@ RULES: Rules = {
 
 @dataclasses.dataclass(frozen=True)
 class LargeGrammar(Grammar):
-    """Sentences of 324 words, at most `max_words` long: so many that none need occur twice.
+    """Sentences of 293 words, at most `max_words` long: so many that none need occur twice.
 
     Attributes:
       max_words: longer sentences have probability 0.
