@@ -98,6 +98,8 @@ def _dots(marks: Sequence[_Mark]) -> str:
         start, end = _span(mark, -1 if left else 1)
         near = [down for a, b, down in taken if a < end and start < b]
         down = max([mark.down, *(other + _APART for other in near)])
+        if down > 100 - _APART / 2:  # below the picture: above the others instead
+            down = min([mark.down, *(other - _APART for other in near)])
         taken.append((start, end, down))
         paint = f'data-colour="{_COLOURS.get(mark.kind, "s1")}"'
         drawn.append(
