@@ -84,10 +84,12 @@ def bought(point: Point, truth: Point) -> str:
 
 def sentence(point: Point, truth: Point, unit: str = "token") -> str:
     """What the pair says, for a person who sees nothing else."""
+    worse = round(point.nats - truth.nats, 2)
+    matched = "as diverse as real text" + f", {worse:.2f} nats less likely" * (worse > 0)
     return (
         f"{point.nats:.2f} nats a {unit} (real text {truth.nats:.2f}), "
         f"distinct-4 {point.diversity:.2f} (real text {truth.diversity:.2f}): "
-        f"{bought(point, truth) or 'as diverse as real text'}"
+        f"{bought(point, truth) or matched}"
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from flm_jax.evals import verdict
 from flm_jax.evals.verdict import Pairs
 from flm_jax.report.charts import Series, chart, tick_labels, ticks
-from flm_jax.report.markup import escape, is_number, note, plural
+from flm_jax.report.markup import escape, is_number, plural
 from flm_jax.report.workdir import Json, Run
 
 _COLOURS = {"model": "s1", "yardstick": "s6", "data": "s2"}
@@ -97,7 +97,9 @@ def _dots(marks: Sequence[_Mark]) -> str:
         left = not _is_free(mark, others, 1) and _is_free(mark, others, -1)
         start, end = _span(mark, -1 if left else 1)
         near = [down for a, b, down in taken if a < end and start < b]
-        down = max([mark.down, *(other + _APART for other in near)])
+        places = sorted((mark.down + n for n in range(-40, 41)), key=lambda at: abs(at - mark.down))
+        free = (at for at in places if 0 < at < 98 and all(abs(at - x) >= _APART for x in near))
+        down = next(free, mark.down)
         taken.append((start, end, down))
         paint = f'data-colour="{_COLOURS.get(mark.kind, "s1")}"'
         drawn.append(
@@ -128,15 +130,15 @@ def _label(row: Json) -> str:
 
 
 def _over_evaluations(rows: Sequence[Json], pairs: Pairs) -> str:
-    """Nats against evaluations of the network, real text as a line to reach."""
+    """Nats against evaluations of the network, real text as a line to reach; "" for one number."""
     found: dict[str, list[tuple[int, float]]] = {}
     for place, point in pairs.points.items():
         if rows[place]["kind"] == "model" and is_number(rows[place].get("steps")):
             knob = point.name.removeprefix(rows[place].get("method", point.name)).strip(", ")
             found.setdefault(knob or "model", []).append((rows[place]["steps"], point.nats))
     steps = sorted({n for curve in found.values() for n, _ in curve})
-    if not steps:
-        return note("no row of the model has a likelihood")
+    if len(steps) < 2:
+        return ""
     lines = []
     for i, (name, curve) in enumerate(found.items()):
         x, y = np.array(sorted(curve), dtype=np.float64).T

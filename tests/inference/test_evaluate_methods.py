@@ -72,7 +72,7 @@ def test_an_autoregressive_run_that_is_its_own_truth_is_as_good_as_real_text(fol
     rows = {row["name"]: row["values"] for row in own["rows"]}
     # it writes what it is judged by, with other random numbers
     assert rows["11 steps"]["judge_nats"] == pytest.approx(rows["fresh truth"]["judge_nats"], 0.05)
-    assert own["verdict"][0].endswith("as diverse as real text")
+    assert "as diverse as real text" in own["verdict"][0]
 
 
 def test_a_truth_with_other_tokens_compares_characters(denoiser, folder):

@@ -114,7 +114,7 @@ def test_the_table_has_likelihoods_fresh_text_and_a_verdict(folder):
     first, second, best = table["verdict"]
     assert best == f"best at the diversity of real text: 4 steps, {_nats(rows):.2f} nats a token"
     assert first.startswith("1 step: ") and first.endswith("its samples are alike")
-    assert second.startswith("4 steps: ") and second.endswith("as diverse as real text")
+    assert second.startswith("4 steps: ") and "as diverse as real text" in second
     without = table_of(None)
     titles = {column["key"]: column["help"] for column in without["columns"]}
     assert "a 3-gram model" in titles["judge_nats"] and len(without["verdict"]) == 3

@@ -1,6 +1,7 @@
 """The report: self-contained, well-formed, safe with hostile text, honest about what is missing."""
 
 import html.parser
+import itertools
 import json
 import re
 import time
@@ -437,6 +438,15 @@ def test_the_pair_is_the_headline_and_the_plot(tmp_path):
     assert (right - left) / 0.48 == pytest.approx(width / 10 / 0.1, rel=1e-2)
     assert 'aria-label="model from 4.1 to 0.96; real text from 1.2 to 1.2"' in source
     assert "a sentence" in shown and "best at <b>" in shown
+
+
+def test_labels_of_near_points_do_not_lie_on_each_other(tmp_path):
+    rows = [(f"FLM, {n} steps", "model", n, 1.3 + n / 1000, 0.77) for n in (1, 2, 4)]
+    source, _ = write_pairs(tmp_path, ("unigram sampler", "yardstick", 0, 9.0, 1.0), *rows, *REAL)
+    found = re.findall(r'class="mark( left)?" style="left:[0-9.]+%;top:([0-9.]+)%', source)
+    places = [[float(top) for left, top in found if bool(left) == side] for side in (True, False)]
+    assert sum(map(len, places)) == 6 and all(0 < top < 100 for side in places for top in side)
+    assert all(b - a >= 5.9 for side in places for a, b in itertools.pairwise(sorted(side)))
 
 
 def test_bold_is_only_what_is_as_diverse_as_real_text(tmp_path):
