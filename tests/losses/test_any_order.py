@@ -299,7 +299,7 @@ def test_the_derivative_targets_are_those_of_times_per_position():
         pair = jnp.stack([tau_s, tau_t], -1) @ params["times"]
         pair = pair[:, None]
         if given_BL is not None:
-            pair = jnp.where(given_BL[..., None], jnp.sum(params["times"], 0), pair)
+            pair = jnp.where(given_BL[..., None], jnp.sum(params["times"], 0)[None, None], pair)
         return jnp.tanh(h_BLD @ params["in"] + pair) @ params["out"], None
 
     params, batch = all_params(jnp.float32)["student"], batch_of()
