@@ -175,6 +175,7 @@ def test_without_given_tokens_it_is_the_loss_of_a_flow_map_per_token():
     np.testing.assert_allclose(ours.loss_BL, flm.loss_BL, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_spaces_agree(monkeypatch):
     """The same dense noise; the masked teacher's table is no part of the state's.
 
@@ -194,7 +195,7 @@ def test_both_spaces_agree(monkeypatch):
         assert np.ptp(found[0]) > 0.1
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_rows_dealt_to_micro_batches_have_the_loss_they_have_in_the_whole_batch(parts):
     """Three diagonal rows and two at zero do not divide; given tokens are the same."""
     loss, params = AnyOrder(**ALL_KINDS), all_params(jnp.float32)
