@@ -281,7 +281,7 @@ def test_other_flow_map_objectives_take_given_tokens(name):
     clean_BLD, rows = np.asarray(net.table[batch.tokens_BL]), slice(2, None)
     heard = 0
     for h_BLD, given_BL in seen[1:]:
-        if isinstance(h_BLD, jax.core.Tracer):
+        if isinstance(h_BLD, jax.core.Tracer):  # inside a derivative
             continue
         open_BL = np.asarray(found.count_BL[rows] > 0)
         np.testing.assert_array_equal(given_BL, ~open_BL)
