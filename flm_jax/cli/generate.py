@@ -15,7 +15,7 @@ given as --tokenizer=FOLDER. A line of --prompts=FILE.jsonl is {"prompt": TEXT} 
 import dataclasses
 import json
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flm_jax.cli.command import Command
 from flm_jax.errors import UserError
@@ -47,7 +47,7 @@ def run(options: Options) -> None:
 
     output = files.output("--output", options.output) if options.output else None
     memory.keep_small()
-    asked = given(options) | {"sampler_options": sampler_options(options)}
+    asked: dict[str, Any] = {**given(options), "sampler_options": sampler_options(options)}
     model = inference.load(**options.loading())
     counts = options.steps or model.config.sampler.steps
     drawn = (model.generate(steps=steps, **options.drawing(), **asked) for steps in counts)
