@@ -88,7 +88,7 @@ def refinement(case: Case, checks: Checks) -> None:
         else:
             tolerance = 10.0 * case_record(case, "fp32_vs_fp64")["mid/confidence"][0]
             checks.close("mid/confidence", p_RBL, recorded, max(tolerance, 1e-6))
-        _commits(case, checks, sampler, open_RBL, p_RBL)
+        _commits(case, checks, sampler, open_RBL, np.asarray(p_RBL))
 
 
 def _commits(
