@@ -8,6 +8,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.errors import UserError
@@ -38,14 +39,14 @@ class Asked:
 
     def repeated(self, count: int) -> "Asked":
         """Every row so many times, one copy after the other."""
-        arrays = (self.tokens_NL, self.mask_NL, self.end_N)
+        rows = np.repeat(np.arange(len(self)), count)
         texts = tuple(text for text in self.texts for _ in range(count))
-        return Asked(*(np.repeat(array, count, axis=0) for array in arrays), texts)
+        return Asked(self.tokens_NL[rows], self.mask_NL[rows], self.end_N[rows], texts)
 
     def part(self, first: int, size: int) -> Given:
         """``size`` rows from ``first`` on; the last one again where there are no more."""
         rows = np.minimum(np.arange(first, first + size), len(self) - 1)
-        return Given(self.tokens_NL[rows], self.mask_NL[rows])
+        return Given(jnp.asarray(self.tokens_NL[rows]), jnp.asarray(self.mask_NL[rows]))
 
     def read(self, tokenizer: Tokenizer, i: int, tokens_L: np.ndarray) -> str:
         """The text of row i as it was written: without BOS, to its end or the end mark."""

@@ -181,9 +181,8 @@ class FlowModel:
         with progress.Waiting(f"sampling, {counted(steps)}", parts=len(firsts)) as waiting:
             parts = [written(first) for first in waiting.each(firsts)]
         seconds = time.perf_counter() - start
-        tokens, evaluations = (
-            np.concatenate([part[i] for part in parts])[:num_samples] for i in range(2)
-        )
+        tokens = np.concatenate([part.tokens_BL for part in parts])[:num_samples]
+        evaluations = np.concatenate([part.evaluations_B for part in parts])[:num_samples]
         if asked:
             texts = [asked.read(self.tokenizer, i, row) for i, row in enumerate(tokens)]
         else:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flm_jax.experiment import Experiment
 from flm_jax.flow.at import STUDENT, At
@@ -174,7 +173,7 @@ class Programs:
 def _no_tokens(program: Program) -> Given | None:
     """Given tokens of the shapes that a program takes."""
     shape = program.batch, program.length
-    return Given(np.zeros(shape, np.int32), np.zeros(shape, bool)) if program.given else None
+    return Given(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)) if program.given else None
 
 
 def counted(steps: int) -> str:

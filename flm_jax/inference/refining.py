@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.errors import UserError
@@ -41,7 +42,8 @@ def refine(
     assert rows is not None
     evaluations, seconds, samples = 0.0, 0.0, None
     for r in range(rounds):
-        scores = scoring.score(model, Given(rows.tokens_NL, rows.mask_NL), group, seed + r)
+        whole = Given(jnp.asarray(rows.tokens_NL), jnp.asarray(rows.mask_NL))
+        scores = scoring.score(model, whole, group, seed + r)
         open_NL = doubtful(scores.log_probs, share * (rounds - r) / rounds)
         asked = dataclasses.replace(rows, mask_NL=rows.mask_NL & ~open_NL)
         samples = model.generate(1, seed=seed + r, given=asked, **options)

@@ -88,7 +88,7 @@ def score(
         index_B = np.arange(first, first + size)
         keys_B = sequence_keys(key, jnp.asarray(index_B))
         params = {STUDENT: model.params}
-        given = Given(asked.tokens_NL[row_B], given_BL)
+        given = Given(jnp.asarray(asked.tokens_NL[row_B]), jnp.asarray(given_BL))
         found = np.asarray(program(params, given, keys_B))
         for (row, places), values in zip(part, found, strict=False):
             log_probs[row, places] = values[places]

@@ -1,6 +1,7 @@
 """The kinds refinement and block_diffusion: every state, answer and commit, to the tokens."""
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def refinement(case: Case, checks: Checks) -> None:
     ends = np.arange(flow_steps - 1, steps, flow_steps)
     given_SBL = np.repeat(given_RBL, flow_steps, axis=0)
     checks.exact("nfe", steps, case_record(case, "nfe"))
-    for path in compare(case, checks, sampler, "draw/noise", given_SBL):
+    for path in compare(case, checks, sampler, "draw/noise", given_SBL, np.arange(steps)):
         checks.exact("mid/pred", path.tokens_SBL[ends], case["mid/pred"])
         open_RBL, p_RBL = ~given_RBL, path.confidence_SBL[ends]
         recorded = np.where(open_RBL, case["mid/confidence"], 1.0)
@@ -87,7 +88,7 @@ def refinement(case: Case, checks: Checks) -> None:
         else:
             tolerance = 10.0 * case_record(case, "fp32_vs_fp64")["mid/confidence"][0]
             checks.close("mid/confidence", p_RBL, recorded, max(tolerance, 1e-6))
-        _commits(case, checks, sampler, open_RBL, p_RBL)
+        _commits(case, checks, sampler, open_RBL, np.asarray(p_RBL))
 
 
 def _commits(
@@ -115,18 +116,28 @@ def block_diffusion(case: Case, checks: Checks) -> None:
     before_SBL = np.arange(length)[None, None] < begin_S[:, None, None]
     prompt_BL = case["in/prompt_mask"] == 1 if "in/prompt_mask" in case else False
     given_SBL = np.broadcast_to(before_SBL | prompt_BL, (len(begin_S), *case["draw/z0"].shape[:2]))
-    asked_S = (~given_SBL).any((1, 2))  # the official code skips what is all given
-    checks.exact("nfe", asked_S.sum(), case_record(case, "nfe"))
+    asked_S = np.flatnonzero((~given_SBL).any((1, 2)))  # what is all given is skipped officially
+    checks.exact("nfe", len(asked_S), case_record(case, "nfe"))
     for _ in compare(case, checks, sampler, "draw/z0", given_SBL, asked_S):
         pass
 
 
-def compare(case, checks, sampler, first, given_SBL, asked_S=slice(None)):
-    """States, answers, times and tokens in both spaces and precisions; yields the trajectories."""
+def compare(
+    case: Case,
+    checks: Checks,
+    sampler: RoundSampler,
+    first: str,
+    given_SBL: np.ndarray,
+    asked_S: np.ndarray,
+) -> Iterator[Trajectory]:
+    """States, answers, times and tokens in both spaces and precisions; yields the trajectories.
+
+    ``first`` names the first noise; ``asked_S`` are the evaluations that are recorded.
+    """
     family = networks.Family.read(case)
     given = None
     if "in/prompt_mask" in case:
-        given = Given(case["in/x0"].astype(np.int32), case["in/prompt_mask"] == 1)
+        given = Given(networks.wide(case["in/x0"]), networks.wide(case["in/prompt_mask"] == 1))
     noise = "draw/noise_rounds"
     for bits in (64, 32):
         with checks.precision(bits):
@@ -141,6 +152,7 @@ def compare(case, checks, sampler, first, given_SBL, asked_S=slice(None)):
                 clock,
             )
             models = networks.chunked(family.models, bits)
+            found = []
             for space in SPACES:
                 options = {"sampler": sampler, "space": space, "steps": len(given_SBL)}
                 tokens, path, log_p = run(*inputs, models=models, **options)
@@ -148,10 +160,11 @@ def compare(case, checks, sampler, first, given_SBL, asked_S=slice(None)):
                 checks.exact(f"out/tokens {space}", tokens, case["out/tokens"])
                 checks.recorded("mid/state", states[asked_S], space=space, view=view)
                 checks.recorded("mid/log_probs", np.asarray(log_p)[asked_S], space=space)
+                found.append(jax.tree.map(np.asarray, path))
             schedule = Schedule.of(
                 len(given_SBL), sampler.rounds_for(len(given_SBL), given_SBL.shape[2]), 1.0
             )
             for name, tau_S in ("s", schedule.tau_S), ("t", schedule.tau_next_S):
                 told = np.where(given_SBL, 1.0, np.asarray(tau_S)[:, None, None])
                 checks.recorded(f"mid/tau_{name}", told[asked_S])
-            yield jax.tree.map(np.asarray, path)
+            yield found[-1]
