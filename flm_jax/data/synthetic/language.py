@@ -15,17 +15,17 @@ class Language(abc.ABC):
 
     Attributes:
       name: in `LANGUAGES`.
+      given_until: the part of a document up to and with this can be given, and tells the rest; ""
+        where there is no such part.
       longest: tokens of the longest document, without BOS and EOS.
       tokenizer: the tokenizer in whose tokens `longest` counts.
       size: how many different documents there are (an exact integer of any size).
       entropy: of a document, in nats, exact.
-      given_until: the part of a document up to and with this can be given, and tells the rest; ""
-        where there is no such part.
     """
 
+    given_until: str = ""
     name: str
     tokenizer: str
-    given_until: str = ""
 
     @property
     @abc.abstractmethod
