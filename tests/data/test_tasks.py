@@ -243,14 +243,29 @@ def test_too_long_documents_are_cut_or_left_out(tmp_path):
         data.pack(Sums(), LETTERS, "train", 6, tmp_path, packing="one_per_row_short")
 
 
-def test_rows_left_out_at_the_end_of_a_shard_are_not_lost_count_of(tmp_path, monkeypatch):
-    """The place that a shard notes is a document, and rows are fewer."""
-    whole = data.pack(Sums(), LETTERS, "train", 7, tmp_path / "whole", packing="one_per_row_short")
+def test_a_kill_loses_and_doubles_no_row_where_some_are_left_out(tmp_path, monkeypatch):
+    """The place that a shard notes is a document, and rows are fewer than documents."""
+
+    def made(folder):
+        return data.pack(Sums(), LETTERS, "train", 7, folder, packing="one_per_row_short")
+
+    whole = made(tmp_path / "whole")
     monkeypatch.setattr(packing.shards, "SHARD_BYTES", 7 * 2 * 10)
     monkeypatch.setattr(workers, "DOCUMENTS", 64)
-    small = data.pack(Sums(), LETTERS, "train", 7, tmp_path / "parts", packing="one_per_row_short")
-    assert len(small.manifest["shards"]) > 5
-    np.testing.assert_array_equal(small.stored(slice(None)), whole.stored(slice(None)))
+    with monkeypatch.context() as patch:
+        right = workers.Encode.__call__
+
+        def interrupted(self, chunk):
+            if chunk.first >= 128:
+                raise KeyboardInterrupt
+            return right(self, chunk)
+
+        patch.setattr(workers.Encode, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path / "parts")
+    parts = made(tmp_path / "parts")
+    assert len(parts.manifest["shards"]) > 5
+    np.testing.assert_array_equal(parts.stored(slice(None)), whole.stored(slice(None)))
 
 
 @pytest.mark.parametrize(
