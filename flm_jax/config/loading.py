@@ -18,7 +18,10 @@ from flm_jax.errors import UserError
 # the row of the section's table that had it).
 _MOVED = (("sampler", "gamma", "gamma", "flow_map"),)
 
-_Section = typing.TypeVar("_Section")
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Section = typing.TypeVar("_Section", bound="DataclassInstance")
 
 
 def load(path: str, overrides: collections.abc.Mapping[str, Any] | None = None) -> Config:

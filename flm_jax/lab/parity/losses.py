@@ -1,6 +1,7 @@
 """The kind flm: the pretraining loss and its gradients, in both spaces."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def recorded_batch(case: Case) -> tuple[Batch, dict[str, jax.Array]]:
     return batch, draws
 
 
-def overrides(case: Case) -> dict[str, float]:
+def overrides(case: Case) -> dict[str, Any]:
     """The case's changes of official options, as options of our loss."""
     found = {}
     for override in case.config.get("overrides", []):
