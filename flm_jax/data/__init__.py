@@ -4,7 +4,8 @@ base.py       what a corpus promises; derived splits; the cache folder
 one file per corpus, one row per corpus in `DATASETS`; published/ has those with a name, tasks/
               those with a given part and an answer that can be checked
 packing.py    a split -> rows of one length on disk, made once; workers.py tokenises in processes,
-              wrap.py cuts, shards.py writes so that a kill costs little, rows.py reads
+              packers.py and wrap.py cut, shards.py writes so that a kill costs little, rows.py
+              reads
 pipeline.py   rows -> shuffled, sharded, resumable batches (grain); shuffle.py is the order
 prepare.py    do it before training: flm prepare --config=...
 inspect.py    look at a corpus: flm inspect --config=...

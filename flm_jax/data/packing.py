@@ -1,6 +1,5 @@
 """A split of a corpus, tokenised and packed into rows once: found in the cache, or made."""
 
-import abc
 import dataclasses
 import os
 import pathlib
@@ -10,13 +9,12 @@ import time
 import numpy as np
 
 from flm_jax import errors, tokenizers
-from flm_jax.data import base, shards, workers, wrap
+from flm_jax.data import base, packers, shards, workers, wrap
 from flm_jax.data.rows import FORMAT_VERSION, TOKENIZER_FOLDER, Rows, combined
 from flm_jax.host import folders, progress
 
 _CODE_VERSION = 1  # raise it when the same text and options would give other rows
 PACKINGS = ("wrap", "one_per_row", "one_per_row_cut", "one_per_row_short", "exact")
-_SHOWN = 40  # characters of a document in a message
 _SPACE_MARGIN = 1.02
 # Lengths of documents are counted in bins that grow by a quarter of a doubling.
 LENGTH_EDGES = (0, *sorted({int(2 ** (quarter / 4)) for quarter in range(128)}))
@@ -234,7 +232,7 @@ class _Counts:
 
 def _write(order: Order, writer: shards.Writer, counts: _Counts, processes: int) -> _Counts:
     """Packs the documents behind `counts` into `writer`; returns the counts of all documents."""
-    source, packer = order.corpus.source(order.split), _packer(order)
+    source, packer = order.corpus.source(order.split), packers.packer(order)
     todo = workers.chunks(source, counts.document, order.drop_remainder_every)
     encode = workers.Encode(order.tokenizer, order.corpus.parts, packer.end, order.dtype)
     with _Progress(order, len(source), counts.document, processes) as progress:
@@ -260,111 +258,6 @@ def _write(order: Order, writer: shards.Writer, counts: _Counts, processes: int)
     if writer.open_rows:
         writer.finish(dataclasses.asdict(counts))
     return counts
-
-
-class _Packer(abc.ABC):
-    """Rows from encoded chunks.
-
-    Attributes:
-      end: what follows the tokens of every document in a chunk.
-    """
-
-    end: tuple[int, ...] = ()
-
-    @abc.abstractmethod
-    def add(self, encoded: workers.Encoded, skipped: int) -> np.ndarray:
-        """The rows that the chunk completes, without its first `skipped` tokens."""
-
-    @abc.abstractmethod
-    def place(self, count: int) -> tuple[int, int]:
-        """What of the newest chunk its first `count` rows use: (documents, tokens of the next)."""
-
-    @abc.abstractmethod
-    def drop_remainder(self) -> None:
-        """Forgets the tokens that fill no row."""
-
-
-class _Wrap(_Packer):
-    """Rows that cross documents."""
-
-    def __init__(self, order: Order):
-        bos_id, eos_id = order.ends()
-        self.end = (eos_id,)
-        self._wrapper = wrap.Wrapper(order.length, bos_id, eos_id)
-
-    def drop_remainder(self) -> None:
-        self._wrapper.drop_remainder()
-
-    def add(self, encoded: workers.Encoded, skipped: int) -> np.ndarray:
-        self._ends, self._skipped = np.cumsum(encoded.lengths), skipped
-        return self._wrapper.add(encoded.stream[skipped:])
-
-    def place(self, count: int) -> tuple[int, int]:
-        used = self._wrapper.used(count) + self._skipped
-        documents = int(np.searchsorted(self._ends, used, side="right"))
-        return documents, used - (int(self._ends[documents - 1]) if documents else 0)
-
-
-class _Alone(_Packer):
-    """Rows of one document each, with how much of it is given where a corpus says so."""
-
-    def __init__(self, order: Order):
-        self._order = order
-
-    @abc.abstractmethod
-    def rows(self, documents: list[np.ndarray], first: int) -> np.ndarray:
-        """int32 (documents, L); `first` is the number of the first one."""
-
-    def add(self, encoded: workers.Encoded, skipped: int) -> np.ndarray:
-        del skipped  # a row holds a whole document
-        documents = np.split(encoded.stream, np.cumsum(encoded.lengths)[:-1])
-        self._kept = np.arange(len(documents))
-        if self._order.packing == "one_per_row_short":
-            self._kept = np.flatnonzero(encoded.lengths <= self._order.length - 2)
-        rows_NL = self.rows([documents[i] for i in self._kept], encoded.chunk.first)
-        if not self._order.corpus.has_given:
-            return rows_NL
-        given_N = np.minimum(1 + encoded.given[self._kept], self._order.length)  # BOS, too
-        return np.column_stack([rows_NL, given_N])
-
-    def place(self, count: int) -> tuple[int, int]:
-        return int(self._kept[count - 1]) + 1, 0
-
-    def drop_remainder(self) -> None:
-        """There is none: a row holds a whole document."""
-
-    def show(self, tokens: wrap.Tokens) -> str:
-        """How a document is named in a message."""
-        text = self._order.tokenizer.decode(tokens)
-        shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + " ...")
-        return f"{shown} of the split {self._order.split!r}"
-
-
-class _OnePerRow(_Alone):
-    """Padded; what to do with a longer document says the packing."""
-
-    def __init__(self, order: Order):
-        super().__init__(order)
-        assert order.tokenizer.pad_id is not None  # `Order.check`
-        self._ids = *order.ends(), order.tokenizer.pad_id
-
-    def rows(self, documents: list[np.ndarray], first: int) -> np.ndarray:
-        length, cut = self._order.length, self._order.packing == "one_per_row_cut"
-        rows = wrap.one_per_row(documents, length, *self._ids, self.show, first, cut)
-        return np.concatenate([np.empty((0, length), np.int32), *rows])
-
-
-class _Exact(_Alone):
-    """BOS and a document that fills the row."""
-
-    def rows(self, documents: list[np.ndarray], first: int) -> np.ndarray:
-        return wrap.exact(documents, self._order.length, self._order.bos(), self.show, first)
-
-
-def _packer(order: Order) -> _Packer:
-    if order.packing == "wrap":
-        return _Wrap(order)
-    return _Exact(order) if order.packing == "exact" else _OnePerRow(order)
 
 
 def _check_space(order: Order, writer: shards.Writer, expected: int) -> None:
