@@ -82,7 +82,7 @@ def resolve_section(
         )
     former = {
         field.name: field.metadata.get("limits", {}).get("former", {})
-        for field in dataclasses.fields(section)
+        for field in dataclasses.fields(section)  # pyright: ignore[reportArgumentType]
     }
     found = {}
     for key, value in values.items():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.typing import DTypeLike
 
 from flm_jax.models import products
 from flm_jax.models.dit import POLICIES, remembered
@@ -13,7 +14,7 @@ from flm_jax.models.dit import POLICIES, remembered
 N, NARROW, WIDE = 12, 3, 5
 
 
-def arrays(*shapes, dtype=np.float64):
+def arrays(*shapes, dtype: DTypeLike = np.float64):
     draw = np.random.default_rng(0)
     return [jnp.asarray(draw.standard_normal(shape), dtype) for shape in shapes]
 
