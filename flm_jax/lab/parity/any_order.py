@@ -304,4 +304,6 @@ def train(case: Case, checks: Checks) -> None:
                     model=model, loss=ours, settings=settings, space="onehot",
                 )  # fmt: skip
                 history.append({name: float(value) for name, value in metrics.items()})
-            training.compare(case, checks, state, history, family.sizes, "onehot")
+            # AdamW multiplies the rounding of gradients near zero, in another order of rows than
+            # the recorded one; our float64 parameters are as near to the recorded as its own.
+            training.compare(case, checks, state, history, family.sizes, "onehot", trees_at=64)
