@@ -42,7 +42,6 @@ def test_common_starts_from_the_defaults_and_takes_what_users_write(config_file)
     assert model | common.PRESETS["small"] == model
     changes = """
         from flm_jax.configs import common
-from flm_jax.errors import UserError
 
         def get_config(stage="pretrain"):
             config = common.get_config(stage)
@@ -139,7 +138,7 @@ def test_values_are_converted(key, given, expected):
         ("train", "3", "config section 'train' is '3' but must be a section with"),
         ("optim.learnin_rate", "1", "did you mean optim.learning_rate?"),
         ("train.learning_rate", "1", "did you mean optim.learning_rate?"),
-        ("optim.lr", "1", "section 'optim' has: learning_rate, beta1"),
+        ("optim.lr", "1", "section 'optim' has: name, learning_rate"),
         ("optm.beta1", "1", "unknown config key 'optm'; did you mean optim?"),
         ("seed.x", "1", "seed is a value, not a section"),
     ],
