@@ -18,7 +18,7 @@ def backbone(params, h_BLD, tau_s, tau_t, key, given_BL=None):
     times = jnp.stack([tau_s, tau_t], axis=-1) @ params["times"]
     times = times[:, None, :] if times.ndim == 2 else times
     if given_BL is not None:
-        times = jnp.where(given_BL[..., None], jnp.sum(params["times"], axis=0), times)
+        times = jnp.where(given_BL[..., None], jnp.sum(params["times"], axis=0)[None, None], times)
     hidden = jnp.tanh(own + jnp.mean(own, axis=1, keepdims=True) + times)
     features = hidden @ params["out"]
     return features + (0.0 if key is None else 0.5), None

@@ -53,10 +53,9 @@ def load(
     Raises UserError if there is no such model, it is damaged, or something must be asked for.
     """
     source = folders.expanded(path)
-    values = tokenizer, length, heads, logit_cap, attention_cap, clock
-    asked = dict(zip(OF_OFFICIAL, values, strict=True))
+    asked = tokenizer, length, heads, logit_cap, attention_cap, clock
     if is_workdir(source):
-        given = [name for name, value in asked.items() if value is not None]
+        given = [n for n, value in zip(OF_OFFICIAL, asked, strict=True) if value is not None]
         if given:
             raise UserError(f"{path} is a workdir, which knows its {given[0]}; omit {given[0]}")
         numerics.check_devices()
@@ -65,7 +64,7 @@ def load(
         if value is not None:
             raise UserError(f"{path} is not a workdir, so {name}={value} cannot be chosen; omit it")
     numerics.check_devices()
-    return _load_official(source, weights, **asked)
+    return _load_official(source, weights, *asked)
 
 
 def is_workdir(path: pathlib.Path) -> bool:

@@ -127,7 +127,7 @@ class FlowMapLoss(Loss, unfinished=True):
             draws[name], draws[f"{name}_permutation"] = times.draw_stratified(own, n)
         draws["between"] = jax.random.uniform(keys[5], (size,), jnp.float32)
         if self.given != given_tokens.NONE:
-            draws |= given_tokens.draw(jax.random.fold_in(key, 1), batch)
+            draws |= given_tokens.draw(jax.random.fold_in(key, len(keys)), batch)
         return draws
 
     def drawn_names(self, size: int) -> dict[str, int]:

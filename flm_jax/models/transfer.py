@@ -45,7 +45,7 @@ def without_mask(params: Params) -> Params:
     """The parameters of a masked diffusion model without its last token, the mask."""
     head, table = params["head"], params["embed"]["table"]
     kept = {"kernel": head["kernel"][:, :-1], "bias": head["bias"][:-1]}
-    return params | {"embed": {"table": table[:-1]}, "head": kept}
+    return {**params, "embed": {"table": table[:-1]}, "head": kept}
 
 
 def zeros(tree: Params) -> Params:

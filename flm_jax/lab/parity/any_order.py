@@ -37,13 +37,15 @@ WHOLE_BATCH = {
     "out/loss_per_token", "mid/x_s", "mid/log_D_st", "mid/drawn_s", "mid/drawn_t", "mid/clean",
     "mid/active", *(f"mid/{name}" for name in ("tau_s", "tau_t", "s", "t")),
 }  # fmt: skip
-GROUPS = {"diag": "idx_diag", "offdiag": "idx_offdiag", "distill": "idx_distill"}
+GROUPS = "idx_diag", "idx_offdiag", "idx_distill"  # which rows are of which group of kinds
+ON_DIAGONAL, AT_ZERO = ("mid/diag", "mid/on_diagonal"), "mid/distill"  # others are off it
 
 
 def loss(case: Case, checks: Checks) -> None:
     """Loss per token and reduced, what led to it, and every gradient."""
     ours, family = built(case.option("options"), case), family_of(case)
-    rows = np.concatenate([case[f"mid/{name}"] for name in GROUPS.values()]).astype(int)
+    groups = [case[f"mid/{name}"].astype(int) for name in GROUPS]
+    rows = np.concatenate(groups)
     kind_B = case["mid/kind"]
     if len(kind_B) == case.option("global_batch"):  # a chunk may lose some
         counts = [int(np.sum(kind_B == number)) for number in KINDS.values()]
@@ -51,21 +53,30 @@ def loss(case: Case, checks: Checks) -> None:
     of_none = case["out/loss_per_token"][kind_B == NO_KIND]
     checks.exact("rows without a kind have no loss", np.any(of_none), False)
     open_BL = case["mid/active"].astype(bool)
+    parts = ours.kinds(case.option("global_batch")).parts(len(rows))
+    group_B = np.repeat(range(len(groups)), [len(group) for group in groups])
 
     def check(name: str, found: jax.Array, space: str) -> None:
         if name == "out/num_tokens":  # what counts
             checks.exact("out/num_active", np.asarray(found, np.int64), case["out/num_active"])
             return
+        if checks.bits == 32 and name.endswith("_loss"):
+            return  # the same numbers as in out/loss_per_token, but the record of a few of them
         seen = family.seen(space if name in ("mid/x_s", "mid/X_su") else "onehot")
-        view, mine = seen, np.asarray(found)
+        mine, own, view = np.asarray(found), rows, seen
         if name in WHOLE_BATCH:
             view = lambda array: seen(array[rows])  # noqa: E731
-        if name.endswith("_loss") or name == "out/loss_per_token":  # given tokens have none
-            key = next((key for prefix, key in GROUPS.items() if f"/{prefix}_" in name), None)
-            which = open_BL[rows if key is None else case[f"mid/{key}"]]
-            mine = np.where(which, mine, 0.0)
-            inner = view
-            view = lambda array: np.where(which, inner(array), 0.0)  # noqa: E731
+        elif mine.ndim:
+            group = 0 if name.startswith(ON_DIAGONAL) else 2 if name.startswith(AT_ZERO) else 1
+            mine, own = mine[(group_B == group)[parts[group]]], groups[group]
+            if not len(own):  # a part of one row that is of another group
+                return
+        if name.endswith("_loss"):  # given tokens have none
+            mine = np.where(open_BL[own], mine, 0.0)
+            view = lambda array: np.where(open_BL[own], array, 0.0)  # noqa: E731
+        elif name == "out/loss_per_token":
+            mine = np.where(open_BL[rows], mine, 0.0)
+            view = lambda array: np.where(open_BL[rows], array[rows], 0.0)  # noqa: E731
         if np.issubdtype(mine.dtype, np.bool_):
             checks.exact(f"{name} {space}", mine, case[name][rows].astype(bool))
         else:
@@ -293,4 +304,6 @@ def train(case: Case, checks: Checks) -> None:
                     model=model, loss=ours, settings=settings, space="onehot",
                 )  # fmt: skip
                 history.append({name: float(value) for name, value in metrics.items()})
-            training.compare(case, checks, state, history, family.sizes, "onehot")
+            # AdamW multiplies the rounding of gradients near zero, in another order of rows than
+            # the recorded one; our float64 parameters are as near to the recorded as its own.
+            training.compare(case, checks, state, history, family.sizes, "onehot", trees_at=64)

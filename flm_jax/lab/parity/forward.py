@@ -41,8 +41,8 @@ def forward(
     clean = Projected(tables).corrupt(jnp.zeros_like(h), tokens, jnp.ones_like(tau))
     found = {"mid/embed": h}
     both, batch = jnp.concatenate([h, clean]), len(tau)
-    first = jnp.tile(tau, 2)
-    two = () if tau_t is None else (("_two_times", jnp.tile(tau_t, 2)),)
+    first = jnp.concatenate([tau, tau])
+    two = () if tau_t is None else (("_two_times", jnp.concatenate([tau_t, tau_t])),)
     for suffix, second in (("", None), *two):
         output = net(both, first, second)
         logits = output.posterior.logits().dense()

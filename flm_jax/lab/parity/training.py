@@ -175,11 +175,16 @@ def compare(
     history: list[dict[str, float]],
     sizes: layout.Sizes,
     space: str,
+    trees_at: int = 32,
 ) -> None:
+    """``trees_at``: the precision in which parameters and EMA meet the recorded float32 ones."""
     parts = sum(name.startswith(MICRO) for name in history[0])
     micro = [row[f"{MICRO}{j}"] for row in history for j in range(parts)]
     checks.recorded("out/micro_loss", micro, floor=LOSS32, floor64=TRAINED64, space=space)
     trees = {"out/final_param": state.params, "out/final_ema": state.ema}
+    if checks.bits == trees_at:
+        for name, tree in trees.items():
+            _tree32(case, checks, name, networks.official(tree, sizes))
     if checks.bits == 64:
         for name, tree in trees.items():
             _tree64(case, checks, name, networks.official(tree, sizes), space)
@@ -188,17 +193,18 @@ def compare(
     checks.recorded("out/grad_norm_before_clip", norms, floor=NORM32)
     rates = [row["learning_rate"] for row in history]
     checks.recorded("out/lr", rates, floor=RATE32)
-    record = case_record(case, "fp32_vs_fp64")
-    for name, tree in trees.items():
-        key = f"{name.removeprefix('out/')}_max_abs"
-        if key not in record:
-            raise GoldenError(f"the manifest has no record {key!r}")
-        ours = networks.official(tree, sizes)
-        for parameter, array in ours.items():
-            expected = case[f"{name}/{parameter}"]
-            tolerance = max(TIMES_RECORD * record[key], ULPS * largest(expected))
-            checks.close(f"{name}/{parameter}", array, expected, tolerance)
     _moments(case, checks, state.opt_state, sizes)
+
+
+def _tree32(case: Case, checks: Checks, name: str, ours: dict[str, np.ndarray]) -> None:
+    """The arrays of all parameters, as float32 training left them."""
+    record, key = case_record(case, "fp32_vs_fp64"), f"{name.removeprefix('out/')}_max_abs"
+    if key not in record:
+        raise GoldenError(f"the manifest has no record {key!r}")
+    for parameter, array in ours.items():
+        expected = case[f"{name}/{parameter}"]
+        tolerance = max(TIMES_RECORD * record[key], ULPS * largest(expected))
+        checks.close(f"{name}/{parameter}", array, expected, tolerance)
 
 
 def _tree64(case: Case, checks: Checks, name: str, ours: dict[str, np.ndarray], space: str) -> None:
