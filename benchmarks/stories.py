@@ -8,14 +8,19 @@ matplotlib.
 
 import json
 import pathlib
+import random
 import sys
+from collections import defaultdict
 
 import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+from flm_jax.data.rows import Rows
 from flm_jax.evals import verdict
+from flm_jax.evals.judged import score_texts
+from flm_jax.inference.truths import load_truth
 
 HERE = pathlib.Path(__file__).parent
 NAMES = {
@@ -43,6 +48,31 @@ def minutes(workdir: pathlib.Path) -> dict[int, float]:
     return {row["step"]: (row["time"] - start) / 60 for row in rows}
 
 
+def of_words(folder: pathlib.Path) -> dict[str, float]:
+    """Nats per character, under the truth, of texts made of real words in a wrong order."""
+    kept = folder / "rows/rows"
+    found = [next(kept.glob(f"truth-{split}-*/manifest.json")) for split in ("train", "valid")]
+    train, valid = (Rows(p.parent, json.loads(p.read_text())) for p in found)
+    truth = load_truth(train.manifest["truth_path"])
+    texts = [truth.tokenizer.decode(row.tolist()) for row in valid[:192]]
+    draw = random.Random(0)
+    shuffled = [" ".join(draw.sample(words := text.split(), len(words))) for text in texts]
+    after = defaultdict(list)
+    for row in train[:20_000]:
+        words = ["", *truth.tokenizer.decode(row.tolist()).split()]
+        for word, following in zip(words, words[1:], strict=False):
+            after[word].append(following)
+    bigrams = []
+    for text in texts:
+        words = [draw.choice(after[""])]
+        while len(words) < len(text.split()) and after[words[-1]]:
+            words.append(draw.choice(after[words[-1]]))
+        bigrams.append(" ".join(words))
+    named = {"real words shuffled": shuffled, "word-bigram sampler": bigrams, "held-out": texts}
+    scores = {name: score_texts(truth, made) for name, made in named.items()}
+    return {name: nats / characters for name, (nats, characters) in scores.items()}
+
+
 def main() -> None:
     folder = pathlib.Path(sys.argv[1])
     found = {p.stem: json.loads(p.read_text()) for p in sorted((folder / "json").glob("*.json"))}
@@ -63,6 +93,8 @@ def main() -> None:
     for row in first:
         if row["kind"] != "model":
             print(f"| {row['name']} | | " + cells(row["values"]) + " |")
+    for name, nats in of_words(folder).items():
+        print(f"| {name}, as text | | – | {nats:.2f} | – | – | – | – |")
     print()
     for name, points in curves.items():
         for steps, point in points:
