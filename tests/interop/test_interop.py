@@ -46,7 +46,7 @@ def test_prefixes(tmp_path, prefix):
 
 @pytest.mark.parametrize("prefix", ["backbone.", ""])
 def test_teacher_entries_are_ignored(tmp_path, prefix):
-    state = random_state()
+    state = random_state(ONE_TIME)
     extra = {"teacher_model.vocab_embed.embedding": np.ones((3, 3), np.float32)}
     path = checkpoint(tmp_path / "a.ckpt", state, prefix=prefix, extra=extra)
     found = official.read(path, "raw")
