@@ -54,6 +54,13 @@ def test_teacher_entries_are_ignored(tmp_path, prefix):
     assert found.notices == ()
 
 
+def test_a_file_of_two_times_that_names_no_method_says_how_it_is_read(tmp_path):
+    """FMLM and FMLM+ have the same tensors."""
+    path = checkpoint(tmp_path / "a.ckpt", random_state())
+    (notice,) = official.read(path, "raw").notices
+    assert "read as FMLM" in notice and "--clock=identity" in notice
+
+
 def test_which_weights(tmp_path):
     state = random_state(ONE_TIME)
     names = [name for name in state if name != layout.INV_FREQ]
