@@ -35,7 +35,7 @@ COLUMNS = {
     "judge_nats": "nats / token",
     "judge_nats_per_character": "nats / character",
     "distinct_4": "distinct-4",
-    "entropy": "entropy in a sample",
+    "sample_entropy": "entropy in a sample",
     "held_out_nats": "held-out nats",
     "copied": "copied",
 }
