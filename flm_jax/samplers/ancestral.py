@@ -37,7 +37,7 @@ from flm_jax.samplers.base import Given, Trajectory, Written
 from flm_jax.samplers.tokens import TokenSampler
 from flm_jax.sampling import Sampling
 
-ORDERS = ("random", "confidence")  # in which masked tokens are shown
+RANDOM, CONFIDENCE, DRAWN = "random", "confidence", "drawn"  # orders of masked tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,33 +125,35 @@ class Ancestral(TokenSampler, unfinished=True):
 class AncestralMasked(Ancestral):
     """From all masks: a masked token shows itself with probability (a_s - a_t) / (1 - a_t).
 
-    In the order by confidence as many show themselves in each step as would on average, rounded up:
-    ceil(masked / steps left), those whose most probable token is most probable. Evaluations beyond
-    one per masked token change nothing. The token itself is drawn as ever, at the denoiser's
-    temperature; near 0 (or with a ``top_p`` near 0) it is the most probable one.
+    In the other orders as many show themselves in each step as would on average, rounded up:
+    ceil(masked / steps left), those of the largest p. Evaluations beyond one per masked token
+    change nothing. The token itself is drawn as ever, at the denoiser's temperature; near 0 (or
+    with a ``top_p`` near 0) it is the most probable one.
 
     Attributes:
-      order: "random", or "confidence" (MaskGIT; ranked by the largest probability, not by that of
-        the token drawn, which would prefer draws that happen to be likely).
-      choice_temperature: of the order by confidence: factor on the Gumbel noise that is added to
-        log p before ranking; 0 = none, infinity would be the random order.
+      order: "random"; "confidence", where p is that of the most probable token; or "drawn", where
+        it is that of the token that was drawn (MaskGIT, arXiv 2202.04200): what was not likely is
+        drawn again, so that texts are likelier than what the network says, and more alike.
+      choice_temperature: of the other orders: factor on the Gumbel noise that is added to log p
+        before ranking; 0 = none, infinity would be the random order.
     """
 
-    order: str = "random"
+    order: str = RANDOM
     choice_temperature: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.order not in ORDERS:
+        known = (RANDOM, CONFIDENCE, DRAWN)
+        if self.order not in known:
             raise UserError(
-                f"sampler option order={self.order!r} is not known; use {' or '.join(ORDERS)}"
+                f"sampler option order={self.order!r} is not known; use {' or '.join(known)}"
             )
         if not 0.0 <= self.choice_temperature < math.inf:
             raise UserError(
                 f"sampler option choice_temperature={self.choice_temperature} must be a finite "
                 "number of at least 0"
             )
-        if self.choice_temperature and self.order == "random":
+        if self.choice_temperature and self.order == RANDOM:
             raise UserError(
                 f"sampler option choice_temperature={self.choice_temperature:g} has no effect in "
                 "random order; set order=confidence or leave it at 0"
@@ -180,20 +182,22 @@ class AncestralMasked(Ancestral):
         u_BL = uniforms(keys_where, tokens_BL.shape[1])
         masked_BL = self.masked(posterior, tokens_BL)
         share = discrete.unmask_probability(alpha_t, alpha_s)
-        if self.order == "confidence":
-            shown_BL = self.most_confident(posterior, masked_BL, share, u_BL)
-        else:
+        drawn_BL = self.predict(posterior, keys_which)
+        if self.order == RANDOM:
             shown_BL = masked_BL & (u_BL < share)
-        return jnp.where(shown_BL, self.predict(posterior, keys_which), tokens_BL)
+        else:
+            ranked_BL = drawn_BL if self.order == DRAWN else posterior.argmax()
+            log_p_BL = posterior.log_prob(ranked_BL)
+            shown_BL = self.most_confident(log_p_BL, masked_BL, share, u_BL)
+        return jnp.where(shown_BL, drawn_BL, tokens_BL)
 
     def most_confident(
-        self, posterior: Posterior, masked_BL: jax.Array, share: jax.Array, u_BL: jax.Array
+        self, log_p_BL: jax.Array, masked_BL: jax.Array, share: jax.Array, u_BL: jax.Array
     ) -> jax.Array:
         """Which masked positions come first: the given share of them, rounded up.
 
         ``u_BL``: uniforms, of which the noise of the ranking is made.
         """
-        log_p_BL = posterior.log_prob(posterior.argmax())
         if self.choice_temperature:
             gumbel_BL = -jnp.log(-jnp.log(jnp.maximum(u_BL, jnp.finfo(u_BL.dtype).tiny)))
             log_p_BL = log_p_BL + self.choice_temperature * gumbel_BL

@@ -11,9 +11,7 @@ from known_chain import FIRST, LETTERS, Chain, V
 
 from flm_jax.errors import UserError
 from flm_jax.flow import discrete
-from flm_jax.flow.head import Head
 from flm_jax.flow.net import Net
-from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import OneHot
 from flm_jax.samplers.ancestral import AncestralMasked
@@ -66,6 +64,14 @@ def test_independent_positions_keep_their_laws_in_any_order():
     for position, p in enumerate(P_LV):
         frequency = np.bincount(tokens_BL[:, position], minlength=5) / SIZE
         assert np.max(np.abs(frequency - p) / np.sqrt(p * (1 - p) / SIZE)) < 5
+
+
+def test_ranked_by_the_token_drawn_unlikely_draws_are_drawn_again():
+    """Of two positions the first comes first if its likely letter is drawn, else it is redrawn."""
+    net = independent_net(np.array([[0.9, 0.1], [0.6, 0.4]], np.float32))
+    tokens_BL, _ = write(AncestralMasked(order="drawn"), net, SIZE, 2, 2)
+    for frequency, p in zip((tokens_BL == 0).mean(0), (0.9 + 0.1 * 0.9, 0.6), strict=True):
+        assert abs(frequency - p) < 5 * (p * (1 - p) / SIZE) ** 0.5
 
 
 @pytest.mark.parametrize("choice_temperature", [0.0, 1.0])
@@ -124,12 +130,12 @@ def test_given_tokens_stay_and_only_open_ones_are_counted():
 
 def test_the_order_of_a_large_row_is_not_off_by_a_rounding():
     """1024 masked tokens in 512 steps are two in every step, in float32."""
-    posterior = Posterior(jnp.zeros((1, 1024, 1)), Head(jnp.zeros((1, 3)), jnp.zeros(3), cap=0.0))
+    zeros_BL = jnp.zeros((1, 1024))
     for left in (512, 511, 300, 3, 2, 1):
         alpha_t, alpha_s = (discrete.alpha(jnp.float32(n / 512)) for n in (left, left - 1))
         share = discrete.unmask_probability(alpha_t, alpha_s)
         masked_BL = jnp.arange(1024)[None] < 2 * left
-        shown_BL = CONFIDENT.most_confident(posterior, masked_BL, share, jnp.zeros((1, 1024)))
+        shown_BL = CONFIDENT.most_confident(zeros_BL, masked_BL, share, zeros_BL)
         assert int(shown_BL.sum()) == 2, left
 
 
