@@ -26,7 +26,8 @@ HERE = pathlib.Path(__file__).parent
 NAMES = {
     "ar": "autoregressive",
     "mdlm": "masked diffusion, random order",
-    "mdlm_confidence": "masked diffusion, most confident first",
+    "mdlm_confidence": "masked diffusion, most confident position first",
+    "mdlm_drawn": "masked diffusion, most confident draw first",
     "flm": "FLM, Euler",
     "flm_fresh": "FLM, fresh noise in every step",
     "fmlm": "FMLM (flow map of that FLM)",

@@ -35,8 +35,9 @@ evaluate flm_fresh flm --steps=8,32,128 --sampler=churn
 evaluate fmlm fmlm --steps=1,2,4,8
 evaluate mdlm mdlm --steps=8,32,128
 evaluate mdlm_confidence mdlm --steps=8,32,64 --sampler_options=order=confidence
+evaluate mdlm_drawn mdlm --steps=8,32 --sampler_options=order=drawn
 evaluate ar ar
-for step in 500 1000 2000 3000; do
+for step in 500 1000 2000; do
   evaluate "flm@$step" flm --step=$step --steps=32
   evaluate "mdlm@$step" mdlm --step=$step --steps=32
   evaluate "ar@$step" ar --step=$step

@@ -17,7 +17,7 @@ GIVEN_BL[1], GIVEN_BL[2] = True, False
 
 def test_given_tokens_are_times_per_position_exactly_also_in_the_gradient():
     with jax.enable_x64(True):
-        model = tiny.model(two_times=True, loss_weighting=True, remat=True, depth=1)
+        model = tiny.model(two_times=True, loss_weighting=True, remat="full", depth=1)
         params = jax.tree.map(lambda x: x.astype(jnp.float64), tiny.params(model))
         h_BLD = jax.random.normal(jax.random.key(0), (B, L, D), jnp.float64)
         tau = [jnp.linspace(0.1, 0.6, B), jnp.linspace(0.3, 0.9, B)]
