@@ -15,6 +15,7 @@ from collections import defaultdict
 import matplotlib
 
 matplotlib.use("svg")
+matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
 import matplotlib.pyplot as plt
 
 from flm_jax.data.rows import Rows
