@@ -15,7 +15,6 @@ from collections import defaultdict
 import matplotlib
 
 matplotlib.use("svg")
-matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
 import matplotlib.pyplot as plt
 
 from flm_jax.data.rows import Rows
@@ -76,6 +75,7 @@ def of_words(folder: pathlib.Path) -> dict[str, float]:
 
 
 def main() -> None:
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
     folder = pathlib.Path(sys.argv[1])
     found = {p.stem: json.loads(p.read_text()) for p in sorted((folder / "json").glob("*.json"))}
     first = found["flm"]["rows"]
