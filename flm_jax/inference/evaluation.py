@@ -25,6 +25,7 @@ from flm_jax.evals.comparison import Comparison, Written
 from flm_jax.evals.generative_perplexity import GenerativePerplexity
 from flm_jax.host import command, files, numerics
 from flm_jax.inference.heldout import HeldOut
+from flm_jax.inference.programs import counted
 from flm_jax.inference.truths import known_truth
 from flm_jax.options import Evaluation
 from flm_jax.sampling import knob_fields, settled
@@ -88,7 +89,7 @@ class OperatingPoint:
     @property
     def method(self) -> str:
         """Name of the row, without the swept knob."""
-        return f"{self.steps} step{'s' * (self.steps > 1)}"
+        return counted(self.steps)
 
     @property
     def file(self) -> str:

@@ -87,6 +87,18 @@ def asked(
     return None
 
 
+def whole(tokenizer: Tokenizer, length: int, texts: str | Sequence[str] | Given) -> Asked:
+    """Texts of which every token is given, or rows with a mask as they are.
+
+    Raises UserError for what `asked` does.
+    """
+    if isinstance(texts, Given):
+        return _of_arrays(texts, length, tokenizer.vocab_size)
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    parts = [tokens_of(tokenizer, text) for text in texts]
+    return row_of_each(tokenizer, length, parts, texts, open_end=False)
+
+
 def row_of_each(
     tokenizer: Tokenizer,
     length: int,

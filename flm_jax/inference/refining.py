@@ -32,14 +32,7 @@ def refine(
     if not 0.0 < share <= 1.0:
         raise UserError(f"share={share} of the tokens to write again must be above 0, at most 1")
     length = model.config.data.length
-    tokenizer = model.tokenizer
-    if isinstance(texts, Given):
-        rows = given_lib.asked(tokenizer, length, given=texts)
-    else:
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        parts = [given_lib.tokens_of(tokenizer, text) for text in texts]
-        rows = given_lib.row_of_each(tokenizer, length, parts, texts, open_end=False)
-    assert rows is not None
+    rows = given_lib.whole(model.tokenizer, length, texts)
     evaluations, seconds, samples = 0.0, 0.0, None
     for r in range(rounds):
         whole = Given(jnp.asarray(rows.tokens_NL), jnp.asarray(rows.mask_NL))

@@ -121,11 +121,10 @@ def open_log_prob(at: At, experiment: Experiment, given: Given, keys_B: jax.Arra
 def _posterior(at: At, experiment: Experiment, given: Given, keys_B: jax.Array) -> Posterior:
     """The prediction of the open tokens from nothing but the given ones."""
     net, (tokens_BL, mask_BL) = at.student, given
+    if experiment.config.model.mask_token:
+        return discrete.predict_masked(net, tokens_BL, ~mask_BL).posterior
     batch, length = tokens_BL.shape
     time_B = jnp.zeros(batch, net.table.dtype)
-    if experiment.config.model.mask_token:
-        seen_BL = jnp.where(mask_BL, tokens_BL, net.table.shape[0] - 1)
-        return discrete.without_mask(net(net.table[seen_BL], time_B).posterior)
     state = given.clean(at.space, at.space.scatter(at.space.noise(keys_B, length)))
     to_B = jnp.ones_like(time_B) if experiment.config.model.two_times else None
     return at.given(mask_BL).ask(STUDENT, state, time_B, to_B)
@@ -135,20 +134,10 @@ def _what(
     model: "FlowModel", texts: str | Sequence[str] | Given, length: int
 ) -> tuple[Asked, np.ndarray]:
     """Rows of which the tokens to be scored are open, and where those are, bool (N, L)."""
-    tokenizer = model.tokenizer
-    if isinstance(texts, Given):
-        rows = given_lib.asked(tokenizer, length, given=texts)
-        assert rows is not None  # they are
-        begins = tokenizer.bos_id is not None
-        first_NL = rows.tokens_NL[:, :1] == (tokenizer.bos_id if begins else -1)
-        scored_NL = rows.mask_NL.copy()
-        scored_NL[:, :1] &= ~first_NL
-    else:
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        parts = [given_lib.tokens_of(tokenizer, text) for text in texts]
-        rows = given_lib.row_of_each(tokenizer, length, parts, texts, open_end=False)
-        scored_NL = rows.mask_NL.copy()
-        scored_NL[:, : int(tokenizer.bos_id is not None)] = False
+    rows = given_lib.whole(model.tokenizer, length, texts)
+    scored_NL = rows.mask_NL.copy()
+    if model.tokenizer.bos_id is not None:
+        scored_NL[:, :1] &= rows.tokens_NL[:, :1] != model.tokenizer.bos_id
     empty = np.flatnonzero(~scored_NL.any(1))
     if empty.size:
         raise UserError(f"text {empty[0]} has no token to score; omit it")

@@ -11,6 +11,7 @@ from flm_jax.errors import UserError
 from flm_jax.evals import base
 from flm_jax.evals.tasks import Task, task
 from flm_jax.host import files, numerics
+from flm_jax.inference.programs import counted
 from flm_jax.options import Solving
 from flm_jax.samplers.base import Given
 
@@ -67,5 +68,9 @@ def _row(model: inference.FlowModel, options: Solving, asked: Task, steps: int) 
         _EVALUATIONS.key: samples.evaluations,
         _TIME.key: 1000 * samples.seconds / count,
     }
-    name = f"{steps} step{'s' * (steps > 1)}"
-    return {"name": name, "kind": "model", "tokens": samples.tokens.size, "values": values}
+    return {
+        "name": counted(steps),
+        "kind": "model",
+        "tokens": samples.tokens.size,
+        "values": values,
+    }

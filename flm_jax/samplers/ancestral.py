@@ -167,8 +167,8 @@ class AncestralMasked(Ancestral):
         return jnp.full((keys_B.shape[0], length), net.table.shape[0] - 1, jnp.int32)
 
     def posterior(self, net: Net, tokens_BL: jax.Array, alpha_t: jax.Array) -> Posterior:
-        time_B = jnp.zeros(tokens_BL.shape[:1], net.table.dtype)
-        return discrete.without_mask(net(net.table[tokens_BL], time_B).posterior)
+        masked_BL = tokens_BL == net.table.shape[0] - 1
+        return discrete.predict_masked(net, tokens_BL, masked_BL).posterior
 
     def step(
         self,

@@ -22,6 +22,7 @@ from flm_jax.evals.comparison import Comparison, Written
 from flm_jax.experiment import Experiment
 from flm_jax.host import command, distributed, files
 from flm_jax.inference import FlowModel, Samples, checkpoints_of
+from flm_jax.inference.programs import counted
 from flm_jax.inference.truths import known_truth
 from flm_jax.models import dit
 from flm_jax.training.session import Session
@@ -165,7 +166,7 @@ def _comparison(session: Session) -> Comparison | None:
 
 
 def _written(label: str, samples: Samples) -> Written:
-    name = f"{label}, {samples.steps} step{'s' * (samples.steps > 1)}"
+    name = f"{label}, {counted(samples.steps)}"
     return Written(name, samples.steps, samples.tokens, samples.seconds)
 
 

@@ -9,6 +9,7 @@ from flm_jax import report
 from flm_jax.evals import base as evals
 from flm_jax.host import distributed
 from flm_jax.host.command import pasteable
+from flm_jax.inference.programs import counted
 from flm_jax.training import results
 from flm_jax.training.session import Session
 from flm_jax.training.step import TrainState
@@ -42,7 +43,7 @@ def _shown(found: dict) -> list[str]:
     """The first samples, the table and the verdict of results.json."""
     lines = []
     for group in found["samples"]:
-        lines.append(f"--- {group['steps']} step{'s' * (group['steps'] > 1)}")
+        lines.append(f"--- {counted(group['steps'])}")
         lines += [f"  {' | '.join(text.splitlines())}" for text in group["texts"][:SHOWN_SAMPLES]]
     if found["rows"]:
         lines += ["", evals.format_table(found), "", *found.get("verdict", ())]

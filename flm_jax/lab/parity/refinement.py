@@ -7,19 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flm_jax.flow.at import STUDENT, At
+from flm_jax.flow.at import STUDENT
 from flm_jax.flow.clock import Clock, build, identity
 from flm_jax.flow.space import SPACES
 from flm_jax.flow.trees import Params
-from flm_jax.host import numerics
 from flm_jax.lab.parity import networks, programs
 from flm_jax.lab.parity.checks import Checks, case_record
 from flm_jax.lab.parity.goldens import Case
+from flm_jax.lab.parity.sampling import from_recorded
 from flm_jax.samplers import BlockDiffusion, Refinement
 from flm_jax.samplers.base import Given, Trajectory
 from flm_jax.samplers.refinement import UNIFORM_BUDGET
 from flm_jax.samplers.rounds import JUMP, RoundSampler, Schedule
-from flm_jax.sampling import Sampling
 
 
 @programs.compiled(static_argnames=("models", "sampler", "space", "steps"))
@@ -33,22 +32,10 @@ def run(
     ``given_SBL``: where tokens are given in every evaluation, as recorded. The network is asked
     once more at every state, because a trajectory has no answers (B, L, V).
     """
-    nets = {role: model.net(params[role]) for role, model in models}
-    place = SPACES[space]({role: net.table for role, net in nets.items()})
     batch, length, _ = first_BLV.shape
-    at = At(nets, place, clock)
-    written = sampler.run(
-        at,
-        jax.random.split(numerics.key(0), batch),  # nothing is drawn: the noise is given
-        Sampling(steps=steps),
-        length,
-        start=place.from_dense(first_BLV),
-        noise=None if noise is None else jax.vmap(place.from_dense)(noise),
-        trajectory=True,
-        given=given,
+    at, tokens_BL, path = from_recorded(
+        sampler, params, models, first_BLV, noise, clock, space, steps, given
     )
-    path = written.trajectory
-    assert path is not None  # it was asked for
     schedule = Schedule.of(steps, sampler.rounds_for(steps, length), 1.0)
 
     def flat(x):
@@ -58,7 +45,7 @@ def run(
     states = flat(path.states[:-1])
     asked = at.given(flat(given_SBL)).ask(STUDENT, states, tau_s, tau_t)
     log_p = asked.each_chunk(functools.partial(jax.nn.log_softmax, axis=-1))
-    return written.tokens_BL, path, log_p.reshape(steps, batch, length, -1)
+    return tokens_BL, path, log_p.reshape(steps, batch, length, -1)
 
 
 def refinement(case: Case, checks: Checks) -> None:

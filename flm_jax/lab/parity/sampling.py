@@ -17,7 +17,7 @@ from flm_jax.lab.parity import networks, programs
 from flm_jax.lab.parity.checks import Checks, case_record
 from flm_jax.lab.parity.goldens import Case
 from flm_jax.samplers import Euler, FlowMap, TwoModel, TwoStage
-from flm_jax.samplers.base import Sampler, Trajectory
+from flm_jax.samplers.base import Given, Sampler, Trajectory
 from flm_jax.sampling import Sampling
 
 # (t, tau of the ends of steps, the clock) -> what the network is told of the ends
@@ -46,21 +46,34 @@ def run(
 
     ``make(**options)`` is the sampler. Tokens and confidences on the way are omitted.
     """
+    _, tokens_BL, path = from_recorded(
+        make(**options), params, models, start_BLV, noise, clock, space, steps
+    )
+    return tokens_BL, path._replace(tokens_SBL=None, confidence_SBL=None)
+
+
+def from_recorded(
+    sampler: Sampler, params: dict[str, Params], models: networks.Models, start_BLV: jax.Array,
+    noise: jax.Array | None, clock: Clock, space: str, steps: int, given: Given | None = None,
+) -> tuple[At, jax.Array, Trajectory]:  # fmt: skip
+    """Where the sampler was evaluated, its tokens and its trajectory, from recorded dense noise."""
     nets = {role: model.net(params[role]) for role, model in models}
     place = SPACES[space]({role: net.table for role, net in nets.items()})
     batch, length, _ = start_BLV.shape
-    written = make(**options).run(
-        At(nets, place, clock),
+    at = At(nets, place, clock)
+    written = sampler.run(
+        at,
         jax.random.split(numerics.key(0), batch),  # nothing is drawn: the noise is given
         Sampling(steps=steps),
         length,
         start=place.from_dense(start_BLV),
         noise=None if noise is None else jax.vmap(place.from_dense)(noise),
         trajectory=True,
+        given=given,
     )
     path = written.trajectory
     assert path is not None  # it was asked for
-    return written.tokens_BL, path._replace(tokens_SBL=None, confidence_SBL=None)
+    return at, written.tokens_BL, path
 
 
 def euler(case: Case, checks: Checks) -> None:
