@@ -236,6 +236,9 @@ def test_a_tolerance_is_ten_times_the_record_and_an_ulp_is_always_allowed():
     record.recorded("out/a", [2.0])
     record.recorded("out/b", [1.0 + 1e-7])
     assert rows[0].tolerance == pytest.approx(1e-3) and rows[1].ok and rows[1].tolerance < 1e-6
+    record.recorded("out/b", [1.0 + 1e-5], at_least=2e-5)  # a mean of terms known to 2e-5
+    record.recorded("out/b", [1.0 + 1e-5], at_least=0.5e-5)
+    assert [row.ok for row in rows[-2:]] == [True, False]
     with pytest.raises(goldens.GoldenError, match="no record"):
         case.__dict__["arrays"]["out/c"] = np.array([1.0])
         record.recorded("out/c", [1.0])

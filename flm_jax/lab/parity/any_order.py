@@ -17,7 +17,7 @@ from flm_jax.flow.at import MASKED_TEACHER, STUDENT, TEACHER, At
 from flm_jax.flow.space import Space
 from flm_jax.host import numerics
 from flm_jax.lab.parity import networks, objective, training
-from flm_jax.lab.parity.checks import Checks
+from flm_jax.lab.parity.checks import Checks, case_record
 from flm_jax.lab.parity.forward import log_probs
 from flm_jax.lab.parity.goldens import Case
 from flm_jax.losses import AnyOrder, given_tokens, psd
@@ -55,6 +55,8 @@ def loss(case: Case, checks: Checks) -> None:
     open_BL = case["mid/active"].astype(bool)
     parts = ours.kinds(case.option("global_batch")).parts(len(rows))
     group_B = np.repeat(range(len(groups)), [len(group) for group in groups])
+    of_a_term = case_record(case, "fp32_vs_fp64")["out/loss_per_token"][0]
+    of_terms = {"out/loss": of_a_term, "out/nll_sum": of_a_term * float(case["out/num_active"])}
 
     def check(name: str, found: jax.Array, space: str) -> None:
         if name == "out/num_tokens":  # what counts
@@ -80,7 +82,7 @@ def loss(case: Case, checks: Checks) -> None:
         if np.issubdtype(mine.dtype, np.bool_):
             checks.exact(f"{name} {space}", mine, case[name][rows].astype(bool))
         else:
-            checks.recorded(name, mine, space=space, view=view)
+            checks.recorded(name, mine, space=space, view=view, at_least=of_terms.get(name, 0.0))
 
     identity = case.option("options")["skip_time_reparam"]
     make_clock = (lambda size: clock_lib.identity()) if identity else clock_lib.build
