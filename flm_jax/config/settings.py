@@ -126,7 +126,10 @@ class OptimConfig:
         choices=("constant", "cosine", "linear", "stable"),
     )
     decay_fraction: float = knob(
-        0.2, "share of all steps in which a stable schedule decays", above=0, at_most=1
+        0.2,
+        "share of all steps (of the time, if train.max_minutes ends it) in which stable decays",
+        above=0,
+        at_most=1,
     )
     final_scale: float = knob(
         0.0, "last learning rate / peak, for schedules that decay", at_least=0, at_most=1
@@ -142,7 +145,9 @@ class OptimConfig:
 class TrainConfig:
     batch_size: int = knob(512, "sequences per optimizer step, over all devices", at_least=1)
     steps: int = knob(1_000_000, "optimizer steps in all", at_least=1)
-    max_minutes: float = knob(0.0, "stop training after this time (0 = no limit)", at_least=0)
+    max_minutes: float = knob(
+        0.0, "stop after this time of training, compiling not counted (0 = no limit)", at_least=0
+    )
     log_every: int = knob(100, "steps between log lines", at_least=1)
     eval_every: int = knob(5_000, "steps between held-out evaluations (0 = never)", at_least=0)
     sample_every: int = knob(10_000, "steps between samples (0 = never)", at_least=0)

@@ -17,6 +17,9 @@ from flm_jax.sampling import SamplingKnobs
 # What the code gives to every evaluator; the rest are its options.
 EVALUATOR_GETS = ("tokenizer", "train_rows", "train_documents")
 
+# Above it the time before the decay, which sets its length, is too short to go by.
+MOST_DECAY = 0.9
+
 _TABLES = {"data": "data set", "tokenizer": "tokenizer", "loss": "loss", "sampler": "sampler"}
 
 
@@ -176,6 +179,12 @@ def _check_training(config: Config) -> list[str]:
             f"optim.schedule={config.optim.schedule} decays after the warm-up, but train.steps="
             f"{config.train.steps} is not above optim.warmup_steps={config.optim.warmup_steps}; "
             "raise the one or lower the other"
+        )
+    fraction, minutes = config.optim.decay_fraction, config.train.max_minutes
+    if config.optim.schedule == "stable" and minutes and fraction > MOST_DECAY:
+        problems.append(
+            f"train.max_minutes={minutes:g} decides the last step when the time before the decay "
+            f"is over, so optim.decay_fraction={fraction:g} must be at most {MOST_DECAY:g}"
         )
     if config.train.checkpoints and config.train.mirror:
         problems.append(

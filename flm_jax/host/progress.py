@@ -120,6 +120,10 @@ class Progress:
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
 
+    def ends_at(self, total_steps: int) -> None:
+        """The last step is another one than was thought."""
+        self._bar.total = total_steps
+
     def close(self) -> None:
         self._bar.close()
 

@@ -32,7 +32,7 @@ def warning(session: Session, step: int) -> str:
         return ""
     seconds = left * step_flops(session) / (SHARE * matrix_rate(session))
     if limit:
-        seconds = min(seconds, limit - session.clockwork.train_s)
+        seconds = min(seconds, limit - session.clockwork.learning_s)
     return sentence(config, seconds) if seconds > HOUR else ""
 
 

@@ -29,7 +29,8 @@ from flm_jax.training.stop import StopRequest
 Inputs = tuple[jax.Array, jax.Array]  # tokens and mask of a batch
 Finish = Callable[[Session, TrainState, int, str], None]  # of (session, state, step, why)
 
-_TIME_IS_UP = 1  # what a process may want at a step; larger: 1 + the number of a signal
+# What a process may want at a step; larger: _TIME_IS_UP + the number of a signal.
+_DECAY, _TIME_IS_UP = 1, 2
 
 
 @numerics.pinned()
@@ -66,7 +67,7 @@ def go(session: Session, finish: Finish | None = None) -> int:
         step, state = session.restore_or_init()
         if distributed.is_main():
             session.data.tokenizer.save(session.workdir / TOKENIZER_FOLDER)
-        if step < session.config.train.steps and not session.time_is_up():
+        if step < session.horizon and not session.time_is_up():
             results.write_run(session, step, "running")
             for notice in session.experiment.loss.notices(session.config.train.batch_size):
                 if distributed.is_main():
@@ -105,16 +106,20 @@ class Loop:
         """(step, state, why it ended) after the last step, which is saved."""
         session, knobs = self.session, self.knobs
         mask, train_key = session.mask(), session.train_key()
-        saved, why, pending, metric = self.step, "complete", None, None
+        saved, why, pending, metric = self.step, "", None, None
         compiling = True
         try:
-            while self.step < knobs.steps:
+            while self.step < session.horizon:
                 start = time.perf_counter()
                 # Nothing may go to the device or come from it but what is meant to.
                 with jax.transfer_guard("disallow"):
-                    if wish := session.agreement(self.wish()):
+                    wish = session.agreement(self.wish())
+                    if wish == _DECAY and not session.decay_began():  # answers come late
+                        state = session.begin_decay(state, self.step)
+                        self.progress.ends_at(session.horizon)
+                    elif wish > _DECAY:
                         why = "time limit" if wish == _TIME_IS_UP else "signal"
-                        self.stop.signal = None if wish == _TIME_IS_UP else wish - 1
+                        self.stop.signal = None if wish == _TIME_IS_UP else wish - _TIME_IS_UP
                         break
                     inputs = session.inputs(mask)
                     self.read += 1
@@ -125,7 +130,7 @@ class Loop:
                         self.note(*before)
                 due = [every and self.step % every == 0 for every in
                        (knobs.eval_every, knobs.sample_every, knobs.save_every)]  # fmt: skip
-                last = self.step == knobs.steps
+                last = self.step == session.horizon
                 if any(due) or last:
                     before, pending = pending, None
                     self.note(*before)
@@ -160,15 +165,19 @@ class Loop:
             session.batches.close()
         with progress.Waiting("writing the checkpoint"):
             session.checkpoints.wait()
+        if not why:
+            why = "time limit" if session.decay_began() else "complete"
         return self.step, state, why
 
     def wish(self) -> int:
         """Why this process would end before the next step; 0 if it would not."""
         if self.stop.signal is not None:
-            return 1 + self.stop.signal
+            return _TIME_IS_UP + self.stop.signal
         if distributed.preempted(self.step):
-            return 1 + signal.SIGTERM
-        return _TIME_IS_UP if self.session.time_is_up() else 0
+            return _TIME_IS_UP + signal.SIGTERM
+        if self.session.time_is_up():
+            return _TIME_IS_UP
+        return _DECAY if self.session.decay_is_due(self.step) else 0
 
     def note(self, step: int, values: dict, inputs: Inputs) -> None:
         """Checks one step's metrics (waiting for them), logs the window's means when due."""
@@ -183,7 +192,7 @@ class Loop:
             self.window.add(values)
             speed = self.window.tokens_per_second()
             self.progress.update(step, values["loss"], speed, self.seconds_left())
-        if step % self.knobs.log_every == 0 or step == self.knobs.steps:
+        if step % self.knobs.log_every == 0 or step == self.session.horizon:
             speed = self.window.tokens_per_second()
             extra = {} if speed is None else {"tokens_per_second": speed}
             if skipped:
@@ -194,7 +203,9 @@ class Loop:
     def seconds_left(self) -> float | None:
         """Until train.max_minutes ends the run; None without a limit."""
         minutes = self.knobs.max_minutes
-        return 60 * minutes - self.session.clockwork.train_s if minutes else None
+        if not minutes or self.session.decay_began():
+            return None
+        return 60 * minutes - self.session.clockwork.learning_s
 
     def check(self, step: int, values: dict, inputs: Inputs) -> tuple[dict, int, int]:
         """(metrics, bad batches in a row, skipped in all) on the host; NotFinite if too many."""

@@ -7,41 +7,70 @@ barrier: without it the compiler computes them again inside the reader, from the
 then have to be kept beside the new ones.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from flm_jax.config import OptimConfig
 from flm_jax.training import muon
-from flm_jax.training.selective import Selective, choose, selective
+from flm_jax.training.selective import Selective, choose
 
+# Schedules of runs that may get another last step; one that decayed rises to its peak again.
+CAN_GO_ON = ("constant", "stable")
 CLIP_EPS = 1e-6  # the official code divides by norm + 1e-6
 
 
-def schedule(settings: Any, steps: int) -> optax.Schedule:
-    """Learning rate of update 0, 1, ...: linear from 0 over the warm-up, then the chosen course.
+class Schedule(Protocol):
+    """Learning rate of update number ``count``, 0, 1, ..., of a run of ``horizon`` updates."""
 
-    The first update has learning rate 0 if there is a warm-up, as in the official code. ``steps``
-    is where a course that decays reaches ``final_scale`` times the peak: a cosine or linear one
-    from the end of the warm-up on, "stable" only over the last ``decay_fraction`` of all steps.
+    def __call__(self, count: jax.Array, horizon: jax.Array) -> jax.Array: ...
+
+
+def schedule(settings: OptimConfig) -> Schedule:
+    """Linear from 0 over the warm-up, then the chosen course.
+
+    The first update has learning rate 0 if there is a warm-up, as in the official code. A course
+    that decays reaches ``final_scale`` times the peak at the horizon: a cosine or linear one from
+    the end of the warm-up on, "stable" only over the last ``decay_fraction`` of all updates. The
+    horizon is an array, because a time limit may set it while the run goes on.
     """
-    peak, warmup = settings.learning_rate, settings.warmup_steps
-    rest = max(1, steps - warmup)
-    if settings.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, rest, alpha=settings.final_scale)
-    elif settings.schedule == "linear":
-        after = optax.linear_schedule(peak, peak * settings.final_scale, rest)
-    elif settings.schedule == "stable":
-        decay = max(1, round(settings.decay_fraction * steps))
-        falling = optax.linear_schedule(peak, peak * settings.final_scale, decay)
-        level = max(0, rest - decay)
-        after = optax.join_schedules([optax.constant_schedule(peak), falling], [level])
-    else:
-        after = optax.constant_schedule(peak)
-    if warmup == 0:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    warmup = settings.warmup_steps
+
+    def rate(count: jax.Array, horizon: jax.Array) -> jax.Array:
+        decay = jnp.maximum(1, horizon - warmup)
+        start = warmup
+        if settings.schedule == "stable":
+            decay = jnp.maximum(1, jnp.round(settings.decay_fraction * horizon))
+            start = jnp.maximum(warmup, horizon - decay)
+        part = jnp.clip((count - start) / decay, 0.0, 1.0)
+        if settings.schedule == "constant":
+            part = jnp.zeros_like(part)
+        if settings.schedule == "cosine":
+            part = 0.5 * (1.0 - jnp.cos(jnp.pi * part))
+        after = 1.0 - (1.0 - settings.final_scale) * part
+        if warmup:
+            after = jnp.where(count < warmup, count / warmup, after)
+        return settings.learning_rate * after
+
+    return rate
+
+
+def scale_by_rate(rate: Schedule) -> Selective:
+    """Minus the learning rate times the update; ``update`` is told the run's ``horizon``."""
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, *, horizon, accept=True, **extra):
+        del params, extra
+        scale = -rate(state.count, horizon)
+        new = optax.ScaleByScheduleState(optax.safe_increment(state.count))
+        return jax.tree.map(lambda u: scale * u, updates), choose(accept, new, state)
+
+    return Selective(init, update)
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
@@ -76,8 +105,8 @@ def adam(beta1: float, beta2: float, eps: float) -> Selective:
     return Selective(optax.scale_by_adam().init, update)
 
 
-def optimizer(settings: Any, steps: int) -> Selective:
-    """The transformation of a `config.OptimConfig` section for a run of ``steps`` updates.
+def optimizer(settings: OptimConfig) -> Selective:
+    """The transformation of a config section; its ``update`` is told the run's ``horizon``.
 
     The state is that of `optax.adamw` after a clipping; with ``name`` "muon" Adam's part of it is
     that of `muon.partitioned`.
@@ -90,7 +119,7 @@ def optimizer(settings: Any, steps: int) -> Selective:
         optax.chain(
             direction,
             optax.add_decayed_weights(settings.weight_decay),
-            selective(optax.scale_by_learning_rate(schedule(settings, steps))),
+            scale_by_rate(schedule(settings)),
         ),
     )
     return Selective(chain.init, chain.update)  # all that has a state in it is selective

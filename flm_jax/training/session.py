@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import time
 from typing import Any
@@ -37,6 +38,11 @@ class Clockwork:
     data_s: float = 0.0
     compile_s: float = 0.0
     sample_s: float = 0.0
+
+    @property
+    def learning_s(self) -> float:
+        """What train.max_minutes counts: a slow compiler must not leave a run without steps."""
+        return self.train_s - self.compile_s
 
 
 class NoLog(contextlib.AbstractContextManager):
@@ -89,8 +95,8 @@ class Session:
             where = sharding.shardings(model.params, self.mesh)
             model.params = sharding.place(model.params, where)
         self.frozen = {role: model.params for role, model in self.sources.frozen.items()}
-        self.schedule = optim.schedule(config.optim, config.train.steps)
-        self.optimizer = optim.optimizer(config.optim, config.train.steps)
+        self.horizon = config.train.steps  # the last step, until a time limit decides it
+        self.optimizer = optim.optimizer(config.optim)
         self.batches = self.open_batches()
         self.log = runlog.MetricsLog(workdir) if distributed.is_main() else NoLog()
         self.agreement = distributed.Agreement(self.mesh)
@@ -139,7 +145,7 @@ class Session:
 
     def _init(self, key):
         params = self.experiment.model.init(key)
-        return step_lib.init_state(params, self.optimizer, self.experiment.loss)
+        return step_lib.init_state(params, self.optimizer, self.experiment.loss, self.horizon)
 
     def _check_mirror(self, stored: str) -> None:
         what = f"train.mirror={self.config.train.mirror} "
@@ -161,7 +167,7 @@ class Session:
             self.optimizer,
             ema_decay=self.config.optim.ema_decay,
             accumulation_steps=self.config.optim.accumulation_steps,
-            schedule=self.schedule,
+            schedule=optim.schedule(self.config.optim),
             skip_limit=self.skip_limit,
             prompts=self.prompts,
         )
@@ -239,7 +245,11 @@ class Session:
         self.log.truncate_after(step)
         logging.info("resuming %s at step %d", self.workdir, step)
         self.say(f"resuming {self.workdir} at step {step}")
+        self.horizon = min(meta.get("horizon", step_lib.NO_END), self.config.train.steps)
+        if self.decay_began() and not self._decay_time():  # there is more time now
+            self.horizon = self.config.train.steps
         counts = {"step": step, "skipped": meta.get("skipped", 0), "in_a_row": 0}
+        counts["horizon"] = self.horizon
         everywhere = sharding.replicated(self.mesh)
         counts = {name: sharding.place(np.int32(n), everywhere) for name, n in counts.items()}
         return step, step_lib.TrainState(**counts, **{"loss": {}, **items})
@@ -261,8 +271,42 @@ class Session:
             print(text, flush=True)
 
     def time_is_up(self) -> bool:
+        """Whether train.max_minutes ends the run now; a decay that it began is finished first."""
         minutes = self.config.train.max_minutes
-        return minutes > 0 and self.clockwork.train_s >= 60 * minutes
+        return minutes > 0 and self.clockwork.learning_s >= 60 * minutes and not self.decay_began()
+
+    def decay_began(self) -> bool:
+        """Whether the time limit has decided the last step (`begin_decay`)."""
+        return self.horizon < self.config.train.steps
+
+    def decay_is_due(self, step: int) -> bool:
+        """Whether a stable schedule must decay now to be done when the time is up."""
+        if self.decay_began() or self._last_if_decayed_from(step) >= self.config.train.steps:
+            return False
+        return self._decay_time()
+
+    def _last_if_decayed_from(self, step: int) -> int:
+        return max(step + 1, math.ceil(step / (1.0 - self.config.optim.decay_fraction)))
+
+    def _decay_time(self) -> bool:
+        optim_knobs, minutes = self.config.optim, self.config.train.max_minutes
+        before = (1.0 - optim_knobs.decay_fraction) * 60 * minutes
+        return (
+            optim_knobs.schedule == "stable" and minutes > 0 and self.clockwork.learning_s >= before
+        )
+
+    def begin_decay(self, state: step_lib.TrainState, step: int) -> step_lib.TrainState:
+        """The state whose learning rate decays from now on, and the last step that follows.
+
+        The steps so far took all of the time but its ``decay_fraction``; the rest is as fast.
+        """
+        self.horizon = self._last_if_decayed_from(step)
+        self.say(
+            f"the learning rate decays from step {step} to {self.horizon}, the last in "
+            f"train.max_minutes={self.config.train.max_minutes:g}"
+        )
+        everywhere = sharding.replicated(self.mesh)
+        return state.replace(horizon=sharding.place(np.int32(self.horizon), everywhere))
 
     @property
     def prompts(self) -> bool:
@@ -325,6 +369,7 @@ class Session:
         meta = {
             "data": position,
             "skipped": int(jax.device_get(state.skipped)),
+            "horizon": self.horizon,
             "config": config_lib.to_dict(self.config),
             "tokenizer": self.data.tokenizer.fingerprint,
             "timings": dataclasses.asdict(self.clockwork),

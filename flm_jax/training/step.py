@@ -14,6 +14,8 @@ from flm_jax.losses.base import Batch, Loss
 from flm_jax.training import optim
 from flm_jax.training.selective import choose, selective
 
+NO_END = 2**31 - 1
+
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything that training changes. Keys are not stored: they derive from seed and step."""
@@ -25,13 +27,17 @@ class TrainState(flax.struct.PyTreeNode):
     loss: dict[str, Any]  # the state of the loss, networks by role; see `losses.base.Loss`
     skipped: jax.Array  # int32 (), batches that changed nothing because they were not finite
     in_a_row: jax.Array  # int32 (), of these the newest ones without a good one between
+    horizon: jax.Array  # int32 (), the step at which a learning rate that decays has done so
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, loss: Loss) -> TrainState:
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, loss: Loss, horizon: int = NO_END
+) -> TrainState:
     """The state before the first update; the EMA starts at the parameters."""
     ema, kept = (jax.tree.map(jnp.array, x) for x in (params, loss.first_state(params)))
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # buffers of their own
-    return TrainState(step, params, optimizer.init(params), ema, kept, skipped, in_a_row)
+    end = jnp.asarray(horizon, jnp.int32)
+    return TrainState(step, params, optimizer.init(params), ema, kept, skipped, in_a_row, end)
 
 
 def split_batch(
@@ -112,7 +118,7 @@ def make_train_step(
     *,
     ema_decay: float,
     accumulation_steps: int = 1,
-    schedule: optax.Schedule | None = None,
+    schedule: optim.Schedule | None = None,
     skip_limit: int = 1,
     prompts: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -140,14 +146,14 @@ def make_train_step(
         grads, metrics = gradients(state.params, others, tokens_BL, mask_BL, key)
         done = state.step - state.skipped  # updates, as the optimizer counts them
         if schedule is not None:
-            metrics["learning_rate"] = jnp.asarray(schedule(done))
+            metrics["learning_rate"] = schedule(done, state.horizon)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         stopped = state.in_a_row >= skip_limit
         accept, bad = good & ~stopped, (~good & ~stopped).astype(jnp.int32)
         # Every array is chosen before it is read: updates in place, see optim.py.
         updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, accept=accept
-        )  # fmt: skip
+            grads, state.opt_state, state.params, accept=accept, horizon=state.horizon
+        )
         params = choose(accept, optax.apply_updates(state.params, updates), state.params)
         seen = jax.lax.optimization_barrier(params)
         ema = optim.ema_update(state.ema, seen, done + 1, ema_decay)
@@ -158,6 +164,6 @@ def make_train_step(
         in_a_row = jnp.where(accept, 0, state.in_a_row + bad)
         metrics |= {"skipped": skipped, "in_a_row": in_a_row}
         changed = params, opt_state, ema, kept
-        return TrainState(state.step + 1, *changed, skipped, in_a_row), metrics
+        return TrainState(state.step + 1, *changed, skipped, in_a_row, state.horizon), metrics
 
     return train_step

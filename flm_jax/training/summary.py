@@ -10,7 +10,7 @@ from flm_jax.evals import base as evals
 from flm_jax.host import distributed
 from flm_jax.host.command import pasteable
 from flm_jax.inference.programs import counted
-from flm_jax.training import results
+from flm_jax.training import optim, results
 from flm_jax.training.session import Session
 from flm_jax.training.step import TrainState
 
@@ -55,7 +55,7 @@ def commands(config: config_lib.Config, workdir: pathlib.Path) -> list[tuple[str
     counts = ",".join(map(str, config.sampler.steps))
     generate = pasteable("generate", f"--checkpoint={workdir}", f"--steps={counts}")
     found = [("more samples", generate)]
-    if config.optim.schedule == "constant":  # others are made for one number of steps
+    if config.optim.schedule in optim.CAN_GO_ON:  # others are made for one number of steps
         longer = [f"--config.train.steps={2 * config.train.steps}"]
         if config.train.max_minutes:
             minutes = math.ceil(2 * config.train.max_minutes)

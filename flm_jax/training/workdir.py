@@ -11,7 +11,7 @@ from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.host import compiled, distributed, files, folders, locks
 from flm_jax.inference import CHECKPOINTS_FOLDER, checkpoints_of, read_config
-from flm_jax.training import dtype
+from flm_jax.training import dtype, optim
 
 COMPILED_FOLDER = "compiled"
 LOCK = ".lock"
@@ -90,7 +90,8 @@ def _stored_place(workdir: pathlib.Path) -> pathlib.Path | str | None:
 def check_same(config: config_lib.Config, stored: config_lib.Config, what: str, else_: str) -> None:
     """Raises UserError if two configs differ in what decides the numbers of a training step."""
     differences = config_lib.differences(stored, config)
-    if config.optim.schedule != "constant" and stored.train.steps != config.train.steps:
+    hangs = config.optim.schedule not in optim.CAN_GO_ON
+    if hangs and stored.train.steps != config.train.steps:
         # The learning rate of every step hangs on the last one.
         differences.append(f"train.steps: {stored.train.steps} -> {config.train.steps}")
     if differences:

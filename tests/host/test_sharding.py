@@ -84,7 +84,7 @@ def model():
 
 def trained(mesh):
     """(state, losses, shardings) after three steps of AdamW with dropout."""
-    optimizer = optim.optimizer(config_lib.OptimConfig(learning_rate=1e-2, warmup_steps=1), 10)
+    optimizer = optim.optimizer(config_lib.OptimConfig(learning_rate=1e-2, warmup_steps=1))
     step = step_lib.make_train_step(
         {"student": lambda p: model().net(p, devices=1 if mesh is None else 8)},
         LOSS,
@@ -187,7 +187,7 @@ def test_nothing_as_large_as_the_vocabulary_is_sent_between_its_parts():
     vocab = 512
     big, batch = tiny.model(vocab), tiny.batch(size=2, vocab_size=vocab)
     mesh = mesh_of((1, 1, 8))
-    optimizer = optim.optimizer(config_lib.OptimConfig(warmup_steps=1), 10)
+    optimizer = optim.optimizer(config_lib.OptimConfig(warmup_steps=1))
     step = step_lib.make_train_step(
         {"student": big.net}, LOSS, Projected, tiny.clock(), optimizer, ema_decay=0.9
     )

@@ -1,5 +1,7 @@
 """Muon: the direction of a matrix by its singular vectors, and which parameters it is for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,8 +53,8 @@ def two_steps(params):
     settings = dict(learning_rate=1.0, warmup_steps=0, clip_norm=0.0)
     first, second, found = grads(5, params), grads(6, params), {}
     for name in ("muon", "adamw"):
-        optimizer = optim.optimizer(OptimConfig(name=name, **settings), 10)
-        update = jax.jit(optimizer.update)
+        optimizer = optim.optimizer(OptimConfig(name=name, **settings))
+        update = jax.jit(functools.partial(optimizer.update, horizon=10))
         _, state = update(first, jax.jit(optimizer.init)(params), params)
         found[name], _ = update(second, state, params)
     return found, first, second
@@ -95,8 +97,8 @@ def test_the_root_mean_square_of_a_full_update_is_about_a_fifth_of_the_rate():
 
 
 def test_a_refused_batch_changes_the_state_of_neither(params):
-    optimizer = optim.optimizer(OptimConfig(name="muon"), 10)
-    update = jax.jit(optimizer.update)
+    optimizer = optim.optimizer(OptimConfig(name="muon"))
+    update = jax.jit(functools.partial(optimizer.update, horizon=10))
     _, state = update(grads(8, params), jax.jit(optimizer.init)(params), params, accept=True)
     _, refused = update(grads(9, params), state, params, accept=False)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(refused), strict=True):

@@ -10,13 +10,13 @@ from flm_jax.training import optim
 
 
 def rates(steps: int, upto: int, **settings) -> list[float]:
-    schedule = optim.schedule(OptimConfig(**settings), steps)
-    return [float(schedule(jnp.asarray(i))) for i in range(upto)]
+    schedule = optim.schedule(OptimConfig(**settings))
+    return [float(schedule(jnp.asarray(i), jnp.asarray(steps))) for i in range(upto)]
 
 
 def test_official_schedule_starts_at_zero_and_stays_at_the_peak():
-    schedule = optim.schedule(OptimConfig(), 1_000_000)
-    values = [float(schedule(i)) for i in (0, 1, 1250, 2499, 2500, 999_999)]
+    schedule, steps = optim.schedule(OptimConfig()), jnp.asarray(1_000_000)
+    values = [float(schedule(jnp.asarray(i), steps)) for i in (0, 1, 1250, 2499, 2500, 999_999)]
     np.testing.assert_allclose(
         values, [0, 3e-4 / 2500, 1.5e-4, 3e-4 * 2499 / 2500, 3e-4, 3e-4], rtol=1e-4
     )
@@ -84,7 +84,7 @@ def test_the_optimizer_is_adamw_after_clipping():
     settings = OptimConfig(
         learning_rate=0.1, warmup_steps=1, weight_decay=0.01, beta1=0.9, beta2=0.99, clip_norm=1.0
     )
-    transformation = optim.optimizer(settings, 10)
+    transformation = optim.optimizer(settings)
     params = jnp.asarray([1.0, -2.0])
     state = transformation.init(params)
     x, m, v = np.asarray(params, np.float64), np.zeros(2), np.zeros(2)
@@ -93,7 +93,7 @@ def test_the_optimizer_is_adamw_after_clipping():
         m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
         step = m / (1 - 0.9**n) / (np.sqrt(v / (1 - 0.99**n)) + 1e-8) + 0.01 * x
         x = x - (0.0 if n == 1 else 0.1) * step
-        updates, state = transformation.update(jnp.asarray(gradient), state, params)
+        updates, state = transformation.update(jnp.asarray(gradient), state, params, horizon=10)
         params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(params, x, rtol=1e-5)
         if n == 1:

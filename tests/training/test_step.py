@@ -36,7 +36,7 @@ def descend(accumulation: int = 1, loss=None, make_space=Projected, **changes):
         optax.sgd(1.0),
         ema_decay=0.9,
         accumulation_steps=accumulation,
-        schedule=lambda n: 0.5 * n,
+        schedule=lambda n, _: 0.5 * n,
     )
     return jax.jit(step), first_state(tiny.params(model), optax.sgd(1.0))
 
@@ -177,7 +177,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_the_limit_is_for_good():
     step = jax.jit(
         step_lib.make_train_step(
             {"student": model.net}, Spoiled(), OneHot, CLOCK, optimizer, ema_decay=0.9,
-            schedule=lambda n: 1.0 * n, skip_limit=2,
+            schedule=lambda n, _: 1.0 * n, skip_limit=2,
         )
     )  # fmt: skip
 
@@ -214,7 +214,7 @@ def test_a_donated_state_is_updated_in_place(name):
     """No copy of an old array beside the new one: see the top of optim.py."""
     from flm_jax.config import OptimConfig
 
-    model, optimizer = tiny.model(vocab_size=10_000), optim.optimizer(OptimConfig(name=name), 100)
+    model, optimizer = tiny.model(vocab_size=10_000), optim.optimizer(OptimConfig(name=name))
     assert selective(optimizer) is optimizer
     step = step_lib.make_train_step(
         {"student": model.net}, Spoiled(), OneHot, CLOCK, optimizer, ema_decay=0.9
@@ -234,7 +234,7 @@ def test_the_first_update_of_a_warm_up_changes_nothing_but_the_moments():
     from flm_jax.config import OptimConfig
 
     model, settings = tiny.model(), OptimConfig(warmup_steps=10)
-    optimizer = optim.optimizer(settings, 100)
+    optimizer = optim.optimizer(settings)
     step = step_lib.make_train_step(
         {"student": model.net}, FlowMatching(), OneHot, CLOCK, optimizer, ema_decay=0.9
     )

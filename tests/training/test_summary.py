@@ -37,6 +37,7 @@ def test_the_commands_are_words_of_a_shell(tmp_path):
         "--config.train.steps=24"
     ]
     # Other schedules are made for one number of steps.
+    assert "train longer" in words(change(config, "optim", schedule="stable"))
     assert list(words(change(config, "optim", schedule="cosine"))) == ["more samples", "start over"]
 
 

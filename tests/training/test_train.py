@@ -1,6 +1,7 @@
 """The training loop on a real, tiny corpus: files, exact resume, signals, refusals."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -239,11 +241,40 @@ def test_the_time_limit_counts_over_sessions(finished, tmp_path, capsys):
     workdir = tmp_path / "run"
     short = change(config, "train", max_minutes=1e-6, eval_every=0)
     assert loop.train(short, workdir) == 0
-    assert "stopped by train.max_minutes=1e-06 at step 1 of" in capsys.readouterr().out
-    assert steps_of(workdir) == [1]
+    assert "stopped by train.max_minutes=1e-06 at step 2 of" in capsys.readouterr().out
+    assert steps_of(workdir) == [2]  # the first one compiled, which does not count
     assert json.loads((workdir / "run.json").read_text())["stopped"] == "time limit"
     assert loop.train(short, workdir) == 0
-    assert "stopped by train.max_minutes=1e-06 at step 1 of" in capsys.readouterr().out
+    assert "stopped by train.max_minutes=1e-06 at step 2 of" in capsys.readouterr().out
+
+
+def test_a_stable_schedule_decays_before_the_time_is_up(finished, tmp_path, monkeypatch, capsys):
+    config, _ = finished
+    ticks = itertools.count(0.0, 15.0)  # every step takes as long; the first one compiles
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
+    config = change(config, "train", steps=24, max_minutes=2.0, eval_every=0, sample_every=0)
+    config = change(config, "optim", schedule="stable", decay_fraction=0.25)
+    workdir = tmp_path / "run"
+    assert loop.train(config, workdir) == 0
+    printed = capsys.readouterr().out
+    assert "the learning rate decays from step 7 to 10, the last in train.max_minutes=2" in printed
+    assert "stopped by train.max_minutes=2 at step 10 of 24" in printed
+    rates = {r["step"]: r["learning_rate"] for r in runlog.read(workdir) if "loss" in r}
+    peak = config.optim.learning_rate
+    means = pytest.approx([peak, 0.75 * peak], rel=1e-4)  # of updates 6 and 7; 8 and 9
+    assert [rates[8], rates[10]] == means
+
+    def horizons(minutes: float, step: int) -> tuple[int, int]:
+        session = loop.Session(change(config, "train", max_minutes=minutes), workdir)
+        with session.log:
+            _, state = session.restore(step)
+            session.batches.close()
+        return session.horizon, int(state.horizon)
+
+    assert horizons(2.0, 8) == horizons(2.0, 10) == (10, 10)  # decided once, also when over
+    assert horizons(9.0, 10) == horizons(0.0, 8) == (24, 24)  # more time: it goes on learning
+    assert loop.train(config, workdir) == 0
+    assert "stopped by train.max_minutes=2 at step 10 of 24" in capsys.readouterr().out
 
 
 def test_a_mistake_at_the_start_does_not_occupy_the_workdir(finished, tmp_path):

@@ -167,7 +167,7 @@ def _training(
 ) -> tuple[Callable[[], None], jax.stages.Compiled]:
     """One training step from random parameters and tokens, teachers at random, too."""
     config, loss = plan.config, experiment.loss
-    optimizer = optim.optimizer(config.optim, config.train.steps)
+    optimizer = optim.optimizer(config.optim)
     key = numerics.key(config.seed)
     models = frozen_models(experiment)
 

@@ -272,9 +272,9 @@ def update(
         Replayed(loss, draws),
         space_lib.SPACES[space],
         clock_lib.identity(),
-        optim.optimizer(settings, training.CONSTANT),
+        optim.optimizer(settings),
         ema_decay=settings.ema_decay,
-        schedule=optim.schedule(settings, training.CONSTANT),
+        schedule=optim.schedule(settings),
     )
     return train_step(state, {}, tokens_BL, mask_BL, numerics.key(0))
 
@@ -286,7 +286,7 @@ def train(case: Case, checks: Checks) -> None:
     for bits in (64, 32):
         with checks.precision(bits):
             params = family.params()["student"]
-            state = step_lib.init_state(params, optim.optimizer(settings, training.CONSTANT), ours)
+            state = step_lib.init_state(params, optim.optimizer(settings), ours)
             history = []
             for step, kind_B in enumerate(case["mid/kind"]):
                 rows = order(kind_B)

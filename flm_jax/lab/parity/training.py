@@ -92,10 +92,10 @@ def update(
         Recorded(loss, draws, official_weights(mask_BL, settings.accumulation_steps)),
         space_lib.SPACES[space],
         clock,
-        optim.optimizer(settings, CONSTANT),
+        optim.optimizer(settings),
         ema_decay=settings.ema_decay,
         accumulation_steps=settings.accumulation_steps,
-        schedule=optim.schedule(settings, CONSTANT),
+        schedule=optim.schedule(settings),
     )
     return train_step(state, {}, tokens_BL, mask_BL, numerics.key(0))
 
@@ -118,7 +118,7 @@ def train(case: Case, checks: Checks) -> None:
         for space in spaces:
             with checks.precision(bits), objective.jitter(bits):
                 params = family.params()["student"]
-                state = step_lib.init_state(params, optim.optimizer(settings, CONSTANT), loss)
+                state = step_lib.init_state(params, optim.optimizer(settings), loss)
                 call = functools.partial(
                     update, model=model, loss=loss, settings=settings, space=space
                 )

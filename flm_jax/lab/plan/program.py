@@ -134,7 +134,7 @@ def build(config: config_lib.Config, vocab_size: int) -> Program:
     """The step that `flm_jax.main` would run on one device; teachers have the student's size."""
     experiment = Experiment(config, vocab_size)
     loss = experiment.loss
-    optimizer = optim.optimizer(config.optim, config.train.steps)
+    optimizer = optim.optimizer(config.optim)
     key = jax.eval_shape(lambda: numerics.key(0))
     models = frozen_models(experiment)
     calls = Calls()
