@@ -26,6 +26,7 @@ from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):
+    stage, words = common.split_stage(stage, "fast")
     config = common.get_config(stage)
     config.data.update(name="lm1b", length=128)
     config.data.options.update(path="", download=False)
@@ -37,5 +38,5 @@ def get_config(stage="pretrain"):
     config.sampler.steps = (8, 32, 128) if scratch else (1, 2, 4, 8, 32)
     if config.sampler.name == "flow_map":
         config.sampler.gamma = 0.8
-    common.finish(config, "runs/lm1b")
+    common.finish(config, "runs/lm1b", words)
     return config

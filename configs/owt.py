@@ -26,6 +26,7 @@ from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):
+    stage, words = common.split_stage(stage, "fast")
     config = common.get_config(stage)
     config.data.update(name="openwebtext", length=1024)
     config.data.options.update(path="", valid_documents=100_000)
@@ -39,5 +40,5 @@ def get_config(stage="pretrain"):
     config.sampler.steps = (8, 32, 128) if scratch else (1, 2, 4, 8, 32)
     if config.sampler.name == "flow_map":
         config.sampler.gamma = 1.0
-    common.finish(config, "runs/owt")
+    common.finish(config, "runs/owt", words)
     return config

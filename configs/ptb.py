@@ -16,6 +16,7 @@ from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):
+    stage, words = common.split_stage(stage, "fast")
     config = common.get_config(stage)
     config.data.update(name="ptb", length=64)
     config.data.options.path = ""
@@ -23,5 +24,5 @@ def get_config(stage="pretrain"):
     config.model.update(common.PRESETS["tiny"])
     config.optim.update(warmup_steps=500, ema_decay=0.999)
     config.train.update(batch_size=128, steps=20_000, eval_every=500, sample_every=2_000)
-    common.finish(config, "runs/ptb")
+    common.finish(config, "runs/ptb", words)
     return config

@@ -20,11 +20,13 @@ from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):
+    stage, words = common.split_stage(stage, "fast")
     config = common.get_config(stage)
     config.data.update(name="prepared", length=65)
     config.data.options.path = ""  # required: the --data_dir of flm prepare --truth
     config.model.update(width=128, depth=4, heads=4, dropout=0.0, head_init="table")
-    config.optim.update(learning_rate=1e-3, warmup_steps=200, ema_decay=0.999)
+    rate = 2e-3 if "fast" in words and common.from_scratch(config) else 1e-3
+    config.optim.update(learning_rate=rate, warmup_steps=200, ema_decay=0.999)
     config.train.update(
         batch_size=64,
         steps=4_000,
@@ -39,5 +41,5 @@ def get_config(stage="pretrain"):
     config.evals = ("text_statistics", "diversity", "copying")
     if common.from_scratch(config):
         config.sampler.steps = (8, 32, 128)
-    common.finish(config, "runs/stories")
+    common.finish(config, "runs/stories", words)
     return config

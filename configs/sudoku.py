@@ -21,7 +21,7 @@ _DIFFICULTIES = ("easy", "medium", "hard")
 
 
 def get_config(stage="pretrain"):
-    stage, words = common.split_stage(stage, "4x4", "grids", *_DIFFICULTIES)
+    stage, words = common.split_stage(stage, "4x4", "grids", "fast", *_DIFFICULTIES)
     config = common.get_config(stage)
     size = 4 if "4x4" in words else 9
     form = "grids" if "grids" in words else "pairs"
@@ -55,5 +55,5 @@ def get_config(stage="pretrain"):
             eval_taus=(0.05, 0.25, 0.5, 0.75, 0.95),
         )
     config.sampler.update(num_samples=256, batch_size=256)
-    common.finish(config, "runs/sudoku4" if size == 4 else "runs/sudoku")
+    common.finish(config, "runs/sudoku4" if size == 4 else "runs/sudoku", words)
     return config

@@ -18,7 +18,7 @@ from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):
-    stage, words = common.split_stage(stage, "small")
+    stage, words = common.split_stage(stage, "small", "fast")
     config = common.get_config(stage)
     piece = 64 if "small" in words else 256
     config.data.update(name="text8", length=piece + 2, packing="one_per_row")
@@ -30,5 +30,5 @@ def get_config(stage="pretrain"):
     if "small" in words:
         common.small(config)
         workdir += "_small"
-    common.finish(config, workdir)
+    common.finish(config, workdir, words)
     return config

@@ -36,7 +36,7 @@ def get_config(stage="pretrain"):
 
 def small(data_set, stage):
     """A model on a data set of a few megabytes, in pieces of words or in characters."""
-    stage, words = common.split_stage(stage, "characters", "small")
+    stage, words = common.split_stage(stage, "characters", "small", "fast")
     config = common.get_config(stage)
     config.data.name = data_set
     if "characters" in words:
@@ -59,5 +59,5 @@ def small(data_set, stage):
     )
     if "small" in words:
         common.small(config)
-    common.finish(config)
+    common.finish(config, words=words)
     return config

@@ -19,6 +19,7 @@ from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):
+    stage, words = common.split_stage(stage, "fast")
     config = common.get_config(stage)
     config.data.update(name="tinygsm", length=512, packing="one_per_row_short")
     config.data.options.path = ""  # required: a folder, or a file, of questions with programs
@@ -30,5 +31,5 @@ def get_config(stage="pretrain"):
     config.model.update(common.PRESETS["small"], dtype="bfloat16")
     config.train.update(batch_size=512, steps=250_000)
     config.evals = ()
-    common.finish(config, "runs/tinygsm")
+    common.finish(config, "runs/tinygsm", words)
     return config

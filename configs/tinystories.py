@@ -20,7 +20,7 @@ from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):
-    stage, words = common.split_stage(stage, "small")
+    stage, words = common.split_stage(stage, "small", "fast")
     config = common.get_config(stage)
     config.data.update(name="tinystories", length=256)
     config.data.options.update(path="", download=False)
@@ -33,5 +33,5 @@ def get_config(stage="pretrain"):
         config.data.length = 64
         config.tokenizer = common.pieces(1024)
         workdir += "_small"
-    common.finish(config, workdir)
+    common.finish(config, workdir, words)
     return config

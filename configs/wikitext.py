@@ -17,7 +17,7 @@ from flm_jax.configs import common
 
 
 def get_config(stage="pretrain"):
-    stage, words = common.split_stage(stage, "small")
+    stage, words = common.split_stage(stage, "small", "fast")
     config = common.get_config(stage)
     config.data.update(name="wikitext103", length=256)
     config.data.options.update(path="", document="article", download=False)
@@ -31,5 +31,5 @@ def get_config(stage="pretrain"):
         config.data.update(name="wikitext2", length=64)
         config.tokenizer = common.pieces(2048)
         workdir += "_small"
-    common.finish(config, workdir)
+    common.finish(config, workdir, words)
     return config

@@ -77,6 +77,22 @@ def test_a_baseline_is_one_word(name, words):
         }
 
 
+@pytest.mark.parametrize("stage", common.STAGES)
+@pytest.mark.parametrize("name", [*PUBLISHED, "text_files", "python_prose"])
+def test_our_own_recipe_is_one_word(name, stage):
+    """It changes how the network learns and writes, not what it learns from."""
+    teacher = {} if stage in FROM_SCRATCH else {"teacher": "somewhere"}
+    fast = load(name, f"{stage},fast", **teacher)
+    config_lib.validate(fast, experiment.tables())
+    assert (fast.optim.name, fast.optim.schedule) == ("muon", "stable")
+    given = fast.loss.options.get("given", "")
+    assert (given == "uniform") == (fast.loss.name in ("flow_matching", "psd"))
+    assert (fast.sampler.name == "refinement") == (stage == "pretrain")
+    own, official = config_lib.to_dict(fast), config_lib.to_dict(load(name, stage, **teacher))
+    for section in ("data", "tokenizer", "model", "train", "clock"):
+        assert own[section] == official[section]
+
+
 def test_a_flow_map_without_a_teacher_is_told_its_flag():
     for stage in ("distill", "residual", "second_stage"):
         told = sentence(config_lib.validate, load("text_files", stage), experiment.tables())
