@@ -90,15 +90,24 @@ class Drawing(Loading):
         return drawn | {"sampler_options": self.options_of_sampler()}
 
     def options_of_sampler(self) -> dict[str, str]:
-        """The sampler's options by name; UserError for words that are not NAME=VALUE."""
-        pairs = [word.partition("=") for word in self.sampler_options]
-        for name, equals, _ in pairs:
+        """The sampler's options by name; UserError for words that are not NAME=VALUE.
+
+        What follows without a name belongs to the value before it: thresholds=0.99,0.9.
+        """
+        found: dict[str, str] = {}
+        last = ""
+        for word in self.sampler_options:
+            name, equals, value = word.partition("=")
+            if not equals and last:
+                found[last] += f",{word}"
+                continue
             if not name or not equals:
                 raise UserError(
                     f"--sampler_options={','.join(self.sampler_options)}: {name!r} is not "
                     "NAME=VALUE; write for example --sampler_options=block_length=8"
                 )
-        return {name: value for name, _, value in pairs}
+            found[name], last = value, name
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@
     flm generate --checkpoint=owt_flm.ckpt --steps=1024 --num_samples=1
     flm generate --checkpoint=runs/q --prompt="Once upon a time" --steps=32
     flm generate --checkpoint=runs/q --infill="Lily found a [MASK:2] and was happy" --steps=32
+    flm generate --checkpoint=runs/q --infill="Lily found a [MASK] and was happy" --span=free
     flm generate --checkpoint=runs/q --sampler=refinement --rounds=8 --steps=32
 
 What is not given comes from the config the model was trained with. The vocabulary files of an
@@ -35,6 +36,12 @@ class Options(Drawing):
     prompts: str | None = knob(
         None, 'JSON lines {"prompt": TEXT} or {"infill": TEXT}; num_samples of each'
     )
+    span: str | None = knob(
+        None,
+        "free = the [MASK] of an infill text stands for an unknown number of tokens",
+        choices=("free",),
+    )
+    max_span: int | None = knob(None, "... of at most so many (default 8)", at_least=2)
     output: str | None = knob(None, "write samples as JSON lines to this file")
 
 
@@ -73,15 +80,26 @@ def _write(options: Options, output: pathlib.Path | None, asked: dict[str, Any])
     print(f"wrote {len(rows)} samples to {output}")
 
 
-def given(options: Options) -> dict[str, str | list[str]]:
-    """What is given of the texts, as `FlowModel.generate` takes it; UserError for more than one."""
+def given(options: Options) -> dict[str, Any]:
+    """What is given of the texts, as `FlowModel.generate` takes it.
+
+    UserError for more than one, and for a span without a text to fill in.
+    """
     named = {name: vars(options)[name] for name in ("prompt", "infill", "prompts")}
     named = {name: value for name, value in named.items() if value is not None}
     if len(named) > 1:
         words = " and ".join(f"--{name}" for name in named)
         raise UserError(f"{words} are given, but only one can be; omit the others")
     path = named.pop("prompts", None)
-    return named if path is None else from_file(path)
+    found: dict[str, Any] = {**named} if path is None else from_file(path)
+    longest = {} if options.max_span is None else {"max_span": options.max_span}
+    if options.span is None:
+        if longest:
+            raise UserError(f"--max_span={options.max_span} is for --span=free; give both")
+        return found
+    if "infill" not in found:
+        raise UserError(f"--span={options.span} is for a text to fill in; give it as --infill")
+    return found | {"span": options.span} | longest
 
 
 def from_file(path: str) -> dict[str, str | list[str]]:
@@ -112,11 +130,13 @@ def from_file(path: str) -> dict[str, str | list[str]]:
 def show(samples: "Samples") -> None:
     """Prints texts, one a line, at once: a reader that has gone ends the command here."""
     mean = ""
-    if samples.evaluations < samples.steps:
+    if samples.evaluations != samples.steps:
         mean = f", {samples.evaluations:.1f} evaluations on average"
     plural = "s" * (samples.steps > 1)
     print(f"--- {samples.steps} step{plural}{mean}, {samples.seconds:.2f} s")
     print("\n".join(" | ".join(text.splitlines()) for text in samples.texts), flush=True)
+    if samples.lengths is not None:
+        print(samples.lengths, flush=True)
 
 
 COMMAND = Command(__doc__, Options, run)

@@ -4,6 +4,7 @@ model.py       the model as an object that samples; loading.py reads one from di
 choose_sampler.py  which sampler it is sampled with; programs.py: its compiled samplers
 given.py       prompts, texts with holes: which tokens are given, what is read of the result
 scoring.py     how well every token fits the others; refining.py: the worst ones written again
+spans.py       gaps of unknown length: which number of tokens fits best
 heldout.py     the loss on held-out rows at fixed times
 evaluation.py  samples at several numbers of steps, and every metric that can be computed
 conversion.py  official checkpoints to workdirs and back

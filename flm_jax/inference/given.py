@@ -120,7 +120,7 @@ def row_of_each(
     for i, (part, text) in enumerate(zip(parts, texts, strict=True)):
         if len(part) > room:
             raise UserError(
-                f"the text {_short(text)} has {len(part)} tokens, but a text of {length} tokens "
+                f"the text {short(text)} has {len(part)} tokens, but a text of {length} tokens "
                 f"has room for {room}; shorten it, or set a greater length"
             )
         row = [*bos, *part]
@@ -137,7 +137,7 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
     back = tokenizer.decode(tokens)
     if "".join(back.split()) != "".join(text.split()):
         raise UserError(
-            f"the text {_short(text)} is {_short(back)} to the tokenizer {tokenizer.name!r} of "
+            f"the text {short(text)} is {short(back)} to the tokenizer {tokenizer.name!r} of "
             "this model; write it with what its training text has"
         )
     return tokens
@@ -147,7 +147,7 @@ def _prompt(tokenizer: Tokenizer, text: str) -> list[int | None]:
     if not text:
         raise UserError("the prompt is empty; give some text, or omit it")
     if _HOLE.search(text):
-        raise UserError(f"the prompt {_short(text)} has an open token in it; give it as infill")
+        raise UserError(f"the prompt {short(text)} has an open token in it; give it as infill")
     return [*tokens_of(tokenizer, text)]
 
 
@@ -160,7 +160,7 @@ def with_holes(tokenizer: Tokenizer, text: str) -> list[int | None]:
     found = list(_HOLE.finditer(text))
     if not found:
         raise UserError(
-            f"the text {_short(text)} has nothing to fill in; write [MASK] for an open token, "
+            f"the text {short(text)} has nothing to fill in; write [MASK] for an open token, "
             "[MASK:5] for five, or give it as a prompt"
         )
     joined = _joins_spaces(tokenizer)
@@ -240,5 +240,6 @@ def _of_arrays(given: Given, length: int, vocab_size: int) -> Asked:
     return Asked(tokens_NL, mask_NL, np.full(len(tokens_NL), length), ())
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A text as sentences about it show it."""
     return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...")

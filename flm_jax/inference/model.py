@@ -18,7 +18,7 @@ from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import Space
 from flm_jax.host import numerics, progress
-from flm_jax.inference import choose_sampler, refining, scoring
+from flm_jax.inference import choose_sampler, refining, scoring, spans
 from flm_jax.inference import given as given_lib
 from flm_jax.inference.given import Asked
 from flm_jax.inference.programs import Program, Programs, counted
@@ -35,7 +35,8 @@ class Samples:
 
     ``evaluations`` of the network per sample: ``steps``, or fewer on average with ``patience``.
     ``trajectory`` is that of the first batch, if it was asked for. ``prompts`` are the texts that
-    were given, one for each sample, if any were.
+    were given, one for each sample, if any were. ``lengths`` is what the lengths of gaps were
+    chosen by, if they were open.
     """
 
     texts: list[str]
@@ -46,6 +47,7 @@ class Samples:
     evaluations: float
     trajectory: Trajectory | None = None
     prompts: tuple[str, ...] = ()
+    lengths: spans.Spans | None = None
 
     def rows(self) -> list[dict]:
         """One JSON-able dict per sample, as written to samples.jsonl."""
@@ -125,6 +127,8 @@ class FlowModel:
         prompt: str | Sequence[str] | None = None,
         infill: str | Sequence[str] | None = None,
         given: Given | Asked | None = None,
+        span: spans.Spans | str | None = None,
+        max_span: int = spans.LONGEST,
         **knobs: float | None,
     ) -> Samples:
         """Draws ``num_samples`` samples in ``steps`` network evaluations each.
@@ -132,6 +136,10 @@ class FlowModel:
         With a ``prompt`` texts begin with it; an ``infill`` text has [MASK] for every token that is
         to be written, or [MASK:5] for five. Several of them give ``num_samples`` texts each.
         ``given`` tokens with their mask, (texts, length), are the general form of both.
+
+        With ``span="free"`` the one [MASK] of an infill text stands for 1 to ``max_span`` tokens: a
+        text is written for every number, and the one that fits best is taken. That costs max_span
+        times as much, and `calibrate_spans` besides, unless its result is given as the span.
 
         What is left out comes from the config's sampler section (``steps``: the last of its list).
         Sample i depends on seed and i only, not on ``num_samples``, ``batch_size`` or devices.
@@ -141,6 +149,13 @@ class FlowModel:
         given tokens that do not fit the model (`inference.given`).
         """
         steps = self.config.sampler.steps[-1] if steps is None else steps
+        if span is not None:
+            if trajectory or prompt is not None or given is not None or infill is None:
+                raise UserError(f"span={span!r} is for an infill text; give one, and nothing else")
+            options = dict(steps=steps, seed=seed, batch_size=batch_size, length=length)
+            options |= dict(sampler=sampler, sampler_options=sampler_options, **knobs)
+            texts = [infill] if isinstance(infill, str) else infill
+            return spans.fill(self, span, texts, num_samples, max_span, options)
         length = self.config.data.length if length is None else length
         length = choose_sampler.whole("length", length)
         seed = choose_sampler.whole("seed", seed)
@@ -197,6 +212,24 @@ class FlowModel:
             parts[0][2],
             asked.texts if asked else (),
         )
+
+    @numerics.pinned()
+    def calibrate_spans(
+        self,
+        rows: np.ndarray | None = None,
+        max_span: int = spans.LONGEST,
+        gaps: int = spans.GAPS,
+        **options: Any,
+    ) -> spans.Spans:
+        """What held-out text says about gaps of 1 to ``max_span`` tokens, for `generate`'s span.
+
+        Known gaps in ``rows``, int32 (N, L), are filled at every length, and scored; by default the
+        rows are the held-out ones of the training text. ``options`` are those of `generate`, and
+        the result holds for them only. It tells how often the true length is taken.
+
+        Raises UserError where the text is missing or too short for such gaps, and as `generate`.
+        """
+        return spans.calibrated(self, rows, max_span, gaps, options)
 
     def edit(self, text: str, keep: str, num_samples: int = 8, **options: Any) -> Samples:
         """The text with other tokens where it is not kept.

@@ -66,17 +66,28 @@ def score(
     group = choose_sampler.whole("group", group)
     if group < 1:
         raise UserError(f"group={group} must be at least 1: tokens that are open at one time")
-    asked, scored_NL = _what(model, texts, length)
-    experiment = model.experiment
-    log_probs = np.full(asked.tokens_NL.shape, np.nan, np.float32)
+    rows, scored_NL = _what(model, texts, length)
+    return of_places(model, rows.tokens_NL, rows.mask_NL | scored_NL, scored_NL, group, seed)
+
+
+def of_places(
+    model: "FlowModel",
+    tokens_NL: np.ndarray,
+    known_NL: np.ndarray,
+    scored_NL: np.ndarray,
+    group: int = 1,
+    seed: int = 0,
+) -> Scores:
+    """Scores of some tokens of every row, bool (N, L), which are among the known ones."""
+    experiment, (count, length) = model.experiment, tokens_NL.shape
+    log_probs = np.full(tokens_NL.shape, np.nan, np.float32)
     if experiment.config.model.causal:
-        beginning_NL = asked.mask_NL | scored_NL
-        if not np.logical_and.accumulate(beginning_NL, axis=1)[scored_NL].all():
+        if not np.logical_and.accumulate(known_NL, axis=1)[scored_NL].all():
             raise UserError("an autoregressive model scores texts without holes; give whole ones")
-        jobs = [(i, scored_NL[i]) for i in range(len(asked))]
+        jobs = [(i, scored_NL[i]) for i in range(count)]
     else:
         check(experiment)
-        jobs = [(i, places) for i in range(len(asked)) for places in _groups(scored_NL[i], group)]
+        jobs = [(i, places) for i in range(count) for places in _groups(scored_NL[i], group)]
     program, key = model.programs.scorer, numerics.key(seed)
     size = min(_ROWS, 1 << max(0, len(jobs) - 1).bit_length())
     for first in progress.bar(range(0, len(jobs), size), desc="scoring", delay=2):
@@ -84,15 +95,14 @@ def score(
         row_B = np.asarray([row for row, _ in part] + [0] * (size - len(part)))
         open_BL = np.zeros((size, length), bool)
         open_BL[: len(part)] = [places for _, places in part]
-        given_BL = (asked.mask_NL | scored_NL)[row_B] & ~open_BL
         index_B = np.arange(first, first + size)
         keys_B = sequence_keys(key, jnp.asarray(index_B))
         params = {STUDENT: model.params}
-        given = Given(jnp.asarray(asked.tokens_NL[row_B]), jnp.asarray(given_BL))
+        given = Given(jnp.asarray(tokens_NL[row_B]), jnp.asarray(known_NL[row_B] & ~open_BL))
         found = np.asarray(program(params, given, keys_B))
         for (row, places), values in zip(part, found, strict=False):
             log_probs[row, places] = values[places]
-    return Scores(asked.tokens_NL, log_probs, len(jobs) / len(asked))
+    return Scores(tokens_NL, log_probs, len(jobs) / count)
 
 
 def check(experiment: Experiment) -> None:

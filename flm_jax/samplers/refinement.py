@@ -6,6 +6,9 @@ A round predicts all open tokens, and commits
 * the ``top_k`` most probable ones; -1 for a uniform budget: the round's share
   ceil(open / rounds left), so that the last round has no more to write than the others.
 
+Not in the published form, and off by default: a threshold of its own for every round, and commits
+that are looked at again (``reopen``).
+
 Equal probabilities are ranked by position. The network must be trained with given tokens. Unlike
 the official code it stops, and counts no evaluations, when everything is committed.
 """
@@ -30,11 +33,17 @@ class Refinement(RoundSampler):
     Attributes:
       top_k: so many of the most probable open tokens are committed in every round; -1 is the
         uniform budget, 0 leaves it to the threshold.
+      thresholds: one for every round, in place of ``threshold``.
+      reopen: what was committed is opened again where an evaluation between two rounds, in which
+        half of it is open, finds it less probable than this; in [0, 1), 0 is off. The rounds share
+        what these evaluations leave of the steps.
       rounds, threshold, confidence_noise: see `sampling.SamplingKnobs`. ``rounds`` share the
         evaluations; there are no more rounds than evaluations.
     """
 
     top_k: int = UNIFORM_BUDGET
+    thresholds: tuple[float, ...] = ()
+    reopen: float = 0.0
     rounds: int = 4
     threshold: float = 0.9
     confidence_noise: float = 0.0
@@ -53,8 +62,27 @@ class Refinement(RoundSampler):
                 "by the threshold only)"
             )
 
+        if len(self.thresholds) not in (0, self.rounds):
+            raise UserError(
+                f"sampler option thresholds={self.thresholds} has {len(self.thresholds)} values, "
+                f"but there are rounds={self.rounds}; give one for every round"
+            )
+        if not all(-1.0 <= value <= 1.0 for value in self.thresholds):
+            raise UserError(
+                f"sampler option thresholds={self.thresholds} must have values from -1 (by the "
+                "budget only) to 1"
+            )
+        if not 0.0 <= self.reopen < 1.0:
+            raise UserError(
+                f"sampler option reopen={self.reopen} must be a probability in [0, 1); 0 is off"
+            )
+
+    @property
+    def doubt(self) -> float:
+        return self.reopen
+
     def rounds_for(self, steps: int, length: int) -> int:
-        return min(self.rounds, steps)
+        return min(self.rounds, (steps + 1) // 2 if self.reopen else steps)
 
     def commit(
         self, which: jax.Array, rounds: int, open_BL: jax.Array, p_BL: jax.Array, keys_B: jax.Array
@@ -64,7 +92,10 @@ class Refinement(RoundSampler):
             u_BL = jnp.maximum(uniforms(keys_B, p_BL.shape[1]), jnp.finfo(jnp.float32).tiny)
             score_BL = score_BL - self.confidence_noise * jnp.log(-jnp.log(u_BL))
         chosen_BL = rank(open_BL, score_BL) < self.budget(open_BL, rounds - which)[:, None]
-        if self.threshold >= 0.0:
+        if self.thresholds:
+            threshold = jnp.asarray(self.thresholds, jnp.float32)[which]
+            chosen_BL |= (threshold >= 0.0) & (p_BL >= threshold)
+        elif self.threshold >= 0.0:
             chosen_BL |= p_BL >= self.threshold
         return open_BL & chosen_BL
 

@@ -2,8 +2,13 @@
 
 A round starts its open positions from noise, moves them with a rule of its own (``inside``) and
 reads the last prediction: the tokens that the sampler commits become given, and the others start
-again, from fresh noise or from the noise they had. What is committed never changes. The last round
-commits everything. Which tokens are committed is all that a sampler here says (`commit`).
+again, from fresh noise or from the noise they had. The last round commits everything. Which tokens
+are committed is what a sampler here says (`commit`).
+
+What is committed does not change, unless the sampler has a `doubt`. Then an evaluation between two
+rounds looks at what was committed before: half of those tokens, drawn by lot, are opened for it
+(what a network says at a given token means nothing), and those that it then finds less probable
+than the doubt stay open. It is one of the evaluations.
 
 The network evaluations of all rounds are one scan, with carry (state, first state, given tokens).
 """
@@ -19,7 +24,7 @@ from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import maps
 from flm_jax.flow.at import STUDENT, At
-from flm_jax.flow.randomness import folded
+from flm_jax.flow.randomness import folded, uniforms
 from flm_jax.samplers import loops
 from flm_jax.samplers.base import Given, Move, Sampler, Trajectory, Written
 from flm_jax.sampling import Sampling
@@ -30,27 +35,33 @@ AUTO, JUMP, EULER, FRESH = "auto", "jump", "euler", "fresh"
 class Schedule(NamedTuple):
     """What every evaluation S is for: its round, its step in tau, whether it is its round's last.
 
-    The first rounds take one evaluation more where rounds do not divide the steps.
+    The first rounds take one evaluation more where rounds do not divide the steps. ``look_S`` are
+    those between two rounds that look at what is committed, if there are any; they ask at tau 0.
     """
 
     round_S: jax.Array
     tau_S: jax.Array
     tau_next_S: jax.Array
     last_S: jax.Array
+    look_S: jax.Array
 
     @classmethod
-    def of(cls, steps: int, rounds: int, power: float) -> "Schedule":
-        """``rounds`` <= ``steps`` of them."""
-        each, more = divmod(steps, rounds)
+    def of(cls, steps: int, rounds: int, power: float, looks: bool = False) -> "Schedule":
+        """``rounds`` <= ``steps`` of them, or with looks between them 2 rounds - 1 <= ``steps``."""
+        each, more = divmod(steps - looks * (rounds - 1), rounds)
 
         def tiled(part):
+            look = part(jnp.asarray([0.0, 1.0]))[:looks]
             longer, shorter = part(maps.grid(each + 1, power)), part(maps.grid(each, power))
-            return jnp.concatenate([jnp.tile(longer, more), jnp.tile(shorter, rounds - more)])
+            longer, shorter = (jnp.concatenate([one, look]) for one in (longer, shorter))
+            tiles = [jnp.tile(longer, more), jnp.tile(shorter, rounds - more)]
+            return jnp.concatenate(tiles)[:steps]
 
-        counts = jnp.full(rounds, each) + (jnp.arange(rounds) < more)
+        counts = jnp.full(rounds, each + looks) + (jnp.arange(rounds) < more)
         round_S = jnp.repeat(jnp.arange(rounds), counts, total_repeat_length=steps)
-        last_S = jnp.arange(steps) == (jnp.cumsum(counts) - 1)[round_S]
-        return cls(round_S, tiled(lambda tau: tau[:-1]), tiled(lambda tau: tau[1:]), last_S)
+        left_S = (jnp.cumsum(counts) - 1)[round_S] - jnp.arange(steps)
+        starts_S, ends_S = tiled(lambda tau: tau[:-1]), tiled(lambda tau: tau[1:])
+        return cls(round_S, starts_S, ends_S, left_S == looks, (left_S == 0) & looks)
 
 
 class Carry(NamedTuple):
@@ -103,6 +114,11 @@ class RoundSampler(Sampler, unfinished=True):
             return self
         return dataclasses.replace(self, inside=JUMP if two_times else FRESH)
 
+    @property
+    def doubt(self) -> float:
+        """What was committed and is less probable than this is opened again; 0: never."""
+        return 0.0
+
     @abc.abstractmethod
     def rounds_for(self, steps: int, length: int) -> int:
         """Into how many rounds, at most ``steps``, so many evaluations are divided."""
@@ -150,8 +166,8 @@ class RoundSampler(Sampler, unfinished=True):
             given = Given(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
         steps = sampling.steps
         count = self.rounds_for(steps, length)
-        schedule = Schedule.of(steps, count, sampling.grid_power)
-        rounds = Rounds(self, at, keys_B, sampling, length, noise, count, schedule)
+        schedule = Schedule.of(steps, count, sampling.grid_power, self.doubt > 0.0)
+        rounds = Rounds(self, at, keys_B, sampling, length, noise, count, schedule, given.mask_BL)
         begin = rounds.start(start, given)
         if not trajectory:
             carry, _ = loops.loop(rounds.step, begin, steps)
@@ -175,7 +191,10 @@ class RoundSampler(Sampler, unfinished=True):
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """The evaluations of one run in ``count`` rounds; ``noise`` as in `RoundSampler.run`."""
+    """The evaluations of one run in ``count`` rounds; ``noise`` as in `RoundSampler.run`.
+
+    ``fixed_BL``, bool, is what was given from the beginning.
+    """
 
     sampler: RoundSampler
     at: At
@@ -185,6 +204,7 @@ class Rounds:
     noise: jax.Array | None
     count: int
     schedule: Schedule
+    fixed_BL: jax.Array
 
     def start(self, raw: jax.Array | None, given: Given) -> Carry:
         """Before the first round, from given raw noise or from that of all other samplers."""
@@ -198,6 +218,9 @@ class Rounds:
     def step(self, carry: Carry, i: jax.Array) -> tuple[Carry, tuple]:
         """Evaluation i, unless its round has nothing to do."""
         works_B = self.sampler.works(self.schedule.round_S[i], ~carry.given.mask_BL)
+        if self.sampler.doubt:
+            committed_B = jnp.any(self.committed(carry), axis=1)
+            works_B = jnp.where(self.schedule.look_S[i], committed_B, works_B)
         after = loops.either(
             jnp.any(works_B),
             lambda carry: self.advance(carry, i, self.move(carry, i)),
@@ -208,19 +231,54 @@ class Rounds:
 
     def seen_step(self, carry: Carry, i: jax.Array) -> tuple[Carry, tuple]:
         """Evaluation i, with what a trajectory shows of it."""
-        move = self.move(carry, i)
+        move, given = self.move(carry, i), self.seen(carry, i)
         tokens_BL, p_BL = move.posterior.most_likely()
-        p_BL = jnp.where(carry.given.mask_BL, 1.0, p_BL)
-        return self.advance(carry, i, move), (carry.state, carry.given.read(tokens_BL), p_BL)
+        p_BL = jnp.where(given.mask_BL, 1.0, p_BL)
+        return self.advance(carry, i, move), (carry.state, given.read(tokens_BL), p_BL)
 
     def move(self, carry: Carry, i: jax.Array) -> Move:
         """What the rule inside a round proposes."""
-        at, schedule, shape = self.at.given(carry.given.mask_BL), self.schedule, self.keys_B.shape
+        given, state, schedule, shape = (
+            self.seen(carry, i),
+            carry.state,
+            self.schedule,
+            self.keys_B.shape,
+        )
         tau_s, tau_t = (jnp.full(shape, tau[i]) for tau in (schedule.tau_S, schedule.tau_next_S))
-        return self.sampler.propose(at, carry.state, tau_s, tau_t)
+        if self.sampler.doubt:
+            looking = given.clean(self.at.space, carry.first)
+            state = jnp.where(schedule.look_S[i], looking, state)
+        return self.sampler.propose(self.at.given(given.mask_BL), state, tau_s, tau_t)
+
+    def committed(self, carry: Carry) -> jax.Array:
+        """Where tokens are given that were not from the beginning, bool (B, L)."""
+        return carry.given.mask_BL & ~self.fixed_BL
+
+    def seen(self, carry: Carry, i: jax.Array) -> Given:
+        """What is given to evaluation i: less than there is, where it looks at some of that."""
+        if not self.sampler.doubt:
+            return carry.given
+        coin_BL = uniforms(folded(self._keys(5), i), self.length) < 0.5
+        looked_BL = self.committed(carry) & coin_BL & self.schedule.look_S[i]
+        return carry.given._replace(mask_BL=carry.given.mask_BL & ~looked_BL)
 
     def advance(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
         """After evaluation i: further inside its round, or at the beginning of the next one."""
+        if not self.sampler.doubt:
+            return self.onwards(carry, i, move)
+        look = self.schedule.look_S[i]
+        return loops.either(look, self.reopen, self.onwards, carry, i, move)
+
+    def reopen(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
+        """After a look at committed tokens: those that are too improbable are open again."""
+        tokens_BL, mask_BL = carry.given
+        doubted_BL = jnp.exp(move.posterior.log_prob(tokens_BL)) < self.sampler.doubt
+        looked_BL = mask_BL & ~self.seen(carry, i).mask_BL
+        given = Given(tokens_BL, mask_BL & ~(looked_BL & doubted_BL))
+        return carry._replace(given=given, state=given.clean(self.at.space, carry.first))
+
+    def onwards(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
+        """After an evaluation of a round."""
         if self.count == self.sampling.steps:
             return self.end(carry, i, move)
         return loops.either(self.schedule.last_S[i], self.end, self.inside, carry, i, move)
@@ -257,5 +315,5 @@ class Rounds:
         return self.at.space.scatter(raw, self.sampling.prior_scale)
 
     def _keys(self, purpose: int) -> jax.Array:
-        """Keys of the start (0), steps (1), tokens (2), commits (3), and the other rounds (4)."""
+        """Of the start (0), steps (1), tokens (2), commits (3), other rounds (4), looks (5)."""
         return folded(self.keys_B, purpose)

@@ -328,3 +328,5 @@ def test_options_of_the_sampler_are_words():
     options = command.Options(checkpoint="x", sampler_options=("block_length=8", "inside=euler"))
     assert options.options_of_sampler() == {"block_length": "8", "inside": "euler"}
     assert jax.tree.leaves(command.given(options)) == []
+    options = command.Options(checkpoint="x", sampler_options=("thresholds=0.9", "0.5", "top_k=1"))
+    assert options.options_of_sampler() == {"thresholds": "0.9,0.5", "top_k": "1"}

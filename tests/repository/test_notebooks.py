@@ -45,7 +45,12 @@ def cells(path, kind):
 
 def test_there_are_notebooks():
     names = {path.stem for path in NOTEBOOKS}
-    assert names >= {"quickstart", "official_checkpoint", "flow_map_explained"}
+    assert names >= {
+        "quickstart",
+        "official_checkpoint",
+        "flow_map_explained",
+        "write_fill_correct",
+    }
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -84,6 +84,16 @@ def test_a_threshold_and_a_budget_are_joined():
     assert commit(threshold=1.0, top_k=99).tolist() == [0, 1, 2, 3, 5]
 
 
+def test_every_round_can_have_a_threshold():
+    p = jnp.asarray([[0.95, 0.5, 0.9, 0.2]])
+    sampler = Refinement(thresholds=(0.92, 0.4, -1.0), rounds=3, top_k=0)
+    chosen = [
+        np.flatnonzero(sampler.commit(jnp.asarray(r), 3, jnp.ones_like(p, bool), p, NO_KEYS))
+        for r in range(3)
+    ]
+    assert [found.tolist() for found in chosen] == [[0], [0, 1, 2], []]
+
+
 def test_equal_scores_are_ranked_by_position():
     open_BL = jnp.asarray([[True, False, True, True]])
     assert rank(open_BL, jnp.asarray([[1.0, 9.0, 2.0, 2.0]])).tolist() == [[2, 3, 0, 1]]
@@ -105,7 +115,18 @@ def test_the_schedule_gives_every_round_its_evaluations():
     np.testing.assert_allclose(schedule.tau_S, [0, 1 / 3, 2 / 3, 0, 0.5, 0, 0.5], rtol=1e-6)
     np.testing.assert_allclose(schedule.tau_next_S, [1 / 3, 2 / 3, 1, 0.5, 1, 0.5, 1], rtol=1e-6)
     assert schedule.last_S.tolist() == [0, 0, 1, 0, 1, 0, 1]
-    assert Schedule.of(3, 3, 1.0).last_S.all()
+    assert Schedule.of(3, 3, 1.0).last_S.all() and not schedule.look_S.any()
+
+
+def test_looks_between_the_rounds_are_evaluations():
+    schedule = Schedule.of(7, 3, 1.0, looks=True)  # 2 + look + 2 + look + 1
+    assert schedule.round_S.tolist() == [0, 0, 0, 1, 1, 1, 2]
+    np.testing.assert_allclose(schedule.tau_S, [0, 0.5, 0, 0, 0.5, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(schedule.tau_next_S, [0.5, 1, 1, 0.5, 1, 1, 1], rtol=1e-6)
+    assert schedule.last_S.tolist() == [0, 1, 0, 0, 1, 0, 1]
+    assert schedule.look_S.tolist() == [0, 0, 1, 0, 0, 1, 0]
+    assert Schedule.of(3, 2, 1.0, looks=True).look_S.tolist() == [0, 1, 0]
+    assert Refinement(reopen=0.1).rounds_for(6, L) == 3
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -156,6 +177,37 @@ def test_positions_are_committed_in_the_order_of_their_confidence():
         by_place(PLACES), 6, OneHot, trajectory=True,
     ).trajectory.states  # fmt: skip
     np.testing.assert_array_equal(kept[0][:, still_open], kept[2][:, still_open])
+
+
+def test_what_was_committed_and_is_improbable_is_opened_again():
+    """Of the committed tokens half are looked at; those below ``reopen`` start from noise again."""
+    keys = sequence_keys(jax.random.key(7), jnp.arange(200))
+    given = Given(np.zeros((200, L), np.int32), np.arange(L)[None] == np.zeros((200, 1), int))
+    order = 1 + np.argsort(-PLACES.max(1)[1:])  # without the given one
+    p = PLACES.max(1)
+    reopen = float(p[order[:2]].mean())  # of the two committed first, one is below it
+    written = write(
+        Refinement(threshold=-1.0, top_k=2, rounds=2, reopen=reopen),
+        by_place(PLACES), 3, OneHot, keys=keys, given=given, trajectory=True,
+    )  # fmt: skip
+    clean = np.eye(V)[np.where(np.arange(L) == 0, 0, PLACES.argmax(1))]
+    before_BL, after_BL = ((written.trajectory.states[s] == clean).all(-1) for s in (1, 2))
+    assert (before_BL.sum(0) > 0).nonzero()[0].tolist() == sorted([0, *order[:2]])
+    share = after_BL.mean(0)
+    assert share[0] == 1.0 and share[order[0]] == 1.0 and not share[order[2:]].any()
+    assert abs(share[order[1]] - 0.5) < 5 * 0.5 / np.sqrt(200)
+    np.testing.assert_array_equal(written.tokens_BL, np.tile(clean.argmax(1), (200, 1)))
+
+
+def test_looks_are_counted_and_needed_only_where_something_is_committed():
+    calls = []
+    net = given_nets.counted(by_place(PLACES), calls)
+    given = Given(np.zeros((B, L), np.int32), np.asarray([[False] * L, [True] * L, [False] * L]))
+    sure = Refinement(threshold=0.0, rounds=3, reopen=1e-6)  # one round, two looks, no doubt
+    written = write(sure, net, 5, given=given)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(written.evaluations_B, [3, 0, 3])
+    assert len(calls) == 3
 
 
 def test_it_stops_when_everything_is_committed_and_counts_what_it_took():
@@ -228,6 +280,9 @@ def test_churn_forgets_the_old_noise():
     [
         (lambda: Refinement(inside="walk"), "inside='walk' is unknown; choose auto or jump"),
         (lambda: Refinement(top_k=-2), "top_k=-2 must be at least -1"),
+        (lambda: Refinement(thresholds=(0.9,)), "has 1 values, but there are rounds=4; give one"),
+        (lambda: Refinement(thresholds=(0.9, 2.0), rounds=2), "must have values from -1"),
+        (lambda: Refinement(reopen=1.0), "reopen=1.0 must be a probability in .0, 1"),
         (lambda: BlockDiffusion(block_length=0), "block_length=0 must be at least 1"),
         (lambda: Churn(share=0.0), r"share=0.0 must be in \(0, 1\]"),
     ],
