@@ -112,7 +112,7 @@ def from_file(path: str) -> dict[str, str | list[str]]:
 def show(samples: "Samples") -> None:
     """Prints texts, one a line, at once: a reader that has gone ends the command here."""
     mean = ""
-    if samples.evaluations < samples.steps:
+    if samples.evaluations != samples.steps:
         mean = f", {samples.evaluations:.1f} evaluations on average"
     plural = "s" * (samples.steps > 1)
     print(f"--- {samples.steps} step{plural}{mean}, {samples.seconds:.2f} s")

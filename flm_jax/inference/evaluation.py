@@ -140,7 +140,9 @@ def _written(
 ) -> Written:
     stored = draw(model, point, weights, folder)
     name = ", ".join(filter(None, (point.method, point.swept)))
-    return Written(name, point.steps, stored.tokens_NL, stored.seconds, point.method)
+    section = _sampler(model, point.options, (point.steps,))
+    evaluations = section.sampling(point.steps).evaluations
+    return Written(name, evaluations, stored.tokens_NL, stored.seconds, point.method)
 
 
 def draw(

@@ -150,7 +150,7 @@ def adopt(params: Any, wanted: Any, source: str) -> Any:
             raise UserError(
                 f"init_from={source!r} does not fit this model: {name} is "
                 f"{have.get(name, 'absent')} there but {want.get(name, 'absent')} here; use the "
-                "same model section (two_times and loss_weighting may differ, learned_positions "
-                "may be added), or init_from='' for a student of another size"
+                "same model section (two_times, loss_weighting and self_conditioning may differ, "
+                "learned_positions may be added), or init_from='' for a student of another size"
             )
     return params
