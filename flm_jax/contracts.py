@@ -46,6 +46,7 @@ class Needs:
       given: some tokens are given, at time 1 (times per position).
       self_conditioning: a student that sees its own estimate (`model.self_conditioning`) is as good
         as one that does not; without it, only one that does not.
+      teacher_self_conditioning: a teacher that sees its own estimate.
     """
 
     teacher: bool = False
@@ -58,3 +59,4 @@ class Needs:
     mask_token: bool = False
     given: bool = False
     self_conditioning: bool = False
+    teacher_self_conditioning: bool = False
