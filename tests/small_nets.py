@@ -26,7 +26,10 @@ def backbone(params, h_BLD, tau_s, tau_t, key, given_BL=None, estimate_BLD=None)
     return features + (0.0 if key is None else 0.5), None
 
 
-def params(seed: int, vocab_size: int, width: int, hidden: int = 6, dtype=jnp.float64) -> dict:
+def params(
+    seed: int, vocab_size: int, width: int, hidden: int = 6, dtype=jnp.float64, told: bool = False
+) -> dict:
+    """Parameters of `backbone`; with ``told`` those of the map of estimates, too."""
     draw = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -38,8 +41,7 @@ def params(seed: int, vocab_size: int, width: int, hidden: int = 6, dtype=jnp.fl
         "in": normal(width, hidden),
         "times": normal(2, hidden),
         "out": normal(hidden, width),
-        "told": normal(width, width),
-    }
+    } | ({"told": normal(width, width)} if told else {})
 
 
 def net(parameters: dict, chunk: int = 16, seen_by=backbone, **options) -> Net:

@@ -139,10 +139,11 @@ def _written(
     model: inference.FlowModel, point: OperatingPoint, weights: str, folder: pathlib.Path
 ) -> Written:
     stored = draw(model, point, weights, folder)
-    name = ", ".join(filter(None, (point.method, point.swept)))
     section = _sampler(model, point.options, (point.steps,))
     evaluations = section.sampling(point.steps).evaluations
-    return Written(name, evaluations, stored.tokens_NL, stored.seconds, point.method)
+    method = counted(point.steps, evaluations)
+    name = ", ".join(filter(None, (method, point.swept)))
+    return Written(name, evaluations, stored.tokens_NL, stored.seconds, method)
 
 
 def draw(

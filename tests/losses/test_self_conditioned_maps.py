@@ -28,7 +28,7 @@ WIDTHS = {"student": 3, "teacher": 4, "ema": 3}
 
 def params(dtype=jnp.float64) -> dict:
     return {
-        role: small_nets.params(i, V, width, dtype=dtype)
+        role: small_nets.params(i, V, width, dtype=dtype, told=True)
         for i, (role, width) in enumerate(WIDTHS.items())
     }
 

@@ -99,10 +99,13 @@ def test_both_spaces_agree(name):
 
 
 def test_a_round_begins_without_an_estimate():
-    """With one evaluation a round nothing is ever told."""
-    sampler = Refinement(inside="euler", rounds=STEPS)
-    found, plain = (write(sampler, network(scale)).trajectory for scale in (0.5, 0.0))
-    np.testing.assert_allclose(found.states, plain.states, rtol=1e-5)
+    """Two rounds of two evaluations, of which the first commits nothing."""
+    sampler, net = Refinement(inside="euler", rounds=2, top_k=0, threshold=1.0), network()
+    path = write(sampler, net, OneHot).trajectory
+    tau_SB = jnp.broadcast_to(path.tau_S[:, None], (STEPS, B))
+    plain = jax.jit(jax.vmap(lambda x, tau_B: net(x @ net.table, tau_B).posterior.dense().max(-1)))
+    told = np.abs(plain(path.states[:-1], tau_SB) - path.confidence_SBL).max((1, 2)) > 1e-3
+    np.testing.assert_array_equal(told, [False, True, False, True])
 
 
 def test_iterations_at_one_state_approach_a_fixed_point_and_stay_there():
