@@ -44,6 +44,9 @@ class Needs:
       causal: a causal student (`model.causal`).
       mask_token: a student with a mask token (`model.mask_token`).
       given: some tokens are given, at time 1 (times per position).
+      self_conditioning: a student that sees its own estimate (`model.self_conditioning`) is as good
+        as one that does not; without it, only one that does not.
+      teacher_self_conditioning: a teacher that sees its own estimate.
     """
 
     teacher: bool = False
@@ -55,3 +58,5 @@ class Needs:
     causal: bool = False
     mask_token: bool = False
     given: bool = False
+    self_conditioning: bool = False
+    teacher_self_conditioning: bool = False

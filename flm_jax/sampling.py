@@ -49,6 +49,12 @@ class SamplingKnobs:
         0, "stop a text whose tokens stay the same so many evaluations (0 = never)", at_least=0
     )
 
+    fixed_point_iterations: int = knob(
+        1,
+        "network evaluations per step, each told the estimate of the last one (models with "
+        "self-conditioning)",
+        at_least=1,
+    )
     rounds: int = knob(
         4, "rounds of a refinement, which share the steps; each commits some tokens", at_least=1
     )
@@ -101,6 +107,11 @@ def with_knobs(function: F) -> F:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(SamplingKnobs):
-    """The knobs of one draw, with its number of network evaluations. Hashable."""
+    """The knobs of one draw, with its number of steps. Hashable."""
 
-    steps: int = knob(1, "network evaluations", at_least=1)
+    steps: int = knob(1, "network evaluations (times fixed_point_iterations)", at_least=1)
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network, in all steps."""
+        return self.steps * self.fixed_point_iterations

@@ -1,5 +1,7 @@
 """A network of two times that is told of given tokens, small enough to compile in a moment."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,14 @@ from flm_jax.flow.net import Net
 V, D = 7, 5
 
 
-def backbone(params, h_BLD, tau_s, tau_t, key, given_BL=None):
-    """tanh(h A + tau_s b + tau_t c + mean over positions + place) C; a time left out is 0.3."""
+def backbone(params, h_BLD, tau_s, tau_t, key, given_BL=None, estimate_BLD=None):
+    """tanh(h A + tau_s b + tau_t c + mean over positions + place) C; a time left out is 0.3.
+
+    With an estimate, h is h + estimate M.
+    """
     length = h_BLD.shape[1]
+    if estimate_BLD is not None:
+        h_BLD = h_BLD + estimate_BLD @ params["told"]
     tau_t = jnp.full_like(tau_s, 0.3) if tau_t is None else tau_t
 
     def told(tau):
@@ -40,6 +47,14 @@ def net(seed: int = 0, dtype=jnp.float32, seen_by=backbone, vocab_size: int = V)
         "out": normal(6, 6),
     }
     return Net(seen_by, params, head_chunk=16)
+
+
+def told(made: Net, seed: int = 0, scale: float = 0.5) -> Net:
+    """The same network with self-conditioning; ``scale`` of the map of estimates."""
+    dtype = made.table.dtype
+    kernel = scale * jnp.asarray(np.random.default_rng(seed).standard_normal((D, D)), dtype)
+    params = made.params | {"told": kernel}
+    return dataclasses.replace(made, params=params, self_conditioning=True)
 
 
 def counted(made: Net, calls: list) -> Net:

@@ -7,12 +7,14 @@ import numpy as np
 from flm_jax.flow.net import Net
 
 
-def backbone(params, h_BLD, tau_s, tau_t, key, given_BL=None):
+def backbone(params, h_BLD, tau_s, tau_t, key, given_BL=None, estimate_BLD=None):
     """tanh(h A + tau_s b + tau_t c + mean over positions) C; a second time left out is the first.
 
     Times are (B,), or (B, L); both are 1 where tokens are given. With a key, "dropout" adds a
-    constant, so that a test sees where it is on.
+    constant, so that a test sees where it is on. An estimate is added to h by a linear map, "told".
     """
+    if estimate_BLD is not None:
+        h_BLD = h_BLD + estimate_BLD @ params["told"]
     tau_t = tau_s if tau_t is None else tau_t
     own = h_BLD @ params["in"]
     times = jnp.stack([tau_s, tau_t], axis=-1) @ params["times"]
@@ -24,7 +26,10 @@ def backbone(params, h_BLD, tau_s, tau_t, key, given_BL=None):
     return features + (0.0 if key is None else 0.5), None
 
 
-def params(seed: int, vocab_size: int, width: int, hidden: int = 6, dtype=jnp.float64) -> dict:
+def params(
+    seed: int, vocab_size: int, width: int, hidden: int = 6, dtype=jnp.float64, told: bool = False
+) -> dict:
+    """Parameters of `backbone`; with ``told`` those of the map of estimates, too."""
     draw = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -36,16 +41,18 @@ def params(seed: int, vocab_size: int, width: int, hidden: int = 6, dtype=jnp.fl
         "in": normal(width, hidden),
         "times": normal(2, hidden),
         "out": normal(hidden, width),
-    }
+    } | ({"told": normal(width, width)} if told else {})
 
 
-def net(parameters: dict, chunk: int = 16, seen_by=backbone) -> Net:
-    return Net(seen_by, parameters, head_chunk=chunk)
+def net(parameters: dict, chunk: int = 16, seen_by=backbone, **options) -> Net:
+    return Net(seen_by, parameters, head_chunk=chunk, **options)
 
 
-def probabilities(parameters: dict, x_BLV, tau_s, tau_t=None) -> jax.Array:
+def probabilities(parameters: dict, x_BLV, tau_s, tau_t=None, estimate_BLV=None) -> jax.Array:
     """What the network says at a dense state, (B, L, V), by the formula."""
-    features, _ = backbone(parameters, x_BLV @ parameters["embed"]["table"], tau_s, tau_t, None)
+    table = parameters["embed"]["table"]
+    estimate_BLD = None if estimate_BLV is None else jax.lax.stop_gradient(estimate_BLV @ table)
+    features, _ = backbone(parameters, x_BLV @ table, tau_s, tau_t, None, None, estimate_BLD)
     raw = features @ parameters["head"]["kernel"] + parameters["head"]["bias"][None, None, :]
     return jax.nn.softmax(30.0 * jnp.tanh(raw / 30.0))
 

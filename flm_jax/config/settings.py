@@ -64,6 +64,9 @@ class ModelConfig:
     mask_token: bool = knob(False, "one token more than the tokenizer has (loss masked_diffusion)")
     two_times: bool = knob(False, "condition on two times (flow maps)")
     loss_weighting: bool = knob(False, "learn a weight per time")
+    self_conditioning: bool = knob(
+        False, "the network sees its own estimate of the text, too (half of the time in training)"
+    )
     dtype: str = knob(
         "float32",
         "dtype of matrix products (auto = bfloat16 where it is faster, decided as a run begins)",

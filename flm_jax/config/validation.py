@@ -348,6 +348,11 @@ def knob_problems(
     knobs = section or config.sampler
     length = length or config.data.length
     problems = {}
+    if knobs.fixed_point_iterations > 1 and not config.model.self_conditioning:
+        problems["fixed_point_iterations"] = (
+            f"fixed_point_iterations={knobs.fixed_point_iterations} tells a network its own "
+            "estimate, but model.self_conditioning=False; set it to 1"
+        )
     only = sampler.steps_for(length)
     wrong = ", ".join(str(steps) for steps in knobs.steps if only not in (None, steps))
     if wrong:
@@ -362,6 +367,7 @@ _KINDS_OF_NETWORK = {
     "two_times": ("a network of two times (a flow map)", "a network of one time"),
     "causal": ("a causal network", "a network that is not causal"),
     "mask_token": ("a network with a mask token", "a network without a mask token"),
+    "self_conditioning": ("", "a network without self-conditioning"),
 }
 
 
@@ -369,6 +375,8 @@ def _misfits(config: Config, needs: Needs, begin: str, ignored: tuple[str, ...] 
     """Where the model is of another kind than a loss or a sampler is made for."""
     problems = []
     wanted, found = dataclasses.asdict(needs), dataclasses.asdict(config.model)
+    if needs.self_conditioning:  # may be there or not
+        ignored = (*ignored, "self_conditioning")
     for knob, (with_it, without_it) in _KINDS_OF_NETWORK.items():
         if wanted[knob] != found[knob] and knob not in ignored:
             problems.append(

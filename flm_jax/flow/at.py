@@ -7,9 +7,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from flm_jax.flow.clock import Clock
-from flm_jax.flow.net import Net, Params
+from flm_jax.flow.net import Net, Output, Params
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import Space, without_gradients
 
@@ -46,10 +47,63 @@ class At:
         tau_t: jax.Array | None = None,
         key: jax.Array | None = None,
         given_BL: jax.Array | None = None,
+        estimate: jax.Array | None = None,
     ) -> Posterior:
-        """The posterior of the network in that role at a state; times as in `Net.__call__`."""
+        """The posterior of the network in that role at a state; times as in `Net.__call__`.
+
+        ``estimate`` is one of `estimate`, for a network with self-conditioning; or None.
+        """
+        return self.output(role, state, tau_s, tau_t, key, given_BL, estimate).posterior
+
+    def output(
+        self,
+        role: str,
+        state: jax.Array,
+        tau_s: jax.Array,
+        tau_t: jax.Array | None = None,
+        key: jax.Array | None = None,
+        given_BL: jax.Array | None = None,
+        estimate: jax.Array | None = None,
+    ) -> Output:
+        """`ask`, with the learned loss weighting."""
         given_BL = self.given_BL if given_BL is None else given_BL
-        return self.nets[role](self.space.view(state, role), tau_s, tau_t, key, given_BL).posterior
+        h_BLD = self.space.view(state, role)
+        estimate_BLD = None if estimate is None else self.space.view(estimate, role)
+        return self.nets[role](h_BLD, tau_s, tau_t, key, given_BL, estimate_BLD)
+
+    def estimate(
+        self, posterior: Posterior, state: jax.Array, given_BL: jax.Array | None = None
+    ) -> jax.Array:
+        """What is expected of the clean sequence after that posterior at a state, itself a state.
+
+        That is p, and at given tokens, which are clean in the state already, the state.
+        """
+        given_BL = self.given_BL if given_BL is None else given_BL
+        mean = self.space.mean(posterior.probability()).astype(state.dtype)
+        return mean if given_BL is None else jnp.where(given_BL[..., None], state, mean)
+
+    def iterated(
+        self,
+        role: str,
+        state: jax.Array,
+        tau_s: jax.Array,
+        passes: int,
+        given_BL: jax.Array | None = None,
+    ) -> Posterior:
+        """The posterior after so many passes of a network with self-conditioning at one state.
+
+        Every pass is told the estimate of the one before, the first one nothing: an approach to the
+        fixed point of p -> posterior(state, p) (FMLM*, arXiv 2607.00714).
+        """
+        if passes == 1:
+            return self.ask(role, state, tau_s, given_BL=given_BL)
+
+        def again(_, estimate):
+            posterior = self.ask(role, state, tau_s, given_BL=given_BL, estimate=estimate)
+            return self.estimate(posterior, state, given_BL)
+
+        estimate = jax.lax.fori_loop(0, passes - 1, again, jnp.zeros_like(state))
+        return self.ask(role, state, tau_s, given_BL=given_BL, estimate=estimate)
 
     def given(self, mask_BL: jax.Array) -> "At":
         """The same where those tokens are given: whatever is asked, they are at time 1."""

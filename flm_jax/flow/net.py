@@ -27,7 +27,8 @@ class Output(NamedTuple):
 
 
 # (params, h_BLD, tau_s, tau_t or None, dropout key or None) -> (features_BLD, log_weight or None),
-# with given_BL as one more argument where there are given tokens
+# with given_BL as one more argument where there are given tokens; estimate_BLD, if there is one, is
+# the argument after that
 Backbone = Callable[..., tuple[jax.Array, jax.Array | None]]
 
 
@@ -39,6 +40,7 @@ class Net:
     """A backbone with its parameters and the options of its vocabulary head.
 
     ``params`` holds at least ``embed.table`` (V, D), ``head.kernel`` (D, V) and ``head.bias`` (V,).
+    ``self_conditioning``: it can be told an estimate of the clean sequence.
     """
 
     backbone: Backbone
@@ -48,6 +50,7 @@ class Net:
     dtype: DTypeLike = jnp.float32
     temperature: float = 1.0
     fused_head: bool = True
+    self_conditioning: bool = False
 
     @property
     def table(self) -> jax.Array:
@@ -92,15 +95,20 @@ class Net:
         tau_t: jax.Array | None = None,
         key: jax.Array | None = None,
         given_BL: jax.Array | None = None,
+        estimate_BLD: jax.Array | None = None,
     ) -> Output:
         """The posterior at h = x @ E.
 
         ``tau_s`` and ``tau_t`` (the second time of a flow map) are (B,) or (B, L). With a ``key``
         dropout is on. With ``given_BL`` (bool) times are (B,), and those of given tokens are 1 in
         the place of them: what times (B, L) would give, at the cost of times (B,).
+        ``estimate_BLD`` is what a network with ``self_conditioning`` is told of the clean sequence,
+        p @ E; None or zeros: nothing. It is a constant: derivatives do not pass through it.
         """
-        given = () if given_BL is None else (given_BL,)
-        features_BLD, log_weight = self.backbone(self.params, h_BLD, tau_s, tau_t, key, *given)
+        told = () if given_BL is None else (given_BL,)
+        if estimate_BLD is not None:
+            told = given_BL, jax.lax.stop_gradient(estimate_BLD)
+        features_BLD, log_weight = self.backbone(self.params, h_BLD, tau_s, tau_t, key, *told)
         return Output(Posterior(features_BLD, self.head), log_weight)
 
 

@@ -90,7 +90,13 @@ class Space(Contract, unfinished=True):
         combination: Combination,
     ) -> jax.Array:
         """a * x + b * combination; a and b are scalars, (B,) or (B, L)."""
-        return per_token(a) * state + per_token(b) * self.mean(combination)
+        return self.mixed(state, a, b, self.mean(combination))
+
+    def mixed(
+        self, state: jax.Array, a: jax.Array | float, b: jax.Array | float, mean: jax.Array
+    ) -> jax.Array:
+        """The same with a `mean` that is there already."""
+        return per_token(a) * state + per_token(b) * mean
 
     def perturb(self, state: jax.Array, noise: jax.Array, scale: jax.Array | float) -> jax.Array:
         """x + scale * noise."""

@@ -28,6 +28,7 @@ _FIXED = (
     "model.causal",
     "model.mask_token",
     "model.learned_positions",
+    "model.self_conditioning",
     "clock.name",
 )
 

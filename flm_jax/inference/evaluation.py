@@ -139,8 +139,11 @@ def _written(
     model: inference.FlowModel, point: OperatingPoint, weights: str, folder: pathlib.Path
 ) -> Written:
     stored = draw(model, point, weights, folder)
-    name = ", ".join(filter(None, (point.method, point.swept)))
-    return Written(name, point.steps, stored.tokens_NL, stored.seconds, point.method)
+    section = _sampler(model, point.options, (point.steps,))
+    evaluations = section.sampling(point.steps).evaluations
+    method = counted(point.steps, evaluations)
+    name = ", ".join(filter(None, (method, point.swept)))
+    return Written(name, evaluations, stored.tokens_NL, stored.seconds, method)
 
 
 def draw(

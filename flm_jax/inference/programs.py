@@ -176,6 +176,7 @@ def _no_tokens(program: Program) -> Given | None:
     return Given(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)) if program.given else None
 
 
-def counted(steps: int) -> str:
-    """ "1 step", "8 steps"."""
-    return f"{steps} step{'s' * (steps > 1)}"
+def counted(steps: int, evaluations: int | None = None) -> str:
+    """ "1 step", "8 steps"; "8 steps (16 evaluations)" if those are as many."""
+    many = "" if evaluations in (None, steps) else f" ({evaluations} evaluations)"
+    return f"{steps} step{'s' * (steps > 1)}{many}"

@@ -92,7 +92,7 @@ class ESD(FlowMapLoss):
         if self.start == TEACHER:
             return self.teacher_at_s(here)
         tau_t = path.tau_t if self.official else path.tau_s
-        return here.ask(STUDENT, here.state, path.tau_s, tau_t, here.keys[0])
+        return here.ask(STUDENT, here.state, path.tau_s, tau_t, here.keys[0], here.told)
 
 
 def start_derivative(here: Setting, start: Posterior) -> Posterior:
@@ -100,12 +100,11 @@ def start_derivative(here: Setting, start: Posterior) -> Posterior:
     net, space, path = here.at.student, here.at.space, here.path
     pull = at_given(1.0 / (1.0 - path.s + maps.EPS_MAP), here.given_BL, 0.0)
     flow = space.advance(here.state, -pull, pull, start.probability())
-    h_BLD, h_tangent = (space.view(x, STUDENT) for x in (here.state, flow))
 
-    def features(h_BLD, tau_s):
-        output = net(h_BLD, tau_s, path.tau_t, here.keys[1], here.given_BL)
-        return output.posterior.features_BLD
+    def features(state, tau_s):
+        found = here.ask(STUDENT, state, tau_s, path.tau_t, here.keys[1], here.told)
+        return found.features_BLD
 
     speed = here.at.clock.dtau_dt(path.s)
-    value, tangent = jax.jvp(features, (h_BLD, path.tau_s), (h_tangent, speed))
+    value, tangent = jax.jvp(features, (here.state, path.tau_s), (flow, speed))
     return Posterior(value, net.head, tangent)

@@ -3,6 +3,12 @@
 A flow map is a denoiser of two times, delta_{s,t}. On the diagonal (s = t) it is the denoiser
 itself and learns from a teacher or from the data; off it, it learns from a target built from
 networks at other times, which is what the subclasses differ in. `losses/kinds.py` deals the rows.
+
+Self-conditioning (FMLM*, arXiv 2607.00714). A teacher with it may be asked for the estimate after
+several passes, ``teacher_iterations``, which a student without it then learns to give in one. A
+student with it sees, on half of the rows of every kind, what it says itself without at the same
+times; whatever a target asks at a later state of the path is told the estimate made on the way
+there, as the sampler does.
 """
 
 import abc
@@ -14,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.contracts import Needs
+from flm_jax.errors import UserError
 from flm_jax.flow import maps, times
 from flm_jax.flow.at import STUDENT, TEACHER, At
 from flm_jax.flow.clock import Clock
@@ -24,6 +31,7 @@ from flm_jax.losses import given_tokens, options
 from flm_jax.losses.base import Batch, Key, Loss, PerToken, dropout_keys, hint, weighted
 from flm_jax.losses.given_tokens import at_given
 from flm_jax.losses.kinds import DIAGONAL, OFF_DIAGONAL, Kinds, boundary_notices
+from flm_jax.losses.self_conditioning import Told
 
 UNIFORM_DIFF, UNIFORM_ST = "uniform_diff", "uniform_st"
 DATA = "data"
@@ -42,6 +50,7 @@ class Setting(NamedTuple):
     keys: Sequence[Key]  # of dropout in the two target networks; a teacher has none
     hint_BL: jax.Array | None = None  # what the losses will be multiplied with, see losses/base.py
     given_BL: jax.Array | None = None
+    told: jax.Array | None = None  # what a student with self-conditioning is told at `state`
 
     def ask(
         self,
@@ -50,9 +59,20 @@ class Setting(NamedTuple):
         tau_s: jax.Array,
         tau_t: jax.Array | None = None,
         key: Key = None,
+        told: jax.Array | None = None,
     ) -> Posterior:
-        """`At.ask` with the given tokens."""
-        return self.at.ask(role, state, tau_s, tau_t, key, self.given_BL)
+        """`At.ask` with the given tokens; ``told`` is the estimate, if there is one."""
+        return self.at.ask(role, state, tau_s, tau_t, key, self.given_BL, told)
+
+    def moved(
+        self, keep: jax.Array, add: jax.Array, posterior: Posterior
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The state after keep * x_s + add * p, and what a student is told there."""
+        space, estimate = self.at.space, None
+        if not self.at.student.self_conditioning:
+            return space.advance(self.state, keep, add, posterior.probability()), estimate
+        estimate = self.at.estimate(posterior, self.state, self.given_BL)
+        return space.mixed(self.state, keep, add, estimate), estimate
 
     def jump(self, s: jax.Array, t: jax.Array, lift: float = 0.0) -> tuple[jax.Array, jax.Array]:
         """`maps.jump` from s to t, (B, L) where tokens are given."""
@@ -67,6 +87,7 @@ class Setting(NamedTuple):
             path=self.path.rows(which),
             hint_BL=None if hint_BL is None else (hint_BL * kind_B[:, None])[which],
             given_BL=None if given_BL is None else given_BL[which],
+            told=None if self.told is None else self.told[which],
         )
 
 
@@ -84,6 +105,8 @@ class FlowMapLoss(Loss, unfinished=True):
       tau_min, tau_max: range of the drawn numbers.
       stratified: one number per stratum of the global batch (official); else independent.
       target_dropout: dropout stays on in target networks (official); the teacher never has any.
+      teacher_iterations: passes of a teacher with self-conditioning, each told the estimate of the
+        one before, at every state that it is asked about.
     """
 
     on_diagonal: str = TEACHER
@@ -95,6 +118,7 @@ class FlowMapLoss(Loss, unfinished=True):
     tau_max: float = 1.0
     stratified: bool = True
     target_dropout: bool = True
+    teacher_iterations: int = 1
 
     keeps_prompts: ClassVar[bool] = True
     ways_to_draw: ClassVar[tuple[str, ...]] = (UNIFORM_DIFF, UNIFORM_ST)
@@ -106,11 +130,23 @@ class FlowMapLoss(Loss, unfinished=True):
         options.share("diagonal_fraction", self.diagonal_fraction)
         options.share("boundary_fraction", self.boundary_fraction)
         options.tau_range(self.tau_min, self.tau_max)
+        if self.teacher_iterations < 1:
+            raise UserError(f"teacher_iterations={self.teacher_iterations} must be at least 1")
+        if self.teacher_iterations > 1 and not self.needs.teacher:
+            raise UserError(
+                f"teacher_iterations={self.teacher_iterations} has no effect without a teacher; "
+                "omit it"
+            )
 
     @property
     def needs(self) -> Needs:
-        some_given = self.given != given_tokens.NONE
-        return Needs(teacher=self.on_diagonal == TEACHER, two_times=True, given=some_given)
+        return Needs(
+            teacher=self.on_diagonal == TEACHER,
+            two_times=True,
+            given=self.given != given_tokens.NONE,
+            self_conditioning=True,
+            teacher_self_conditioning=self.teacher_iterations > 1,
+        )
 
     @property
     def off_diagonal_share(self) -> float:
@@ -145,7 +181,8 @@ class FlowMapLoss(Loss, unfinished=True):
         state = at.space.corrupt(draws["noise"], batch.tokens_BL, s)
         key, *target_keys = dropout_keys(draws, 3)
         tau_s, tau_t = self.student_times(path, batch)
-        output = at.student(at.space.view(state, STUDENT), tau_s, tau_t, key=key, given_BL=given_BL)
+        told = self.told(kinds).estimate(at, batch, state, tau_s, tau_t, given_BL)
+        output = at.output(STUDENT, state, tau_s, tau_t, key, given_BL, told)
         setting = Setting(
             at.stopped(),
             jax.lax.stop_gradient(state),
@@ -153,6 +190,7 @@ class FlowMapLoss(Loss, unfinished=True):
             target_keys if self.target_dropout else [None, None],
             jax.lax.stop_gradient(hint(count_BL, output.log_weight)),
             given_BL,
+            told,
         )
         group_B, losses = kinds.group_of(batch.index_B), []
         for group, part in enumerate(kinds.parts(len(batch.index_B))):
@@ -203,7 +241,20 @@ class FlowMapLoss(Loss, unfinished=True):
 
     def teacher_at_s(self, here: Setting) -> Posterior:
         """D_s: the teacher's posterior at (x_s, tau_s)."""
-        return here.ask(TEACHER, here.state, here.path.tau_s)
+        return self.teacher_at(here, here.state, here.path.tau_s)
+
+    def teacher_at(self, here: Setting, state: jax.Array, tau: jax.Array) -> Posterior:
+        """The teacher's posterior, after its iterations."""
+        return here.at.iterated(TEACHER, state, tau, self.teacher_iterations, here.given_BL)
+
+    def told(self, kinds: Kinds) -> Told:
+        """Half of the rows on the diagonal and half of the others, next to each other.
+
+        Those are not boundary samples as long as these are less than half of the others: one jump
+        over the whole way is told nothing.
+        """
+        half = kinds.diagonal // 2
+        return Told(kinds.diagonal - half, kinds.diagonal + kinds.off_diagonal // 2)
 
     def student_times(self, path: Path, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The two times that the student is asked at."""

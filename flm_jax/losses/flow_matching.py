@@ -7,7 +7,8 @@ With a learned weighting head (`model.loss_weighting`): exp(-w(tau)) * loss + w(
 
 ``given`` trains infilling too: some tokens are given (t = 1, no loss), each with the probability
 ``given_fraction``, or with one that is drawn per sequence, f ~ U(0, 1). The official code has
-nothing like it.
+nothing like it, nor self-conditioning (`model.self_conditioning`): on half of the rows the network
+sees what it says without (`losses/self_conditioning.py`).
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from flm_jax.flow.randomness import uniforms
 from flm_jax.flow.space import Space
 from flm_jax.losses import given_tokens, options
 from flm_jax.losses.base import Batch, Loss, PerToken, hint, weighted
+from flm_jax.losses.self_conditioning import Told
 
 CONSTANT = "constant"
 
@@ -60,7 +62,8 @@ class FlowMatching(Loss):
 
     @property
     def needs(self) -> Needs:
-        return Needs(given=self.given == given_tokens.UNIFORM or self.given_fraction > 0.0)
+        given = self.given == given_tokens.UNIFORM or self.given_fraction > 0.0
+        return Needs(given=given, self_conditioning=True)
 
     def draw(self, key: jax.Array, batch: Batch, space: Space) -> dict[str, jax.Array]:
         key_time, key_noise, key_given, key_dropout = jax.random.split(key, 4)
@@ -83,8 +86,8 @@ class FlowMatching(Loss):
         count_BL = given_tokens.open_count(batch, given_BL)
         t = given_tokens.at_given(at.clock.to_t(tau_B), given_BL, 1.0)
         state = at.space.corrupt(draws["noise"], batch.tokens_BL, t)
-        h_BLD, key = at.space.view(state, STUDENT), draws.get("dropout")
-        output = at.student(h_BLD, tau_B, key=key, given_BL=given_BL)
+        told = Told.half(batch.global_size).estimate(at, batch, state, tau_B, None, given_BL)
+        output = at.output(STUDENT, state, tau_B, None, draws.get("dropout"), given_BL, told)
         hint_BL = hint(count_BL, output.log_weight)
         nll_BL = -output.posterior.log_prob(batch.tokens_BL, hint_BL)
         return PerToken(weighted(nll_BL, output.log_weight), count_BL, {"nll": nll_BL})

@@ -70,11 +70,11 @@ class LSD(FlowMapLoss):
         at, path = here.at, here.path
         moved = end_derivative(here, at.clock.dtau_dt(path.t))
         keep, add = here.jump(path.s, path.t)
-        state_t = at.space.advance(here.state, keep, add, moved.probability())
+        state_t, told_t = here.moved(keep, add, moved)
         if self.end == TEACHER:
-            end = here.ask(TEACHER, state_t, path.tau_t)
+            end = self.teacher_at(here, state_t, path.tau_t)
         else:
-            end = here.ask(STUDENT, state_t, path.tau_t, path.tau_t, here.keys[1])
+            end = here.ask(STUDENT, state_t, path.tau_t, path.tau_t, here.keys[1], told_t)
         left = at_given(1.0 - path.t, here.given_BL, 0.0)
         return end.probability() + moved.tangent(-add * left)
 
@@ -82,10 +82,10 @@ class LSD(FlowMapLoss):
 def end_derivative(here: Setting, speed_B: jax.Array) -> Posterior:
     """delta_{s,t}(x_s) of the student with its derivative along speed * d/dtau_t."""
     net, path = here.at.student, here.path
-    h_BLD = here.at.space.view(here.state, STUDENT)
 
     def features(tau_t):
-        return net(h_BLD, path.tau_s, tau_t, here.keys[0], here.given_BL).posterior.features_BLD
+        found = here.ask(STUDENT, here.state, path.tau_s, tau_t, here.keys[0], here.told)
+        return found.features_BLD
 
     value, tangent = jax.jvp(features, (path.tau_t,), (speed_B,))
     return Posterior(value, net.head, tangent)

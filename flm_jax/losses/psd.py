@@ -102,9 +102,8 @@ def semigroup_defect(
 def semigroup(here: Setting, role: str, lift: float = 0.0) -> Combination:
     """lambda * delta_{s,u}(x) + (1 - lambda) * delta_{u,t}(X_{s,u}(x)), without gradient."""
     path = here.path
-    first = here.ask(role, here.state, path.tau_s, path.tau_u, here.keys[0])
-    keep, add = here.jump(path.s, path.u, lift)
-    state_u = here.at.space.advance(here.state, keep, add, first.probability())
-    second = here.ask(role, state_u, path.tau_u, path.tau_t, here.keys[1])
+    first = here.ask(role, here.state, path.tau_s, path.tau_u, here.keys[0], here.told)
+    state_u, told_u = here.moved(*here.jump(path.s, path.u, lift), first)
+    second = here.ask(role, state_u, path.tau_u, path.tau_t, here.keys[1], told_u)
     weight = at_given(maps.semigroup_weight(path.s, path.u, path.t), here.given_BL, 0.0)
     return first.probability(weight) + second.probability(1.0 - weight)

@@ -6,6 +6,7 @@ norms, time embedding and softmax are at least float32; products in the blocks r
 Parameters are one nested dict; the blocks are stacked along a leading layer axis:
 
     embed.table (V, D)      time_embed, time_embed_to (second time)      loss_weight (optional)
+    estimate (self-conditioning; optional)
     blocks.{norm_attention, qkv, attention_out, norm_mlp, mlp_in, mlp_out, modulation}
     final.{norm, modulation}      head.{kernel (D, V), bias (V,)}      positions (P, D; optional)
 
@@ -146,6 +147,7 @@ class DiT(nn.Module):
     causal: bool = False
     attention: str = "auto"
     learned_positions: int = 0
+    self_conditioning: bool = False
 
     @nn.compact
     def __call__(
@@ -157,6 +159,7 @@ class DiT(nn.Module):
         position: jax.Array | None = None,
         cache: tuple | None = None,
         given_BL: jax.Array | None = None,
+        estimate_BLD: jax.Array | None = None,
     ) -> tuple:
         """(features (B, L, D), log weight or None, cache); see `flow.net.Net` for the arguments.
 
@@ -169,6 +172,8 @@ class DiT(nn.Module):
         if conditioning is not None:  # the stream has one type from the first block to the last
             wide = jnp.promote_types(wide, conditioning.vectors.dtype)
         h_BLD = h_BLD.astype(wide)
+        if estimate_BLD is not None:
+            h_BLD = h_BLD + self.heard(estimate_BLD).astype(wide)
         length = h_BLD.shape[1] if cache is None else cache[0].shape[2]
         rotary = rotary_tables(length, h_BLD.shape[2] // self.heads, h_BLD.dtype)
         if position is not None:
@@ -184,6 +189,16 @@ class DiT(nn.Module):
             if given_BL is not None:
                 log_weight = take(log_weight[:, None], given_BL)
         return features_BLD, log_weight, cache
+
+    def heard(self, estimate_BLD: jax.Array) -> jax.Array:
+        """What the network makes of an estimate of the clean sequence; nothing of zeros.
+
+        A linear map, zero at first: it starts as the network without. ValueError without the map.
+        """
+        if not self.self_conditioning:
+            raise ValueError("a network without self-conditioning was told an estimate")
+        options = {"use_bias": False, "zero": True, "dtype": self.dtype}
+        return Linear(estimate_BLD.shape[-1], name="estimate", **options)(estimate_BLD)
 
     def place(self, length: int, width: int, position: jax.Array | None) -> jax.Array:
         """Learned vectors (L, D) of the positions; of one ``position`` (1, D) if there is a cache.
@@ -300,7 +315,8 @@ class Model:
         h_BLD = jnp.zeros((1, 2, self.width), jnp.float32)
         tau = jnp.zeros((1,), jnp.float32)
         tau_t = tau if self.module.two_times else None
-        params = dict(self.module.init(key_backbone, h_BLD, tau, tau_t)["params"])
+        estimate = {"estimate_BLD": h_BLD} if self.module.self_conditioning else {}
+        params = dict(self.module.init(key_backbone, h_BLD, tau, tau_t, **estimate)["params"])
         bound = 1.0 / math.sqrt(self.width)
         table = uniform(bound)(key_table, (self.vocab_size, self.width))
         params["embed"] = {"table": table}
@@ -323,14 +339,17 @@ class Model:
         return chunks.tokens_for(self.vocab_size, CHUNK_MEGABYTES[device_kind()])
 
     @functools.partial(jax.jit, static_argnums=0)
-    def backbone(self, params, h_BLD, tau_s, tau_t=None, key=None, given_BL=None):
+    def backbone(
+        self, params, h_BLD, tau_s, tau_t=None, key=None, given_BL=None, estimate_BLD=None
+    ):
         """`flow.net.Backbone`: dropout is on if and only if there is a key.
 
         Compiled as a part, so that a loss that asks several times is traced once.
         """
         rngs = None if key is None else {"dropout": key}
-        options = {"deterministic": key is None, "given_BL": given_BL, "rngs": rngs}
-        return self.apply(params, h_BLD, tau_s, tau_t, **options)[:2]
+        told = {"given_BL": given_BL, "estimate_BLD": estimate_BLD}
+        options = {"deterministic": key is None, "rngs": rngs}
+        return self.apply(params, h_BLD, tau_s, tau_t, **told, **options)[:2]
 
     def net(self, params: Params, temperature: float = 1.0, devices: int = 1) -> Net:
         """The network with these parameters; ``devices`` share the batch and so each chunk.
@@ -346,6 +365,7 @@ class Model:
             head_chunk=self.chunk * devices,
             dtype=self.module.dtype,
             temperature=temperature,
+            self_conditioning=self.module.self_conditioning,
         )
 
 
@@ -354,12 +374,16 @@ def build(settings: Settings, vocab_size: int) -> Model:
 
     With ``mask_token`` the network has one token more, the last, that no tokenizer writes.
 
-    Raises UserError for a causal network that is to see times.
+    Raises UserError for a causal network that is to see times or estimates.
     """
-    unseen = {"two_times": settings.two_times, "loss_weighting": settings.loss_weighting}
-    for knob, is_set in unseen.items():
+    unseen = {
+        "two_times": (settings.two_times, "time"),
+        "loss_weighting": (settings.loss_weighting, "time"),
+        "self_conditioning": (settings.self_conditioning, "estimate of what follows"),
+    }
+    for knob, (is_set, what) in unseen.items():
         if settings.causal and is_set:
-            raise UserError(f"a causal network sees no time; set model.{knob}=False")
+            raise UserError(f"a causal network sees no {what}; set model.{knob}=False")
     module = DiT(
         depth=settings.depth,
         heads=settings.heads,
@@ -375,6 +399,7 @@ def build(settings: Settings, vocab_size: int) -> Model:
         causal=settings.causal,
         attention=settings.attention,
         learned_positions=settings.learned_positions,
+        self_conditioning=settings.self_conditioning,
     )
     return Model(
         vocab_size + settings.mask_token,

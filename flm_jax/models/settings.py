@@ -49,6 +49,9 @@ class Settings(Protocol):
     def loss_weighting(self) -> bool: ...
 
     @property
+    def self_conditioning(self) -> bool: ...
+
+    @property
     def dtype(self) -> str: ...
 
     @property

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 
 from flm_jax.flow.trees import Params
 
-DROPPED = ("time_embed_to", "loss_weight")  # parts that only one of the two may have
+# Parts that only one of the two may have.
+DROPPED = ("time_embed_to", "loss_weight", "estimate")
 OPTIONAL = (*DROPPED, "positions")  # parts that the source may lack
 
 
@@ -15,7 +16,7 @@ def student_from(
 
     A second time embedder that the source lacks gets a last layer of zeros: the flow map starts
     as the denoiser it comes from, whatever its second time. A learned loss weighting stays fresh,
-    and so do learned positions, which are zero at first.
+    and so do learned positions and self-conditioning, which are zero at first.
 
     Args:
       fresh: freshly drawn parameters of the new network.

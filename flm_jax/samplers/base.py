@@ -65,8 +65,8 @@ class Given(NamedTuple):
 class Carry(NamedTuple):
     """What a sampler of the common loop carries from step to step.
 
-    ``estimate`` (the last prediction, for self-conditioning) is None: nothing here makes it yet.
-    ``given`` is None if all is written.
+    ``estimate`` is what a network with self-conditioning is told: `At.estimate` of the last
+    prediction, zeros before the first one. None for others. ``given`` is None if all is written.
     """
 
     state: jax.Array

@@ -39,7 +39,7 @@ class Churn(Euler):
         return True
 
     def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
-        posterior = at.ask(STUDENT, carry.state, tau_s)
+        posterior = at.ask(STUDENT, carry.state, tau_s, estimate=carry.estimate)
         t, t_next = at.clock.to_t(tau_s), at.clock.to_t(tau_t)
         euler = functools.partial(maps.euler, eps=self.eps)
         _, keep, add, noise = maps.gamma_noise(t, t_next, self.share, euler)

@@ -7,6 +7,7 @@ already covers half of t.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -24,15 +25,17 @@ class Euler(LoopSampler):
 
     eps: float = maps.EPS
 
+    uses: ClassVar[frozenset[str]] = LoopSampler.self_conditioned
+
     @property
     def needs(self) -> Needs:
-        return Needs()
+        return Needs(self_conditioning=True)
 
     def __post_init__(self):
         if self.eps < 0:
             raise UserError(f"sampler option eps={self.eps} must be at least 0; official: 1e-5")
 
     def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
-        posterior = at.ask(STUDENT, carry.state, tau_s)
+        posterior = at.ask(STUDENT, carry.state, tau_s, estimate=carry.estimate)
         keep, add = maps.euler(at.clock.to_t(tau_s), at.clock.to_t(tau_t), self.eps)
         return Move(posterior, keep, add)

@@ -25,11 +25,11 @@ class FlowMap(LoopSampler):
 
     gamma: float = 0.0
 
-    uses: ClassVar[frozenset[str]] = LoopSampler.uses | {"gamma"}
+    uses: ClassVar[frozenset[str]] = LoopSampler.self_conditioned | {"gamma"}
 
     @property
     def needs(self) -> Needs:
-        return Needs(two_times=True)
+        return Needs(two_times=True, self_conditioning=True)
 
     def __post_init__(self):
         if not 0.0 <= self.gamma <= 1.0:
@@ -47,5 +47,5 @@ class FlowMap(LoopSampler):
             at.clock.to_t(tau_s), at.clock.to_t(tau_t), self.gamma
         )
         aim = at.clock.to_tau(t_aim)
-        posterior = at.ask(STUDENT, carry.state, tau_s, aim)
+        posterior = at.ask(STUDENT, carry.state, tau_s, aim, estimate=carry.estimate)
         return Move(posterior, keep, add, noise)

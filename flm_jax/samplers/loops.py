@@ -8,6 +8,10 @@ and a loop applies ``x <- keep * x + add * p + noise * xi``. The last step appli
 posterior *is* the result, and tokens are read from it. Only a move with a ``correction`` is applied
 to the end: the result is then the last state, ``keep * x + add * p + correction``.
 
+A network with self-conditioning is told its last estimate of the clean sequence, which is carried
+from step to step; the first one is zero. With ``fixed_point_iterations`` a step asks so many times
+at the same state, each time with the estimate of the time before. (FMLM*, arXiv 2607.00714.)
+
 With a patience a sequence whose tokens no longer change is finished. Towards the end of a flow most
 steps change nothing, so that a fine grid costs about what the hard sequences need.
 """
@@ -33,6 +37,7 @@ class LoopSampler(Sampler, unfinished=True):
     uses: ClassVar[frozenset[str]] = frozenset(
         {"temperature", "top_p", "denoiser_temperature", "prior_scale", "grid_power", "patience"}
     )
+    self_conditioned: ClassVar[frozenset[str]] = uses | {"fixed_point_iterations"}
 
     @abc.abstractmethod
     def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
@@ -86,26 +91,44 @@ class Steps:
         state = self.at.space.scatter(raw, self.sampling.prior_scale)
         if self.given is not None:
             state = self.given.clean(self.at.space, state)
-        return Carry(state, given=self.given)
+        told = self.at.student.self_conditioning
+        return Carry(state, jnp.zeros_like(state) if told else None, self.given)
 
     def move(self, carry: Carry, i: jax.Array | int) -> Move:
         """What the rule proposes at step i."""
         batch = self.keys_B.shape[0]
         tau_s, tau_t = (jnp.full((batch,), self.grid[j]) for j in (i, i + 1))
         at = self.at if carry.given is None else self.at.given(carry.given.mask_BL)
-        return self.sampler.propose(at, carry, tau_s, tau_t)
+
+        def again(_, carry):
+            return carry._replace(estimate=self.estimate(carry, propose(carry)))
+
+        def propose(carry):
+            return self.sampler.propose(at, carry, tau_s, tau_t)
+
+        more = self.sampling.fixed_point_iterations - 1
+        return propose(jax.lax.fori_loop(0, more, again, carry) if more else carry)
+
+    def estimate(self, carry: Carry, move: Move) -> jax.Array:
+        """`At.estimate` of a step's prediction."""
+        given_BL = None if carry.given is None else carry.given.mask_BL
+        return self.at.estimate(move.posterior, carry.state, given_BL)
 
     def advance(self, carry: Carry, i: jax.Array | int, move: Move) -> Carry:
         """What is carried on after a step that is not the last one."""
-        space = self.at.space
-        state = space.advance(carry.state, move.keep, 1.0, move.prediction)
+        space, estimate = self.at.space, None
+        if carry.estimate is None:
+            state = space.advance(carry.state, move.keep, 1.0, move.prediction)
+        else:  # one pass over the vocabulary for both
+            estimate = self.estimate(carry, move)
+            state = space.mixed(carry.state, move.keep, move.add, estimate)
         if self.sampler.stochastic:
             if self.noise is not None:
                 raw = self.noise[i]
             else:
                 raw = space.noise(folded(self._keys(1), i), self.length)
             state = space.perturb(state, raw, move.noise)
-        return carry._replace(state=self.kept(carry, state))
+        return carry._replace(state=self.kept(carry, state), estimate=estimate)
 
     def kept(self, carry: Carry, state: jax.Array) -> jax.Array:
         """The state after a move: given tokens stay what they are."""
@@ -171,7 +194,7 @@ def whole_grid(run: Steps, start: jax.Array | None, trajectory: bool) -> Written
     last = run.move(carry, last_step)
     tokens_BL = run.read(last)
     if not trajectory:
-        return Written.in_all_steps(tokens_BL, run.sampling.steps)
+        return Written.in_all_steps(tokens_BL, run.sampling.evaluations)
     states, tokens_SBL, confidence_SBL = jax.tree.map(
         lambda many, one: jnp.concatenate([many, one[None]]), seen, observe(carry, last)
     )
@@ -182,14 +205,14 @@ def whole_grid(run: Steps, start: jax.Array | None, trajectory: bool) -> Written
     states = jnp.concatenate([states, run.kept(carry, final)[None]])
     tau_S = run.grid[:-1]
     path = Trajectory(tau_S, run.at.clock.to_t(tau_S), states, tokens_SBL, confidence_SBL)
-    return Written.in_all_steps(tokens_BL, run.sampling.steps, path)
+    return Written.in_all_steps(tokens_BL, run.sampling.evaluations, path)
 
 
 def until_stable(run: Steps, start: jax.Array | None) -> Written:
     """The steps that each sequence takes until its tokens stay the same; no trajectory.
 
     A sequence is finished when the arg max of its prediction stayed the same, at every position,
-    over ``patience`` evaluations after the one that set it. Its tokens are read there, and what
+    over ``patience`` steps after the one that set it. Its tokens are read there, and what
     happens to its state later does not matter. The loop ends when all sequences are finished, or
     with the grid; sequences that never finish early get the very tokens of `whole_grid`.
 
@@ -204,7 +227,7 @@ def until_stable(run: Steps, start: jax.Array | None) -> Written:
         return (i < steps - 1) & jnp.any(unchanged_B < patience)
 
     def step(carry):
-        i, state, likeliest_BL, tokens_BL, unchanged_B, evaluations_B = carry
+        i, state, likeliest_BL, tokens_BL, unchanged_B, steps_B = carry
         move = run.move(state, i)
         active_B = unchanged_B < patience
         now_BL = run.likeliest(move)
@@ -213,11 +236,11 @@ def until_stable(run: Steps, start: jax.Array | None) -> Written:
         read_BL = now_BL if run.sampling.temperature == 0.0 else run.read(move)
         tokens_BL = jnp.where(active_B[:, None], read_BL, tokens_BL)
         state = run.advance(state, i, move)
-        return i + 1, state, now_BL, tokens_BL, unchanged_B, evaluations_B + active_B
+        return i + 1, state, now_BL, tokens_BL, unchanged_B, steps_B + active_B
 
     none_BL, zero_B = jnp.zeros((batch, length), jnp.int32), jnp.zeros((batch,), jnp.int32)
     first = jnp.int32(0), run.start(start), none_BL, none_BL, zero_B, zero_B
-    _, state, _, tokens_BL, unchanged_B, evaluations_B = jax.lax.while_loop(unfinished, step, first)
+    _, state, _, tokens_BL, unchanged_B, steps_B = jax.lax.while_loop(unfinished, step, first)
     active_B = unchanged_B < patience
 
     def finish():
@@ -225,4 +248,5 @@ def until_stable(run: Steps, start: jax.Array | None) -> Written:
 
     # A loop that ended early has nobody left for the last step.
     tokens_BL = jax.lax.cond(jnp.any(active_B), finish, lambda: tokens_BL)
-    return Written(tokens_BL, evaluations_B + active_B, None)
+    evaluations_B = (steps_B + active_B) * run.sampling.fixed_point_iterations
+    return Written(tokens_BL, evaluations_B, None)

@@ -10,7 +10,9 @@ rounds looks at what was committed before: half of those tokens, drawn by lot, a
 (what a network says at a given token means nothing), and those that it then finds less probable
 than the doubt stay open. It is one of the evaluations.
 
-The network evaluations of all rounds are one scan, with carry (state, first state, given tokens).
+The network evaluations of all rounds are one scan, with carry (state, first state, given tokens,
+estimate). Inside a round, a network with self-conditioning is told its last estimate of the clean
+sequence; every round begins without one.
 """
 
 import abc
@@ -71,6 +73,7 @@ class Carry(NamedTuple):
     first: jax.Array
     given: Given
     evaluations_B: jax.Array
+    estimate: jax.Array | None  # as in `samplers.base.Carry`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,7 @@ class RoundSampler(Sampler, unfinished=True):
 
     @property
     def needs(self) -> Needs:
-        return Needs(two_times=self.inside == JUMP, given=True)
+        return Needs(two_times=self.inside == JUMP, given=True, self_conditioning=True)
 
     @property
     def stochastic(self) -> bool:
@@ -177,13 +180,13 @@ class RoundSampler(Sampler, unfinished=True):
         path = Trajectory(schedule.tau_S, t_S, states, *seen)
         return Written.in_all_steps(carry.given.tokens_BL, steps, path)
 
-    def propose(self, at: At, state: jax.Array, tau_s: jax.Array, tau_t: jax.Array) -> Move:
+    def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
         """The step inside a round from tau_s to tau_t, (B,) each."""
         t, t_next = at.clock.to_t(tau_s), at.clock.to_t(tau_t)
         if self.inside == JUMP:
-            posterior = at.ask(STUDENT, state, tau_s, tau_t)
+            posterior = at.ask(STUDENT, carry.state, tau_s, tau_t, estimate=carry.estimate)
             return Move(posterior, *maps.jump(t, t_next, maps.EPS_MAP))
-        posterior = at.ask(STUDENT, state, tau_s)
+        posterior = at.ask(STUDENT, carry.state, tau_s, estimate=carry.estimate)
         if self.inside == EULER:
             return Move(posterior, *maps.euler(t, t_next))
         return Move(posterior, jnp.zeros_like(t), t_next, 1.0 - t_next)
@@ -211,9 +214,9 @@ class Rounds:
         first = self._noise(raw, self._keys(0))
         tokens_BL = given.tokens_BL.astype(jnp.int32)
         none_B = jnp.zeros(self.keys_B.shape, jnp.int32)
-        return Carry(
-            given.clean(self.at.space, first), first, Given(tokens_BL, given.mask_BL), none_B
-        )
+        state = given.clean(self.at.space, first)
+        told = jnp.zeros_like(state) if self.at.student.self_conditioning else None
+        return Carry(state, first, Given(tokens_BL, given.mask_BL), none_B, told)
 
     def step(self, carry: Carry, i: jax.Array) -> tuple[Carry, tuple]:
         """Evaluation i, unless its round has nothing to do."""
@@ -238,17 +241,12 @@ class Rounds:
 
     def move(self, carry: Carry, i: jax.Array) -> Move:
         """What the rule inside a round proposes."""
-        given, state, schedule, shape = (
-            self.seen(carry, i),
-            carry.state,
-            self.schedule,
-            self.keys_B.shape,
-        )
+        given, schedule, shape = self.seen(carry, i), self.schedule, self.keys_B.shape
         tau_s, tau_t = (jnp.full(shape, tau[i]) for tau in (schedule.tau_S, schedule.tau_next_S))
         if self.sampler.doubt:
             looking = given.clean(self.at.space, carry.first)
-            state = jnp.where(schedule.look_S[i], looking, state)
-        return self.sampler.propose(self.at.given(given.mask_BL), state, tau_s, tau_t)
+            carry = carry._replace(state=jnp.where(schedule.look_S[i], looking, carry.state))
+        return self.sampler.propose(self.at.given(given.mask_BL), carry, tau_s, tau_t)
 
     def committed(self, carry: Carry) -> jax.Array:
         """Where tokens are given that were not from the beginning, bool (B, L)."""
@@ -284,12 +282,16 @@ class Rounds:
         return loops.either(self.schedule.last_S[i], self.end, self.inside, carry, i, move)
 
     def inside(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
-        space = self.at.space
-        state = space.advance(carry.state, move.keep, move.add, move.posterior.probability())
+        space, estimate = self.at.space, None
+        if carry.estimate is None:
+            state = space.advance(carry.state, move.keep, move.add, move.posterior.probability())
+        else:
+            estimate = self.at.estimate(move.posterior, carry.state, carry.given.mask_BL)
+            state = space.mixed(carry.state, move.keep, move.add, estimate)
         if self.sampler.inside in (AUTO, FRESH):
             raw = space.noise(folded(self._keys(1), i), self.length)
             state = space.perturb(state, raw, move.noise)
-        return carry._replace(state=carry.given.keep(carry.state, state))
+        return carry._replace(state=carry.given.keep(carry.state, state), estimate=estimate)
 
     def end(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
         sampler, sampling, given = self.sampler, self.sampling, carry.given
@@ -307,7 +309,8 @@ class Rounds:
             raw = None if self.noise is None else self.noise[jnp.minimum(which, self.count - 2)]
             first = self._noise(raw, folded(self._keys(4), which))
         state = given.clean(self.at.space, first)
-        return carry._replace(state=state, first=first, given=given)
+        told = None if carry.estimate is None else jnp.zeros_like(state)
+        return carry._replace(state=state, first=first, given=given, estimate=told)
 
     def _noise(self, raw: jax.Array | None, keys_B: jax.Array) -> jax.Array:
         """The state of given raw noise, or of drawn noise."""

@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -16,11 +17,14 @@ from flm_jax.flow import maps
 from flm_jax.flow.at import STUDENT, TEACHER, At
 from flm_jax.samplers.base import Carry, Move
 from flm_jax.samplers.euler import Euler
+from flm_jax.samplers.loops import LoopSampler
 
 
 @dataclasses.dataclass(frozen=True)
 class TwoModel(Euler):
     """The rule of a denoiser ("teacher") with a correction ("student")."""
+
+    uses: ClassVar[frozenset[str]] = LoopSampler.uses
 
     @property
     def needs(self) -> Needs:
@@ -38,6 +42,8 @@ class TwoModel(Euler):
 @dataclasses.dataclass(frozen=True)
 class TwoStage(Euler):
     """Euler steps of a network that is told where the step ends."""
+
+    uses: ClassVar[frozenset[str]] = LoopSampler.uses
 
     @property
     def needs(self) -> Needs:

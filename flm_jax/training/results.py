@@ -121,7 +121,7 @@ def results(session: Session, model: FlowModel, step: int) -> dict:
     table = {"columns": [], "rows": [], "verdict": []}
     if compared is not None:
         label = _label(session.experiment)
-        table = compared.table([_written(label, one) for one in samples])
+        table = compared.table([_written(label, one, knobs) for one in samples])
     return {
         "step": step,
         "settings": _settings(session.config),
@@ -165,9 +165,10 @@ def _comparison(session: Session) -> Comparison | None:
     return Comparison(data.tokenizer, config.data.length, data, truth, others)
 
 
-def _written(label: str, samples: Samples) -> Written:
-    name = f"{label}, {counted(samples.steps)}"
-    return Written(name, samples.steps, samples.tokens, samples.seconds)
+def _written(label: str, samples: Samples, knobs: config_lib.SamplerConfig) -> Written:
+    evaluations = knobs.sampling(samples.steps).evaluations
+    name = f"{label}, {counted(samples.steps, evaluations)}"
+    return Written(name, evaluations, samples.tokens, samples.seconds)
 
 
 def _label(experiment: Experiment) -> str:

@@ -53,6 +53,7 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
                 "denoiser that it corrects"
             )
         _check_given(teacher, loss, config)
+        _check_iterations(teacher, loss, config)
         frozen["teacher"] = teacher
     if loss.needs.masked_teacher:
         frozen[MASKED_TEACHER] = read_masked(config.masked_teacher, experiment, data)
@@ -87,6 +88,17 @@ def _check_given(teacher: FlowModel, loss: Loss, config: config_lib.Config) -> N
             f"loss {config.loss.name!r} gives some tokens, but teacher={config.teacher!r} was "
             "trained without given tokens; train it with --config.loss.options.given=uniform, or "
             "learn from the data with --config.loss.options.on_diagonal=data and no teacher"
+        )
+
+
+def _check_iterations(teacher: FlowModel, loss: Loss, config: config_lib.Config) -> None:
+    """UserError if the teacher is to be told its estimate and cannot be."""
+    wanted = loss.needs.teacher_self_conditioning
+    if wanted and not teacher.config.model.self_conditioning:
+        raise UserError(
+            f"loss.options.teacher_iterations tells the teacher its own estimate, but teacher="
+            f"{config.teacher!r} was trained with model.self_conditioning=False; train it with "
+            "True, or omit the option"
         )
 
 
@@ -150,7 +162,7 @@ def adopt(params: Any, wanted: Any, source: str) -> Any:
             raise UserError(
                 f"init_from={source!r} does not fit this model: {name} is "
                 f"{have.get(name, 'absent')} there but {want.get(name, 'absent')} here; use the "
-                "same model section (two_times and loss_weighting may differ, learned_positions "
-                "may be added), or init_from='' for a student of another size"
+                "same model section (two_times, loss_weighting and self_conditioning may differ, "
+                "learned_positions may be added), or init_from='' for a student of another size"
             )
     return params

@@ -95,6 +95,10 @@ def test_defaults_and_edges_are_valid():
         ({"model__two_times": True}, "a network of one time but model.two_times=True"),
         ({"loss": DISTILLING, "model__two_times": True}, "loss 'psd' needs a teacher; give --con"),
         ({"loss": DISTILLING, "teacher": "t"}, "model.two_times=False; set model.two_times=True"),
+        (
+            {"sampler__fixed_point_iterations": 2},
+            "fixed_point_iterations=2 tells a network its own estimate, but model.self_",
+        ),
     ],
 )
 def test_clashes_are_explained(overrides, expected):

@@ -78,7 +78,8 @@ def vocabulary(workdir) -> int:
 
 
 def test_parameters_and_tables_state_their_type():
-    config = tiny.config_lib.resolve({"model": {"learned_positions": 4, "loss_weighting": True}})
+    parts = {"learned_positions": 4, "loss_weighting": True, "self_conditioning": True}
+    config = tiny.config_lib.resolve({"model": parts})
     with jax.enable_x64(True), jax.default_prng_impl("rbg"):
         experiment = Experiment(config, 16)
         params = jax.eval_shape(experiment.model.init, numerics.key(0))

@@ -79,7 +79,7 @@ def test_without_fsdp_nothing_is_cut_by_it():
 
 @functools.cache
 def model():
-    return tiny.model(dropout=0.1)
+    return tiny.model(dropout=0.1, self_conditioning=True)
 
 
 def trained(mesh):

@@ -146,7 +146,13 @@ def test_a_workdir_knows_what_it_is(tmp_path, letters):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("logit_cap", 0.0), ("attention_cap", 10.0), ("learned_positions", 60)]
+    "key, value",
+    [
+        ("logit_cap", 0.0),
+        ("attention_cap", 10.0),
+        ("learned_positions", 60),
+        ("self_conditioning", True),
+    ],
 )
 def test_what_the_official_layout_cannot_say_is_not_exported(
     tmp_path, letters, key, value, monkeypatch

@@ -31,8 +31,9 @@ SENTENCES = [
 ]
 
 
-def make_run(folder: pathlib.Path, text: pathlib.Path, seed: int = 0):
+def make_run(folder: pathlib.Path, text: pathlib.Path, seed: int = 0, **model):
     """A workdir with a random tiny model, as a training run leaves it."""
+    sizes = {"width": 8, "depth": 1, "heads": 2, "cond_dim": 4, "remat": False}
     config = config_lib.resolve(
         {
             "data": {
@@ -42,7 +43,7 @@ def make_run(folder: pathlib.Path, text: pathlib.Path, seed: int = 0):
                 "options": {"path": str(text)},
             },
             "tokenizer": {"name": "characters"},
-            "model": {"width": 8, "depth": 1, "heads": 2, "cond_dim": 4, "remat": False},
+            "model": sizes | model,
             "train": {"eval_rows": 10, "eval_taus": [0.25, 0.75]},
             "sampler": {"batch_size": 4, "steps": [1, 2]},
         }
@@ -317,3 +318,13 @@ def test_a_swept_knob_is_one_curve(run, tmp_path):
     said = results["verdict"]
     assert [text.split(": ")[0] for text in said[:2]] == names
     assert said[2].startswith("1 step at the diversity of real text, interpolated over the knob: ")
+
+
+def test_evaluations_are_shown_beside_steps(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES * 3))
+    run = make_run(tmp_path / "run", tmp_path / "text.txt", self_conditioning=True)
+    results = evaluate(options(run, steps=(1, 2), fixed_point_iterations=3))
+    names = [row["name"] for row in results["rows"] if row["kind"] == "model"]
+    assert names == ["1 step (3 evaluations)", "2 steps (6 evaluations)"]
+    assert [row["steps"] for row in results["rows"] if row["kind"] == "model"] == [3, 6]
+    assert "2 steps (6 evaluations)" in capsys.readouterr().out

@@ -294,3 +294,28 @@ def test_bfloat16_products_keep_residual_and_logits_in_float32():
     )
     assert "bf16" in jaxpr
     assert f"f32[{B},{L},{D}]" in jaxpr
+
+
+def test_self_conditioning_starts_as_the_network_without_and_hears_no_zeros():
+    plain, told = tiny.model(), tiny.model(self_conditioning=True)
+    fresh = told.init(jax.random.key(0))
+    kernel = fresh.pop("estimate")["kernel"]
+    assert kernel.shape == (D, D) and not kernel.any()
+    jax.tree.map(np.testing.assert_array_equal, fresh, plain.init(jax.random.key(0)))
+    params = tiny.params(told)
+    h_BLD, estimate_BLD = jax.random.normal(jax.random.key(1), (2, B, L, D))
+    tau_B = jnp.linspace(0.1, 0.9, B)
+
+    @jax.jit
+    def ask(params, *told_BLD):
+        return told.net(params)(h_BLD, tau_B, None, None, None, *told_BLD).posterior.features_BLD
+
+    silent = ask(params)
+    np.testing.assert_allclose(ask(params, jnp.zeros_like(h_BLD)), silent, atol=1e-6)
+    assert np.abs(ask(params, estimate_BLD) - silent).max() > 1e-3
+    zero = params | {"estimate": {"kernel": kernel}}
+    np.testing.assert_allclose(ask(zero, estimate_BLD), silent, atol=1e-6)
+    with pytest.raises(ValueError, match="without self-conditioning was told an estimate"):
+        plain.net(params)(h_BLD, tau_B, estimate_BLD=estimate_BLD)
+    with pytest.raises(UserError, match="set model.self_conditioning=False"):
+        tiny.model(causal=True, self_conditioning=True)

@@ -1,6 +1,7 @@
 """Contracts: every row keeps its own, a class that breaks one is refused, nobody probes."""
 
 import ast
+import dataclasses
 import pathlib
 
 import jax
@@ -10,6 +11,7 @@ import tiny
 
 from flm_jax import config as config_lib
 from flm_jax import registry
+from flm_jax.config import Config, LossConfig, ModelConfig, SamplerConfig
 from flm_jax.contracts import Needs
 from flm_jax.data import DATASETS
 from flm_jax.data.base import Corpus
@@ -68,6 +70,34 @@ def test_a_class_that_lacks_something_fails_where_it_is_defined():
 
         class Rule(LoopSampler):
             pass
+
+
+def test_losses_and_samplers_that_know_no_self_conditioning_refuse_it():
+    """Each in one sentence; the others take a network with it as well as one without."""
+    know = {"flow_matching", "psd", "lsd", "esd", "any_order"}
+    know |= {"euler", "churn", "flow_map", "refinement", "block_diffusion"}
+    for table, what in (LOSSES, "loss"), (SAMPLERS, "sampler"):
+        for name, row in table.items():
+            found = []
+            for self_conditioning in False, True:
+                model = ModelConfig(**tiny.needs(row()), self_conditioning=self_conditioning)
+                teacher = "t" if what == "loss" and row().needs.teacher else ""
+                config = dataclasses.replace(Config(), model=model, teacher=teacher)
+                section = {
+                    "loss": LossConfig(name),
+                    "sampler": SamplerConfig(name=name, steps=(127,)),
+                }
+                config = dataclasses.replace(config, **{what: section[what]})
+                try:
+                    config_lib.validate(config, {what: table})
+                except UserError as error:
+                    found.append(str(error))
+            verb = "trains" if what == "loss" else "needs"
+            sentence = (
+                f"{what} {name!r} {verb} a network without self-conditioning but "
+                "model.self_conditioning=True; set model.self_conditioning=False or choose another"
+            )
+            assert found == ([] if name in know else [sentence])
 
 
 # Python, JAX, files and the user's modules have attributes that may be missing; ours do not.

@@ -197,5 +197,7 @@ def test_wrong_options_are_one_sentence():
     for name in ("two_model", "two_stage"):
         with pytest.raises(UserError, match="eps=-1.0 must be at least 0"):
             config_lib.build(SAMPLERS, name, {"eps": -1.0}, "sampler")
-    assert FlowMap().needs == TwoStage().needs == Needs(two_times=True)
-    assert TwoModel().needs == Needs(two_times=True, teacher=True) and Euler().needs == Needs()
+    assert FlowMap().needs == Needs(two_times=True, self_conditioning=True)
+    assert TwoStage().needs == Needs(two_times=True)
+    assert TwoModel().needs == Needs(two_times=True, teacher=True)
+    assert Euler().needs == Needs(self_conditioning=True)

@@ -225,3 +225,21 @@ def test_learned_positions_may_be_added_to_a_source_but_not_lost():
     lost = transfer.student_from(tiny.params(plain), tiny.params(placed))
     with pytest.raises(UserError, match="positions is .* there but absent here"):
         sources.adopt(lost, tiny.params(plain), "runs/a")
+
+
+def test_self_conditioning_may_be_added_to_a_source_and_lost():
+    plain, told = tiny.model(), tiny.model(self_conditioning=True)
+    source = tiny.params(told, 1)
+    lost = transfer.student_from(tiny.params(plain), source)
+    sources.adopt(lost, tiny.params(plain), "runs/a")
+    added = transfer.student_from(told.init(jax.random.key(0)), lost)
+    assert not added.pop("estimate")["kernel"].any()
+    source.pop("estimate")
+    jax.tree.map(np.testing.assert_array_equal, added, source)
+
+
+def test_a_teacher_that_cannot_be_told_its_estimate_is_refused(finished, tmp_path):
+    config = distil(finished, "psd", {"teacher_iterations": 2})
+    with pytest.raises(UserError, match="was trained with model.self_conditioning=False; train it"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

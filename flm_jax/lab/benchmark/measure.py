@@ -227,7 +227,8 @@ def frozen_models(experiment: Experiment) -> dict[str, Experiment]:
     loss = experiment.loss
     found = {}
     if loss.needs.teacher:
-        found[TEACHER] = _denoiser(experiment)
+        told = loss.needs.teacher_self_conditioning
+        found[TEACHER] = _denoiser(experiment, self_conditioning=told)
     if loss.needs.masked_teacher:
         found[MASKED_TEACHER] = _denoiser(experiment, mask_token=True)
     if loss.needs.residual:
@@ -235,11 +236,18 @@ def frozen_models(experiment: Experiment) -> dict[str, Experiment]:
     return found
 
 
-def _denoiser(experiment: Experiment, mask_token: bool = False) -> Experiment:
+def _denoiser(
+    experiment: Experiment, mask_token: bool = False, self_conditioning: bool = False
+) -> Experiment:
     """A teacher of the student's size; with ``mask_token`` a masked diffusion model."""
     config = experiment.config
-    changes = {"two_times": False, "loss_weighting": False, "mask_token": mask_token}
-    one_time = dataclasses.replace(config.model, **changes)
+    one_time = dataclasses.replace(
+        config.model,
+        two_times=False,
+        loss_weighting=False,
+        mask_token=mask_token,
+        self_conditioning=self_conditioning,
+    )
     return dataclasses.replace(experiment, config=dataclasses.replace(config, model=one_time))
 
 
