@@ -51,8 +51,8 @@ class SamplingKnobs:
 
     fixed_point_iterations: int = knob(
         1,
-        "network evaluations per step, each told the estimate of the last one (models with "
-        "self-conditioning)",
+        "network evaluations in every step, each told the estimate of the one before "
+        "(self-conditioning)",
         at_least=1,
     )
     rounds: int = knob(

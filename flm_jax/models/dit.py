@@ -315,8 +315,9 @@ class Model:
         h_BLD = jnp.zeros((1, 2, self.width), jnp.float32)
         tau = jnp.zeros((1,), jnp.float32)
         tau_t = tau if self.module.two_times else None
-        estimate = {"estimate_BLD": h_BLD} if self.module.self_conditioning else {}
-        params = dict(self.module.init(key_backbone, h_BLD, tau, tau_t, **estimate)["params"])
+        told_BLD = h_BLD if self.module.self_conditioning else None
+        inputs = h_BLD, tau, tau_t
+        params = dict(self.module.init(key_backbone, *inputs, estimate_BLD=told_BLD)["params"])
         bound = 1.0 / math.sqrt(self.width)
         table = uniform(bound)(key_table, (self.vocab_size, self.width))
         params["embed"] = {"table": table}

@@ -15,7 +15,7 @@ from flm_jax.flow import clock as clock_lib
 from flm_jax.flow.at import At
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.host import sharding
-from flm_jax.losses import ESD, LSD, PSD
+from flm_jax.losses import ESD, LSD, PSD, AnyOrder
 from flm_jax.losses.base import Batch
 
 V, L, B = 5, 3, 8
@@ -184,6 +184,22 @@ def test_both_spaces_agree_and_devices_do_not_matter():
     np.testing.assert_allclose(onehot, projected, rtol=1e-3)  # the jitter of the noise
     assert len(there.sharding.device_set) == 8
     np.testing.assert_allclose(there, onehot, rtol=1e-6)
+
+
+def test_any_order_flow_maps_are_told_too_and_with_a_map_of_zeros_nothing():
+    loss, batch = AnyOrder(diagonal_fraction=0.25, boundary_fraction=0.3), batch_of()
+    student = small_nets.params(0, V, 3, dtype=jnp.float32, told=True)
+    silent = student | {"told": jnp.zeros((3, 3))}
+
+    @jax.jit
+    def losses(*many):
+        nets = [small_nets.net(p, self_conditioning=True) for p in many]
+        return [evaluate(loss, {"student": net}, batch) for net in (*nets, small_nets.net(many[0]))]
+
+    heard, unheard, plain = losses(student, silent)
+    np.testing.assert_allclose(unheard, plain, rtol=1e-5, atol=1e-6)
+    differs = np.abs(heard - plain).max(1) > 1e-4
+    np.testing.assert_array_equal(differs[:2], [False, True])  # targets of the others differ, too
 
 
 def test_iterations_need_a_teacher_and_are_at_least_one():
