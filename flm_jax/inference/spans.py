@@ -1,11 +1,14 @@
 """Gaps of unknown length: one candidate for every number of tokens, and which of them is taken.
 
-A candidate is as good as its open tokens are probable, each scored with all others given
-(`scoring`). But words of a long phrase vouch for each other, so that the mean of log p depends on
-the number of tokens alone. What is compared is therefore by how much a candidate exceeds what the
-model reaches where so many tokens are in fact missing, measured on held-out text: known gaps,
-filled and scored in the same way. The same gaps, filled at every length, tell how often the true
-length would have been taken; each is judged by what the others say.
+A candidate is as good as its open tokens and their given neighbours are probable, two on either
+side, each scored with all others given (`scoring`). Without the neighbours a wrong length is hardly
+seen, because something always fits into a gap: it is what stands around it that then does not fit.
+
+But words of a long phrase vouch for each other, so that the mean of log p depends on the number of
+tokens alone. What is compared is therefore by how much a candidate exceeds what the model reaches
+where so many tokens are in fact missing, measured on held-out text: known gaps, filled and scored
+in the same way. The same gaps, filled at every length, tell how often the true length would have
+been taken; each is judged by what the others say.
 """
 
 import dataclasses
@@ -27,6 +30,7 @@ FREE = "free"
 LONGEST = 8
 GAPS = 64
 _GAP = "[MASK]"
+_NEIGHBOURS = 2  # given tokens on either side
 _ROWS = 1024  # held-out rows at most
 Parts = list[int | None]  # tokens of a text; None is an open one
 
@@ -36,7 +40,8 @@ class Spans:
     """What held-out text says about gaps of 1 to S tokens.
 
     Attributes:
-      expected_S: mean log p of the tokens that are written into a gap of the true length, in nats.
+      expected_S: mean log p, in nats, of the tokens that are written into a gap of the true length
+        and of their neighbours.
       hits: share of the held-out gaps whose true length is taken.
       gaps: how many there were.
     """
@@ -150,7 +155,7 @@ def _written(
     num_samples: int,
     options: Mapping[str, Any],
 ) -> tuple["Samples", np.ndarray, float]:
-    """Gaps filled; mean log p of what was open (C, M); evaluations per sample, of both."""
+    """Gaps filled; mean log p in and around them (C, M); evaluations per sample, of both."""
     asked = given_lib.row_of_each(
         model.tokenizer, _length(model, options), parts, texts, open_end=False
     )
@@ -158,6 +163,12 @@ def _written(
     asked = asked.repeated(num_samples)
     known_NL = np.arange(samples.tokens.shape[1]) < asked.end_N[:, None]
     scored_NL = known_NL & ~asked.mask_NL
+    for _ in range(_NEIGHBOURS):
+        scored_NL[:, 1:] |= scored_NL[:, :-1]
+        scored_NL[:, :-1] |= scored_NL[:, 1:]
+    scored_NL &= known_NL
+    if model.tokenizer.bos_id is not None:
+        scored_NL[:, 0] = False
     scores = scoring.of_places(model, samples.tokens, known_NL, scored_NL)
     values_CM = -scores.nats.reshape(len(parts), num_samples)
     return samples, values_CM, samples.evaluations + scores.evaluations

@@ -49,6 +49,7 @@ def fixture_model(tmp_path_factory):
     return FlowModel(made, letters, tiny.params(made.model))
 
 
+NUMBERS = (1, 1, 2, 2, 3, 3, 4, 4)  # of open tokens, two samples of each
 FLAT = spans.Spans(np.zeros(4), 0.0, 8)
 
 
@@ -58,19 +59,21 @@ def test_the_length_that_fits_best_is_taken(model, monkeypatch):
     def of_places(model, tokens_NL, known_NL, scored_NL):
         seen.append((known_NL, scored_NL))
         log_p_NL = np.where(scored_NL, 0.0, np.nan)
-        log_p_NL -= np.abs(scored_NL.sum(1, keepdims=True) - 3.0)
+        log_p_NL -= np.abs(known_NL.sum(1, keepdims=True) - 6.0)
         return scoring.Scores(tokens_NL, log_p_NL, scored_NL.sum() / len(scored_NL))
 
     monkeypatch.setattr(scoring, "of_places", of_places)
-    texts = ["a[MASK]b", "ab[MASK]"]
+    texts = ["a[MASK]b", "[MASK]abc"]
     made = model.generate(2, 2, infill=texts, span=FLAT)
     known_NL, scored_NL = seen[0]
-    assert scored_NL.sum(1).tolist() == [1, 1, 2, 2, 3, 3, 4, 4] * 2
-    assert (known_NL.sum(1) == 3 + scored_NL.sum(1)).all() and (known_NL | ~scored_NL).all()
-    assert made.prompts == ("a[MASK]b", "a[MASK]b", "ab[MASK]", "ab[MASK]")
+    # BOS is not scored, and of the neighbours at most two on either side.
+    assert scored_NL.sum(1).tolist() == [n + 2 for n in NUMBERS] * 2
+    assert not scored_NL[:, 0].any() and not scored_NL[8, 4:].any()
+    assert known_NL.sum(1).tolist() == [1 + n + given for given in (2, 3) for n in NUMBERS]
+    assert made.prompts == ("a[MASK]b", "a[MASK]b", "[MASK]abc", "[MASK]abc")
     assert [len(text) for text in made.texts] == [5] * 4 and made.lengths is FLAT
     assert all(text[0] == "a" and text[-1] == "b" for text in made.texts[:2])
-    assert made.evaluations == 4 * 2 + (1 + 2 + 3 + 4)
+    assert made.evaluations == 4 * 2 + (3 + 4 + 5 + 6)
     shifted = spans.Spans(np.asarray([0.0, -2.0, 0.0, 0.0]), 0.0, 8)  # more than expected of two
     assert len(model.generate(1, 2, infill="a[MASK]b", span=shifted).texts[0]) == 4
     full = "a" * 9 + "[MASK]" + "b"  # with BOS there is room for three more
