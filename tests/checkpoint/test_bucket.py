@@ -339,6 +339,7 @@ OF_TWO = """
 """
 
 
+@pytest.mark.slow
 @LONG
 @pytest.mark.timeout(120)
 def test_two_processes_write_one_step_and_the_first_its_manifest(server, url):
@@ -387,6 +388,7 @@ def test_a_copy_is_a_checkpoint_in_either_direction(server, url, example, tmp_pa
         Checkpoints(f"{url}/mirror").restore({"params": abstract(make_params())})
 
 
+@pytest.mark.slow
 @LONG
 def test_training_writes_there_and_a_new_machine_goes_on(
     server, url, tmp_path, capsys, monkeypatch
@@ -470,6 +472,7 @@ def test_orbax_still_cannot_write_to_s3():
         build("s3://bucket/run", name="w", use_ocdbt=True)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_refused_before_devices_are_touched(tmp_path):
     def refused(place: str, *more: str, hidden: str = "", **variables: str) -> str:
         words = ["--config=configs/quickstart.py", f"--workdir={tmp_path}/run"]

@@ -218,6 +218,7 @@ def children(pid):
     return found
 
 
+@pytest.mark.slow
 def test_kill_minus_9_costs_one_shard_and_leaves_no_process(tmp_path):
     whole = start(tmp_path, tmp_path / "whole", 0)
     killed = start(tmp_path, tmp_path / "cut", 1)

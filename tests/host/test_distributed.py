@@ -128,6 +128,7 @@ with session(Cluster("flags", where, 2, index), watchdog_seconds=6.0, join_secon
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_its_others_asks_for_a_restart():
     """Each alone: nobody is at the coordinator, nobody comes to it, its port is taken."""
     with socket.create_server(("", 0)) as taken, socket.create_server(("", 0)) as free:

@@ -90,6 +90,7 @@ def test_parameters_and_tables_state_their_type():
         )
 
 
+@pytest.mark.slow
 def test_a_user_in_x64_mode_moves_states_by_hand(finished):
     """What is not pinned, because it may be traced, follows the types of its arguments."""
     model = flm_jax.load(finished[1])

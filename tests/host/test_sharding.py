@@ -26,9 +26,10 @@ from flm_jax.training import optim
 from flm_jax.training import step as step_lib
 
 MESHES = [
-    *(pytest.param(x, marks=pytest.mark.slow) for x in [(2, 1, 1), (4, 1, 1), (1, 2, 1)]),
-    (8, 1, 1),
-    (1, 1, 2),
+    *(
+        pytest.param(x, marks=pytest.mark.slow)
+        for x in [(2, 1, 1), (4, 1, 1), (8, 1, 1), (1, 2, 1), (1, 1, 2)]
+    ),
     (2, 2, 2),
 ]
 BATCH = tiny.batch(size=8)

@@ -38,6 +38,7 @@ cli.main(["generate", "--checkpoint=" + sys.argv[1], "--steps=1", "--num_samples
 """
 
 
+@pytest.mark.slow
 def test_models_load_and_write_without_what_windows_lacks(finished, tmp_path):
     output = tmp_path / "samples.jsonl"
     ran = subprocess.run(

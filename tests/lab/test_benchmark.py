@@ -168,6 +168,7 @@ def test_the_size_of_a_vocabulary_without_its_text(name, options, given, size):
         assert vocabulary_size(config, given) == size
 
 
+@pytest.mark.slow
 def test_it_runs_without_grain_orbax_and_tensorboard():
     names = ("grain", "orbax", "orbax.checkpoint", "tensorboardX")
     prefix = f"import sys\nsys.modules.update({{name: None for name in {names!r}}})"

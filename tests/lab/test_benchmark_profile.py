@@ -85,6 +85,7 @@ def test_operations_at_one_time_share_it_and_loops_have_none():
     assert found == pytest.approx({"dot": 20e-6, "tanh": 30e-6})
 
 
+@pytest.mark.slow
 def test_most_of_a_real_program_is_its_large_product(tmp_path):
     @jax.jit
     def program(x, w):

@@ -41,6 +41,7 @@ def run(config, workdir: pathlib.Path):
     return flm_jax.load(workdir)
 
 
+@pytest.mark.slow
 def test_psd_starts_as_its_teacher_and_writes_in_one_step(finished, tmp_path, capsys, caplog):
     config = distil(finished, "psd", optim__learning_rate=1e-9)
     student = run(config, tmp_path / "psd")

@@ -30,7 +30,8 @@ def recorded(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["flm", pytest.param("fmlm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flm", "fmlm"])
 def test_a_recorded_workdir_writes_the_same_texts_and_resumes(name, recorded, monkeypatch):
     monkeypatch.chdir(recorded)
     wanted = json.loads((recorded / f"{name}_samples.json").read_text())

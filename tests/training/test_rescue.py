@@ -52,7 +52,7 @@ PLACES = {
 }
 
 
-SLOW = ("log", "samples")  # the same way as the others, a training run each
+SLOW = ("data", "log", "samples")  # the same way as the others, a training run each
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,7 @@ def test_results_older_than_a_knob_are_left_alone(finished, tmp_path, capsys):
     assert (workdir / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_signals_save_and_the_same_command_continues_exactly(
     finished, tmp_path, capsys, monkeypatch
 ):
