@@ -244,3 +244,22 @@ def test_a_teacher_that_cannot_be_told_its_estimate_is_refused(finished, tmp_pat
     with pytest.raises(UserError, match="was trained with model.self_conditioning=False; train it"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_self_conditioning_from_training_to_writing(tmp_path):
+    """A denoiser that resumes bit for bit, and a flow map that learns from its iterations."""
+    config = tiny.run_config(tmp_path, model__self_conditioning=True, train__steps=8)
+    whole = run(config, tmp_path / "whole")
+    half = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4))
+    run(half, tmp_path / "parts")
+    parts = run(config, tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, whole.params, parts.params)
+    assert np.abs(whole.params["estimate"]["kernel"]).max() > 1e-4
+    assert whole.generate(2, steps=3, fixed_point_iterations=2).evaluations == 6.0
+    taught = config, tmp_path / "whole"
+    options = {"teacher_iterations": 2}
+    plain = run(distil(taught, "psd", options), tmp_path / "plain")
+    assert "estimate" not in plain.params
+    told = run(distil(taught, "psd", options, model__self_conditioning=True), tmp_path / "told")
+    assert told.generate(2, steps=2, gamma=0.5).tokens.shape == (2, 12)
