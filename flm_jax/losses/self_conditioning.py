@@ -58,9 +58,9 @@ class Told(NamedTuple):
             return None
         state = jax.lax.stop_gradient(state)
         some = state[part]
-        tau_s, tau_t, given_BL = (None if x is None else x[part] for x in (tau_s, tau_t, given_BL))
+        tau_t, given_BL = (None if x is None else x[part] for x in (tau_t, given_BL))
         stopped = at.stopped()
-        posterior = stopped.ask(STUDENT, some, tau_s, tau_t, given_BL=given_BL)
+        posterior = stopped.ask(STUDENT, some, tau_s[part], tau_t, given_BL=given_BL)
         estimate = stopped.estimate(posterior, some, given_BL)
         index_b = batch.index_B[part]
         told_b = (index_b >= self.first) & (index_b < self.last)
