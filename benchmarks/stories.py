@@ -30,6 +30,9 @@ NAMES = {
     "mdlm_drawn": "masked diffusion, most confident draw first",
     "flm": "FLM, Euler",
     "flm_fresh": "FLM, fresh noise in every step",
+    "fast_fresh": "FLM with given tokens, fresh noise in every step",
+    "fast": "FLM with given tokens, at most 16 rounds of commits",
+    "fast_64": "FLM with given tokens, a round for every evaluation",
     "fmlm": "FMLM (flow map of that FLM)",
 }
 COLUMNS = {
@@ -123,7 +126,7 @@ def main() -> None:
     save(figure, axes, "stories_diversity.svg")
 
     figure, axes = start("minutes of training on one core", truth)
-    for name in ("ar", "mdlm", "flm"):
+    for name in ("ar", "mdlm", "flm", "fast"):
         if not (folder / name / "metrics.jsonl").exists() or name not in curves:
             continue
         taken = minutes(folder / name)

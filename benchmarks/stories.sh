@@ -3,7 +3,7 @@
 #
 #   benchmarks/stories.sh stories260K.bin /tmp/landmarks
 #
-# About five hours on one core; a second call goes on where the first one stopped.
+# About six hours on one core; a second call goes on where the first one stopped.
 # The vocabulary tok512.bin lies beside stories260K.bin.
 set -euo pipefail
 truth=$1
@@ -26,12 +26,16 @@ evaluate() { # file, run, more options; every point from 192 samples of seed 0
 }
 
 train flm pretrain
+train fast pretrain,fast
 train mdlm mdlm
 train ar ar
 train fmlm distill --config.teacher="$out/flm" --config.train.max_minutes=39
 
 evaluate flm flm --steps=8,32,128
 evaluate flm_fresh flm --steps=8,32,128 --sampler=churn
+evaluate fast_fresh fast --steps=8,32,128 --sampler=churn
+evaluate fast fast --steps=8,32,128 --sampler=refinement --rounds=16 --threshold=-1
+evaluate fast_64 fast --steps=32,64 --sampler=refinement --rounds=64 --threshold=-1
 evaluate fmlm fmlm --steps=1,2,4,8
 evaluate mdlm mdlm --steps=8,32,128
 evaluate mdlm_confidence mdlm --steps=8,32,64 --sampler_options=order=confidence

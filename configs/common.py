@@ -43,9 +43,12 @@ ANY_ORDER = {
     "any_order": (0.5, "flow_map"),
     "any_order_denoiser": (1.0, "euler"),
 }
-# Of a denoiser trained with given tokens: rounds of one or a few evaluations, each of which keeps
+# Of a network trained with given tokens: rounds of one or a few evaluations, each of which keeps
 # its share of the most probable tokens.
-FAST_SAMPLER = {"name": "refinement", "rounds": 16, "threshold": -1.0}
+FAST_SAMPLER = {"name": "refinement", "rounds": 16, "threshold": -1.0, "gamma": 0.0}
+# In smaller batches AdamW learns faster (benchmarks/recipe.md): Muon moves all directions alike,
+# also those in which a gradient is nothing but noise.
+MUON_TOKENS = 4_096
 STAGES = ("pretrain", "distill", "residual", "second_stage", *ANY_ORDER, *BASELINES)
 
 
@@ -136,10 +139,10 @@ def finish(config: ConfigDict, workdir: str = "", words: Collection[str] = ()) -
     """What follows from the rest of a config, to be called at its end.
 
     Names the teacher (without a workdir --config.teacher does), and the steps of the autoregressive
-    baseline: one for every token after the first. With the word "fast" our own recipe replaces the
-    official one.
+    baseline: one for every token after the first. With the word "fast" or "small" our own recipe
+    replaces the official one.
     """
-    if "fast" in words:
+    if {"fast", "small"} & set(words):
         fast(config)
     if workdir:
         teach(config, workdir)
@@ -170,17 +173,17 @@ def _no_stage(stage: str, words: Sequence[str] = ()) -> UserError:
 
 
 def fast(config: ConfigDict) -> None:
-    """... one of our own recipe: text after a fraction of the official one's steps.
+    """... one of our own recipe: better text from the same minutes (benchmarks/recipe.md).
 
-    Muon for the matrices of the blocks, a learning rate that falls at the end (also where a time
-    limit ends the run), and any tokens given in training, which also lets the model continue
-    prompts, fill gaps, and write in rounds that keep what is sure. Measured in
-    benchmarks/recipe.md. To be called after the data, the model and the official values are set.
+    Any tokens are given in training, so that the model writes in rounds which keep what is sure,
+    and continues prompts and fills gaps, too. Large batches have Muon for the matrices of the
+    blocks.
     """
-    config.optim.update(name="muon", schedule="stable")
+    if config.train.batch_size * config.data.length >= MUON_TOKENS:
+        config.optim.name = "muon"
     if config.loss.name in ("flow_matching", "psd", "lsd", "esd"):  # any_order does so by itself
         config.loss.options.given = "uniform"
-    if config.stage == "pretrain":
+    if config.stage in ("pretrain", "distill", *ANY_ORDER):
         config.sampler.update(FAST_SAMPLER)
 
 
@@ -206,4 +209,3 @@ def small(config: ConfigDict) -> None:
         eval_rows=128,
         eval_taus=(0.05, 0.25, 0.5, 0.75, 0.95),
     )
-    fast(config)

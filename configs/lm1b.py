@@ -14,7 +14,8 @@ Published: generative perplexity under GPT-2 large, and entropy of the samples i
 
 The two-stage method of the first version: --config=configs/lm1b.py:residual with
 --workdir=runs/lm1b_residual, then :second_stage (published one-step value, read off a figure: 104).
-Baselines on the same data and network: :mdlm, :duo and :ar.
+Baselines on the same data and network: :mdlm, :duo and :ar. After a comma, :pretrain,fast, our own
+recipe instead of the published one.
 
 The validation text is the official test split, as in the official code. That code also drops the
 remainder of every 1000 documents; --config.data.drop_remainder_every=1000 does it here. The

@@ -14,7 +14,7 @@ Published: generative perplexity under GPT-2 large, and entropy of the samples i
 
 The two-stage method of the first version: --config=configs/owt.py:residual with
 --workdir=runs/owt_residual, then :second_stage. Baselines on the same data and network: :mdlm, :duo
-and :ar.
+and :ar. After a comma, :pretrain,fast, our own recipe instead of the published one.
 
 The files are found in the hub's cache, in $FLM_JAX_DATA/openwebtext or at
 --config.data.options.path: Parquet, Arrow, or the original archives. The last 100,000 documents are

@@ -38,13 +38,12 @@ def get_config(stage="pretrain"):
     )
     config.sampler.update(num_samples=192, batch_size=64)
     if stage == "pretrain":
-        # A slightly cold denoiser: the entropy within a sample is then that of the data.
-        config.sampler.update(steps=(1, 8, 32, 128), denoiser_temperature=0.75)
+        config.sampler.steps = (1, 8, 32)
     elif not common.from_scratch(config):
         if stage == "distill":
             config.loss.options.boundary_fraction = 1 / 16  # a row of 16; lsd: 0
         config.optim.learning_rate = 1e-3
         config.train.update(steps=800, max_minutes=2.0)
         config.sampler.steps = (1, 2, 4, 8)
-    common.finish(config, "runs/quickstart")
+    common.finish(config, "runs/quickstart", {"fast"})
     return config

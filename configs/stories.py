@@ -13,7 +13,8 @@ stories260K.bin is a model of 260,032 parameters in the layout of llama2.c, its 
 tok512.bin lies beside it. Any autoregressive run of yours, or a GPT-2 folder, serves as a truth as
 well. A row is BOS and 64 tokens; nothing ends it. The tokenizer comes with the rows.
 
-The stages distill (with --config.teacher), mdlm, duo and ar are those of common.py.
+The stages distill (with --config.teacher), mdlm, duo and ar are those of common.py. The word fast
+is our own recipe: 3.4 nats by 32 evaluations, 4.2 by 8, at that diversity, and prompts.
 """
 
 from flm_jax.configs import common

@@ -10,12 +10,13 @@ Time:      small: 30 minutes (limit: train.max_minutes), 6,000 steps or fewer. A
 Expected:  depends on the text; see benchmarks/corpora.md for a model of this size
 
 After the colon go a stage and words, with commas between them, for example text_files.py:ar,small.
-The word "characters" spells instead of writing pieces of words, which needs less text. The
-stage "distill" with --config.teacher=runs/mine and another --workdir makes a flow map of the
-trained model (give it the same words), which writes in one step; so do the stages residual (with
-the same teacher) and then second_stage (its teacher is the residual run). The stages mdlm (masked
-diffusion), duo (uniform diffusion) and ar (autoregressive) are baselines. Other useful values:
---config.data.length, --config.tokenizer.options.vocab_size, --config.train.steps,
+"small" comes with our own recipe (given tokens, so that the model continues prompts), and "fast" is
+that recipe alone. The word "characters" spells instead of writing pieces of words, which needs less
+text. The stage "distill" with --config.teacher=runs/mine and another --workdir makes a flow map of
+the trained model (give it the same words), which writes in one step; so do the stages residual
+(with the same teacher) and then second_stage (its teacher is the residual run). The stages mdlm
+(masked diffusion), duo (uniform diffusion) and ar (autoregressive) are baselines. Other useful
+values: --config.data.length, --config.tokenizer.options.vocab_size, --config.train.steps,
 --config.train.max_minutes, and for code or verse --config.data.options.keep_indentation=True.
 """
 

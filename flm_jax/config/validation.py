@@ -174,7 +174,8 @@ def _check_training(config: Config) -> list[str]:
             f"train.batch_size={batch} is not a multiple of optim.accumulation_steps={parts}; "
             f"try train.batch_size={math.ceil(batch / parts) * parts}"
         )
-    if config.optim.schedule != "constant" and config.train.steps <= config.optim.warmup_steps:
+    whole = config.optim.schedule in ("cosine", "linear")  # one number of steps, chosen by the user
+    if whole and config.train.steps <= config.optim.warmup_steps:
         problems.append(
             f"optim.schedule={config.optim.schedule} decays after the warm-up, but train.steps="
             f"{config.train.steps} is not above optim.warmup_steps={config.optim.warmup_steps}; "

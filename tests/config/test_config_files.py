@@ -145,9 +145,10 @@ def test_a_stage_that_there_is_not_gets_those_that_there_are(name):
         assert "methods flm, fmlm" in told and "sizes default, large" in told
     else:
         assert ", ".join(common.STAGES) in told
-    words = {"sudoku": "4x4 or grids or easy or medium or hard"}
-    words |= dict.fromkeys(("python_prose", "text_files"), "characters or small")
-    words |= dict.fromkeys(("text8", "wikitext", "tinystories"), "small")
+    words = {"sudoku": "4x4 or grids or fast or easy or medium or hard"}
+    words |= dict.fromkeys(("python_prose", "text_files"), "characters or small or fast")
+    words |= dict.fromkeys(("text8", "wikitext", "tinystories"), "small or fast")
+    words |= dict.fromkeys(("lm1b", "owt", "ptb", "stories", "tinygsm"), "fast")
     if name != "proof":
         after = f", and after a comma {words[name]}" if name in words else " after the colon"
         assert told.endswith(after)

@@ -84,13 +84,21 @@ def test_our_own_recipe_is_one_word(name, stage):
     teacher = {} if stage in FROM_SCRATCH else {"teacher": "somewhere"}
     fast = load(name, f"{stage},fast", **teacher)
     config_lib.validate(fast, experiment.tables())
-    assert (fast.optim.name, fast.optim.schedule) == ("muon", "stable")
+    assert fast.optim.name == "muon"  # all have large batches
     given = fast.loss.options.get("given", "")
     assert (given == "uniform") == (fast.loss.name in ("flow_matching", "psd"))
-    assert (fast.sampler.name == "refinement") == (stage == "pretrain")
+    rounds = stage in ("pretrain", "distill", *common.ANY_ORDER)
+    assert (fast.sampler.name == "refinement") == rounds
     own, official = config_lib.to_dict(fast), config_lib.to_dict(load(name, stage, **teacher))
     for section in ("data", "tokenizer", "model", "train", "clock"):
         assert own[section] == official[section]
+
+
+def test_small_stages_have_our_own_recipe_without_muon():
+    for name in WITH_SMALL:
+        config = load(name, "small")
+        assert config.optim.name == "adamw"
+        assert config.loss.options["given"] == "uniform" and config.sampler.name == "refinement"
 
 
 def test_a_flow_map_without_a_teacher_is_told_its_flag():
