@@ -148,7 +148,7 @@ def cells(values: dict) -> str:
 
 
 def start(label: str, truth: verdict.Point):
-    figure, axes = plt.subplots(figsize=(7, 4.2))
+    figure, axes = plt.subplots(figsize=(10, 4.2))
     axes.axhline(truth.nats, color="0.4", linestyle=":", label="fresh truth")
     axes.set_xlabel(label)
     axes.set_ylabel("nats per token under the truth")
@@ -156,10 +156,10 @@ def start(label: str, truth: verdict.Point):
 
 
 def save(figure, axes, name: str) -> None:
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(HERE / name, metadata={"Date": None})
+    figure.savefig(HERE / name, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 
 

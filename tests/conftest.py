@@ -1,5 +1,6 @@
 """Test set-up: 8 virtual CPU devices, strict rank promotion, fast compiles, a compile cache."""
 
+import fnmatch
 import gc
 import os
 import pathlib
@@ -38,6 +39,20 @@ if not flags.FLAGS.is_parsed():
 gc.freeze()
 gc.set_threshold(50_000, 20, 100)
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+SLOW_VARIANTS = [
+    line.replace("[", "[[]")  # names have brackets, which patterns would read
+    for line in (pathlib.Path(__file__).parent / "slow_variants.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in SLOW_VARIANTS):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
