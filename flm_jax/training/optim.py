@@ -19,6 +19,7 @@ from flm_jax.training.selective import Selective, choose
 
 # Schedules of runs that may get another last step; one that decayed rises to its peak again.
 CAN_GO_ON = ("constant", "stable")
+NO_END = 2**31 - 1  # the horizon of a run without an end
 CLIP_EPS = 1e-6  # the official code divides by norm + 1e-6
 
 
@@ -58,13 +59,13 @@ def schedule(settings: OptimConfig) -> Schedule:
 
 
 def scale_by_rate(rate: Schedule) -> Selective:
-    """Minus the learning rate times the update; ``update`` is told the run's ``horizon``."""
+    """Minus the learning rate times the update; ``update`` may be told the run's ``horizon``."""
 
     def init(params):
         del params
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params=None, *, horizon, accept=True, **extra):
+    def update(updates, state, params=None, *, horizon=NO_END, accept=True, **extra):
         del params, extra
         scale = -rate(state.count, horizon)
         new = optax.ScaleByScheduleState(optax.safe_increment(state.count))
@@ -106,7 +107,7 @@ def adam(beta1: float, beta2: float, eps: float) -> Selective:
 
 
 def optimizer(settings: OptimConfig) -> Selective:
-    """The transformation of a config section; its ``update`` is told the run's ``horizon``.
+    """The transformation of a config section; its ``update`` may be told the ``horizon``.
 
     The state is that of `optax.adamw` after a clipping; with ``name`` "muon" Adam's part of it is
     that of `muon.partitioned`.

@@ -245,7 +245,7 @@ class Session:
         self.log.truncate_after(step)
         logging.info("resuming %s at step %d", self.workdir, step)
         self.say(f"resuming {self.workdir} at step {step}")
-        self.horizon = min(meta.get("horizon", step_lib.NO_END), self.config.train.steps)
+        self.horizon = min(meta.get("horizon", optim.NO_END), self.config.train.steps)
         if self.decay_began() and not self._decay_time():  # there is more time now
             self.horizon = self.config.train.steps
         counts = {"step": step, "skipped": meta.get("skipped", 0), "in_a_row": 0}

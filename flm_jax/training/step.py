@@ -14,8 +14,6 @@ from flm_jax.losses.base import Batch, Loss
 from flm_jax.training import optim
 from flm_jax.training.selective import choose, selective
 
-NO_END = 2**31 - 1
-
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything that training changes. Keys are not stored: they derive from seed and step."""
@@ -31,7 +29,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def init_state(
-    params: Any, optimizer: optax.GradientTransformation, loss: Loss, horizon: int = NO_END
+    params: Any, optimizer: optax.GradientTransformation, loss: Loss, horizon: int = optim.NO_END
 ) -> TrainState:
     """The state before the first update; the EMA starts at the parameters."""
     ema, kept = (jax.tree.map(jnp.array, x) for x in (params, loss.first_state(params)))
