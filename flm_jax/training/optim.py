@@ -67,7 +67,7 @@ def scale_by_rate(rate: Schedule) -> Selective:
 
     def update(updates, state, params=None, *, horizon=NO_END, accept=True, **extra):
         del params, extra
-        scale = -rate(state.count, horizon)
+        scale = -rate(state.count, jnp.asarray(horizon))
         new = optax.ScaleByScheduleState(optax.safe_increment(state.count))
         return jax.tree.map(lambda u: scale * u, updates), choose(accept, new, state)
 
