@@ -3,9 +3,12 @@
 Command:   flm train --config=sudoku:any_order,4x4 --workdir=runs/sudoku4
            flm prepare --config=sudoku       (9x9: draws 50,000 puzzles, about 8 minutes)
            flm train --config=sudoku:any_order --workdir=runs/sudoku
-           flm solve --checkpoint=runs/sudoku4 --steps=1,4,16 --sampler=refinement
+           flm solve --checkpoint=runs/sudoku4 --steps=1,4,16 --sampler=refinement \
+               --rounds=16 --threshold=-1
 Hardware:  4x4: 2 CPU cores; 9x9: one GPU (published size: 512 wide, 8 blocks, 20,000 steps of 256)
-Time:      4x4: 10 minutes (limit: train.max_minutes); no full training was made with this code yet
+Time:      4x4: 10 minutes (limit: train.max_minutes); 9x9 was not trained with this code yet
+Reached:   4x4, medium, 10 minutes on one core, 2026-11-30: 82.0, 97.7 and 99.6 % of 256 puzzles
+           with held-out solutions by 1, 4 and 16 evaluations, --rounds=16 --threshold=-1
 Published: accuracy on 2,000 9x9 puzzles, of FMLM+ with 1 to 81 fold speed-up over 81 evaluations
            (read off a figure; the difficulty is not stated): 50 to 8 % (docs/tasks.md)
 
