@@ -81,6 +81,11 @@ def digest(tree: Any) -> str:
     return total.hexdigest()
 
 
+def learnt(state: TrainState) -> TrainState:
+    """What must be the same in every session; the last step may grow from one to the next."""
+    return state.replace(horizon=np.int32(0))
+
+
 class Record:
     """Appends lines that survive a kill."""
 
@@ -145,11 +150,11 @@ class RecordedSession(Session):
 
     def restore_or_init(self) -> tuple[int, TrainState]:
         step, state = super().restore_or_init()
-        self.record(resumed=step, digest=digest(state))
+        self.record(resumed=step, digest=digest(learnt(state)))
         return step, state
 
     def save(self, state: TrainState, step: int, metric: float | None, give_back: int = 0) -> None:
-        self.record(saving=step, digest=digest(state))
+        self.record(saving=step, digest=digest(learnt(state)))
         super().save(state, step, metric, give_back)
 
 
@@ -162,7 +167,7 @@ def train(workdir: pathlib.Path, record_path: pathlib.Path, steps: int, seed: in
     config, record = tiny_config(record_path.parent, steps, seed), Record(record_path)
 
     def finish(session: Session, state: TrainState, step: int, why: str) -> None:
-        record(complete=step, digest=digest(state))
+        record(complete=step, digest=digest(learnt(state)))
 
     with workdir_lib.locked(workdir):
         workdir_lib.check(config, workdir)
