@@ -172,6 +172,12 @@ def _no_stage(stage: str, words: Sequence[str] = ()) -> UserError:
     )
 
 
+def give_tokens(config: ConfigDict) -> None:
+    """... one whose network sees given tokens in training, where its loss can do that."""
+    if config.loss.name in ("flow_matching", "psd", "lsd", "esd"):  # any_order does so by itself
+        config.loss.options.given = "uniform"
+
+
 def fast(config: ConfigDict) -> None:
     """... one of our own recipe: better text from the same minutes (benchmarks/recipe.md).
 
@@ -181,8 +187,7 @@ def fast(config: ConfigDict) -> None:
     """
     if config.train.batch_size * config.data.length >= MUON_TOKENS:
         config.optim.name = "muon"
-    if config.loss.name in ("flow_matching", "psd", "lsd", "esd"):  # any_order does so by itself
-        config.loss.options.given = "uniform"
+    give_tokens(config)
     if config.stage in ("pretrain", "distill", *ANY_ORDER):
         config.sampler.update(FAST_SAMPLER)
 

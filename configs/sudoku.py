@@ -35,8 +35,7 @@ def get_config(stage="pretrain"):
     config.tokenizer.name = "sudoku"
     config.evals = ("sudoku",)
     config.clock.name = "identity"
-    if config.loss.name in ("flow_matching", "psd"):  # any_order does so by itself
-        config.loss.options.given = "uniform"
+    common.give_tokens(config)
     # A row has a form; its places are not only relative.
     config.model.learned_positions = length
     if size == 9:

@@ -26,8 +26,7 @@ def get_config(stage="pretrain"):
     config.tokenizer.name = "gpt2"
     config.tokenizer.options.update(folder="", download=False)
     config.clock.name = "identity"
-    if config.loss.name in ("flow_matching", "psd"):  # any_order does so by itself
-        config.loss.options.given = "uniform"
+    common.give_tokens(config)
     config.model.update(common.PRESETS["small"], dtype="bfloat16")
     config.train.update(batch_size=512, steps=250_000)
     config.evals = ()

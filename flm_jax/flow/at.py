@@ -82,6 +82,23 @@ class At:
         mean = self.space.mean(posterior.probability()).astype(state.dtype)
         return mean if given_BL is None else jnp.where(given_BL[..., None], state, mean)
 
+    def moved(
+        self,
+        state: jax.Array,
+        keep: jax.Array,
+        add: jax.Array,
+        posterior: Posterior,
+        given_BL: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The state keep * x + add * p, and `estimate`: None if the student cannot be told.
+
+        Both take one pass over the vocabulary.
+        """
+        if not self.student.self_conditioning:
+            return self.space.advance(state, keep, add, posterior.probability()), None
+        estimate = self.estimate(posterior, state, given_BL)
+        return self.space.mixed(state, keep, add, estimate), estimate
+
     def iterated(
         self,
         role: str,

@@ -68,11 +68,7 @@ class Setting(NamedTuple):
         self, keep: jax.Array, add: jax.Array, posterior: Posterior
     ) -> tuple[jax.Array, jax.Array | None]:
         """The state after keep * x_s + add * p, and what a student is told there."""
-        space, estimate = self.at.space, None
-        if not self.at.student.self_conditioning:
-            return space.advance(self.state, keep, add, posterior.probability()), estimate
-        estimate = self.at.estimate(posterior, self.state, self.given_BL)
-        return space.mixed(self.state, keep, add, estimate), estimate
+        return self.at.moved(self.state, keep, add, posterior, self.given_BL)
 
     def jump(self, s: jax.Array, t: jax.Array, lift: float = 0.0) -> tuple[jax.Array, jax.Array]:
         """`maps.jump` from s to t, (B, L) where tokens are given."""

@@ -282,12 +282,8 @@ class Rounds:
         return loops.either(self.schedule.last_S[i], self.end, self.inside, carry, i, move)
 
     def inside(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
-        space, estimate = self.at.space, None
-        if carry.estimate is None:
-            state = space.advance(carry.state, move.keep, move.add, move.posterior.probability())
-        else:
-            estimate = self.at.estimate(move.posterior, carry.state, carry.given.mask_BL)
-            state = space.mixed(carry.state, move.keep, move.add, estimate)
+        space, given_BL = self.at.space, carry.given.mask_BL
+        state, estimate = self.at.moved(carry.state, move.keep, move.add, move.posterior, given_BL)
         if self.sampler.inside in (AUTO, FRESH):
             raw = space.noise(folded(self._keys(1), i), self.length)
             state = space.perturb(state, raw, move.noise)

@@ -17,7 +17,7 @@ from flm_jax.flow.at import MASKED_TEACHER, STUDENT, TEACHER, At
 from flm_jax.flow.space import Space
 from flm_jax.host import numerics
 from flm_jax.lab.parity import networks, objective, training
-from flm_jax.lab.parity.checks import Checks, case_record
+from flm_jax.lab.parity.checks import Checks
 from flm_jax.lab.parity.forward import log_probs
 from flm_jax.lab.parity.goldens import Case
 from flm_jax.losses import AnyOrder, given_tokens, psd
@@ -55,7 +55,7 @@ def loss(case: Case, checks: Checks) -> None:
     open_BL = case["mid/active"].astype(bool)
     parts = ours.kinds(case.option("global_batch")).parts(len(rows))
     group_B = np.repeat(range(len(groups)), [len(group) for group in groups])
-    of_a_term = case_record(case, "fp32_vs_fp64")["out/loss_per_token"][0]
+    of_a_term = checks.record_of("out/loss_per_token")
     of_terms = {"out/loss": of_a_term, "out/nll_sum": of_a_term * float(case["out/num_active"])}
 
     def check(name: str, found: jax.Array, space: str) -> None:
