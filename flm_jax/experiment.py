@@ -97,6 +97,10 @@ class Experiment:
     def net(self, params: Any, temperature: float = 1.0) -> Net:
         return self.model.net(params, temperature, self.batch_devices)
 
+    def trained_net(self, params: Any) -> Net:
+        """`net` in the form whose gradient is cheapest."""
+        return self.model.trained.net(params, devices=self.batch_devices)
+
     @property
     def has_denoiser(self) -> bool:
         """Whether the network denoises noised text (corrections and token baselines do not)."""

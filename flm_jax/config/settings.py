@@ -79,7 +79,12 @@ class ModelConfig:
         choices=("auto", "full", "products", "none"),
         former={"true": "full", "false": "none"},
     )
-    scan_unroll: int = knob(1, "blocks per iteration of the scan over blocks", at_least=1)
+    scan_unroll: int = knob(
+        0,
+        "blocks per iteration of the scan over blocks in training (0 = all on a CPU where nothing "
+        "is computed again, else one)",
+        at_least=0,
+    )
     head_init: str = knob(
         "zero",
         "start of the output layer (table = the embedding table, for small budgets)",

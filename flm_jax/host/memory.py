@@ -10,12 +10,18 @@ it is done. If these went back to the system, every product would wait for the s
 pages (370,000 page faults a step, a sixth of its time): the heap keeps them, one heap for all
 threads, or else each of them would keep its own.
 
+The memory that a compiled program takes for its run, one block, is another such case: mapped anew
+for every training step of a small model, its zeroed pages were a seventh of the step. The heap
+keeps it where no array of the model is large, so that there are no holes (`keep_programs`).
+
 Only glibc is like this and can be asked; elsewhere nothing happens.
 """
 
 import ctypes
 import functools
 import importlib.util
+import math
+from typing import Any
 
 import jax
 
@@ -23,9 +29,10 @@ from flm_jax.host import numerics
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 SECONDS = 1.0  # programs that compile faster leave little
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # malloc.h
 PACKED = 8 * 2**20  # bytes; nearly all that a product packs is smaller, large arrays are larger
 KEPT = 64 * 2**20  # bytes free at the end of the heap, for the blocks of a few products
+PROGRAM = 2**30  # bytes free there at most, for the run of a small model's program
 MAPPED_FROM = 2**20  # bytes, with an accelerator; below, a map of its own costs more than it saves
 
 
@@ -47,6 +54,18 @@ def keep_small() -> None:
             trim()
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+
+
+def keep_programs(params: Any) -> None:
+    """From now on the heap keeps what a program takes for its run, if the model is small.
+
+    That is: no array of ``params`` (arrays or shapes) is as large as a map of its own. After
+    `keep_small`; lasts until the process ends.
+    """
+    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    if only_cpu() and largest < PACKED:
+        _glibc("mallopt", M_MMAP_MAX, 0)
+        _glibc("mallopt", M_TRIM_THRESHOLD, PROGRAM)
 
 
 def only_cpu() -> bool:

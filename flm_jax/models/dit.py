@@ -44,9 +44,14 @@ from flm_jax.models.settings import Settings
 CHUNK_MEGABYTES = {"cpu": 24, "accelerator": 512}
 
 
-# Results of products that all blocks together may keep for the backward pass, MiB. An accelerator
-# computes them again: its memory is what decides how large a batch can be.
-KEPT_MEGABYTES = {"cpu": 128, "accelerator": 0}
+# What all blocks together may keep for the backward pass, MiB: everything, or else the results of
+# products. An accelerator computes both again: its memory decides how large a batch can be.
+KEPT_MEGABYTES = {
+    "none": {"cpu": 512, "accelerator": 0},
+    "products": {"cpu": 128, "accelerator": 0},
+}
+SAVED_WIDTHS = 22.0  # arrays (B, L, D) that a block keeps if it keeps everything,
+SAVED_SCORES = 4.0  # and arrays (B, H, L, L)
 # What is kept of a block that is computed again; products with batch axes are those of attention.
 POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -91,18 +96,20 @@ class Block(nn.Module):
         u = modulate(Norm(name="norm_attention")(h_BLD), shift_a, scale_a)
         qkv = linear(3 * width, name="qkv", use_bias=False)(u)
         q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.heads, -1), 2, 0)
-        dtype = matmul_dtype(self.dtype, qkv.dtype)
-        q, k, v = (x.astype(dtype) for x in (rotate(q, *rotary), rotate(k, *rotary), v))
+        # In attention a CPU gains less by products of bfloat16 than it loses by rounding for them.
+        narrow = jnp.float32 if device_kind() == "cpu" else self.dtype
+        dtype = matmul_dtype(narrow, qkv.dtype)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
         visible, causal, backend = None, self.causal, self.attention
         # With a cache there is one query, which has few scores and its own mask.
         if cache is not None and position is not None:
             causal, backend = False, "einsum"
             k, v = cache = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
+                jax.lax.dynamic_update_slice_in_dim(old, new.astype(dtype), position, axis=1)
                 for old, new in zip(cache, (k, v), strict=True)
             )
             visible = (jnp.arange(k.shape[1]) <= position)[None, :]
-        mixed = attend(q, k, v, self.attention_cap, visible, backend, causal=causal)
+        mixed = attend(q, k, v, self.attention_cap, visible, backend, causal=causal, dtype=dtype)
         mixed = linear(width, name="attention_out", use_bias=False)(mixed.reshape(h_BLD.shape))
         h_BLD = h_BLD + gate_a * drop(mixed)
 
@@ -148,6 +155,7 @@ class DiT(nn.Module):
     attention: str = "auto"
     learned_positions: int = 0
     self_conditioning: bool = False
+    trained: bool = False
 
     @nn.compact
     def __call__(
@@ -235,8 +243,20 @@ class DiT(nn.Module):
         return Conditioning(conditioning, given_BL)
 
     def blocks(self, deterministic: bool, shape: tuple[int, ...]) -> nn.Module:
-        """All blocks of a stream (B, L, D), one scan over their stacked parameters and caches."""
-        remat = remembered(self.remat, shape, self.depth, self.mlp_ratio, device_kind())
+        """All blocks of a stream (B, L, D), a scan over their stacked parameters and caches.
+
+        In training, blocks that keep everything for their backward pass stand one after the other:
+        a scan would copy all of it into stacked arrays and out again.
+        """
+        remat, unroll = remembered(
+            shape,
+            remat=self.remat,
+            unroll=self.scan_unroll if self.trained else 1,
+            depth=self.depth,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            kind=device_kind(),
+        )
         block = Block
         if remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=POLICIES[remat])
@@ -246,7 +266,7 @@ class DiT(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=self.depth,
-            unroll=min(self.scan_unroll, self.depth),
+            unroll=unroll,
         )(
             self.heads,
             self.mlp_ratio,
@@ -260,16 +280,42 @@ class DiT(nn.Module):
         )
 
 
-def remembered(remat: str, shape: tuple[int, ...], depth: int, mlp_ratio: int, kind: str) -> str:
-    """What "auto" means for a stream of ``shape`` (B, L, D); another form means itself.
+def remembered(
+    shape: tuple[int, ...],
+    *,
+    remat: str,
+    unroll: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: int,
+    kind: str,
+) -> tuple[str, int]:
+    """What the blocks of a stream (B, L, D) keep, and how many stand in an iteration of the scan.
 
-    "products" keeps (6 + mlp_ratio) B L D floats a block (6 B L D more where every position has
-    its own times): what goes in, and the results of all products but those of attention.
+    ``remat`` "auto" and ``unroll`` 0 mean: everything and all blocks, if there is room (`kept`),
+    else results of products or nothing, and one. Other values mean themselves.
     """
-    if remat != "auto":
-        return remat
-    kept = 4 * depth * (6 + mlp_ratio) * math.prod(shape)
-    return "products" if kept <= KEPT_MEGABYTES[kind] * 2**20 else "full"
+    found = remat
+    if remat == "auto":
+        forms = ("none", "products") if unroll in (0, depth) else ("products",)
+        sizes = {form: depth * kept(form, shape, heads, mlp_ratio) for form in forms}
+        fitting = (f for f in forms if sizes[f] <= KEPT_MEGABYTES[f][kind] * 2**20)
+        found = next(fitting, "full")
+    if unroll == 0:
+        unroll = depth if found == "none" and kind == "cpu" else 1
+    return found, min(unroll, depth)
+
+
+def kept(form: str, shape: tuple[int, ...], heads: int, mlp_ratio: int) -> float:
+    """Bytes that a block of a stream (B, L, D) keeps for its backward pass, in float32.
+
+    "products": what goes in and the results of all products but those of attention (6 B L D floats
+    more where every position has its own times).
+    """
+    batch, length, width = shape
+    if form == "products":
+        return 4.0 * (6 + mlp_ratio) * batch * length * width
+    return 4.0 * batch * length * (SAVED_WIDTHS * width + SAVED_SCORES * heads * length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,6 +384,11 @@ class Model:
         if self.head_chunk:
             return self.head_chunk
         return chunks.tokens_for(self.vocab_size, CHUNK_MEGABYTES[device_kind()])
+
+    @functools.cached_property
+    def trained(self) -> "Model":
+        """The same network in the form whose gradient is cheapest; it compiles longer."""
+        return dataclasses.replace(self, module=self.module.clone(trained=True))
 
     @functools.partial(jax.jit, static_argnums=0)
     def backbone(

@@ -38,15 +38,31 @@ def _matmul(dtype, x, y):
     return jnp.matmul(x.astype(dtype), y.astype(dtype), preferred_element_type=result)
 
 
+def _of_rows(dtype, kernel_IO, slope_NO):
+    """slope @ kernel' (N, I)."""
+    return _matmul(dtype, slope_NO, _transposed(dtype, kernel_IO.astype(dtype)))
+
+
 def _of_kernel(dtype, rows_NI, slope_NO):
     """rows' @ slope (I, O)."""
-    # Rounded before they are moved. Barriers, because XLA would move the transpositions into the
-    # product, where they are slow.
+    # Rounded before they are moved.
     rows_NI, slope_NO = rows_NI.astype(dtype), slope_NO.astype(dtype)
-    apart = jax.lax.optimization_barrier
     if rows_NI.shape[1] <= slope_NO.shape[1]:
-        return _matmul(dtype, apart(rows_NI.T), slope_NO)
-    return apart(_matmul(dtype, apart(slope_NO.T), rows_NI)).T
+        return _matmul(dtype, _transposed(dtype, rows_NI), slope_NO)
+    product_OI = _matmul(dtype, _transposed(dtype, slope_NO), rows_NI)
+    # A barrier, because XLA would exchange the operands.
+    return jax.lax.optimization_barrier(product_OI).T
+
+
+def _transposed(dtype, x):
+    """x' as an operand of a product: where its type is bfloat16, in memory, row after row.
+
+    XLA has fast products of bfloat16 for operands that lie row after row only, and reads the others
+    as float32. That it is to move the array, it learns from a shape that is not a transposition.
+    """
+    if dtype != jnp.bfloat16:
+        return x.T
+    return jax.lax.optimization_barrier(x.T[None]).reshape(x.T.shape)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -54,7 +70,7 @@ def _linear_in_rows(dtype, rows_NI, kernel_IO):
     """The product as a linear function of the rows, which says how it is transposed."""
 
     def transposed(kernel_IO, slope_NO):
-        return _matmul(dtype, slope_NO, kernel_IO.T).astype(rows_NI.dtype)
+        return _of_rows(dtype, kernel_IO, slope_NO).astype(rows_NI.dtype)
 
     return linear_call(
         lambda kernel_IO, rows_NI: _matmul(dtype, rows_NI, kernel_IO),

@@ -19,7 +19,7 @@ from flm_jax.data import Batches, load_data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.flow.at import STUDENT
-from flm_jax.host import distributed, files, numerics, progress, runlog, sharding
+from flm_jax.host import distributed, files, memory, numerics, progress, runlog, sharding
 from flm_jax.inference import FlowModel, checkpoints_of
 from flm_jax.inference.heldout import HeldOut
 from flm_jax.training import dtype, optim
@@ -103,6 +103,7 @@ class Session:
         self.key = numerics.key(config.seed)
         self.state_shape = jax.eval_shape(self._init, self.key)
         self.state_sharding = sharding.shardings(self.state_shape, self.mesh)
+        memory.keep_programs(self.state_shape.params)
         self._model: FlowModel | None = None
         self._compile()
 
@@ -155,7 +156,7 @@ class Session:
     def _compile(self) -> None:
         replicated = sharding.replicated(self.mesh)
         loss = self.experiment.loss
-        make_nets = self.make_nets = {STUDENT: self.experiment.net}
+        make_nets = self.make_nets = {STUDENT: self.experiment.trained_net}
         make_nets.update((role, model.net) for role, model in self.sources.frozen.items())
         own = [*self.state_shape.loss, *(["ema"] if loss.needs.ema else [])]
         make_nets.update((role, self.experiment.net) for role in own)
@@ -176,8 +177,8 @@ class Session:
             "compiling the training step",
         )
         self.held_out = HeldOut(
-            self.experiment, self.data.rows["valid"], self.config.train.batch_size, make_nets,
-            self.mesh,
+            self.experiment, self.data.rows["valid"], self.config.train.batch_size,
+            make_nets | {STUDENT: self.experiment.net}, self.mesh,
         )  # fmt: skip
 
     @property

@@ -45,6 +45,15 @@ def test_a_product_finds_the_memory_of_the_one_before(platforms):
     assert (faults < 1000) == (platforms == "cpu"), faults
 
 
+@pytest.mark.parametrize("megabytes", [4, 9])
+def test_the_run_of_a_small_models_program_finds_its_memory_again(megabytes):
+    """``megabytes``: the largest array of the model; a larger one would leave holes."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("there is nothing to ask of this C library")
+    faults = int(in_fresh_process(RUNS, "cpu", str(megabytes)))
+    assert (faults < 1000) == (megabytes == 4), faults
+
+
 PREPARE = """
 import resource, sys, threading
 import jax
@@ -83,6 +92,22 @@ thread.start()
 thread.join()
 pack()
 print(faults() - before)
+"""
+)
+
+RUNS = (
+    PREPARE
+    + """
+import jax.numpy as jnp
+size = int(float(sys.argv[2]) * 2**18)
+memory.keep_programs({"kernel": jax.ShapeDtypeStruct((size,), jnp.float32)})
+def run():
+    for _ in range(10):
+        bytearray(b"x" * 100_000_000)
+run()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 )
 

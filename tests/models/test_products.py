@@ -1,15 +1,16 @@
 """Products against plain ones: values, derivatives, and the forms that the programs have."""
 
-import itertools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.typing import DTypeLike
 
 from flm_jax.models import products
-from flm_jax.models.dit import POLICIES, remembered
+from flm_jax.models.dit import KEPT_MEGABYTES, POLICIES, kept, remembered
 
 N, NARROW, WIDE = 12, 3, 5
 
@@ -95,17 +96,34 @@ def gradients(product):
     return jax.grad(lambda *p: jnp.sum(jnp.sin(product(*p).astype(jnp.float32))), (0, 1))
 
 
+def of_dots(equations):
+    """(shape of the left operand, its contracted axis) of every product."""
+    return [
+        (e.invars[0].aval.shape, e.params["dimension_numbers"][0][0])
+        for e in equations if e.primitive.name == "dot_general"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("shape", [(NARROW, WIDE), (WIDE, NARROW)])
-def test_the_narrower_operand_of_a_kernels_gradient_is_transposed(shape):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_narrower_operand_of_a_kernels_gradient_is_transposed(shape, dtype):
     point = arrays((N, shape[0]), shape, dtype=np.float32)
-    found = traced(gradients(lambda x, y: products.product(x, y, jnp.float32)), *point)
-    kept_apart = [
-        e.outvars[0].aval.shape for e in found if e.primitive.name == "optimization_barrier"
-    ]
-    assert kept_apart[0] == (NARROW, N)
-    for product in (e for e in found if e.primitive.name == "dot_general"):
-        (of_x, of_y), _ = product.params["dimension_numbers"]
-        assert tuple(of_x) == (1,) and tuple(of_y) in ((0,), (1,)), product
+    found = traced(gradients(lambda x, y: products.product(x, y, dtype)), *point)
+    assert ((NARROW, N), (1,)) in of_dots(found)
+    assert not any(left[0] == WIDE for left, _ in of_dots(found))
+
+
+def test_operands_of_bfloat16_lie_row_after_row_in_the_compiled_program():
+    """XLA computes products of others in float32, without a word."""
+    point = arrays((64, NARROW * 8), (NARROW * 8, WIDE * 8), dtype=np.float32)
+    program = gradients(lambda x, y: products.product(x, y, jnp.bfloat16))
+    early = jax.jit(program).lower(*point).as_text(dialect="hlo")
+    dots = [line for line in early.splitlines() if " dot(" in line]
+    assert len(dots) == 3
+    shapes = dict(re.findall(r"(\S+) = (\S+) ", early))
+    for line in dots:
+        for name in re.findall(r"dot\((\S+), (\S+)\)", line)[0]:
+            assert re.fullmatch(r"bf16\[\d+,\d+\]\{1,0\}", shapes[name]), (name, shapes[name])
 
 
 def of_products(function, *point):
@@ -123,7 +141,8 @@ def test_on_a_cpu_products_read_bfloat16_and_all_else_is_float32():
     assert of_products(program, *point) == {(half, half, "float32")}
     arithmetic = {e.primitive.name for e in traced(program, *point)
                   if e.outvars[0].aval.dtype == jnp.bfloat16}  # fmt: skip
-    assert arithmetic <= {"convert_element_type", "transpose", "optimization_barrier"}
+    moves = {"transpose", "broadcast_in_dim", "reshape", "optimization_barrier"}
+    assert arithmetic <= {"convert_element_type", *moves}
 
 
 def test_on_accelerators_results_are_rounded_at_once_and_derivatives_are_ordinary(monkeypatch):
@@ -150,9 +169,36 @@ def test_gradients_of_bfloat16_products_are_right_within_their_rounding(shape):
         assert np.abs(found - reference).max() < 3e-2 * np.abs(reference).max()
 
 
-def test_what_is_kept_by_memory_on_a_cpu_and_nothing_on_accelerators():
-    small, large = (32, 64, 128), (32, 128, 256)
-    for shape, kind in itertools.product((small, large), ("cpu", "accelerator")):
-        wanted = "products" if (shape, kind) == (small, "cpu") else "full"
-        assert remembered("auto", shape, 4, 4, kind) == wanted
-        assert remembered("none", shape, 4, 4, kind) == "none"
+@pytest.mark.parametrize("kind", ["cpu", "accelerator"])
+def test_what_is_kept_by_memory_on_a_cpu_and_nothing_on_accelerators(kind):
+    auto = dict(remat="auto", unroll=0, depth=4, heads=4, mlp_ratio=4, kind=kind)
+    smallest, small, large = (32, 64, 128), (256, 64, 128), (32, 128, 512)
+    limits = KEPT_MEGABYTES["none"][kind], KEPT_MEGABYTES["products"][kind]
+    for shape in (smallest, small, large):
+        every, products_only = (
+            4 * kept(form, shape, 4, 4) / 2**20 for form in ("none", "products")
+        )
+        wanted = "none" if every <= limits[0] else "products"
+        wanted = wanted if products_only <= limits[1] else "full"
+        assert remembered(shape, **auto) == (wanted, 4 if wanted == "none" else 1)
+        # A scan is asked for: blocks in it keep no more than what it pays to copy.
+        in_a_scan = remembered(shape, **auto | {"unroll": 1})
+        assert in_a_scan == ("products" if products_only <= limits[1] else "full", 1)
+        assert remembered(shape, **auto | {"remat": "full"}) == ("full", 1)
+    if kind == "cpu":
+        assert remembered(smallest, **auto)[0] == "none"
+        assert remembered(large, **auto)[0] == "full"
+
+
+def test_blocks_stand_one_after_the_other_in_training_only():
+    """What a scan copies is saved; programs that take no gradient compile faster with one."""
+    model = tiny.model(depth=2)
+    params = tiny.params(model)
+    h_BLD, tau = np.zeros((2, 4, tiny.D), np.float32), np.full(2, 0.5, np.float32)
+
+    def scans(model):
+        found = traced(lambda h: model.net(params)(h, tau).posterior.features_BLD, h_BLD)
+        return sum(e.params.get("length") == 2 and e.params["unroll"] == 1
+                   for e in found if e.primitive.name == "scan")  # fmt: skip
+
+    assert scans(model) == 1 and scans(model.trained) == 0

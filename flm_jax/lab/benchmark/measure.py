@@ -83,6 +83,7 @@ def prepare(plan: Plan) -> Prepared:
     shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
     mesh = sharding.make_mesh(shape)
     experiment = Experiment(config, plan.vocab_size, sharding.batch_devices(mesh))
+    memory.keep_programs(jax.eval_shape(experiment.model.init, numerics.key(0)))
     calls = Calls(fused_head=config.space != "onehot")
     build = {"train": _training, "sample": _sampling}[plan.mode]
     run, compiled = build(plan, experiment, mesh, calls)
@@ -255,7 +256,7 @@ def networks(
     experiment: Experiment, frozen: dict[str, Experiment], calls: Calls
 ) -> dict[str, Callable[..., Net]]:
     """The student, the frozen networks and, where the loss asks it, the EMA; all counted."""
-    makers = {STUDENT: experiment.net}
+    makers = {STUDENT: experiment.trained_net}
     makers |= {role: other.net for role, other in frozen.items()}
     if experiment.loss.needs.ema:
         makers["ema"] = experiment.net

@@ -36,7 +36,6 @@ from flm_jax.models import attention, dit
 BYTES = 4  # of a float32
 BLOCK_WIDTHS = 23.0  # arrays (n, D) alive in one block's backward pass; MLP arrays count four
 BLOCK_SCORES = 4.5  # arrays (heads, queries, L) per sequence there
-SAVED_WIDTHS, SAVED_SCORES = 22.0, 4.0  # the same, kept by each block without rematerialisation
 HEAD_ARRAYS, HEAD_TARGET_ARRAYS = 2.75, 1.8  # (chunk, V): in all, and per evaluation of a target
 HEAD_DERIVATIVE_ARRAYS = 3.9  # (chunk, V), more where it has a forward derivative
 PROJECTED_STATES = 4.0  # (n, W)
@@ -66,7 +65,8 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
     saved = {
         "full": 0.0,
         "products": depth * BYTES * tokens * width * (5 + model.mlp_ratio),
-        "none": depth * (value * tokens * width * SAVED_WIDTHS + kept_scores * SAVED_SCORES),
+        "none": depth
+        * (value * tokens * width * dit.SAVED_WIDTHS + kept_scores * dit.SAVED_SCORES),
     }[remembered(model, rows, length, accelerator)]
     params = bytes_per_chip({"params": work.state.params}, mesh)
     found = {
@@ -89,9 +89,15 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
 
 def remembered(model: config_lib.ModelConfig, rows: float, length: int, accelerator: bool) -> str:
     """What the blocks keep of (rows, length) tokens for their backward pass; see `models.dit`."""
-    kind = "accelerator" if accelerator else "cpu"
-    shape = math.ceil(rows), length, model.width
-    return dit.remembered(model.remat, shape, model.depth, model.mlp_ratio, kind)
+    return dit.remembered(
+        (math.ceil(rows), length, model.width),
+        remat=model.remat,
+        unroll=model.scan_unroll,
+        depth=model.depth,
+        heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+        kind="accelerator" if accelerator else "cpu",
+    )[0]
 
 
 def queries_at_once(model: config_lib.ModelConfig, length: int) -> int:
