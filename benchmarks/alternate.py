@@ -3,9 +3,9 @@
     python benchmarks/alternate.py OLD NEW --shape=small --loss=flow_matching --rounds=12
 
 OLD and NEW are checkouts with an installed .venv. Each compiles its step in a process of its own,
-which then takes short turns with the other: other work on the machine meets both alike. What
-counts is the CPU time of a process whose products run in one thread; a wall clock would measure the
-other work, too. Options that start with --model. change the config of NEW only, with --both. of
+which then takes short turns with the other: other work on the machine meets both alike. On one core
+(--cores=1) what counts is the CPU time of a process whose products run in one thread; a wall clock
+would measure the other work, too. On several (--cores=0,1) it is the wall clock. Options that start with --model. change the config of NEW only, with --both. of
 both. The result is JSON: milliseconds per step of OLD and NEW (medians and least), the median and
 the quartiles of the ratios of neighbouring turns, and the temporary memory of both programs.
 """
@@ -25,8 +25,9 @@ SHAPES = {  # vocabulary, length, batch, changes of the model
 }
 
 
-def child(shape: str, loss: str, steps: int, changes: dict) -> None:
+def child(shape: str, loss: str, steps: int, cores: str, changes: dict) -> None:
     """Says "ready" and the bytes of its program; for every line read runs and says the seconds."""
+    clock = time.perf_counter if "," in cores else time.process_time
     from flm_jax import config as config_lib
     from flm_jax.configs import common
     from flm_jax.lab.benchmark.asked import Asked
@@ -48,10 +49,10 @@ def child(shape: str, loss: str, steps: int, changes: dict) -> None:
     memory = prepared.compiled.memory_analysis()
     print("ready", memory.temp_size_in_bytes if memory else 0, flush=True)
     for _ in sys.stdin:
-        start = time.process_time()
+        start = clock()
         for _ in range(steps):
             prepared.run()
-        print((time.process_time() - start) / steps, flush=True)
+        print((clock() - start) / steps, flush=True)
 
 
 def main() -> None:
@@ -68,16 +69,18 @@ def main() -> None:
     own = {key.removeprefix("model."): value for key, value in pairs if key.startswith("model.")}
     both = {key.removeprefix("both."): value for key, value in pairs if key.startswith("both.")}
     if options.child:
-        return child(options.shape, options.loss, options.steps, own)
+        return child(options.shape, options.loss, options.steps, options.cores, own)
+    flags = "" if "," in options.cores else "--xla_cpu_multi_thread_eigen=false "
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", ""),
+        "XLA_FLAGS": flags + os.environ.get("XLA_FLAGS", ""),
     }
     runs = []
     for checkout in options.checkouts:
         changes = both | (own if checkout == options.checkouts[-1] else {})
         words = [f"--model.{key}={value}" for key, value in changes.items()]
         asked = [f"--shape={options.shape}", f"--loss={options.loss}", f"--steps={options.steps}"]
+        asked.append(f"--cores={options.cores}")
         command = ["taskset", "-c", options.cores, f"{checkout}/.venv/bin/python", __file__]
         pipe = subprocess.PIPE
         runs.append(
@@ -103,6 +106,7 @@ def main() -> None:
         "loss": options.loss,
         "new": own,
         "both": both,
+        "cores": options.cores,
         "ms": [round(1e3 * statistics.median(found), 1) for found in seconds],
         "least_ms": [round(1e3 * min(found), 1) for found in seconds],
         "ratio": round(middle, 3),

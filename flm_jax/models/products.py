@@ -2,8 +2,7 @@
 
 A product of rows (N, I) and a kernel (I, O) has two gradients. That of the rows is again a product
 of rows with a kernel. That of the kernel contracts both arrays over their rows, for which XLA's
-form on CPUs takes up to 1.7 times as long (benchmarks/cpu.md); so there the narrower of the two is
-transposed first, which costs next to nothing.
+form on CPUs takes up to twice as long if the wider one stands on the left (benchmarks/cpu.md).
 
 A CPU keeps results in at least float32: element-wise work in bfloat16 is what is slow there. On
 accelerators, where memory counts, they are rounded to the type of the operands at once, so that
