@@ -42,20 +42,17 @@ def rotary_tables(length: int, head_width: int, dtype: DTypeLike) -> tuple[jax.A
 
 
 def rotate(x_BLHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary positions on half-split pairs: (a, b) -> (a cos - b sin, a sin + b cos).
-
-    At least float32.
-    """
-    x_BLHK = x_BLHK.astype(jnp.promote_types(x_BLHK.dtype, jnp.float32))
-    cos, sin = (jnp.concatenate(pair, axis=-1) for pair in ((cos, cos), (-sin, sin)))
-    return x_BLHK * cos[None, :, None, :] + _halves_exchanged(x_BLHK) * sin[None, :, None, :]
-
-
-def _halves_exchanged(x: jax.Array) -> jax.Array:
-    """(a, b) -> (b, a) on the last axis."""
-    if device_kind() == "cpu":  # where a concatenation in the middle of a pass makes it slow
-        return jnp.flip(x.reshape(*x.shape[:-1], 2, -1), axis=-2).reshape(x.shape)
-    return jnp.roll(x, x.shape[-1] // 2, axis=-1)
+    """Rotary positions on half-split pairs: (a, b) -> (a cos - b sin, a sin + b cos)."""
+    wide_BLHK = x_BLHK.astype(jnp.promote_types(x_BLHK.dtype, jnp.float32))
+    if device_kind() == "cpu":  # where concatenations of computed halves are slow
+        halves = wide_BLHK.reshape(*x_BLHK.shape[:-1], 2, -1)
+        cos, sin = (jnp.stack(pair, axis=1)[None, :, None] for pair in ((cos, cos), (-sin, sin)))
+        turned = (halves * cos + jnp.flip(halves, axis=-2) * sin).reshape(x_BLHK.shape)
+    else:
+        cos, sin = cos[None, :, None, :], sin[None, :, None, :]
+        a, b = jnp.split(wide_BLHK, 2, axis=-1)
+        turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return turned.astype(x_BLHK.dtype)
 
 
 # Queries whose scores exist at one time in "chunked".
@@ -74,12 +71,10 @@ def attend(
     backend: str = "auto",
     *,
     causal: bool = False,
-    dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """softmax(cap * tanh(q k' / sqrt(K) / cap)) v, (B, L, H, K); ``cap`` 0 means no cap.
 
-    Scores and softmax are in at least float32; the products read ``dtype`` (that of the inputs),
-    the result has the type of v.
+    Scores and softmax are in at least float32; the products read the type of the inputs.
     ``visible_LM`` says which keys a query may see (all of them without it); with ``causal`` only
     those at its own and earlier positions. ``backend`` is a form from the top of this file, or
     "auto": "chunked" where sequences are long (`is_long`), else "einsum".
@@ -88,10 +83,9 @@ def attend(
     if backend == "auto":
         backend = "chunked" if is_long(length, head_width) else "einsum"
     if backend == "einsum":
-        return einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal, dtype=dtype)
+        return einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal)
     if backend == "chunked":
-        return chunked(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal, dtype=dtype)
-    q_BLHK, k_BMHK, v_BMHK = (x.astype(dtype or x.dtype) for x in (q_BLHK, k_BMHK, v_BMHK))
+        return chunked(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal)
     return kernels.tokamax(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal)
 
 
@@ -107,16 +101,11 @@ def queries(backend: str, length: int, head_width: int) -> int:
     return -(-length // -(-length // QUERY_BLOCK))
 
 
-def einsum(
-    q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, first=0, dtype=None
-):  # fmt: skip
+def einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, first=0):
     """`attend` with all scores at once; ``first`` is the position of the first query."""
     wide = jnp.promote_types(q_BLHK.dtype, jnp.float32)
-    # Each head's rows lie together: the only form of which a CPU takes products of bfloat16.
-    # Rounded after they are moved, as moving bfloat16 is slow there.
-    q, k, v = (jnp.swapaxes(x, 1, 2).astype(dtype or x.dtype) for x in (q_BLHK, k_BMHK, v_BMHK))
-    product = functools.partial(jnp.einsum, preferred_element_type=wide)
-    scores = product("bhlk,bhmk->bhlm", q, k) * q.shape[-1] ** -0.5
+    scale = q_BLHK.shape[-1] ** -0.5
+    scores = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=wide) * scale
     if cap:
         scores = cap * jnp.tanh(scores / cap)
     if causal:
@@ -125,13 +114,12 @@ def einsum(
         visible_LM = earlier_LM if visible_LM is None else visible_LM & earlier_LM
     if visible_LM is not None:
         scores = jnp.where(visible_LM[None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.swapaxes(product("bhlm,bhmk->bhlk", weights, v), 1, 2).astype(v_BMHK.dtype)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BMHK.dtype)
+    # In this order: on a CPU, XLA takes four times as long for the other one.
+    return jnp.einsum("bmhk,bhlm->blhk", v_BMHK, weights)
 
 
-def chunked(
-    q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, block=QUERY_BLOCK, dtype=None
-):  # fmt: skip
+def chunked(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, block=QUERY_BLOCK):
     """`attend` on one block of at most ``block`` queries after the other, all keys in each.
 
     A row of scores is whole, so the softmax needs no running maximum, and nothing of size L * L
@@ -139,10 +127,9 @@ def chunked(
     are summed over the blocks in at least float32.
     """
     rows, length, heads, head_width = q_BLHK.shape
-    dtype, result = dtype or q_BLHK.dtype, v_BMHK.dtype
     blocks = -(-length // block)
     if blocks == 1:
-        return einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal, dtype=dtype)
+        return einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal)
     size = -(-length // blocks)
     more = blocks * size - length  # queries of zeros at the end, which see everything
     q_BLHK = jnp.pad(q_BLHK, ((0, 0), (0, more), (0, 0), (0, 0)))
@@ -151,15 +138,16 @@ def chunked(
     if visible_LM is not None:
         visible_LM = jnp.pad(visible_LM, ((0, more), (0, 0)), constant_values=True)
         visible_NLM = visible_LM.reshape(blocks, size, -1)
-    # The sum of a gradient over a scan has the type of what the scan reads, hence wide.
+    # The sum of a gradient over a scan has the type of what the scan reads, hence the wide copies.
     wide = jnp.promote_types(q_BLHK.dtype, jnp.float32)
-    k_BMHK, v_BMHK = k_BMHK.astype(wide), v_BMHK.astype(wide)
+    k_wide, v_wide = k_BMHK.astype(wide), v_BMHK.astype(wide)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one(of_block):
         first, q, visible = of_block
-        return einsum(q, k_BMHK, v_BMHK, cap, visible, causal, first, dtype)
+        k, v = k_wide.astype(k_BMHK.dtype), v_wide.astype(v_BMHK.dtype)
+        return einsum(q, k, v, cap, visible, causal, first)
 
     out_NBLHK = jax.lax.map(one, (jnp.arange(blocks) * size, q_NBLHK, visible_NLM))
     out_BLHK = jnp.moveaxis(out_NBLHK, 0, 1).reshape(q_BLHK.shape)
-    return out_BLHK[:, :length].astype(result)
+    return out_BLHK[:, :length]

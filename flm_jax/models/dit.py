@@ -99,17 +99,17 @@ class Block(nn.Module):
         # In attention a CPU gains less by products of bfloat16 than it loses by rounding for them.
         narrow = jnp.float32 if device_kind() == "cpu" else self.dtype
         dtype = matmul_dtype(narrow, qkv.dtype)
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k, v = (x.astype(dtype) for x in (rotate(q, *rotary), rotate(k, *rotary), v))
         visible, causal, backend = None, self.causal, self.attention
         # With a cache there is one query, which has few scores and its own mask.
         if cache is not None and position is not None:
             causal, backend = False, "einsum"
             k, v = cache = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new.astype(dtype), position, axis=1)
+                jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
                 for old, new in zip(cache, (k, v), strict=True)
             )
             visible = (jnp.arange(k.shape[1]) <= position)[None, :]
-        mixed = attend(q, k, v, self.attention_cap, visible, backend, causal=causal, dtype=dtype)
+        mixed = attend(q, k, v, self.attention_cap, visible, backend, causal=causal)
         mixed = linear(width, name="attention_out", use_bias=False)(mixed.reshape(h_BLD.shape))
         h_BLD = h_BLD + gate_a * drop(mixed)
 

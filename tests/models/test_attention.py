@@ -174,7 +174,7 @@ def test_blocks_of_queries_leave_the_batch_on_its_devices():
 def test_the_network_computes_the_same_with_every_form(changes, monkeypatch):
     """With the remat of its blocks and forward derivatives, as LSD and ESD take them; the blocks of
     queries are made small enough to matter."""
-    monkeypatch.setattr(attention.chunked, "__defaults__", (None, False, 4, None))
+    monkeypatch.setattr(attention.chunked, "__defaults__", (None, False, 4))
     params = tiny.params(tiny.model(**changes))
     h = jax.random.normal(jax.random.key(0), (tiny.B, tiny.L, tiny.D))
     tau = None if changes.get("causal") else jnp.linspace(0.1, 0.9, tiny.B)
