@@ -19,7 +19,6 @@ given tokens, too); with the budget of flm and fmlm together mdlm (masked diffus
 steps of a flow map.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from flm_jax.configs import common
@@ -43,20 +42,6 @@ class Language(NamedTuple):
     def asks(self) -> bool:
         """Whether the first part of every row is given, in training already."""
         return self.data == "sudoku"
-
-
-class Variant(NamedTuple):
-    """Another way in which a trained network writes: a sampler, its knobs and options.
-
-    ``in_turn``: so many evaluations as there are open tokens are enough, more change nothing.
-    """
-
-    name: str
-    sampler: str
-    knobs: Mapping[str, float] = {}
-    options: Mapping[str, str] = {}
-    in_turn: bool = False
-    at_least: int = 1  # evaluations; with fewer it is what another variant is
 
 
 SUDOKU = {"size": 4, "difficulty": "medium", "train": 65_536, "valid": 1_024}
@@ -94,25 +79,6 @@ METHODS = {
     "ar": ("autoregressive", {}, "autoregressive"),
 }
 ONE_TIME = ("flm", "flm_given", "mdlm", "duo_curriculum", "duo", "ar")  # others are flow maps
-EVALUATIONS = (1, 2, 4, 8, 16, 32, 128)
-# The ways to write besides the sampler of METHODS. Refinement with fewer evaluations than rounds
-# has a round for each.
-ROUNDS = int(common.FAST_SAMPLER["rounds"])
-REFINED = Variant("refined", "refinement", {"rounds": ROUNDS, "threshold": -1.0})
-EACH = REFINED._replace(
-    name="a round each",
-    knobs={"rounds": EVALUATIONS[-1], "threshold": -1.0},
-    in_turn=True,
-    at_least=ROUNDS + 1,
-)
-VARIANTS = {
-    "flm_given": (REFINED,),
-    "any_order": (REFINED, EACH),
-    "mdlm": tuple(
-        Variant(f"by {name}", "ancestral_masked", options={"order": order}, in_turn=True)
-        for name, order in (("confidence", "confidence"), ("drawn confidence", "drawn"))
-    ),
-}
 # width, rows of a batch, factor on the training steps of a flow map
 SIZES = {"default": (64, 64, 1), "large": (128, 256, 2)}
 
@@ -161,7 +127,9 @@ def get_config(stage="city_pairs,flm"):
         eval_rows=256,
         eval_taus=(0.1, 0.3, 0.5, 0.7, 0.9),
     )
-    config.sampler.update(name=sampler, steps=EVALUATIONS, num_samples=1024, batch_size=1024)
+    config.sampler.update(
+        name=sampler, steps=(1, 2, 4, 8, 32, 128), num_samples=1024, batch_size=1024
+    )
     config.evals = ("sudoku",) if row.asks else ("truth",)
     if method not in ONE_TIME:
         config.model.two_times = True

@@ -57,7 +57,7 @@ def prove(
                 print(f"\n=== {language}, {method}, seed {seed}")
                 workdir = folder / f"{language}_{method}_{seed}"
                 runs.train(config, workdir)
-                for task in measuring.measure(config, workdir, grid_power, num_samples):
+                for task in measuring.measure(config, language, workdir, grid_power, num_samples):
                     found.add(task)
                 found.minutes(language, method, runs.minutes(workdir))
         save(folder, found)

@@ -15,9 +15,9 @@ import numpy as np
 
 from flm_jax import config as config_lib
 from flm_jax.errors import UserError
+from flm_jax.lab.proof.ways import Way, ways
 
 if TYPE_CHECKING:
-    from flm_jax.configs.proof import Variant
     from flm_jax.data import Data
     from flm_jax.evals.tasks import Task
     from flm_jax.inference import FlowModel
@@ -29,16 +29,16 @@ GIVEN = "left side given"
 class Point(NamedTuple):
     """A place on a curve of a plot: who writes, and by how many network evaluations at most.
 
-    ``variant`` is "" for the sampler of the config. With 0 evaluations no model has written it.
+    ``way`` is its name (`ways.Way`). With 0 evaluations no model has written it.
     """
 
     method: str
-    variant: str
+    way: str
     evaluations: int
 
     @property
     def curve(self) -> str:
-        return f"{self.method}, {self.variant}" if self.variant else self.method
+        return f"{self.method}, {self.way}" if self.way else self.method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,13 @@ class Measured:
 
 
 def measure(
-    config: config_lib.Config, workdir: pathlib.Path, grid_power: float, num_samples: int
+    config: config_lib.Config,
+    language: str,
+    workdir: pathlib.Path,
+    grid_power: float,
+    num_samples: int,
 ) -> Iterator[Measured]:
-    """Everything that a run can be asked."""
+    """Everything that a run of a language, or of a task, can be asked."""
     from flm_jax import inference
     from flm_jax.data import load_data
     from flm_jax.data.synthetic import Synthetic
@@ -69,9 +73,8 @@ def measure(
     )
     corpus = data.corpus
     if not isinstance(corpus, Synthetic):
-        yield answers(writer, config.data.name + "4x4", task(data, num_samples))
+        yield answers(writer, language, task(data, num_samples))
         return
-    language = config.data.options["language"]
     yield texts(writer, language, data, corpus.language.size)
     if corpus.language.given_until and takes_given(model):
         section = config_lib.to_dict(model.config)["data"]
@@ -98,57 +101,48 @@ class Writer:
     num_samples: int
     weights: str
 
-    def points(self, open_tokens: int) -> Iterator[tuple[Point, "Variant"]]:
+    def points(self, open_tokens: int) -> Iterator[tuple[Point, Way]]:
         """Every way of writing so many tokens."""
-        from flm_jax.configs import proof  # pyright: ignore[reportAttributeAccessIssue]
-
         length = self.model.config.data.length
-        for variant in self.variants():
-            only = self.model.sampler(variant.sampler)[0].steps_for(length)
-            for n in (only,) if only else proof.EVALUATIONS:
-                fewer = (m for m in proof.EVALUATIONS if m < n)
-                enough = variant.in_turn and max(fewer, default=0) >= open_tokens
-                if n >= variant.at_least and not enough:
-                    yield Point(self.method, variant.name, n), variant
+        for way in ways(self.model.config, self.grid_power):
+            only = self.model.sampler(way.sampler)[0].steps_for(length)
+            for evaluations in way.numbers(open_tokens, only):
+                yield Point(self.method, way.name, evaluations), way
 
-    def variants(self) -> Iterator["Variant"]:
-        """The sampler of the config, the same with shorter steps at the end, and others."""
-        from flm_jax.configs import proof  # pyright: ignore[reportAttributeAccessIssue]
-        from flm_jax.samplers import SAMPLERS
-
-        own = self.model.config.sampler
-        plain = proof.Variant("", own.name)
-        yield plain
-        if "grid_power" in SAMPLERS[own.name].uses and self.grid_power != own.grid_power:
-            knobs = {"grid_power": self.grid_power}
-            yield plain._replace(name=f"grid {self.grid_power:g}", knobs=knobs, at_least=2)
-        yield from proof.VARIANTS.get(self.method, ())
-
-    def tokens(self, point: Point, variant: "Variant", asked: "Task | None" = None) -> np.ndarray:
+    def tokens(self, point: Point, way: Way, asked: "Task | None" = None) -> np.ndarray:
         """int32 (N, L), from their file if they are there."""
+        import jax.numpy as jnp
+
         from flm_jax.evals import artefact
         from flm_jax.samplers.base import Given
 
         count = self.num_samples if asked is None else len(asked.tokens_NL)
         origin = {
             "weights_sha256": self.weights,
-            "sampler": variant.sampler,
-            "knobs": dict(variant.knobs),
-            "options": dict(variant.options),
+            "sampler": way.sampler,
+            "knobs": dict(way.knobs),
+            "options": dict(way.options),
             "sampler_steps": point.evaluations,
             "given": asked is not None,
         }
-        words = ("given" if asked else "texts", *variant.name.split(), f"{point.evaluations:03d}")
+        words = ("given" if asked else "texts", *way.name.split(), f"{point.evaluations:03d}")
         path = self.workdir / "proof" / f"{'_'.join(words)}.jsonl"
         with contextlib.suppress(UserError):  # not there, or not whole
             stored = artefact.read(path, list(origin))
             if len(stored.texts) == count and not artefact.differences(stored.origin, origin):
                 return stored.tokens_NL
-        drawing = dict(sampler=variant.sampler, sampler_options=dict(variant.options))
-        drawing |= variant.knobs | {"batch_size": count}
+        given = None
         if asked is not None:
-            drawing |= {"given": Given(asked.tokens_NL, asked.given_NL)}  # arrays of NumPy
-        samples = self.model.generate(1 if asked else count, point.evaluations, **drawing)
+            given = Given(jnp.asarray(asked.tokens_NL), jnp.asarray(asked.given_NL))
+        samples = self.model.generate(
+            1 if asked else count,  # of each
+            point.evaluations,
+            batch_size=count,
+            sampler=way.sampler,
+            sampler_options=dict(way.options),
+            given=given,
+            **way.knobs,
+        )
         made = artefact.Artefact(origin, samples.tokens, samples.texts, samples.seconds)
         artefact.write(path, made, evaluations=samples.evaluations)
         return samples.tokens
@@ -162,8 +156,8 @@ def texts(writer: Writer, language: str, data: "Data", possible: int) -> Measure
     length = data.rows["train"].length
     points = list(writer.points(length))
     written = [
-        Written(point.curve, point.evaluations, writer.tokens(point, variant), 0.0)
-        for point, variant in points
+        Written(point.curve, point.evaluations, writer.tokens(point, way), 0.0)
+        for point, way in points
     ]
     documents = data.corpus.source("train")
     truth = Truth(data.tokenizer, training_rows(data), documents)
@@ -178,7 +172,7 @@ def answers(writer: Writer, name: str, asked: "Task") -> Measured:
     open_tokens = int((~asked.given_NL).sum(axis=1).max())
     right = asked.columns[0].key
     values = {
-        point: {RIGHT: asked.check(writer.tokens(point, variant, asked))[right]}
-        for point, variant in writer.points(open_tokens)
+        point: {RIGHT: asked.check(writer.tokens(point, way, asked))[right]}
+        for point, way in writer.points(open_tokens)
     }
     return Measured(name, RIGHT, open_tokens, values)

@@ -130,7 +130,7 @@ def against(task: Task) -> str:
         ours, theirs = best(task, OURS, n), best(task, THEIRS, FACTOR * n)
         if ours is not None and theirs is not None:
             reached = task.mean(task.column, ours) >= task.mean(task.column, theirs)
-            shown = [f"{cell(found[x])} ({x.variant or 'plain'})" for x in (ours, theirs)]
+            shown = [f"{cell(found[x])} ({x.way or 'plain'})" for x in (ours, theirs)]
             rows.append((f"{n} against {FACTOR * n}", [*shown, "yes" if reached else "no"]))
     if not rows:
         return ""
