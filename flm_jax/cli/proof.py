@@ -1,27 +1,36 @@
-"""Train models of synthetic languages and table their exact validity.
+"""Train models of known truth and table the exact share of what they write that is right.
 
-    flm proof --languages=addition3 --methods=flm,fmlm --seeds=1,2,3
+    flm proof --languages=addition3,brackets32,sudoku4 --seeds=1,2,3 \\
+        --methods=flm,fmlm,flm_given,any_order,mdlm,ar
 
-For every language and seed: a denoiser (FLM), its flow maps (FMLM), and baselines (masked diffusion
-and, if asked for, uniform-state diffusion and an autoregressive network) with the same backbone and
-as many training steps as both together, all from configs/proof.py. Every
-run is an ordinary training run in a folder of its own: what is finished is not trained again, what
-was interrupted goes on. The table is the mean over seeds and half their range.
+For every language and seed: a denoiser (flm), its flow maps (fmlm), a denoiser and a flow map that
+were trained with given tokens (flm_given, any_order), and baselines: masked diffusion and, if asked
+for, uniform-state diffusion and an autoregressive network. All have the same backbone, batches and,
+both stages of a flow map together, training steps (configs/proof.py). Every run is an ordinary
+training run in a folder of its own: what is finished is not trained again, what was interrupted
+goes on. A table is the mean over seeds and half their range, by the number of network evaluations.
 
 The languages are addition3 (three digits; a tenth of the operand pairs is never trained on),
-brackets32 and large_grammar, each with its number of possible texts in the table. city_pairs,
-addition and brackets have so few that every network knows them by heart: they are smoke tests.
+brackets32 and large_grammar, each with its number of possible texts. city_pairs, addition and
+brackets have so few that every network knows them by heart: they are smoke tests. sudoku4 are 4x4
+puzzles of 7 clues, asked with solutions that were never trained on.
 
-Samplers of vectors are run on two grids: steps even in tau, and the same numbers of steps that
-become shorter towards the end (``grid_power``; rows "fmlm, grid 4, 8 steps"), where texts are lost.
+Every network writes by several samplers. Those of vectors have a second grid, whose steps become
+shorter towards the end ("grid 4"), where texts are lost. Networks that take given tokens refine in
+rounds, each of which commits the most probable tokens: at most 16 ("refined"), or one for every
+evaluation. Masked diffusion shows its tokens in random order, the most confident positions first,
+or the most confident draws. Where a language has a left side (123+456=), networks that can are also
+asked held-out ones: "addition3, left side given". The last table of a task sets any_order beside
+masked diffusion with four times the evaluations, by the best sampler of each.
 
 Validity alone would praise a model that writes one valid text again and again, or only the easy
 ones. So there are more tables. Where texts are few: total variation from the truth and the share of
 its texts that occur. Where they are many: the distance of features whose law is known (operand
 digits and carries, depth of nesting, numbers of words and the words), the share of different texts
 among the valid ones, their mean log-likelihood under the truth, to be compared with that of
-held-out data, and for addition3 the share that was never trained on. Distances have those of as
-many samples of the truth itself in brackets: few valid samples are far from it by chance.
+held-out data, and for addition3 the share that was never trained on; distinct-4 for all. Distances
+have those of as many samples of the truth itself in brackets: few valid samples are far from it by
+chance.
 """
 
 import dataclasses
@@ -51,6 +60,7 @@ class Options:
         above=0,
         below=math.inf,
     )
+    num_samples: int = knob(1024, "texts, or held-out tasks, at every number of steps", at_least=1)
 
 
 def run(options: Options) -> None:
@@ -64,6 +74,7 @@ def run(options: Options) -> None:
         size=options.size,
         scale=options.scale,
         grid_power=options.grid_power,
+        num_samples=options.num_samples,
     )
 
 

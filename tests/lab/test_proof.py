@@ -1,5 +1,7 @@
 """The proof: which runs it makes, its table and plots, and the command at a tiny scale."""
 
+import dataclasses
+import json
 from xml.etree import ElementTree
 
 import pytest
@@ -10,142 +12,207 @@ from flm_jax.configs import proof as proof_config
 from flm_jax.data.synthetic import LANGUAGES
 from flm_jax.errors import UserError
 from flm_jax.lab import proof
+from flm_jax.lab.proof import plot, runs, tables
+from flm_jax.lab.proof.measuring import Measured, Point
 
-FOUND = {
-    ("city_pairs", "flm, 1 step"): [0.2, 0.4],
-    ("city_pairs", "flm, 8 steps"): [0.9, 1.0],
-    ("city_pairs", "flm, grid 4, 8 steps"): [1.0, 1.0],
-    ("city_pairs", "fmlm, 1 step"): [0.8, 0.8],
-    ("addition", "flm, 8 steps"): [0.5],
-    ("city_pairs", "unigram sampler"): [0.0, 0.0],
-}
+CITY = Measured(
+    "city_pairs",
+    "valid",
+    5,
+    {
+        Point("flm", "", 1): {"valid": 0.2},
+        Point("flm", "", 8): {"valid": 0.9},
+        Point("flm", "grid 4", 8): {"valid": 1.0},
+        Point("fmlm", "", 1): {"valid": 0.8},
+        Point("unigram sampler", "", 0): {"valid": 0.0},
+    },
+    16,
+)
+
+
+def found(*measured):
+    made = tables.Tables()
+    for one in measured:
+        made.add(one)
+    return made
+
+
+def blocks(text):
+    """The tables of a text, as lists of lines, by what stands over their first column."""
+    return {
+        block.splitlines()[0].split(" | ")[0].removeprefix("| "): block.splitlines()
+        for block in text.split("\n\n")
+        if block.startswith("|")
+    }
 
 
 def test_runs_come_after_those_they_start_from_and_only_once():
-    assert proof.with_earlier(["second_stage", "fmlm"]) == [
+    assert proof.with_earlier(["second_stage", "fmlm"], "addition") == [
         "flm",
         "residual",
         "second_stage",
         "fmlm",
     ]
-    assert proof.with_earlier(["mdlm", "duo"]) == ["mdlm", "duo_curriculum", "duo"]
+    assert proof.with_earlier(["mdlm", "duo"], "addition") == ["mdlm", "duo_curriculum", "duo"]
+    assert proof.with_earlier(["any_order"], "addition") == ["flm_given", "any_order"]
 
 
-def test_the_table_is_the_mean_and_half_the_range():
-    lines = proof.table(FOUND).splitlines()
-    assert lines[0] == "| valid samples | city_pairs | addition |"
-    assert "| flm, 1 step | 30.0 ± 10.0 % | – |" in lines
-    assert "| flm, 8 steps | 95.0 ± 5.0 % | 50.0 % |" in lines
+def test_a_denoiser_of_puzzles_has_given_tokens_anyway():
+    ordered = proof.with_earlier(["flm", "fmlm", "any_order"], "sudoku4")
+    assert ordered == ["flm_given", "fmlm", "any_order"]
 
 
-def test_the_table_says_how_many_texts_there_are():
-    sizes = {name: proof.possible_texts(name) for name in ("city_pairs", "addition")}
-    assert sizes == {"city_pairs": 16, "addition": 100}
-    lines = proof.table(FOUND, sizes=sizes).splitlines()
-    assert lines[2] == "| possible texts | 16 | 100 |"
-    assert "possible" not in proof.report({proof.COLUMN: FOUND} | dict.fromkeys(proof.MORE, {}))
-    shown = [proof.count(n) for n in (132, 10**6, 6_758_000_000_000_000_000_000)]
+def test_the_table_is_the_mean_and_half_the_range_by_evaluations():
+    again = dataclasses.replace(CITY, values={Point("flm", "", 1): {"valid": 0.4}})
+    lines = blocks(found(CITY, again).text())["valid samples, by evaluations"]
+    assert lines[0] == "| valid samples, by evaluations | 1 | 8 |"
+    assert "| flm | 30.0 ± 10.0 % | 90.0 % |" in lines
+    assert "| flm, grid 4 | – | 100.0 % |" in lines
+    assert lines[-1] == "| unigram sampler (no evaluations) | 0.0 % | – |"
+
+
+def test_the_section_says_how_many_texts_there_are():
+    assert "5 tokens to write, 16 possible texts." in found(CITY).text()
+    assert "possible" not in found(dataclasses.replace(CITY, possible=0)).text()
+    shown = [tables.count(n) for n in (132, 10**6, 6_758_000_000_000_000_000_000)]
     assert shown == ["132", "1,000,000", "6.8e21"]
 
 
 def test_languages_that_nobody_knows_by_heart_are_the_default():
     names = proof_command.COMMAND.options().languages
     assert names == ("addition3", "brackets32", "large_grammar")
-    assert all(proof.possible_texts(name) >= 10**6 for name in names)
-    for name, (length, _, tokenizer, *_) in proof_config.LANGUAGES.items():
-        language = LANGUAGES[name]()
-        assert tokenizer == language.tokenizer
-        assert length == language.longest + (3 if "grammar" in name else 2)
+    assert all(LANGUAGES[name]().size >= 10**6 for name in names)
+    for name, row in proof_config.LANGUAGES.items():
+        if row.data == "synthetic":
+            language = LANGUAGES[name]()
+            assert row.tokenizer == language.tokenizer
+            assert row.length == language.longest + (3 if "grammar" in name else 2)
 
 
 def test_distances_stand_beside_those_of_fresh_truth():
-    row: dict[str, float | None] = {"valid": 0.5, "feature_distance": 0.2, "held_out": 0.1}
-    row["feature_distance_truth"] = 0.05
-    text = proof.report(proof.gather([("addition3", {"flm, 1 step": row})] * 2))
-    blocks = text.split("\n\n")
-    assert blocks[1].startswith("| distance of features from the truth (of as many samples of the")
-    assert "| flm, 1 step | 20.0 ± 0.0 % (5.0 %) |" in blocks[1]
-    assert blocks[2].startswith("| never trained on, of the valid | addition3 |")
-    assert "(" not in blocks[0]
+    row = {"valid": 0.5, "feature_distance": 0.2, "held_out": 0.1, "feature_distance_truth": 0.05}
+    one = Measured("addition3", "valid", 14, {Point("flm", "", 1): row})
+    made = blocks(found(one, one).text())
+    title = "distance of features from the truth (of as many samples of the truth itself)"
+    assert made[f"{title}, by evaluations"][2] == "| flm | 20.0 ± 0.0 % (5.0 %) |"
+    assert "never trained on, of the valid, by evaluations" in made
+    assert "(" not in made["valid samples, by evaluations"][2]
 
 
 def test_one_text_again_and_again_is_seen_beside_its_validity():
     row = {"valid": 1.0, "total_variation": 0.9375, "coverage": 1 / 16, "log_likelihood": -2.8}
     unknown = {"valid": 0.25, "total_variation": None, "distinct": 0.5, "log_likelihood": -7.0}
-    every = proof.gather(
-        [
-            ("city_pairs", {"lsd, 1 step": row}),
-            ("city_pairs", {"lsd, 1 step": row | {"valid": 0.5}}),
-            ("grammar", {"lsd, 1 step": unknown}),
-        ]
-    )
-    blocks = [block.splitlines() for block in proof.report(every).split("\n\n")]
-    assert [lines[0].split(" | ")[0] for lines in blocks] == [
-        "| valid samples",
-        "| total variation from the truth",
-        "| texts that occur",
-        "| different texts among the valid",
-        "| log-likelihood of the valid, nats",
+    few = blocks(found(Measured("city_pairs", "valid", 5, {Point("lsd", "", 1): row})).text())
+    many = blocks(found(Measured("grammar", "valid", 16, {Point("lsd", "", 1): unknown})).text())
+    names = ("total variation from the truth", "texts that occur")
+    assert [few[f"{name}, by evaluations"][2] for name in names] == [
+        "| lsd | 93.8 % |",
+        "| lsd | 6.2 % |",
     ]
-    rows = [lines[2].split(" | ")[1:] for lines in blocks]
-    assert rows == [
-        ["75.0 ± 25.0 %", "25.0 % |"],
-        ["93.8 ± 0.0 % |"],
-        ["6.2 ± 0.0 % |"],
-        ["50.0 % |"],
-        ["-7.00 |"],
-    ]
-    assert "texts that occur" not in proof.report(proof.gather([("grammar", {"a": unknown})]))
+    assert not any(name.startswith(names) for name in many)
+    assert not any(name.startswith("log-likelihood") for name in few)
+    assert many["log-likelihood of the valid, nats, by evaluations"][2] == "| lsd | -7.00 |"
+    assert many["different texts among the valid, by evaluations"][2] == "| lsd | 50.0 % |"
 
 
-def test_the_plot_has_a_curve_per_method_and_a_mark_per_number_of_steps():
-    picture = ElementTree.fromstring(proof.plot(FOUND, "city_pairs"))
+def comparable(**changed):
+    """Two methods at one task: (share, distinct-4) by method, way and evaluations."""
+    values = {
+        ("any_order", "", 1): (0.5, 0.9),
+        ("any_order", "refined", 1): (0.6, 0.9),
+        ("any_order", "", 2): (0.9, 0.9),
+        ("mdlm", "", 4): (0.4, 0.9),
+        ("mdlm", "by drawn confidence", 4): (0.95, 0.5),  # says the same thing again and again
+        ("mdlm", "", 8): (1.0, 0.9),
+        ("held-out data", "", 0): (1.0, 0.93),
+    }
+    rows = {Point(*key): {"valid": x, "distinct_4": y} for key, (x, y) in values.items()}
+    return Measured("addition3", "valid", **{"open_tokens": 14, "values": rows} | changed)
+
+
+def test_any_order_is_compared_at_equal_diversity_with_four_times_its_evaluations():
+    lines = blocks(found(comparable()).text())["evaluations"]
+    assert lines[2:] == [
+        "| 1 against 4 | 60.0 % (refined) | 40.0 % (plain) | yes |",
+        "| 2 against 8 | 90.0 % (plain) | 100.0 % (plain) | no |",
+    ]
+
+
+def test_it_is_compared_below_the_number_of_open_tokens_only():
+    lines = blocks(found(comparable(open_tokens=8)).text())["evaluations"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| 1 against 4"]
+    assert "evaluations" not in blocks(found(comparable(open_tokens=4)).text())
+
+
+def test_without_a_diversity_to_match_the_best_way_counts():
+    values = {
+        point: {"right": row["valid"]}
+        for point, row in comparable().values.items()
+        if point.evaluations
+    }
+    one = Measured("addition3, left side given", "right", 14, values)
+    lines = blocks(found(one).text())["evaluations"]
+    assert lines[2] == "| 1 against 4 | 60.0 % (refined) | 95.0 % (by drawn confidence) | no |"
+
+
+def test_the_plot_has_a_curve_per_way_and_a_mark_per_number_of_evaluations():
+    picture = ElementTree.fromstring(plot.picture(found(CITY).curves("city_pairs"), "city_pairs"))
     names = [element.tag.split("}")[1] for element in picture.iter()]
     assert names.count("polyline") == 3 and names.count("circle") == 4
     texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
-    assert {"flm", "fmlm", "grid 4", "1", "8"} <= set(texts)
-    assert "flm, grid 4" not in texts  # the same colour, dashed
-    dashes = [e.get("stroke-dasharray") for e in picture.iter() if e.tag.endswith("polyline")]
-    assert [bool(d) for d in dashes] == [False, True, False]
+    assert {"flm", "fmlm", "flm, grid 4", "1", "8"} <= set(texts)
+    lines = [e for e in picture.iter() if e.tag.endswith("polyline")]
+    assert [bool(e.get("stroke-dasharray")) for e in lines] == [False, True, False]
+    assert [e.get("stroke") == lines[0].get("stroke") for e in lines] == [True, True, False]
+
+
+def made(folder, language, method, seed, scale=1.0, size="default"):
+    earlier = proof.before(method, language)
+    return runs.make_config(folder, language, method, earlier, seed, scale, size)
 
 
 def test_students_start_from_the_denoiser_of_their_seed(tmp_path):
-    config = proof.make_config(tmp_path, "addition", "fmlm", 2)
+    config = made(tmp_path, "addition", "fmlm", 2)
     assert config.teacher == config.init_from == str(tmp_path / "addition_flm_2")
     assert config.seed == 2 and config.model.two_times
-    config = proof.make_config(tmp_path, "addition", "fmlm_self", 2)
+    config = made(tmp_path, "addition", "fmlm_self", 2)
     assert config.teacher == "" and config.init_from == str(tmp_path / "addition_flm_2")
-    config = proof.make_config(tmp_path, "addition", "second_stage", 2)
+    config = made(tmp_path, "addition", "second_stage", 2)
     assert config.teacher == str(tmp_path / "addition_residual_2")
     assert config.init_from == str(tmp_path / "addition_flm_2")
+    config = made(tmp_path, "addition", "any_order", 2)
+    assert config.teacher == "" and config.init_from == str(tmp_path / "addition_flm_given_2")
+    config = made(tmp_path, "sudoku4", "fmlm", 2)
+    assert config.teacher == config.init_from == str(tmp_path / "sudoku4_flm_given_2")
+    assert config.loss.options["given"] == "uniform"
 
 
 def test_duo_goes_on_from_its_curriculum(tmp_path):
-    config = proof.make_config(tmp_path, "addition", "duo", 2)
+    config = made(tmp_path, "addition", "duo", 2)
     assert config.init_from == str(tmp_path / "addition_duo_curriculum_2")
     assert config.teacher == "" and not config.model.two_times
-    assert proof.make_config(tmp_path, "addition", "duo_curriculum", 2).init_from == ""
+    assert made(tmp_path, "addition", "duo_curriculum", 2).init_from == ""
 
 
 def test_methods_have_one_budget(tmp_path):
     steps = {
-        method: proof.make_config(tmp_path, "addition", method, 1).train.steps
-        for method in proof_config.METHODS
+        method: made(tmp_path, "addition", method, 1).train.steps for method in proof_config.METHODS
     }
     denoiser = steps.pop("flm")
+    assert steps.pop("flm_given") == denoiser
     assert {steps.pop("mdlm"), steps.pop("ar")} == {denoiser + steps["fmlm"]}
     assert steps.pop("duo_curriculum") == denoiser
     assert len(set(steps.values())) == 1
-    config = proof.make_config(tmp_path, "addition", "flm", 1, 0.001)
+    config = made(tmp_path, "addition", "flm", 1, 0.001)
     assert config.train.steps == 6 and config.optim.warmup_steps == 3
 
 
 def test_a_large_flow_map_is_wider_and_sees_eight_times_the_samples(tmp_path):
-    small = proof.make_config(tmp_path, "city_pairs", "esd", 1)
-    large = proof.make_config(tmp_path, "city_pairs", "esd", 1, size="large")
+    small = made(tmp_path, "city_pairs", "esd", 1)
+    large = made(tmp_path, "city_pairs", "esd", 1, size="large")
     assert large.model.width == 2 * small.model.width
     assert samples(large) == 8 * samples(small) and large.teacher == small.teacher
-    denoisers = [proof.make_config(tmp_path, "city_pairs", "flm", 1, 1.0, size)
+    denoisers = [made(tmp_path, "city_pairs", "flm", 1, 1.0, size)
                  for size in ("default", "large")]  # fmt: skip
     assert samples(denoisers[1]) == 4 * samples(denoisers[0])
 
@@ -185,19 +252,56 @@ def test_wrong_inputs_get_a_sentence(tmp_path, arguments, sentence):
 
 @pytest.mark.slow
 def test_the_command_trains_tables_and_does_not_train_again(tmp_path):
-    arguments = [f"--workdir={tmp_path}", "--languages=city_pairs", "--methods=mdlm,flm"]
-    arguments += ["--seeds=1", "--scale=0.0004"]
+    arguments = [f"--workdir={tmp_path}", "--languages=addition", "--methods=any_order,mdlm,ar"]
+    arguments += ["--seeds=1", "--scale=0.0004", "--num_samples=50"]
     done = flm("proof", *arguments)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "proof.md").read_text()
-    assert "| mdlm, 1 step |" in text and "| mdlm, 8 steps |" in text
-    assert "| flm, 8 steps |" in text and "| flm, grid 4, 8 steps |" in text
-    assert "grid 4, 1 step |" not in text and "mdlm, grid" not in text
+    free, asked = text.split("## addition, left side given")
+    valid, right = (blocks(part) for part in (free, asked))
+    valid, right = valid["valid samples, by evaluations"], right["right answers, by evaluations"]
+    assert valid[0].endswith("| 1 | 2 | 4 | 7 | 8 | 16 | 32 | 128 |")
+    ways = ["flm_given", "flm_given, grid 4", "flm_given, refined"]
+    ways += [way.replace("flm_given", "any_order") for way in ways]
+    ways += ["mdlm", "mdlm, by confidence", "mdlm, by drawn confidence", "ar"]
+    for lines in (valid, right):
+        rows = [line.removeprefix("| ").split(" | ") for line in lines[2:]]
+        assert [row[0] for row in rows if "(no evaluations)" not in row[0]] == ways
+        rows = {row[0]: row[1:] for row in rows}
+        assert rows["flm_given, grid 4"][0] == "–" != rows["flm_given"][0]
+        assert [cell == "–" for cell in rows["ar"]] == [n != 3 for n in range(8)]
+    # As many evaluations as tokens are enough where every evaluation shows some.
+    by_order = "mdlm, by confidence"
+    shown = {line.split(" | ")[0]: line.count("%") for line in (*valid, *right)}
+    assert shown[f"| {by_order}"] == 3  # of the sum: 1, 2, 4 evaluations for 3 tokens
+    assert "| 1 against 4 |" in free and "against" not in asked
+    assert {path.name for path in tmp_path.glob("*.svg")} == {
+        "addition.svg",
+        "addition_left_side_given.svg",
+    }
     again = flm("proof", *arguments)
-    assert again.returncode == 0 and "compiling the training step" not in again.stderr
-    assert "the samples of 8 steps are those of" in again.stderr
-    samples = tmp_path / "city_pairs_flm_1/grid_4/steps_00008.jsonl"
-    samples.write_text(samples.read_text().replace('"seed": 0', '"seed": 7'))  # of another origin
-    assert flm("proof", *arguments).returncode == 0
-    assert '"seed": 7' not in samples.read_text()
+    assert again.returncode == 0 and "compiling" not in again.stderr
+    samples = tmp_path / "addition_mdlm_1/proof/texts_by_confidence_008.jsonl"
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(rows) == 50 and rows[0]["options"] == {"order": "confidence"}
+    samples.write_text(samples.read_text().replace('"sampler_steps": 8', '"sampler_steps": 7'))
+    assert flm("proof", *arguments).returncode == 0  # of another origin: drawn again
+    assert '"sampler_steps": 7' not in samples.read_text()
     assert (tmp_path / "proof.md").read_text() == text
+
+
+@pytest.mark.slow
+def test_puzzles_are_asked_and_solved(tmp_path):
+    arguments = [f"--workdir={tmp_path}", "--languages=sudoku4", "--methods=flm,any_order"]
+    done = flm("proof", *arguments, "--seeds=1", "--scale=0.0003", "--num_samples=20")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "proof.md").read_text()
+    assert "## sudoku4\n\n19 tokens to write." in text
+    lines = blocks(text)["right answers, by evaluations"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| flm_given",
+        "| flm_given, refined",
+        "| any_order",
+        "| any_order, refined",
+        "| any_order, a round each",
+    ]
