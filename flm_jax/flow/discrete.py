@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flm_jax.errors import UserError
+from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net, Output
 from flm_jax.flow.posterior import Posterior
 
@@ -46,6 +48,36 @@ def predict_masked(
 def unmask_probability(alpha_t: jax.Array, alpha_s: jax.Array) -> jax.Array:
     """Probability that a token masked at time t is so no more at an earlier time s."""
     return (alpha_s - alpha_t) / (1.0 - alpha_t)
+
+
+def parts_of_latent(gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(a, b) of a latent a * e_y + b * noise, a^2 + b^2 = 1 and log(b^2 / a^2) = gamma."""
+    return jnp.sqrt(jax.nn.sigmoid(-gamma)), jnp.sqrt(jax.nn.sigmoid(gamma))
+
+
+def time_of_latent(gamma: jax.Array) -> jax.Array:
+    """u where the flow's state (1 - u) * noise + u * e_y is a multiple of that latent."""
+    return jax.nn.sigmoid(-0.5 * gamma)
+
+
+def alpha_of_latent(gamma: jax.Array, clock: Clock) -> jax.Array:
+    """The alpha of uniform diffusion that the arg max of that latent has: its decoding accuracy."""
+    if clock.forward is None:
+        raise UserError(
+            "the noise of a Gaussian latent is measured by the clock of decoding accuracy; set "
+            "clock.name=decoding_accuracy"
+        )
+    alpha = clock.to_tau(time_of_latent(gamma))
+    return jnp.clip(alpha, 1e-6, 1.0 - 1e-6)  # finite logarithms
+
+
+def largest_of_normals(uniform: jax.Array, count: int) -> jax.Array:
+    """The largest of ``count`` standard normals, made of one uniform in [0, 1).
+
+    Its distribution function is Phi(m)^count; the quantile is taken from the upper tail, which a
+    large count needs exactly.
+    """
+    return -jax.scipy.special.ndtri(-jnp.expm1(jnp.log(uniform) / count))
 
 
 class Mixture(NamedTuple):
