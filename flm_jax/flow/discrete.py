@@ -95,6 +95,10 @@ class Mixture(NamedTuple):
     def total(self) -> jax.Array:
         return self.stay + self.predict + self.jump
 
+    def normalised(self) -> "Mixture":
+        total = self.total
+        return Mixture(self.stay / total, self.predict / total, self.jump / total)
+
 
 def uniform_step_back(
     alpha_t: jax.Array, alpha_s: jax.Array, p_now: jax.Array, vocab_size: int
@@ -110,4 +114,36 @@ def uniform_step_back(
         stay=alpha_t * vocab_size * p_now + (ratio - alpha_t),
         predict=alpha_s - alpha_t + jnp.zeros_like(p_now),
         jump=(1.0 - ratio) * (1.0 - alpha_s) + jnp.zeros_like(p_now),
+    )
+
+
+def unmask_and_mask(
+    alpha_t: jax.Array, alpha_s: jax.Array, kappa: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """Probabilities that a psi-step shows a masked token, and that it masks one that shows.
+
+    kappa * q(x_s | x_t, p) + (1 - kappa) * [alpha_s q(x_0 | x_t, p) + (1 - alpha_s) mask]: at t = 0
+    a masked token is one of the prediction, and any other is what it was.
+    """
+    show = kappa * unmask_probability(alpha_t, alpha_s) + (1.0 - kappa) * alpha_s
+    return show, (1.0 - kappa) * (1.0 - alpha_s)
+
+
+def uniform_psi_step(
+    alpha_t: jax.Array,
+    alpha_s: jax.Array,
+    kappa: jax.Array | float,
+    p_now: jax.Array,
+    vocab_size: int,
+) -> Mixture:
+    """kappa * q(x_s | x_t, p) + (1 - kappa) * [alpha_s q(x_0 | x_t, p) + (1 - alpha_s) / V].
+
+    Normalised; ``p_now`` as in `uniform_step_back`.
+    """
+    back = uniform_step_back(alpha_t, alpha_s, p_now, vocab_size).normalised()
+    start = uniform_step_back(alpha_t, jnp.ones_like(alpha_s), p_now, vocab_size).normalised()
+    return Mixture(
+        stay=kappa * back.stay + (1.0 - kappa) * alpha_s * start.stay,
+        predict=kappa * back.predict + (1.0 - kappa) * alpha_s * start.predict,
+        jump=kappa * back.jump + (1.0 - kappa) * (1.0 - alpha_s),
     )

@@ -53,6 +53,16 @@ class TokenDiffusion(Loss, unfinished=True):
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
         """The raw numbers that decide what becomes of the tokens, from one key per sequence."""
 
+    def times(self, draws: dict[str, jax.Array]) -> jax.Array:
+        """t of every sequence of the global batch, (N,)."""
+        permutation = draws["permutation"] if self.stratified else None
+        return times.in_range(self.t_min, 1.0, draws["uniform"], permutation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound(TokenDiffusion, unfinished=True):
+    """Base of those whose mean is an upper bound on the negative log-likelihood."""
+
     @abc.abstractmethod
     def losses(
         self, at: At, batch: Batch, draws: dict[str, jax.Array], t_B: jax.Array
@@ -62,11 +72,6 @@ class TokenDiffusion(Loss, unfinished=True):
     def evaluate(self, at: At, batch: Batch, draws: dict[str, jax.Array]) -> PerToken:
         loss_BL = self.losses(at, batch, draws, self.times(draws)[batch.index_B])
         return PerToken(loss_BL, batch.mask_BL, {"nll": loss_BL})
-
-    def times(self, draws: dict[str, jax.Array]) -> jax.Array:
-        """t of every sequence of the global batch, (N,)."""
-        permutation = draws["permutation"] if self.stratified else None
-        return times.in_range(self.t_min, 1.0, draws["uniform"], permutation)
 
 
 def refuse_weight(log_weight: jax.Array | None, name: str) -> None:
