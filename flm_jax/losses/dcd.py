@@ -79,7 +79,7 @@ class DCD(Rounds):
     def dt(self, updates: jax.Array) -> jax.Array:
         if not self.linear_over:
             return super().dt(updates)
-        share = jnp.minimum(updates / self.linear_over, 1.0)
+        share = jnp.minimum(updates.astype(jnp.result_type(float)) / self.linear_over, 1.0)
         return self.dt_min + share * (self.dt_max - self.dt_min)
 
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:

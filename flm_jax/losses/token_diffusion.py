@@ -75,9 +75,9 @@ class Bound(TokenDiffusion, unfinished=True):
 
 
 def refuse_weight(log_weight: jax.Array | None, name: str) -> None:
-    """UserError if the network learns a weight over time: a likelihood bound has its own."""
+    """UserError if the network learns a weight over time: these losses have their own."""
     if log_weight is not None:
         raise UserError(
-            f"loss {name!r} is a bound on the likelihood and takes no learned weight; "
+            f"loss {name!r} weighs its times itself and takes no learned weight; "
             "set model.loss_weighting=False"
         )
