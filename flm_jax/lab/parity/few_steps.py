@@ -4,9 +4,7 @@ Ours draw from the laws of the steps without a race over the vocabulary. Here th
 and the samplers' own loop runs on the recorded races.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,8 @@ import numpy as np
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import discrete
 from flm_jax.flow import space as space_lib
-from flm_jax.flow.at import STUDENT, At
+from flm_jax.flow.at import STUDENT, At, MakeNet
+from flm_jax.flow.net import Params
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.vocabulary import nucleus
@@ -39,6 +38,19 @@ from flm_jax.sampling import Sampling
 
 HELD = "linear-constant-linear-"
 TIME32 = 2e-7
+
+
+class Recorded(NamedTuple):
+    """How a kind has its arrays: their names, without the number of steps.
+
+    ``masks_only``: the law of a step counts where a token is masked; ``times_noise``: it is then
+    multiplied by the share of tokens that are noise.
+    """
+
+    times: str = "mid/times"
+    law: str = "mid/q"
+    masks_only: bool = False
+    times_noise: bool = False
 
 
 def law(sampler: Ancestral, posterior: Posterior, tokens_BL: jax.Array, step: Step) -> jax.Array:
@@ -94,14 +106,9 @@ def compare(
     checks: Checks,
     base: type[Ancestral],
     options: dict[str, Any],
-    names: dict[str, str],
-    scaled: bool,
+    recorded: Recorded,
 ) -> None:
-    """Every number of steps of a case.
-
-    ``names`` are those of the recorded arrays by ours, without the number of steps. ``scaled``:
-    their weights of masked tokens are divided by nothing, and others do not count.
-    """
+    """Every number of steps of a case."""
     family = networks.Family.read(case, cap=NO_CAP)
     ((_, model),) = family.models
     end = case.config.get("sampling_eps", NEAR_DATA)
@@ -112,18 +119,16 @@ def compare(
                 prefix_BL = networks.wide(case["in/prefix"]) if case.config.get("prefix") else None
                 sampler = raced(base, u_SBLV, prefix_BL, end)(**options)
                 params = family.params()[STUDENT]
-                _schedule(case, checks, sampler, n, names)
-                _laws(case, checks, sampler, n, names, params, model.net, scaled)
+                _schedule(case, checks, sampler, n, recorded)
+                _laws(case, checks, sampler, n, recorded, params, model.net)
                 _run(case, checks, sampler, n, params, model.net)
 
 
-def _schedule(
-    case: Case, checks: Checks, sampler: Ancestral, n: int, names: dict[str, str]
-) -> None:
+def _schedule(case: Case, checks: Checks, sampler: Ancestral, n: int, recorded: Recorded) -> None:
     """Times and kappas of the steps; the last kappa is recorded and not used."""
     times, kappas = sampler.schedule(n + 1)
-    theirs = case[f"{names['times']}_s{n}"]
-    checks.close(f"{names['times']}_s{n}", times[: len(theirs)], theirs, TIME32)
+    theirs = case[f"{recorded.times}_s{n}"]
+    checks.close(f"{recorded.times}_s{n}", times[: len(theirs)], theirs, TIME32)
     if f"mid/kappas_s{n}" in case:
         checks.close(f"mid/kappas_s{n}", kappas[:n], case[f"mid/kappas_s{n}"][:n], TIME32)
 
@@ -133,16 +138,15 @@ def _laws(
     checks: Checks,
     sampler: Ancestral,
     n: int,
-    names: dict[str, str],
-    params: Any,
-    make_net: Callable[..., Any],
-    scaled: bool,
+    recorded: Recorded,
+    params: Params,
+    make_net: MakeNet,
 ) -> None:
     """The distribution of every recorded step from the recorded state before it."""
-    name = f"{names['law']}_s{n}"
+    name = f"{recorded.law}_s{n}"
     times, kappas = (networks.wide(x) for x in sampler.schedule(n + 1))
     states_SBL, alphas = networks.wide(case[f"mid/states_s{n}"]), discrete.alpha(times)
-    count = len(case[name])
+    count = len(case[f"draw/u_s{n}"])  # a law beyond the races is the arg max of a prediction
 
     @jax.jit
     def laws(params):
@@ -151,39 +155,28 @@ def _laws(
         def one(i):
             step = Step(i, alphas[i], alphas[i + 1], kappas[i])
             posterior = sampler.posterior(net, states_SBL[i], step.alpha_t)
-            q_BLV = law(sampler, posterior, states_SBL[i], step)
-            return q_BLV, jnp.log(posterior.dense())
+            return law(sampler, posterior, states_SBL[i], step)
 
         return jax.lax.map(one, jnp.arange(count))
 
-    q_SBLV, log_p_SBLV = (np.asarray(x, float) for x in laws(params))
-    counted = np.ones((*q_SBLV.shape[:3], 1), bool)
-    if scaled:
-        counted = case[f"mid/states_s{n}"][:count, ..., None] == case.option("mask_index")
-        if names.get("factor"):
-            q_SBLV *= 1.0 - np.asarray(alphas, float)[:count, None, None, None]
-    of_races = slice(0, len(case[f"draw/u_s{n}"]))  # others are the arg max of a prediction
-    theirs = case[name]
-    if scaled and f"mid64/{name.removeprefix('mid/')}" not in case:
-        checks.fail(name, "no float64 array is recorded")
-    wide = case[name.replace("/", "64/", 1)]
-    view = functools.partial(_counted, counted[of_races])
-    ours, theirs, wide = (view(x[of_races]) for x in (q_SBLV, theirs, wide))
+    ours, theirs = np.asarray(laws(params), float), case[name][:count].astype(float)
+    wide = case[name.replace("/", "64/", 1)][:count]
+    if recorded.times_noise:
+        ours = ours * (1.0 - np.asarray(alphas, float)[:count, None, None, None])
+    if recorded.masks_only:
+        masked = case[f"mid/states_s{n}"][:count, ..., None] == case.option("mask_index")
+        ours, theirs, wide = (np.where(masked, x, 0.0) for x in (ours, theirs, wide))
     if checks.bits == 64:
         checks.close(name, ours, wide, UNROUNDED64 * largest(wide))
     else:
-        record = largest(theirs.astype(float) - wide)
+        record = largest(theirs - wide)
         checks.close(name, ours, theirs, max(TIMES_RECORD * record, ULPS * largest(wide)))
     if f"mid/last_logits_s{n}" in case and checks.bits == 32:
         _last(case, checks, sampler, n, params, make_net)
 
 
-def _counted(counted: np.ndarray, array: np.ndarray) -> np.ndarray:
-    return np.where(counted, array, 0.0)
-
-
 def _last(
-    case: Case, checks: Checks, sampler: Ancestral, n: int, params: Any, make_net: Callable
+    case: Case, checks: Checks, sampler: Ancestral, n: int, params: Params, make_net: MakeNet
 ) -> None:
     """What the greedy tail takes the arg max of."""
     name, times = f"mid/last_logits_s{n}", networks.wide(sampler.schedule(n + 1).times)
@@ -193,7 +186,7 @@ def _last(
 
 
 def _run(
-    case: Case, checks: Checks, sampler: Ancestral, n: int, params: Any, make_net: Callable
+    case: Case, checks: Checks, sampler: Ancestral, n: int, params: Params, make_net: MakeNet
 ) -> None:
     """The loop of the sampler itself: every state, the tokens, the evaluations."""
     states_SBL = case[f"mid/states_s{n}"]
@@ -219,27 +212,22 @@ def sdtt(case: Case, checks: Checks) -> None:
     Its last evaluation is made if a mask is left.
     """
     last_is_mask(case)
-    names = {"times": "mid/t", "law": "mid/q_xs"}
-    if case.option("sampler") == "ancestral":
-        names["factor"] = "time"
-    compare(case, checks, AncestralMasked, {"last": GREEDY}, names, scaled=True)
+    ancestral = case.option("sampler") == "ancestral"
+    recorded = Recorded("mid/t", "mid/q_xs", masks_only=True, times_noise=ancestral)
+    compare(case, checks, AncestralMasked, {"last": GREEDY}, recorded)
 
 
 def duo(case: Case, checks: Checks) -> None:
     """Uniform diffusion: ancestral steps, greedy tail, nucleus of the prediction, psi."""
-    names = {"times": "mid/times", "law": "mid/q"}
-    compare(case, checks, AncestralUniform, _options(case), names, scaled=False)
+    compare(case, checks, AncestralUniform, _options(case), Recorded())
 
 
 def mdlm(case: Case, checks: Checks) -> None:
     """Masked diffusion: ancestral steps with a cache, analytic ones, psi."""
     last_is_mask(case)
-    names, options = {"times": "mid/times", "law": "mid/q"}, _options(case)
-    cached = case.option("predictor") == "ancestral_cache"
-    if cached:
-        names["factor"] = "time"
-        options["cache"] = True
-    compare(case, checks, AncestralMasked, options, names, scaled=cached)
+    cache = case.option("predictor") == "ancestral_cache"
+    recorded = Recorded(masks_only=cache, times_noise=cache)
+    compare(case, checks, AncestralMasked, _options(case) | {"cache": cache}, recorded)
 
 
 def psi(case: Case, checks: Checks) -> None:

@@ -39,7 +39,7 @@ NEVER = -1e6  # what the official code adds to the logit of the mask
 RACE = "u_teacher"
 # The recorded float64 networks have rotary frequencies that were never rounded to float32.
 UNROUNDED64 = 1e-8
-# Float32 training: AdamW divides gradients near zero by themselves, which multiplies their rounding.
+# Float32 training: AdamW divides gradients near zero by themselves and so multiplies rounding.
 # In float64 our parameters are as near to the recorded ones as those to their own float64 run.
 LOSS32, NORM32 = 2e-5, 5e-5
 
