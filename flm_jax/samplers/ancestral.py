@@ -69,10 +69,11 @@ class Schedule(NamedTuple):
 class Kept(NamedTuple):
     """What a loop keeps of its last evaluation.
 
-    ``changed``: whether it would be another one now; ``evaluations``: how many there were.
+    ``features_BLD`` are None where every step makes one of its own; ``changed``: whether it would
+    be another one now; ``evaluations``: how many there were.
     """
 
-    features_BLD: jax.Array
+    features_BLD: jax.Array | None
     changed: jax.Array
     evaluations: jax.Array
 
@@ -169,9 +170,7 @@ class Ancestral(TokenSampler, unfinished=True):
 
     def nothing_kept(self, net: Net, tokens_BL: jax.Array) -> Kept:
         """Before the first evaluation."""
-        like = jax.eval_shape(lambda: self.posterior(net, tokens_BL, jnp.ones(())).features_BLD)
-        features_BLD = jnp.zeros(like.shape, like.dtype)
-        return Kept(features_BLD, jnp.ones((), bool), jnp.zeros((), jnp.int32))
+        return Kept(None, jnp.ones((), bool), jnp.zeros((), jnp.int32))
 
     def observe(self, posterior: Posterior, tokens_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The most probable clean tokens and their probabilities, (B, L) each."""
@@ -299,8 +298,20 @@ class AncestralMasked(Ancestral):
         masked_BL = tokens_BL == net.table.shape[0] - 1
         return discrete.predict_masked(net, tokens_BL, masked_BL).posterior
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether some step may do without an evaluation."""
+        return self.cache or self.last == GREEDY
+
+    def nothing_kept(self, net: Net, tokens_BL: jax.Array) -> Kept:
+        kept = super().nothing_kept(net, tokens_BL)
+        if not self.may_skip:
+            return kept
+        like = jax.eval_shape(lambda: self.posterior(net, tokens_BL, jnp.ones(())).features_BLD)
+        return kept._replace(features_BLD=jnp.zeros(like.shape, like.dtype))
+
     def ask(self, net: Net, tokens_BL: jax.Array, step: Step, kept: Kept) -> tuple[Posterior, Kept]:
-        if not (self.cache or self.last == GREEDY):
+        if not self.may_skip:
             return super().ask(net, tokens_BL, step, kept)
         needed = kept.changed if self.cache else jnp.ones((), bool)
         if self.last == GREEDY:  # where all is shown already
