@@ -38,6 +38,13 @@ BASELINES = {
     "duo": ("uniform_diffusion", "ancestral_uniform"),
     "ar": ("autoregressive", "autoregressive"),
 }
+# Diffusions on tokens that are distilled into themselves: loss, sampler, rounds, and what the
+# published commands train at most.
+SELF_DISTILLED = {
+    "sdtt": ("sdtt", "ancestral_masked", 8),
+    "dcd": ("dcd", "ancestral_uniform", 5),
+}
+ROUND, ROUNDS_BATCH = 10_000, 128
 # Share of samples on the diagonal, where it is a denoiser, and sampler.
 ANY_ORDER = {
     "any_order": (0.5, "flow_map"),
@@ -49,7 +56,10 @@ FAST_SAMPLER = {"name": "refinement", "rounds": 16, "threshold": -1.0, "gamma": 
 # In smaller batches AdamW learns faster (benchmarks/recipe.md): Muon moves all directions alike,
 # also those in which a gradient is nothing but noise.
 MUON_TOKENS = 4_096
-STAGES = ("pretrain", "distill", "residual", "second_stage", *ANY_ORDER, *BASELINES)
+STAGES = (
+    *("pretrain", "distill", "residual", "second_stage"),
+    *(*ANY_ORDER, *BASELINES, *SELF_DISTILLED),
+)
 
 
 def get_config(stage: str = "pretrain") -> ConfigDict:
@@ -61,7 +71,8 @@ def get_config(stage: str = "pretrain") -> ConfigDict:
         then "second_stage" make one in the two steps of the method's first version: a correction of
         the denoiser, and a flow map of both together, whose --config.teacher is the correction.
         "any_order" trains a flow map that any tokens may be given to (FMLM+) from scratch, and
-        "any_order_denoiser" only what it is on the diagonal. The others are baselines.
+        "any_order_denoiser" only what it is on the diagonal. The others are baselines; "sdtt" and
+        "dcd" are distilled, from the mdlm or the duo run that --config.teacher names.
     """
     if stage not in STAGES:
         raise _no_stage(stage)
@@ -107,12 +118,24 @@ def baseline(config: ConfigDict, name: str) -> None:
     config.sampler.steps = (8, 32, 128)
 
 
+def self_distilled(config: ConfigDict, name: str) -> None:
+    """... one of a masked or a uniform diffusion that is distilled into itself, round by round."""
+    config.stage = name
+    config.loss.name, config.sampler.name, _ = SELF_DISTILLED[name]
+    config.init_from = "teacher"
+    config.model.mask_token = name == "sdtt"
+    config.sampler.steps = (1, 2, 4, 8, 32)
+    if name == "dcd":
+        config.optim.update(learning_rate=6e-5, warmup_steps=500)
+
+
 _AFTER_PRETRAINING = {
     "distill": distill,
     "residual": residual,
     "second_stage": second_stage,
     **{name: functools.partial(any_order, name=name) for name in ANY_ORDER},
     **{name: functools.partial(baseline, name=name) for name in BASELINES},
+    **{name: functools.partial(self_distilled, name=name) for name in SELF_DISTILLED},
 }
 
 
@@ -131,23 +154,35 @@ def from_scratch(config: ConfigDict) -> bool:
 
 def teach(config: ConfigDict, workdir: str) -> None:
     """Names the teacher by the convention of these configs: the workdir of the stage before."""
+    before = {"second_stage": "_residual", "sdtt": "_mdlm", "dcd": "_duo"}
     if not from_scratch(config):
-        config.teacher = workdir + ("_residual" if config.stage == "second_stage" else "")
+        config.teacher = workdir + before.get(config.stage, "")
 
 
 def finish(config: ConfigDict, workdir: str = "", words: Collection[str] = ()) -> None:
     """What follows from the rest of a config, to be called at its end.
 
-    Names the teacher (without a workdir --config.teacher does), and the steps of the autoregressive
-    baseline: one for every token after the first. With the word "fast" or "small" our own recipe
+    Names the teacher (without a workdir --config.teacher does), the steps of the autoregressive
+    baseline, one for every token after the first, and the rounds of a diffusion that is distilled
+    into itself. With the word "fast" or "small" our own recipe
     replaces the official one.
     """
     if {"fast", "small"} & set(words):
         fast(config)
     if workdir:
         teach(config, workdir)
+    if config.stage in SELF_DISTILLED:
+        share_rounds(config)
     if config.stage == "ar":
         config.sampler.steps = (config.data.length - 1,)
+
+
+def share_rounds(config: ConfigDict) -> None:
+    """... one whose rounds share the training, which is at most as long as the published one."""
+    rounds = SELF_DISTILLED[config.stage][-1]
+    steps = min(config.train.steps, rounds * ROUND)
+    config.train.update(steps=steps, batch_size=min(config.train.batch_size, ROUNDS_BATCH))
+    config.loss.options.update(every=max(1, steps // rounds), rounds=rounds)
 
 
 def split_stage(stage: str, *words: str) -> tuple[str, set[str]]:

@@ -36,6 +36,8 @@ class Needs:
 
     Attributes:
       teacher: a frozen denoiser, network "teacher".
+      starts_as: losses of the kind of model that it starts as, which is its first teacher; training
+        replaces that, so that it is part of the loss's state, not frozen.
       masked_teacher: a frozen masked diffusion model, network "masked_teacher".
       residual: a frozen correction of the teacher, network "residual".
       ema: the student with the EMA of its parameters, network "ema".
@@ -50,6 +52,7 @@ class Needs:
     """
 
     teacher: bool = False
+    starts_as: tuple[str, ...] = ()
     masked_teacher: bool = False
     residual: bool = False
     ema: bool = False
@@ -60,3 +63,8 @@ class Needs:
     given: bool = False
     self_conditioning: bool = False
     teacher_self_conditioning: bool = False
+
+    @property
+    def named_teacher(self) -> bool:
+        """Whether `config.teacher` must name a model."""
+        return self.teacher or bool(self.starts_as)

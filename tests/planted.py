@@ -16,11 +16,15 @@ from typing import Any
 import jax
 
 from flm_jax.evals import gpt2
-from flm_jax.flow import clock, head, maps, noise
+from flm_jax.flow import clock, discrete, head, maps, noise
 from flm_jax.lab.parity import goldens, runner
 from flm_jax.lab.parity.checks import Row
-from flm_jax.losses import AnyOrder, FlowMatching, flow_map, psd
+from flm_jax.losses import DCD, SDTT, AnyOrder, FlowMatching, flow_map, psd
+from flm_jax.losses.divergence import Divergence
+from flm_jax.losses.rounds import Rounds
 from flm_jax.models import attention, conditioning, dit, transfer
+from flm_jax.samplers import psi
+from flm_jax.samplers.ancestral import AncestralUniform
 from flm_jax.training import optim
 
 ERROR = 1.001
@@ -195,6 +199,87 @@ ANY_ORDER_PLANTS = {
     ),
 }
 
+# In the recorded runs of diffusions on tokens in few steps, a third set.
+FEW_STEPS_PLANTS = {
+    "divergence": Plant(
+        "few steps: divergence from the teacher",
+        Divergence,
+        "value_and_slope",
+        result(0),
+        ("dcd_loss/kl_bwd", "sdtt_loss/kl_fwd_4_teacher_steps"),
+    ),
+    "divergence_gradient": Plant(
+        "few steps: its gradient",
+        Divergence,
+        "value_and_slope",
+        result(1),
+        ("sdtt_loss/kl_bwd_round5", "dcd_loss/kl_fwd_clipped_masked"),
+    ),
+    "teacher_step": Plant(
+        "few steps: step of the teacher",
+        Rounds,
+        "dt",
+        result(),
+        ("sdtt_loss/kl_bwd_round5", "dcd_loss/kl_bwd", "sdtt_train/raw_teacher"),
+    ),
+    "teacher_start": Plant(
+        "few steps: times of the teacher's steps",
+        SDTT,
+        "start",
+        result(),
+        ("sdtt_loss/kl_bwd_round5", "sdtt_loss/kl_bwd_analytic_round6"),
+    ),
+    "next_teacher": Plant(
+        "few steps: the teacher of a new round",
+        Rounds,
+        "next_state",
+        lambda right: (
+            lambda loss, state, step, params, ema: right(
+                loss, state, step, *(jax.tree.map(lambda x: x * ERROR, x) for x in (params, ema))
+            )
+        ),
+        ("dcd_loss/update_from_average", "dcd_train/finetune"),
+    ),
+    "latent": Plant(
+        "few steps: log noise of the latent", DCD, "gamma", result(), ("dcd_loss/kl_bwd",)
+    ),
+    "unmask": Plant(
+        "few steps: share of masked tokens that a step shows",
+        discrete,
+        "unmask_and_mask",
+        result(0),
+        ("mdlm_sample/analytic", "sdtt_sample/ancestral", "psi_sample/mdlm_max_rescale_nucleus"),
+    ),
+    "stay": Plant(
+        "few steps: weight of staying what it is",
+        discrete,
+        "uniform_step_back",
+        result(0),
+        ("duo_sample/greedy_tail", "psi_sample/duo_max_capped"),
+    ),
+    "jump": Plant(
+        "few steps: weight of a fresh token of a psi-step",
+        discrete,
+        "uniform_psi_step",
+        result(2),
+        ("psi_sample/duo_loop_remdm",),
+    ),
+    "kappa": Plant(
+        "few steps: share of the ancestral step",
+        psi.Rule,
+        "kappas",
+        result(),
+        ("psi_sample/duo_loop_remdm",),
+    ),
+    "p_now": Plant(
+        "few steps: probability of the present token in its nucleus",
+        AncestralUniform,
+        "p_now",
+        result(),
+        ("duo_sample/nucleus",),
+    ),
+}
+
 
 class Found(BaseException):
     """Ends a case at its first failure; no Exception, because those become rows."""
@@ -222,7 +307,7 @@ def main(directory: str) -> int:
         "| planted | failed | passed | first comparison beyond its tolerance |\n|---|---|---|---|"
     )
     missed = 0
-    for plant in (PLANTS | ANY_ORDER_PLANTS).values():
+    for plant in (PLANTS | ANY_ORDER_PLANTS | FEW_STEPS_PLANTS).values():
         if not cases.keys() & set(plant.cases):  # of another set
             continue
         rows = {name: found(plant, cases[name]) for name in plant.cases}

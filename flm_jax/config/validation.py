@@ -286,12 +286,12 @@ def _check_evaluators(config: Config, table: collections.abc.Mapping[str, Any]) 
 
 def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
     problems = []
-    if loss.needs.teacher and not config.teacher:
+    if loss.needs.named_teacher and not config.teacher:
         problems.append(
             f"loss {name!r} needs a teacher; give --config.teacher=WORKDIR, that of the run which "
             "it learns from, or another checkpoint"
         )
-    elif config.teacher and not loss.needs.teacher:
+    elif config.teacher and not loss.needs.named_teacher:
         problems.append(
             f"teacher={config.teacher!r} is set but loss {name!r} uses none; "
             "remove teacher or choose a distillation loss"
@@ -300,6 +300,11 @@ def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
         problems.append(
             "init_from='teacher' starts from the network that teacher names, but teacher is "
             "empty; give --config.teacher=CHECKPOINT or set init_from=''"
+        )
+    if loss.needs.starts_as and config.init_from not in ("", "teacher"):
+        problems.append(
+            f"init_from={config.init_from!r}, but loss {name!r} distils a model into itself and "
+            "starts as its teacher; set init_from=teacher"
         )
     if loss.needs.masked_teacher and not config.masked_teacher:
         problems.append(

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flm_jax.errors import UserError
+from flm_jax.flow.clock import Clock
 from flm_jax.flow.net import Net, Output
 from flm_jax.flow.posterior import Posterior
 
@@ -48,6 +50,36 @@ def unmask_probability(alpha_t: jax.Array, alpha_s: jax.Array) -> jax.Array:
     return (alpha_s - alpha_t) / (1.0 - alpha_t)
 
 
+def parts_of_latent(gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(a, b) of a latent a * e_y + b * noise, a^2 + b^2 = 1 and log(b^2 / a^2) = gamma."""
+    return jnp.sqrt(jax.nn.sigmoid(-gamma)), jnp.sqrt(jax.nn.sigmoid(gamma))
+
+
+def time_of_latent(gamma: jax.Array) -> jax.Array:
+    """u where the flow's state (1 - u) * noise + u * e_y is a multiple of that latent."""
+    return jax.nn.sigmoid(-0.5 * gamma)
+
+
+def alpha_of_latent(gamma: jax.Array, clock: Clock) -> jax.Array:
+    """The alpha of uniform diffusion that the arg max of that latent has: its decoding accuracy."""
+    if clock.forward is None:
+        raise UserError(
+            "the noise of a Gaussian latent is measured by the clock of decoding accuracy; set "
+            "clock.name=decoding_accuracy"
+        )
+    alpha = clock.to_tau(time_of_latent(gamma))
+    return jnp.clip(alpha, 1e-6, 1.0 - 1e-6)  # finite logarithms
+
+
+def largest_of_normals(uniform: jax.Array, count: int) -> jax.Array:
+    """The largest of ``count`` standard normals, made of one uniform in [0, 1).
+
+    Its distribution function is Phi(m)^count; the quantile is taken from the upper tail, which a
+    large count needs exactly.
+    """
+    return -jax.scipy.special.ndtri(-jnp.expm1(jnp.log(uniform) / count))
+
+
 class Mixture(NamedTuple):
     """Weights, not normalised, of where a token comes from one step of uniform diffusion ago.
 
@@ -62,6 +94,10 @@ class Mixture(NamedTuple):
     @property
     def total(self) -> jax.Array:
         return self.stay + self.predict + self.jump
+
+    def normalised(self) -> "Mixture":
+        total = self.total
+        return Mixture(self.stay / total, self.predict / total, self.jump / total)
 
 
 def uniform_step_back(
@@ -78,4 +114,36 @@ def uniform_step_back(
         stay=alpha_t * vocab_size * p_now + (ratio - alpha_t),
         predict=alpha_s - alpha_t + jnp.zeros_like(p_now),
         jump=(1.0 - ratio) * (1.0 - alpha_s) + jnp.zeros_like(p_now),
+    )
+
+
+def unmask_and_mask(
+    alpha_t: jax.Array, alpha_s: jax.Array, kappa: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """Probabilities that a psi-step shows a masked token, and that it masks one that shows.
+
+    kappa * q(x_s | x_t, p) + (1 - kappa) * [alpha_s q(x_0 | x_t, p) + (1 - alpha_s) mask]: at t = 0
+    a masked token is one of the prediction, and any other is what it was.
+    """
+    show = kappa * unmask_probability(alpha_t, alpha_s) + (1.0 - kappa) * alpha_s
+    return show, (1.0 - kappa) * (1.0 - alpha_s)
+
+
+def uniform_psi_step(
+    alpha_t: jax.Array,
+    alpha_s: jax.Array,
+    kappa: jax.Array | float,
+    p_now: jax.Array,
+    vocab_size: int,
+) -> Mixture:
+    """kappa * q(x_s | x_t, p) + (1 - kappa) * [alpha_s q(x_0 | x_t, p) + (1 - alpha_s) / V].
+
+    Normalised; ``p_now`` as in `uniform_step_back`.
+    """
+    back = uniform_step_back(alpha_t, alpha_s, p_now, vocab_size).normalised()
+    start = uniform_step_back(alpha_t, jnp.ones_like(alpha_s), p_now, vocab_size).normalised()
+    return Mixture(
+        stay=kappa * back.stay + (1.0 - kappa) * alpha_s * start.stay,
+        predict=kappa * back.predict + (1.0 - kappa) * alpha_s * start.predict,
+        jump=kappa * back.jump + (1.0 - kappa) * (1.0 - alpha_s),
     )

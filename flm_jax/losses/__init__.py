@@ -3,11 +3,13 @@
 from flm_jax.losses.any_order import AnyOrder
 from flm_jax.losses.autoregressive import Autoregressive
 from flm_jax.losses.base import Loss
+from flm_jax.losses.dcd import DCD
 from flm_jax.losses.esd import ESD
 from flm_jax.losses.flow_matching import FlowMatching
 from flm_jax.losses.lsd import LSD
 from flm_jax.losses.masked_diffusion import MaskedDiffusion
 from flm_jax.losses.psd import PSD
+from flm_jax.losses.sdtt import SDTT
 from flm_jax.losses.two_model import Residual, SecondStage
 from flm_jax.losses.uniform_diffusion import UniformCurriculum, UniformDiffusion
 
@@ -23,4 +25,6 @@ LOSSES: dict[str, type[Loss]] = {
     "masked_diffusion": MaskedDiffusion,
     "uniform_diffusion": UniformDiffusion,
     "uniform_curriculum": UniformCurriculum,
+    "sdtt": SDTT,
+    "dcd": DCD,
 }

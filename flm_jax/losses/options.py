@@ -15,6 +15,13 @@ def share(name: str, value: float) -> None:
         raise UserError(f"{name}={value} must be in [0, 1]")
 
 
+def at_least_one(**counts: int) -> None:
+    """UserError unless every option is a positive count."""
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1")
+
+
 def tau_range(tau_min: float, tau_max: float) -> None:
     """UserError unless these are the ends of a range of times."""
     if not 0.0 <= tau_min < tau_max <= 1.0:

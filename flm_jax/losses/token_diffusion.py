@@ -53,6 +53,16 @@ class TokenDiffusion(Loss, unfinished=True):
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
         """The raw numbers that decide what becomes of the tokens, from one key per sequence."""
 
+    def times(self, draws: dict[str, jax.Array]) -> jax.Array:
+        """t of every sequence of the global batch, (N,)."""
+        permutation = draws["permutation"] if self.stratified else None
+        return times.in_range(self.t_min, 1.0, draws["uniform"], permutation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound(TokenDiffusion, unfinished=True):
+    """Base of those whose mean is an upper bound on the negative log-likelihood."""
+
     @abc.abstractmethod
     def losses(
         self, at: At, batch: Batch, draws: dict[str, jax.Array], t_B: jax.Array
@@ -63,16 +73,11 @@ class TokenDiffusion(Loss, unfinished=True):
         loss_BL = self.losses(at, batch, draws, self.times(draws)[batch.index_B])
         return PerToken(loss_BL, batch.mask_BL, {"nll": loss_BL})
 
-    def times(self, draws: dict[str, jax.Array]) -> jax.Array:
-        """t of every sequence of the global batch, (N,)."""
-        permutation = draws["permutation"] if self.stratified else None
-        return times.in_range(self.t_min, 1.0, draws["uniform"], permutation)
-
 
 def refuse_weight(log_weight: jax.Array | None, name: str) -> None:
-    """UserError if the network learns a weight over time: a likelihood bound has its own."""
+    """UserError if the network learns a weight over time: these losses have their own."""
     if log_weight is not None:
         raise UserError(
-            f"loss {name!r} is a bound on the likelihood and takes no learned weight; "
+            f"loss {name!r} weighs its times itself and takes no learned weight; "
             "set model.loss_weighting=False"
         )

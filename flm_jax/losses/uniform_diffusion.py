@@ -33,11 +33,11 @@ from flm_jax.flow.randomness import normals, random_tokens, two_each, uniforms
 from flm_jax.flow.space import Space, per_token
 from flm_jax.flow.vocabulary import first_largest
 from flm_jax.losses.base import Batch
-from flm_jax.losses.token_diffusion import TokenDiffusion, refuse_weight
+from flm_jax.losses.token_diffusion import Bound, refuse_weight
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformDiffusion(TokenDiffusion):
+class UniformDiffusion(Bound):
     """The bound at a random time, with the sum over the next state taken exactly."""
 
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
@@ -110,23 +110,15 @@ class UniformCurriculum(UniformDiffusion):
     def latent(self, noise_BLV: jax.Array, tokens_BL: jax.Array, t_B: jax.Array) -> jax.Array:
         """(a * e_y + b * noise) / temperature with a^2 + b^2 = 1, (B, L, V)."""
         gamma_B = self.gamma(t_B)
-        signal_B, noise_B = (jnp.sqrt(jax.nn.sigmoid(sign * gamma_B)) for sign in (-1.0, 1.0))
+        signal_B, noise_B = discrete.parts_of_latent(gamma_B)
         clean_BLV = jax.nn.one_hot(tokens_BL, noise_BLV.shape[-1], dtype=noise_BLV.dtype)
         latent_BLV = per_token(signal_B) * clean_BLV + per_token(noise_B) * noise_BLV
         return latent_BLV / self.temperature
 
     def schedule(self, t_B: jax.Array, clock: Clock) -> tuple[jax.Array, jax.Array]:
-        """(alpha_t, -d alpha / dt) of the arg max of the latent, (B,) each.
-
-        The flow's state (1 - u) * noise + u * e_y has the same arg max at u = sigmoid(-gamma / 2).
-        """
-        if clock.forward is None:
-            raise UserError(
-                "loss 'uniform_curriculum' takes its schedule from the clock of decoding accuracy; "
-                "set clock.name=decoding_accuracy"
-            )
-        u_B = jax.nn.sigmoid(-0.5 * self.gamma(t_B))
-        alpha_B = jnp.clip(clock.to_tau(u_B), 1e-6, 1.0 - 1e-6)  # finite logarithms
+        """(alpha_t, -d alpha / dt) of the arg max of the latent, (B,) each."""
+        alpha_B = discrete.alpha_of_latent(self.gamma(t_B), clock)
+        u_B = discrete.time_of_latent(self.gamma(t_B))
         slope_B = clock.dtau_dt(u_B) * 0.5 * u_B * (1.0 - u_B)
         return alpha_B, slope_B * (self.gamma_max - self.gamma_min)
 

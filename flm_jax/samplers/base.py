@@ -98,7 +98,7 @@ class Written(NamedTuple):
 
     @classmethod
     def in_all_steps(
-        cls, tokens_BL: jax.Array, steps: int, trajectory: Trajectory | None = None
+        cls, tokens_BL: jax.Array, steps: int | jax.Array, trajectory: Trajectory | None = None
     ) -> "Written":
         """Sequences that took one evaluation per step each."""
         return cls(tokens_BL, jnp.full(tokens_BL.shape[:1], steps), trajectory)

@@ -221,7 +221,7 @@ class Session:
             jax.jit(self._init, out_shardings=self.state_sharding), "initialising the parameters"
         )
         state = init(jax.random.fold_in(self.key, 0))
-        return self.start_from(state) if self.config.init_from else state
+        return state if self.sources.first is None else self.start_from(state)
 
     def restore(self, step: int | None = None) -> tuple[int, step_lib.TrainState]:
         """The newest good step, or the given one, and its place in data and log."""
@@ -256,9 +256,9 @@ class Session:
         return step, step_lib.TrainState(**counts, **{"loss": {}, **items})
 
     def start_from(self, state: step_lib.TrainState) -> step_lib.TrainState:
-        """The fresh state with the parameters (the EMA) of config.init_from."""
-        first, source = self.sources.first, self.config.init_from
-        assert first is not None  # loaded because init_from names it
+        """The fresh state with the parameters (the EMA) of the model that the run starts from."""
+        first, source = self.sources.first, self.config.init_from or self.config.teacher
+        assert first is not None
         params = first_params(first, state.params, self.experiment.loss, source)
         # Copied: the training step gives its arguments away, and a teacher's must stay.
         params = jax.tree.map(jnp.copy, sharding.place(params, self.state_sharding.params))

@@ -58,14 +58,17 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
     if loss.needs.masked_teacher:
         frozen[MASKED_TEACHER] = read_masked(config.masked_teacher, experiment, data)
     first = None
-    if config.init_from == THE_TEACHER:
+    if loss.needs.starts_as:
+        first = read_itself(loss, experiment, data)
+    elif config.init_from == THE_TEACHER:
         first = frozen["teacher"]
     elif config.init_from:
         first = read(config.init_from, data, "init_from")
         check(first, experiment, data, "init_from", config.init_from)
     if first is not None:  # from shapes alone: nothing is computed, nothing written yet
         fresh = jax.eval_shape(experiment.model.init, numerics.key(0))
-        jax.eval_shape(lambda fresh: first_params(first, fresh, loss, config.init_from), fresh)
+        source = config.init_from or config.teacher
+        jax.eval_shape(lambda fresh: first_params(first, fresh, loss, source), fresh)
     return Sources(frozen, first)
 
 
@@ -79,6 +82,20 @@ def read_masked(source: str, experiment: Experiment, data: Data) -> FlowModel:
             "with 'masked_diffusion'; give a masked diffusion model, or name it as the teacher"
         )
     return masked
+
+
+def read_itself(loss: Loss, experiment: Experiment, data: Data) -> FlowModel:
+    """The model that is distilled into itself; UserError if it is another kind of model."""
+    config = experiment.config
+    found = read(config.teacher, data, "teacher")
+    check(found, experiment, data, "teacher", config.teacher)
+    if found.config.loss.name not in loss.needs.starts_as:
+        raise UserError(
+            f"teacher={config.teacher!r} was trained with the loss {found.config.loss.name!r}, but "
+            f"loss {config.loss.name!r} distils models of {' or '.join(loss.needs.starts_as)}; "
+            "give one of those"
+        )
+    return found
 
 
 def _check_given(teacher: FlowModel, loss: Loss, config: config_lib.Config) -> None:

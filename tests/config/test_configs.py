@@ -29,9 +29,11 @@ LOSSES = {
     "mdlm": "masked_diffusion",
     "duo": "uniform_diffusion",
     "ar": "autoregressive",
+    "sdtt": "sdtt",
+    "dcd": "dcd",
 }
-ONE_TIME = ("pretrain", *common.BASELINES)
-FROM_SCRATCH = (*ONE_TIME, *common.ANY_ORDER)
+FROM_SCRATCH = ("pretrain", *common.BASELINES, *common.ANY_ORDER)
+ONE_TIME = ("pretrain", *common.BASELINES, *common.SELF_DISTILLED)
 
 
 def load(name, stage="", **changes):
@@ -102,7 +104,7 @@ def test_small_stages_have_our_own_recipe_without_muon():
 
 
 def test_a_flow_map_without_a_teacher_is_told_its_flag():
-    for stage in ("distill", "residual", "second_stage"):
+    for stage in ("distill", "residual", "second_stage", *common.SELF_DISTILLED):
         told = sentence(config_lib.validate, load("text_files", stage), experiment.tables())
         assert re.fullmatch("loss .* needs a teacher; give --config.teacher=WORKDIR, .*", told)
 
@@ -114,6 +116,8 @@ def test_stages_follow_each_other(name):
         assert load(name, "pretrain" + suffix) == load(name, suffix[1:])
         for stage in ("distill", "residual"):
             assert load(name, stage + suffix).teacher == base
+        for stage, before in (("sdtt", "mdlm"), ("dcd", "duo")):
+            assert load(name, stage + suffix).teacher == f"{base}_{before}"
         assert load(name, "second_stage" + suffix).teacher == f"{base}_residual"
         sections = [load(name, stage + suffix) for stage in common.STAGES]
         assert len({(str(c.data), str(c.tokenizer), c.model.width) for c in sections}) == 1
@@ -127,17 +131,27 @@ def test_the_official_hyperparameters():
             assert (model.width, model.depth, model.heads, model.cond_dim) == (768, 12, 12, 128)
             assert (model.dropout, model.attention_cap, model.logit_cap) == (0.1, 50.0, 30.0)
             assert model.dtype == "bfloat16" and config.data.length == length
-            assert (optim.learning_rate, optim.beta1, optim.eps) == (3e-4, 0.9, 1e-8)
+            rate, warmup = (6e-5, 500) if stage == "dcd" else (3e-4, 2500)
+            assert (optim.learning_rate, optim.beta1, optim.eps) == (rate, 0.9, 1e-8)
             assert optim.beta2 == (0.95 if stage == "distill" else 0.999)
-            assert (optim.warmup_steps, optim.schedule, optim.clip_norm) == (2500, "constant", 1.0)
+            assert (optim.warmup_steps, optim.schedule, optim.clip_norm) == (
+                warmup, "constant", 1.0
+            )  # fmt: skip
             assert (optim.weight_decay, optim.ema_decay, config.seed) == (0.0, 0.9999, 1)
             small = name == "owt" and stage in ("distill", "residual")
+            small = small or stage in common.SELF_DISTILLED
             assert config.train.batch_size == (128 if small else 512)
-            assert config.train.steps == 1_000_000 and config.data.drop_remainder_every == 0
+            steps = {"sdtt": 80_000, "dcd": 50_000}.get(stage, 1_000_000)
+            assert config.train.steps == steps and config.data.drop_remainder_every == 0
             assert model.loss_weighting == (stage == "residual")
             assert bool(config.teacher) == (stage not in FROM_SCRATCH)
         for stage in ("distill", "second_stage"):
             assert stages[stage].sampler.gamma == gamma
+        sdtt, dcd = (experiment.Experiment(stages[stage], 8).loss for stage in ("sdtt", "dcd"))
+        assert (sdtt.every, sdtt.rounds, sdtt.first_steps, sdtt.teacher_steps) == (
+            10_000, 8, 1024, 2
+        )  # fmt: skip
+        assert (dcd.every, dcd.rounds, dcd.first_steps) == (10_000, 5, 512)
         loss = experiment.Experiment(stages["distill"], 8).loss
         assert (loss.diagonal_fraction, loss.boundary_fraction) == (0.5, 1 / 32)
         assert experiment.Experiment(stages["residual"], 8).loss.boundary_fraction == 1 / 64

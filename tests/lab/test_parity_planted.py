@@ -1,7 +1,7 @@
 """Parity is a test that can fail: an error of a thousandth in what it covers is found."""
 
 import pytest
-from planted import ANY_ORDER_PLANTS, PLANTS, found
+from planted import ANY_ORDER_PLANTS, FEW_STEPS_PLANTS, PLANTS, found
 
 from flm_jax.lab.parity import goldens
 
@@ -24,5 +24,15 @@ def test_a_planted_thousandth_is_found(shared, name):
 def test_a_planted_thousandth_is_found_in_any_order_flow_maps(shared, name):
     plant = ANY_ORDER_PLANTS[name]
     cases = {case.name: case for case in goldens.read(shared / "golden-refinement")}
+    row = found(plant, cases[plant.cases[0]])
+    assert row is not None and (row.reason or row.max_abs > row.tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEW_STEPS_PLANTS)
+def test_a_planted_thousandth_is_found_in_few_steps(shared, name):
+    plant = FEW_STEPS_PLANTS[name]
+    cases = {case.name: case for case in goldens.read(shared / "golden-few-step")}
+    assert set(plant.cases) <= set(cases)
     row = found(plant, cases[plant.cases[0]])
     assert row is not None and (row.reason or row.max_abs > row.tolerance)

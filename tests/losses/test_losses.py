@@ -220,6 +220,7 @@ def test_every_row_runs_and_has_a_finite_gradient_in_both_spaces(name, make_spac
             nets["teacher"] = teacher
         if loss.needs.residual:
             nets["residual"] = model.net(others)
+        nets |= {role: model.net(kept) for role, kept in loss.first_state(others).items()}
         space = make_space({role: net.table for role, net in nets.items()})
         draws = loss.draw(key, batch, space)
         loss_BL, count_BL, metrics = loss.evaluate(At(nets, space, clock), batch, draws)

@@ -81,7 +81,7 @@ def test_losses_and_samplers_that_know_no_self_conditioning_refuse_it():
             found = []
             for self_conditioning in False, True:
                 model = ModelConfig(**tiny.needs(row()), self_conditioning=self_conditioning)
-                teacher = "t" if what == "loss" and row().needs.teacher else ""
+                teacher = "t" if what == "loss" and row().needs.named_teacher else ""
                 config = dataclasses.replace(Config(), model=model, teacher=teacher)
                 section = {
                     "loss": LossConfig(name),

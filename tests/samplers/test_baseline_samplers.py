@@ -16,7 +16,7 @@ from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import OneHot
-from flm_jax.samplers.ancestral import AncestralMasked, AncestralUniform
+from flm_jax.samplers.ancestral import AncestralMasked, AncestralUniform, Step
 from flm_jax.samplers.autoregressive import LeftToRight
 
 V, L, D, B = tiny.V, tiny.L, tiny.D, 3
@@ -115,7 +115,7 @@ def test_a_uniform_step_has_the_law_of_bayes():
         )
         tokens = jnp.full((size, 1), now, jnp.int32)
         step = jax.jit(lambda k, p=posterior, x=tokens, t=alpha_t, s=alpha_s: (
-            AncestralUniform().step(p, x, t, s, k)
+            AncestralUniform().step(p, x, Step(0, t, s), k)
         ))  # fmt: skip
         assert deviation(step(keys(size)), expected) < 5
 
@@ -126,7 +126,7 @@ def test_a_masked_step_has_the_law_of_the_prediction_and_the_mask():
         jnp.zeros((size, 1, 1)), Head(jnp.zeros((1, V)), jnp.log(law), cap=0.0, chunk=size)
     )
     step = jax.jit(lambda k: AncestralMasked().step(
-        posterior, jnp.full((size, 1), V, jnp.int32), alpha_t, alpha_s, k
+        posterior, jnp.full((size, 1), V, jnp.int32), Step(0, alpha_t, alpha_s), k
     ))  # fmt: skip
     show = (alpha_s - alpha_t) / (1 - alpha_t)
     assert deviation(step(keys(size)), np.append(show * law, 1 - show)) < 5

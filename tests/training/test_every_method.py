@@ -15,7 +15,7 @@ from flm_jax.training import loop
 
 LENGTH = 32
 # Where the sampler is not the one that its network asks for by itself.
-SAMPLER_OF = {"uniform_diffusion": "ancestral_uniform", "uniform_curriculum": "ancestral_uniform"}
+SAMPLER_OF = dict.fromkeys(("uniform_diffusion", "uniform_curriculum", "dcd"), "ancestral_uniform")
 SELF_DISTILLATION = "psd without a teacher"
 FROM_MASKED = "any_order of a masked diffusion model"
 
@@ -49,6 +49,8 @@ class Runs:
         elif name == FROM_MASKED:
             options = {"at_zero_fraction": 0.25}
             changes["masked_teacher"] = changes["init_from"] = str(self("masked_diffusion"))
+        elif row.needs.starts_as:
+            changes["teacher"] = str(self(row.needs.starts_as[0]))
         elif row.needs.teacher:
             teacher = "residual" if row.needs.residual else "flow_matching"
             changes["teacher"] = str(self(teacher))
@@ -104,7 +106,7 @@ def test_every_objective_has_a_sampler_that_is_checked_before_training(runs):
         needs = tiny.needs(row)
         wrong = {"sampler__name": sampler, "loss": {"name": name, "options": {}}}
         wrong |= {f"model__{knob}": value for knob, value in needs.items()}
-        wrong |= {"teacher": "somewhere"} if row.needs.teacher else {}
+        wrong |= {"teacher": "somewhere"} if row.needs.named_teacher else {}
 
         def refused(**changes):
             with pytest.raises(UserError) as error:

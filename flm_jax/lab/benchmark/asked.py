@@ -70,7 +70,7 @@ class Asked:
             config.model, two_times=two_times, causal=needs.causal, mask_token=needs.mask_token
         )
         # Networks beside the student are made here, at random.
-        teachers = {"teacher": needs.teacher, "masked_teacher": needs.masked_teacher}
+        teachers = {"teacher": needs.named_teacher, "masked_teacher": needs.masked_teacher}
         config = change(config, **{role: "random" * needed for role, needed in teachers.items()})
         config = change(config, init_from="", model=model)
         config_lib.validate(config, tables)

@@ -255,10 +255,16 @@ def _denoiser(
 def networks(
     experiment: Experiment, frozen: dict[str, Experiment], calls: Calls
 ) -> dict[str, Callable[..., Net]]:
-    """The student, the frozen networks and, where the loss asks it, the EMA; all counted."""
+    """The student, the frozen networks, those that the loss keeps, the EMA where the loss asks it.
+
+    All counted.
+    """
+    loss = experiment.loss
     makers = {STUDENT: experiment.trained_net}
+    kept = jax.eval_shape(lambda key: loss.first_state(experiment.model.init(key)), numerics.key(0))
+    makers |= dict.fromkeys(kept, experiment.net)
     makers |= {role: other.net for role, other in frozen.items()}
-    if experiment.loss.needs.ema:
+    if loss.needs.ema:
         makers["ema"] = experiment.net
     return {role: calls.counting(make) for role, make in makers.items()}
 

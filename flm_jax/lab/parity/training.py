@@ -138,7 +138,7 @@ def optimizer_settings(case: Case) -> config.OptimConfig:
         warmup_steps=case.option("num_warmup_steps"),
         schedule="constant",
         clip_norm=case.option("grad_clip_norm"),
-        ema_decay=case.option("ema_decay"),
+        ema_decay=case.config.get("ema_decay", config.OptimConfig().ema_decay),
         accumulation_steps=case.option("accumulate"),
     )
 

@@ -96,7 +96,7 @@ def of_config(config: config_lib.Config, vocab_size: int = 0) -> Work:
         )
     if config.loss.name in LOSSES:
         loss = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss")
-        teacher = "planned" if loss.needs.teacher else ""
+        teacher = "planned" if loss.needs.named_teacher else ""
         masked = "planned" if loss.needs.masked_teacher else ""
         config = dataclasses.replace(config, init_from="", teacher=teacher, masked_teacher=masked)
     config_lib.validate(config, {"loss": LOSSES, "sampler": SAMPLERS})
