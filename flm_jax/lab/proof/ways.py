@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from flm_jax import config as config_lib
 from flm_jax.samplers import SAMPLERS
@@ -22,7 +23,7 @@ class Way:
 
     name: str
     sampler: str
-    knobs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     in_turn: bool = False
     at_least: int = 1
