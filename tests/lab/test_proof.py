@@ -12,7 +12,7 @@ from flm_jax.configs import proof as proof_config
 from flm_jax.data.synthetic import LANGUAGES
 from flm_jax.errors import UserError
 from flm_jax.lab import proof
-from flm_jax.lab.proof import plot, runs, tables
+from flm_jax.lab.proof import plot, runs, tables, ways
 from flm_jax.lab.proof.measuring import Measured, Point
 
 CITY = Measured(
@@ -63,7 +63,8 @@ def test_a_denoiser_of_puzzles_has_given_tokens_anyway():
 
 
 def test_the_table_is_the_mean_and_half_the_range_by_evaluations():
-    again = dataclasses.replace(CITY, values={Point("flm", "", 1): {"valid": 0.4}})
+    row, no_model = {"valid": 0.4}, Point("unigram sampler", "", 0)  # which is there once
+    again = dataclasses.replace(CITY, values={Point("flm", "", 1): row, no_model: {"valid": 0.0}})
     lines = blocks(found(CITY, again).text())["valid samples, by evaluations"]
     assert lines[0] == "| valid samples, by evaluations | 1 | 8 |"
     assert "| flm | 30.0 ± 10.0 % | 90.0 % |" in lines
@@ -136,6 +137,12 @@ def test_any_order_is_compared_at_equal_diversity_with_four_times_its_evaluation
         "| 1 against 4 | 60.0 % (refined) | 40.0 % (plain) | yes |",
         "| 2 against 8 | 90.0 % (plain) | 100.0 % (plain) | no |",
     ]
+
+
+def test_nothing_against_nothing_is_no_success():
+    nothing = {point: row | {"valid": 0.0} for point, row in comparable().values.items()}
+    lines = blocks(found(comparable(values=nothing)).text())["evaluations"]
+    assert [line.rsplit(" | ", 1)[1] for line in lines[2:]] == ["– |", "– |"]
 
 
 def test_it_is_compared_below_the_number_of_open_tokens_only():
@@ -250,58 +257,62 @@ def test_wrong_inputs_get_a_sentence(tmp_path, arguments, sentence):
     assert "Traceback" not in done.stderr and not (tmp_path / "p").exists()
 
 
+def test_no_more_evaluations_than_tokens_where_each_writes_one():
+    way = ways.Way("by confidence", "ancestral_masked", in_turn=True)
+    assert [*way.numbers(14, None)] == [1, 2, 4, 8, 16]
+    assert [*way.numbers(34, None)] == [1, 2, 4, 8, 16, 32, 128]
+    assert [*dataclasses.replace(way, in_turn=False).numbers(3, None)][-1] == 128
+    assert [*ways.Way("", "autoregressive").numbers(14, 13)] == [13]
+    round_each = ways.WAYS["any_order"][-1]
+    assert [*round_each.numbers(14, None)] == []  # as many rounds as refined has
+    assert [*round_each.numbers(34, None)] == [32, 128]
+
+
 @pytest.mark.slow
-def test_the_command_trains_tables_and_does_not_train_again(tmp_path):
-    arguments = [f"--workdir={tmp_path}", "--languages=addition", "--methods=any_order,mdlm,ar"]
-    arguments += ["--seeds=1", "--scale=0.0004", "--num_samples=50"]
-    done = flm("proof", *arguments)
-    assert done.returncode == 0, done.stderr
-    text = (tmp_path / "proof.md").read_text()
+def test_runs_are_trained_and_asked_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(ways, "EVALUATIONS", (1, 4))
+
+    def prove():
+        proof.prove(
+            tmp_path, ["addition"], ["any_order", "mdlm", "ar"], [1], scale=4e-4, num_samples=50
+        )
+        return (tmp_path / "proof.md").read_text()
+
+    text = prove()
     free, asked = text.split("## addition, left side given")
-    valid, right = (blocks(part) for part in (free, asked))
-    valid, right = valid["valid samples, by evaluations"], right["right answers, by evaluations"]
-    assert valid[0].endswith("| 1 | 2 | 4 | 7 | 8 | 16 | 32 | 128 |")
-    ways = ["flm_given", "flm_given, grid 4", "flm_given, refined"]
-    ways += [way.replace("flm_given", "any_order") for way in ways]
-    ways += ["mdlm", "mdlm, by confidence", "mdlm, by drawn confidence", "ar"]
-    for lines in (valid, right):
-        rows = [line.removeprefix("| ").split(" | ") for line in lines[2:]]
-        assert [row[0] for row in rows if "(no evaluations)" not in row[0]] == ways
-        rows = {row[0]: row[1:] for row in rows}
-        assert rows["flm_given, grid 4"][0] == "–" != rows["flm_given"][0]
-        assert [cell == "–" for cell in rows["ar"]] == [n != 3 for n in range(8)]
-    # As many evaluations as tokens are enough where every evaluation shows some.
-    by_order = "mdlm, by confidence"
-    shown = {line.split(" | ")[0]: line.count("%") for line in (*valid, *right)}
-    assert shown[f"| {by_order}"] == 3  # of the sum: 1, 2, 4 evaluations for 3 tokens
-    assert "| 1 against 4 |" in free and "against" not in asked
-    assert {path.name for path in tmp_path.glob("*.svg")} == {
-        "addition.svg",
-        "addition_left_side_given.svg",
-    }
-    again = flm("proof", *arguments)
-    assert again.returncode == 0 and "compiling" not in again.stderr
-    samples = tmp_path / "addition_mdlm_1/proof/texts_by_confidence_008.jsonl"
+    every = ["flm_given", "flm_given, grid 4", "flm_given, refined"]
+    every += [way.replace("flm_given", "any_order") for way in every]
+    every += ["mdlm", "mdlm, by confidence", "mdlm, by drawn confidence", "ar"]
+    for part, title in ((free, "valid samples"), (asked, "right answers")):
+        lines = blocks(part)[f"{title}, by evaluations"]
+        assert lines[0].endswith("| 1 | 4 | 7 |")
+        rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines[2:]}
+        assert [row for row in rows if "(no evaluations)" not in row] == every
+        assert rows["flm_given, grid 4"].startswith("| flm_given, grid 4 | – |")
+        assert rows["ar"].startswith("| ar | – | – |") and rows["ar"].count("%") == 1
+    assert "| 1 against 4 |" in free and "against" not in asked  # eight tokens, and three
+    pictures = {path.name for path in tmp_path.glob("*.svg")}
+    assert pictures == {"addition.svg", "addition_left_side_given.svg"}
+
+    capfd.readouterr()
+    samples = tmp_path / "addition_mdlm_1/proof/texts_by_confidence_004.jsonl"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(rows) == 50 and rows[0]["options"] == {"order": "confidence"}
-    samples.write_text(samples.read_text().replace('"sampler_steps": 8', '"sampler_steps": 7'))
-    assert flm("proof", *arguments).returncode == 0  # of another origin: drawn again
-    assert '"sampler_steps": 7' not in samples.read_text()
-    assert (tmp_path / "proof.md").read_text() == text
+    samples.write_text(samples.read_text().replace('"sampler_steps": 4', '"sampler_steps": 3'))
+    assert prove().partition("## Training")[0] == text.partition("## Training")[0]
+    told = capfd.readouterr().err
+    assert "compiling the training step" not in told
+    assert told.count("compiling the sampler") <= 1  # of another origin: drawn again
+    assert '"sampler_steps": 3' not in samples.read_text()
 
 
 @pytest.mark.slow
-def test_puzzles_are_asked_and_solved(tmp_path):
-    arguments = [f"--workdir={tmp_path}", "--languages=sudoku4", "--methods=flm,any_order"]
-    done = flm("proof", *arguments, "--seeds=1", "--scale=0.0003", "--num_samples=20")
-    assert done.returncode == 0, done.stderr
+def test_puzzles_are_asked_and_solved(tmp_path, monkeypatch):
+    monkeypatch.setattr(ways, "EVALUATIONS", (1, 32))
+    proof.prove(tmp_path, ["sudoku4"], ["flm", "any_order"], [1], scale=3e-4, num_samples=20)
     text = (tmp_path / "proof.md").read_text()
     assert "## sudoku4\n\n19 tokens to write." in text
     lines = blocks(text)["right answers, by evaluations"]
-    assert [line.split(" | ")[0] for line in lines[2:]] == [
-        "| flm_given",
-        "| flm_given, refined",
-        "| any_order",
-        "| any_order, refined",
-        "| any_order, a round each",
-    ]
+    names = ["flm_given", "flm_given, refined", "any_order", "any_order, refined"]
+    names += ["any_order, a round each"]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == names

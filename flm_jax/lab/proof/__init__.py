@@ -41,7 +41,7 @@ def prove(
 ) -> None:
     """Trains what is not trained yet, writes proof.md and a plot per task, prints the tables.
 
-    One seed after the other, so that there is a whole table of the first ones if it is stopped.
+    One seed after the other, with tables after every language: if it is stopped there are some.
 
     Raises UserError for a name that is unknown, before anything is trained.
     """
@@ -60,7 +60,7 @@ def prove(
                 for task in measuring.measure(config, language, workdir, grid_power, num_samples):
                     found.add(task)
                 found.minutes(language, method, runs.minutes(workdir))
-        save(folder, found)
+            save(folder, found)
     print(f"\n{found.text()}\ntables and plots: {folder}/proof.md, {folder}/*.svg")
 
 

@@ -129,9 +129,10 @@ def against(task: Task) -> str:
             continue
         ours, theirs = best(task, OURS, n), best(task, THEIRS, FACTOR * n)
         if ours is not None and theirs is not None:
-            reached = task.mean(task.column, ours) >= task.mean(task.column, theirs)
+            shares = [task.mean(task.column, x) for x in (ours, theirs)]
+            verdict = "yes" if shares[0] >= shares[1] else "no"
             shown = [f"{cell(found[x])} ({x.way or 'plain'})" for x in (ours, theirs)]
-            rows.append((f"{n} against {FACTOR * n}", [*shown, "yes" if reached else "no"]))
+            rows.append((f"{n} against {FACTOR * n}", [*shown, verdict if any(shares) else "–"]))
     if not rows:
         return ""
     names = [f"{OURS}, the best way", f"{THEIRS}, the best way", "at least as good"]
