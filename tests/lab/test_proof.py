@@ -309,7 +309,8 @@ def test_runs_are_trained_and_asked_once(tmp_path, monkeypatch, capfd):
 @pytest.mark.slow
 def test_puzzles_are_asked_and_solved(tmp_path, monkeypatch):
     monkeypatch.setattr(ways, "EVALUATIONS", (1, 32))
-    proof.prove(tmp_path, ["sudoku4"], ["flm", "any_order"], [1], scale=3e-4, num_samples=20)
+    made = {"scale": 3e-4, "grid_power": 1.0, "num_samples": 20}  # no second grid
+    proof.prove(tmp_path, ["sudoku4"], ["flm", "any_order"], [1], **made)
     text = (tmp_path / "proof.md").read_text()
     assert "## sudoku4\n\n19 tokens to write." in text
     lines = blocks(text)["right answers, by evaluations"]
