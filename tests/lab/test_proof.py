@@ -140,7 +140,7 @@ def test_any_order_is_compared_at_equal_diversity_with_four_times_its_evaluation
 
 
 def test_nothing_against_nothing_is_no_success():
-    nothing = {point: row | {"valid": 0.0} for point, row in comparable().values.items()}
+    nothing = {point: {**row, "valid": 0.0} for point, row in comparable().values.items()}
     lines = blocks(found(comparable(values=nothing)).text())["evaluations"]
     assert [line.rsplit(" | ", 1)[1] for line in lines[2:]] == ["– |", "– |"]
 
