@@ -140,7 +140,7 @@ def test_any_order_is_compared_at_equal_diversity_with_four_times_its_evaluation
 
 
 def test_nothing_against_nothing_is_no_success():
-    nothing = {point: row | {"valid": 0.0} for point, row in comparable().values.items()}
+    nothing = {point: {**row, "valid": 0.0} for point, row in comparable().values.items()}
     lines = blocks(found(comparable(values=nothing)).text())["evaluations"]
     assert [line.rsplit(" | ", 1)[1] for line in lines[2:]] == ["– |", "– |"]
 
@@ -290,7 +290,7 @@ def test_runs_are_trained_and_asked_once(tmp_path, monkeypatch, capfd):
         assert [row for row in rows if "(no evaluations)" not in row] == every
         assert rows["flm_given, grid 4"].startswith("| flm_given, grid 4 | – |")
         assert rows["ar"].startswith("| ar | – | – |") and rows["ar"].count("%") == 1
-    assert "| 1 against 4 |" in free and "against" not in asked  # eight tokens, and three
+    assert "against" not in asked  # three tokens
     pictures = {path.name for path in tmp_path.glob("*.svg")}
     assert pictures == {"addition.svg", "addition_left_side_given.svg"}
 
@@ -309,7 +309,8 @@ def test_runs_are_trained_and_asked_once(tmp_path, monkeypatch, capfd):
 @pytest.mark.slow
 def test_puzzles_are_asked_and_solved(tmp_path, monkeypatch):
     monkeypatch.setattr(ways, "EVALUATIONS", (1, 32))
-    proof.prove(tmp_path, ["sudoku4"], ["flm", "any_order"], [1], scale=3e-4, num_samples=20)
+    made = {"scale": 3e-4, "grid_power": 1.0, "num_samples": 20}  # no second grid
+    proof.prove(tmp_path, ["sudoku4"], ["flm", "any_order"], [1], **made)
     text = (tmp_path / "proof.md").read_text()
     assert "## sudoku4\n\n19 tokens to write." in text
     lines = blocks(text)["right answers, by evaluations"]

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -131,18 +131,11 @@ class Writer:
             stored = artefact.read(path, list(origin))
             if len(stored.texts) == count and not artefact.differences(stored.origin, origin):
                 return stored.tokens_NL
-        given = None
+        drawing: dict[str, Any] = {"sampler": way.sampler, "sampler_options": dict(way.options)}
+        drawing |= {"batch_size": count, **way.knobs}
         if asked is not None:
-            given = Given(jnp.asarray(asked.tokens_NL), jnp.asarray(asked.given_NL))
-        samples = self.model.generate(
-            1 if asked else count,  # of each
-            point.evaluations,
-            batch_size=count,
-            sampler=way.sampler,
-            sampler_options=dict(way.options),
-            given=given,
-            **way.knobs,
-        )
+            drawing["given"] = Given(jnp.asarray(asked.tokens_NL), jnp.asarray(asked.given_NL))
+        samples = self.model.generate(1 if asked else count, point.evaluations, **drawing)
         made = artefact.Artefact(origin, samples.tokens, samples.texts, samples.seconds)
         artefact.write(path, made, evaluations=samples.evaluations)
         return samples.tokens
