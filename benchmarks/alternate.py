@@ -5,9 +5,10 @@
 OLD and NEW are checkouts with an installed .venv. Each compiles its step in a process of its own,
 which then takes short turns with the other: other work on the machine meets both alike. On one core
 (--cores=1) what counts is the CPU time of a process whose products run in one thread; a wall clock
-would measure the other work, too. On several (--cores=0,1) it is the wall clock. Options that start with --model. change the config of NEW only, with --both. of
-both. The result is JSON: milliseconds per step of OLD and NEW (medians and least), the median and
-the quartiles of the ratios of neighbouring turns, and the temporary memory of both programs.
+would measure the other work, too. On several (--cores=0,1) it is the wall clock. Options that start
+with --model. change the config of NEW only, with --both. of both. The result is JSON: milliseconds
+per step of OLD and NEW (medians and least), the median and the quartiles of the ratios of
+neighbouring turns, and the temporary memory of both programs.
 """
 
 import argparse
