@@ -15,7 +15,6 @@ from flm_jax.flow import maps
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.at import MASKED_TEACHER, STUDENT, TEACHER, At
 from flm_jax.flow.space import Space
-from flm_jax.host import numerics
 from flm_jax.lab.parity import networks, objective, training
 from flm_jax.lab.parity.checks import Checks
 from flm_jax.lab.parity.forward import log_probs
@@ -266,17 +265,10 @@ def update(
     state: step_lib.TrainState, tokens_BL: jax.Array, mask_BL: jax.Array, draws: dict,
     *, model: dit.Model, loss: AnyOrder, settings: config.OptimConfig, space: str,
 ) -> tuple[step_lib.TrainState, dict[str, jax.Array]]:  # fmt: skip
-    """One optimizer step through `step.make_train_step`."""
-    train_step = step_lib.make_train_step(
-        {STUDENT: model.net},
-        Replayed(loss, draws),
-        space_lib.SPACES[space],
-        clock_lib.identity(),
-        optim.optimizer(settings),
-        ema_decay=settings.ema_decay,
-        schedule=optim.schedule(settings),
-    )
-    return train_step(state, {}, tokens_BL, mask_BL, numerics.key(0))
+    """One optimizer step."""
+    clock, make_space = clock_lib.identity(), space_lib.SPACES[space]
+    one = training.step({STUDENT: model.net}, Replayed(loss, draws), make_space, clock, settings)
+    return one(state, tokens_BL, mask_BL)
 
 
 def train(case: Case, checks: Checks) -> None:

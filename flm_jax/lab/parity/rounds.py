@@ -17,7 +17,6 @@ from flm_jax.flow.at import EMA, STUDENT, TEACHER, At
 from flm_jax.flow.net import Net, Output, Params
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import Space
-from flm_jax.host import numerics
 from flm_jax.lab.parity import networks, objective, training
 from flm_jax.lab.parity.baselines import FLOAT32, NO_CAP, TINY, last_is_mask
 from flm_jax.lab.parity.checks import FLOAT64, TIMES_RECORD, ULPS, Checks, case_record, largest
@@ -442,18 +441,10 @@ def update(
     clock: clock_lib.Clock, *, model: dit.Model, loss: Rounds, settings: config.OptimConfig,
     whole: int,
 ) -> tuple[step_lib.TrainState, dict[str, jax.Array]]:  # fmt: skip
-    """One optimizer step through `step.make_train_step`."""
-    train_step = step_lib.make_train_step(
-        {STUDENT: model.net, TEACHER: model.net},
-        Replayed(loss, draws, whole),
-        space_lib.OneHot,
-        clock,
-        optim.optimizer(settings),
-        ema_decay=settings.ema_decay,
-        accumulation_steps=settings.accumulation_steps,
-        schedule=optim.schedule(settings),
-    )
-    return train_step(state, {}, tokens_BL, mask_BL, numerics.key(0))
+    """One optimizer step."""
+    nets = {STUDENT: model.net, TEACHER: model.net}
+    one = training.step(nets, Replayed(loss, draws, whole), space_lib.OneHot, clock, settings)
+    return one(state, tokens_BL, mask_BL)
 
 
 def sdtt_train(case: Case, checks: Checks) -> None:

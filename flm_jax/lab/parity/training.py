@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flm_jax import config
 from flm_jax.contracts import Needs
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import space as space_lib
-from flm_jax.flow.at import STUDENT, At
+from flm_jax.flow.at import STUDENT, At, MakeNet, MakeSpace
 from flm_jax.flow.space import Space
 from flm_jax.host import numerics
 from flm_jax.interop import layout
@@ -80,24 +80,39 @@ class Recorded(Loss):
         return PerToken(loss_BL, count_BL, metrics)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "loss", "settings", "space"))
-def update(
-    state: step_lib.TrainState, tokens_BL: jax.Array, mask_BL: jax.Array, draws: dict,
-    clock: clock_lib.Clock, *, model: dit.Model, loss: FlowMatching, settings: config.OptimConfig,
-    space: str,
-) -> tuple[step_lib.TrainState, dict[str, jax.Array]]:  # fmt: skip
-    """One optimizer step through `step.make_train_step`."""
+def step(
+    nets: Mapping[str, MakeNet],
+    loss: Loss,
+    make_space: MakeSpace,
+    clock: clock_lib.Clock,
+    settings: config.OptimConfig,
+) -> Callable[
+    [step_lib.TrainState, jax.Array, jax.Array], tuple[step_lib.TrainState, dict[str, jax.Array]]
+]:
+    """The optimizer step of a training run, for a loss that draws nothing."""
     train_step = step_lib.make_train_step(
-        {STUDENT: model.net},
-        Recorded(loss, draws, official_weights(mask_BL, settings.accumulation_steps)),
-        space_lib.SPACES[space],
+        nets,
+        loss,
+        make_space,
         clock,
         optim.optimizer(settings),
         ema_decay=settings.ema_decay,
         accumulation_steps=settings.accumulation_steps,
         schedule=optim.schedule(settings),
     )
-    return train_step(state, {}, tokens_BL, mask_BL, numerics.key(0))
+    return lambda state, tokens, mask: train_step(state, {}, tokens, mask, numerics.key(0))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "loss", "settings", "space"))
+def update(
+    state: step_lib.TrainState, tokens_BL: jax.Array, mask_BL: jax.Array, draws: dict,
+    clock: clock_lib.Clock, *, model: dit.Model, loss: FlowMatching, settings: config.OptimConfig,
+    space: str,
+) -> tuple[step_lib.TrainState, dict[str, jax.Array]]:  # fmt: skip
+    """One optimizer step."""
+    recorded = Recorded(loss, draws, official_weights(mask_BL, settings.accumulation_steps))
+    one = step({STUDENT: model.net}, recorded, space_lib.SPACES[space], clock, settings)
+    return one(state, tokens_BL, mask_BL)
 
 
 def official_weights(mask_BL: jax.Array, parts: int) -> jax.Array:
