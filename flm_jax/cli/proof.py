@@ -1,7 +1,6 @@
-"""Train models of known truth and table the exact share of what they write that is right.
+"""Train models of known truth and table how much of what they write is right.
 
-    flm proof --languages=addition3,brackets32,sudoku4 --seeds=1,2,3 \\
-        --methods=flm,fmlm,flm_given,any_order,mdlm,ar
+    flm proof --languages=addition3,sudoku4 --methods=flm,fmlm,any_order,mdlm
 
 For every language and seed: a denoiser (flm), its flow maps (fmlm), a denoiser and a flow map that
 were trained with given tokens (flm_given, any_order), and baselines: masked diffusion and, if asked

@@ -62,6 +62,7 @@ def others_of(name: str, trained: dict) -> dict:
 def make_gradients(name: str, make_space):
     nets = {"student": model(name).net, "teacher": tiny.model(V, **MODEL).net}
     nets["residual"] = model("residual").net
+    nets |= dict.fromkeys(jax.eval_shape(lambda: LOSSES[name]().first_state({})), model(name).net)
     loss = config_lib.build(LOSSES, name, {}, "loss")
     return step_lib.make_gradients(nets, loss, make_space, clock())
 
@@ -179,9 +180,10 @@ def test_these_are_the_losses_with_a_state_in_a_space():
 def test_the_other_losses_compute_the_same_in_both_spaces(name):
     """Instruction by instruction."""
     params = jax.eval_shape(model(name).init, KEY)
+    others = jax.eval_shape(LOSSES[name]().first_state, params)
     tokens, mask = jnp.zeros((B, L), jnp.int32), jnp.ones((B, L))
     programs = [
-        str(jax.make_jaxpr(make_gradients(name, space))(params, {}, tokens, mask, KEY))
+        str(jax.make_jaxpr(make_gradients(name, space))(params, others, tokens, mask, KEY))
         for space in (Projected, OneHot)
     ]
     assert programs[0] == programs[1]
