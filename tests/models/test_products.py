@@ -9,7 +9,7 @@ import pytest
 import tiny
 from jax.typing import DTypeLike
 
-from flm_jax.models import products
+from flm_jax.models import dit, products
 from flm_jax.models.dit import KEPT_MEGABYTES, POLICIES, kept, remembered
 
 N, NARROW, WIDE = 12, 3, 5
@@ -202,3 +202,16 @@ def test_blocks_stand_one_after_the_other_in_training_only():
                    for e in found if e.primitive.name == "scan")  # fmt: skip
 
     assert scans(model) == 1 and scans(model.trained) == 0
+
+
+@pytest.mark.parametrize(("kind", "read"), [("cpu", "float32"), ("accelerator", "bfloat16")])
+def test_on_a_cpu_attention_reads_float32_in_a_bfloat16_network(monkeypatch, kind, read):
+    monkeypatch.setattr(dit, "device_kind", lambda: kind)
+    model = tiny.model(dtype="bfloat16")
+    params, h_BLD = tiny.params(model), jnp.zeros((2, 4, tiny.D))
+    found = traced(lambda h: model.apply(params, h, jnp.full(2, 0.5))[0], h_BLD)
+    types = {True: set(), False: set()}
+    for product in (e for e in found if e.primitive.name == "dot_general"):
+        _, (of_batch, _) = product.params["dimension_numbers"]  # products of attention have such
+        types[bool(of_batch)] |= {x.aval.dtype.name for x in product.invars}
+    assert types[True] == {read} and "bfloat16" in types[False]
