@@ -62,12 +62,13 @@ def assert_close(found, wanted, **tolerance):
 
 
 def test_rotary_positions_of_both_kinds_of_device_are_the_same(monkeypatch):
-    x_BLHK, direction = inputs()[0][0], inputs()[1][0]
-    tables = attention.rotary_tables(L, K, jnp.float64)
     found = {}
-    for kind in ("cpu", "accelerator"):
-        monkeypatch.setattr(attention, "device_kind", lambda kind=kind: kind)
-        found[kind] = jax.jvp(lambda x: attention.rotate(x, *tables), (x_BLHK,), (direction,))
+    with jax.enable_x64(True):
+        x_BLHK, direction = inputs()[0][0], inputs()[1][0]
+        tables = attention.rotary_tables(L, K, jnp.float64)
+        for kind in ("cpu", "accelerator"):
+            monkeypatch.setattr(attention, "device_kind", lambda kind=kind: kind)
+            found[kind] = jax.jvp(lambda x: attention.rotate(x, *tables), (x_BLHK,), (direction,))
     assert_close(found["cpu"], found["accelerator"], rtol=1e-12, atol=1e-12)
     a, b = np.split(np.asarray(x_BLHK)[0, 3, 0], 2)  # position 3
     cos, sin = (np.asarray(table)[3] for table in tables)
