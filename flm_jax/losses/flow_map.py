@@ -126,8 +126,7 @@ class FlowMapLoss(Loss, unfinished=True):
         options.share("diagonal_fraction", self.diagonal_fraction)
         options.share("boundary_fraction", self.boundary_fraction)
         options.tau_range(self.tau_min, self.tau_max)
-        if self.teacher_iterations < 1:
-            raise UserError(f"teacher_iterations={self.teacher_iterations} must be at least 1")
+        options.at_least_one(teacher_iterations=self.teacher_iterations)
         if self.teacher_iterations > 1 and not self.needs.teacher:
             raise UserError(
                 f"teacher_iterations={self.teacher_iterations} has no effect without a teacher; "

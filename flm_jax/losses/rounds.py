@@ -59,9 +59,7 @@ class Rounds(TokenDiffusion, unfinished=True):
         super().__post_init__()
         options.one_of("divergence", self.divergence, REVERSE, FORWARD)
         options.one_of("next_teacher", self.next_teacher, STUDENT, EMA)
-        options.at_least_one(
-            every=self.every, rounds=self.rounds, first_steps=self.first_steps, **self.counts
-        )
+        options.at_least_one(every=self.every, rounds=self.rounds, first_steps=self.first_steps)
         if self.growth ** (self.rounds - 1) > self.first_steps:
             raise UserError(
                 f"rounds={self.rounds} let the teacher's step grow from 1/{self.first_steps} to "
@@ -73,11 +71,6 @@ class Rounds(TokenDiffusion, unfinished=True):
     @abc.abstractmethod
     def growth(self) -> int:
         """By what dt grows from one round to the next."""
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Further options that count something."""
-        return {}
 
     @property
     def longest(self) -> float:

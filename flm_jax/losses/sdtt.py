@@ -54,16 +54,13 @@ class SDTT(Rounds):
     keeps_prompts: ClassVar[bool] = True
 
     def __post_init__(self):
+        options.at_least_one(teacher_steps=self.teacher_steps)  # before `growth` is looked at
         super().__post_init__()
         options.one_of("spacing", self.spacing, EVEN, OFFICIAL)
 
     @property
     def needs(self) -> Needs:
         return Needs(mask_token=True, starts_as=("masked_diffusion", "sdtt"))
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {"teacher_steps": self.teacher_steps}
 
     @property
     def growth(self) -> int:

@@ -257,7 +257,7 @@ class Session:
 
     def start_from(self, state: step_lib.TrainState) -> step_lib.TrainState:
         """The fresh state with the parameters (the EMA) of the model that the run starts from."""
-        first, source = self.sources.first, self.config.init_from or self.config.teacher
+        first, source = self.sources.first, self.sources.source
         assert first is not None
         params = first_params(first, state.params, self.experiment.loss, source)
         # Copied: the training step gives its arguments away, and a teacher's must stay.

@@ -22,10 +22,14 @@ THE_TEACHER = "teacher"  # the value of init_from that means config.teacher
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """``frozen`` holds the loss's frozen networks by role; ``first`` what init_from names."""
+    """``frozen`` holds the loss's frozen networks by role; ``first`` what the run starts from.
+
+    ``source`` is the name of ``first`` in the config.
+    """
 
     frozen: dict[str, FlowModel]
     first: FlowModel | None
+    source: str
 
 
 def load_sources(experiment: Experiment, data: Data) -> Sources:
@@ -57,7 +61,7 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
         frozen["teacher"] = teacher
     if loss.needs.masked_teacher:
         frozen[MASKED_TEACHER] = read_masked(config.masked_teacher, experiment, data)
-    first = None
+    first, source = None, config.init_from or config.teacher
     if loss.needs.starts_as:
         first = read_itself(loss, experiment, data)
     elif config.init_from == THE_TEACHER:
@@ -67,9 +71,8 @@ def load_sources(experiment: Experiment, data: Data) -> Sources:
         check(first, experiment, data, "init_from", config.init_from)
     if first is not None:  # from shapes alone: nothing is computed, nothing written yet
         fresh = jax.eval_shape(experiment.model.init, numerics.key(0))
-        source = config.init_from or config.teacher
         jax.eval_shape(lambda fresh: first_params(first, fresh, loss, source), fresh)
-    return Sources(frozen, first)
+    return Sources(frozen, first, source)
 
 
 def read_masked(source: str, experiment: Experiment, data: Data) -> FlowModel:

@@ -21,9 +21,9 @@ from flm_jax.flow.vocabulary import nucleus
 from flm_jax.host import numerics
 from flm_jax.lab.parity import networks
 from flm_jax.lab.parity.baselines import NO_CAP, last_is_mask
-from flm_jax.lab.parity.checks import TIMES_RECORD, ULPS, Checks, largest
+from flm_jax.lab.parity.checks import Checks
 from flm_jax.lab.parity.goldens import Case
-from flm_jax.lab.parity.rounds import UNROUNDED64, race
+from flm_jax.lab.parity.rounds import close_in_part, race
 from flm_jax.samplers.ancestral import (
     ANCESTRAL,
     GREEDY,
@@ -166,11 +166,7 @@ def _laws(
     if recorded.masks_only:
         masked = case[f"mid/states_s{n}"][:count, ..., None] == case.option("mask_index")
         ours, theirs, wide = (np.where(masked, x, 0.0) for x in (ours, theirs, wide))
-    if checks.bits == 64:
-        checks.close(name, ours, wide, UNROUNDED64 * largest(wide))
-    else:
-        record = largest(theirs - wide)
-        checks.close(name, ours, theirs, max(TIMES_RECORD * record, ULPS * largest(wide)))
+    close_in_part(checks, name, ours, theirs, wide)
     if f"mid/last_logits_s{n}" in case and checks.bits == 32:
         _last(case, checks, sampler, n, params, make_net)
 

@@ -167,8 +167,6 @@ def count(size: int) -> str:
 
 def cell(values: Sequence[float], percent: bool = True) -> str:
     """Mean over seeds and half their range, in percent or as they are."""
-    if not len(values):
-        return "–"
     scale, digits, unit = (100, 1, " %") if percent else (1, 2, "")
     mean = f"{scale * np.mean(values):.{digits}f}"
     spread = f" ± {scale * np.ptp(values) / 2:.{digits}f}" if len(values) > 1 else ""
