@@ -1,0 +1,1 @@
+"""Methods of language modelling trained, sampled and measured on equal terms: `flm compare`."""
