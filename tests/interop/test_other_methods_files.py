@@ -1,4 +1,4 @@
-"""Official FMLM+, MDLM and Duo files: what no tensor tells comes from the config, or is asked for."""
+"""Official files of other methods: what no tensor tells comes from the config, or is asked for."""
 
 import dataclasses
 
