@@ -8,7 +8,7 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -40,8 +40,8 @@ class Target:
 _CHOSEN: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
 
 
-def of_devices(devices: Sequence[jax.Device]) -> Target:
-    """Those devices of JAX, or of a topology, all of one kind."""
+def of_devices(devices: Sequence[Any]) -> Target:
+    """Devices of JAX, or of a topology, all of one kind."""
     first = devices[0]
     # Only GPUs that are here have it.
     capability = getattr(first, "compute_capability", "")

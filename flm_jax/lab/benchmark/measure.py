@@ -189,13 +189,13 @@ def _training(
     )  # fmt: skip
     # Compiled before the state is there: what compiling needs does not add to it.
     shape, rows = (config.train.batch_size, config.data.length), sharding.batch_sharding(mesh)
-    abstract = _abstract(shapes, where)
+    state_shapes = abstract(shapes, where)
     frozen_shapes, frozen = {}, {}
     for role, other in models.items():
         own = jax.eval_shape(other.model.init, key)
-        frozen_shapes[role] = _abstract(own, sharding.shardings(own, mesh))
+        frozen_shapes[role] = abstract(own, sharding.shardings(own, mesh))
     compiled = train_step.lower(
-        abstract, frozen_shapes,
+        state_shapes, frozen_shapes,
         jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows),
         key,
@@ -215,7 +215,7 @@ def _training(
     return run, compiled
 
 
-def _abstract(shapes: Tree, where: Tree) -> Tree:
+def abstract(shapes: Tree, where: Tree) -> Tree:
     """Shapes with their shardings, to compile for."""
     return jax.tree.map(
         lambda leaf, there: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
