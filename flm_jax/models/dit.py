@@ -20,7 +20,7 @@ earlier ones, nothing is conditioned on time (no time_embed, no modulation) and 
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -65,6 +65,12 @@ def attention_dtype(dtype: DTypeLike, *operands: DTypeLike) -> DTypeLike:
     There bfloat16 gains less in them than rounding for it costs.
     """
     return matmul_dtype(jnp.float32 if device_kind() == "cpu" else dtype, *operands)
+
+
+class Gather(Protocol):
+    """See `host.sharding.Gather`."""
+
+    def __call__(self, params: Params, stacked: int = 1) -> Params: ...
 
 
 class Block(nn.Module):
@@ -162,6 +168,7 @@ class DiT(nn.Module):
     learned_positions: int = 0
     self_conditioning: bool = False
     trained: bool = False
+    gather: Gather | None = None
 
     @nn.compact
     def __call__(
@@ -264,8 +271,12 @@ class DiT(nn.Module):
             kind=device_kind(),
         )
         block = Block
+        if self.gather is not None and not self.is_initializing():
+            # Inside what is computed again, so that no block's parameters wait for its gradient.
+            gather = functools.partial(self.gather, stacked=self.depth)
+            block = nn.map_variables(Block, "params", gather)
         if remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=POLICIES[remat])
+            block = nn.remat(block, prevent_cse=False, policy=POLICIES[remat])
         return nn.scan(
             block,
             variable_axes={"params": 0},
@@ -414,7 +425,10 @@ class Model:
 
         A causal one is a `CausalNet`.
         """
-        causal = self.module.causal
+        causal, gather = self.module.causal, self.module.gather
+        if gather is not None:  # those of the blocks where each is used
+            parts = {name: tree for name, tree in params.items() if name != "blocks"}
+            params = {**params, **gather(parts)}
         make = functools.partial(CachedNet, model=self) if causal else Net
         return make(
             self.backbone,
@@ -427,10 +441,11 @@ class Model:
         )
 
 
-def build(settings: Settings, vocab_size: int) -> Model:
+def build(settings: Settings, vocab_size: int, gather: Gather | None = None) -> Model:
     """The model of these settings for a vocabulary of ``vocab_size`` tokens.
 
     With ``mask_token`` the network has one token more, the last, that no tokenizer writes.
+    ``gather`` brings parameters together that devices share; None: they are whole.
 
     Raises UserError for a causal network that is to see times or estimates.
     """
@@ -458,6 +473,7 @@ def build(settings: Settings, vocab_size: int) -> Model:
         attention=settings.attention,
         learned_positions=settings.learned_positions,
         self_conditioning=settings.self_conditioning,
+        gather=gather,
     )
     return Model(
         vocab_size + settings.mask_token,

@@ -81,9 +81,7 @@ class Session:
 
         shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
         self.mesh = sharding.make_mesh(shape)
-        self.experiment = Experiment(
-            config, self.data.tokenizer.vocab_size, sharding.batch_devices(self.mesh)
-        )
+        self.experiment = Experiment(config, self.data.tokenizer.vocab_size, self.mesh)
         self.experiment.sampler()  # refused before training if it does not fit the vocabulary
         self._check_prompts()
         self.sources = load_sources(self.experiment, self.data)
@@ -94,6 +92,7 @@ class Session:
         for model in self.sources.frozen.values():
             where = sharding.shardings(model.params, self.mesh)
             model.params = sharding.place(model.params, where)
+            model.experiment = dataclasses.replace(model.experiment, mesh=self.mesh)
         self.frozen = {role: model.params for role, model in self.sources.frozen.items()}
         self.horizon = config.train.steps  # the last step, until a time limit decides it
         self.optimizer = optim.optimizer(config.optim)

@@ -82,7 +82,7 @@ def prepare(plan: Plan) -> Prepared:
     plan = dataclasses.replace(plan, config=config)
     shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
     mesh = sharding.make_mesh(shape)
-    experiment = Experiment(config, plan.vocab_size, sharding.batch_devices(mesh))
+    experiment = Experiment(config, plan.vocab_size, mesh)
     memory.keep_programs(jax.eval_shape(experiment.model.init, numerics.key(0)))
     calls = Calls(fused_head=config.space != "onehot")
     build = {"train": _training, "sample": _sampling}[plan.mode]

@@ -146,8 +146,7 @@ def build(
     config: config_lib.Config, vocab_size: int, mesh: jax.sharding.Mesh | None = None
 ) -> Program:
     """The step that `flm_jax.main` would run; teachers have the student's size."""
-    groups = 1 if mesh is None else sharding.batch_devices(mesh)
-    experiment = Experiment(config, vocab_size, groups)
+    experiment = Experiment(config, vocab_size, mesh)
     loss = experiment.loss
     optimizer = optim.optimizer(config.optim)
     key = jax.eval_shape(lambda: numerics.key(0))
