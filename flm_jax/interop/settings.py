@@ -13,6 +13,7 @@ from flm_jax.models.layers import LOSS_WEIGHT_HIDDEN
 from flm_jax.tokenizers.base import META_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
+OFFICIAL = "official"  # the stage of an official network's config
 _OTHERS = ("ar", "d3pm", "duo", "duo_base", "sedd", "udlm")  # methods of the official code
 _FROM_FILES = ("gpt2", "bert-base-uncased")  # those that need no training text
 # A file that tells which tokenizer a folder of published vocabulary files belongs to.
@@ -117,7 +118,7 @@ def config_of(
             model[name] = float(cap)
     config = config_lib.resolve(
         {
-            "stage": "official",
+            "stage": OFFICIAL,
             "data": {"length": length},
             "tokenizer": tokenizer_section,
             "model": model,
