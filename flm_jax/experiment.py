@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from flm_jax import config as config_lib
 from flm_jax.evals import EVALS
 from flm_jax.flow import clock as clock_lib
+from flm_jax.flow import input_scale
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import Space
@@ -100,16 +101,21 @@ class Experiment:
         return space_lib.choose(self.config.space, self.vocab_size, width)(tables)
 
     def net(self, params: Any, temperature: float = 1.0) -> Net:
-        return self.model.net(params, temperature, self._groups)
+        return self._seeing(self.model.net(params, temperature, self._groups))
 
     def trained_net(self, params: Any) -> Net:
         """`net` in the form whose gradient is cheapest."""
-        return self.model.trained.net(params, devices=self._groups)
+        return self._seeing(self.model.trained.net(params, devices=self._groups))
 
     @property
     def _groups(self) -> int:
         """Devices that share a batch."""
         return 1 if self.mesh is None else sharding.batch_devices(self.mesh)
+
+    def _seeing(self, net: Net) -> Net:
+        """The network with what scales its input, if anything does."""
+        deviation = self.config.model.input_scale
+        return input_scale.scaled(net, self.clock.to_t, deviation) if deviation else net
 
     @property
     def has_denoiser(self) -> bool:

@@ -16,7 +16,7 @@ from flm_jax.sampling import knob_fields
 class Reading:
     """How a checkpoint is read."""
 
-    weights: str | None = knob(None, "ema (the default), raw, or ema:DECAY of an official .ckpt")
+    weights: str | None = knob(None, "ema (the default), raw, or ema:DECAY where there are several")
     step: int | None = knob(
         None, "training step of the checkpoint in a workdir; the newest by default", at_least=0
     )

@@ -14,6 +14,7 @@ from flm_jax.tokenizers.base import META_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
 _OTHERS = ("ar", "d3pm", "sedd", "udlm")  # methods of the official code
+OFFICIAL = "official"  # the stage of an official network's config
 _FROM_FILES = ("gpt2", "bert-base-uncased")  # those that need no training text
 # A file that tells which tokenizer a folder of published vocabulary files belongs to.
 _VOCABULARY_FILES = {
@@ -118,7 +119,7 @@ def config_of(
             model[name] = float(cap)
     config = config_lib.resolve(
         {
-            "stage": "official",
+            "stage": OFFICIAL,
             "data": {"length": length},
             "tokenizer": tokenizer_section,
             "model": model,

@@ -173,7 +173,9 @@ def _training(
     models = frozen_models(experiment)
 
     def init(key):
-        return step_lib.init_state(experiment.model.init(key), optimizer, loss)
+        emas = config.optim.more_emas
+        params = experiment.model.init(key)
+        return step_lib.init_state(params, optimizer, loss, more_emas=emas)
 
     shapes = jax.eval_shape(init, key)
     where = sharding.shardings(shapes, mesh)
@@ -183,6 +185,7 @@ def _training(
             experiment.space, experiment.clock, optimizer,
             ema_decay=config.optim.ema_decay,
             accumulation_steps=config.optim.accumulation_steps,
+            more_emas=config.optim.more_emas,
         ),
         donate_argnums=0,
         out_shardings=(where, sharding.replicated(mesh)),

@@ -160,10 +160,13 @@ def build(
         optimizer,
         ema_decay=config.optim.ema_decay,
         accumulation_steps=config.optim.accumulation_steps,
+        more_emas=config.optim.more_emas,
     )
 
     def init(key):
-        return step_lib.init_state(experiment.model.init(key), optimizer, loss)
+        emas = config.optim.more_emas
+        params = experiment.model.init(key)
+        return step_lib.init_state(params, optimizer, loss, more_emas=emas)
 
     frozen = {role: jax.eval_shape(other.model.init, key) for role, other in models.items()}
     shape = config.train.batch_size, config.data.length
