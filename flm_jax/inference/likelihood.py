@@ -12,6 +12,7 @@ text ends: whatever that costs is in the bound.) docs/numerics.md derives them.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from flm_jax.data import DATASETS, Data, fixed_batch, load_data
 from flm_jax.errors import UserError
 from flm_jax.inference import choose_sampler, flow_bounds, token_bounds
 from flm_jax.losses import DCD, UniformDiffusion
+from flm_jax.options import Evaluation
 from flm_jax.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -130,8 +132,8 @@ def counted(tokens_NL: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     return counts_NL
 
 
-def of_held_out(model: "FlowModel", data: Data, rows: int, kind: str, seed: int) -> Bound:
-    """The `bound` of so many held-out rows of a corpus, always the same ones; all if it has fewer.
+def of_held_out(model: "FlowModel", data: Data, options: Evaluation) -> Bound:
+    """The `bound` of as many held-out rows as asked for, always the same; all if there are fewer.
 
     Raises UserError for rows with a given part, and as `bound`.
     """
@@ -140,8 +142,26 @@ def of_held_out(model: "FlowModel", data: Data, rows: int, kind: str, seed: int)
         raise UserError(
             "these rows have a part that is given, and a bound is of whole rows; omit --bound"
         )
-    tokens_NL = fixed_batch(held_out, min(rows, len(held_out)), _SEED)["tokens"]
-    return bound(model, tokens_NL, kind, seed)
+    tokens_NL = fixed_batch(held_out, min(options.bound_rows, len(held_out)), _SEED)["tokens"]
+    return bound(model, tokens_NL, options.bound_kind, options.seed)
+
+
+def corpora(model: "FlowModel", own: Data | None, options: Evaluation) -> dict[str, Data]:
+    """The corpora whose held-out rows are asked for, by name: its own, then the second one.
+
+    Raises UserError if the model has no bound of this kind, or the second one cannot be read.
+    """
+    if options.bound_data and not options.bound:
+        raise UserError(f"--bound_data={options.bound_data} needs --bound; add it")
+    if not options.bound:
+        return {}
+    _kind(model, options.bound_kind)
+    found = {} if own is None else {"held-out text": own}
+    if options.bound_data:
+        found[options.bound_data] = second_corpus(model, options.bound_data)
+    if not found:
+        raise UserError("--bound needs text, and there is no training text; give --bound_data")
+    return found
 
 
 def second_corpus(model: "FlowModel", name: str) -> Data:
@@ -153,6 +173,14 @@ def second_corpus(model: "FlowModel", name: str) -> Data:
     of = {"name": name} if name in DATASETS else {"name": "text_files", "options": {"path": name}}
     cut = {"length": section.length, "packing": section.packing, "cache_dir": section.cache_dir}
     return load_data({**of, **cut}, {}, splits=("valid",), tokenizer=model.tokenizer)
+
+
+def sentence(facts: Mapping[str, Any]) -> str:
+    """What `Bound.facts` of a "corpus" say, for people."""
+    return (
+        f"{facts['corpus']}: {facts['text']} nats per token, {facts['nats_per_character']:.3f} per "
+        f"character ({facts['label']}; {facts['rows']} rows, {facts['tokens']} tokens)"
+    )
 
 
 def _kind(model: "FlowModel", kind: str) -> str:

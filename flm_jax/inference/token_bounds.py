@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.flow import discrete
-from flm_jax.flow.importance import Density, systematic
+from flm_jax.flow.importance import systematic
+from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.randomness import folded, random_tokens, sequence_keys, two_each, uniforms
 from flm_jax.host import numerics
 from flm_jax.inference.by_rows import by_rows
@@ -21,10 +22,7 @@ from flm_jax.losses.autoregressive import Autoregressive
 if TYPE_CHECKING:
     from flm_jax.inference.model import FlowModel
 
-# Times of uniform diffusion that are looked at; official trainings see none below the first.
-_LOOKED_AT = np.geomspace(discrete.EPS, 1.0, 16)
-_LOOKED_AT_ROWS = 32
-_LOOK, _MEASURE = 0, 1  # of the random tokens
+_PLAIN = 0.25  # share of the draws of uniform diffusion in which no token is surely another
 
 
 def exact(model: "FlowModel", tokens_NL: np.ndarray) -> np.ndarray:
@@ -75,44 +73,70 @@ def masked(model: "FlowModel", tokens_NL: np.ndarray, times: int, seed: int) -> 
 def uniform(model: "FlowModel", tokens_NL: np.ndarray, times: int, seed: int) -> np.ndarray:
     """An unbiased estimate of the bound of every row, (N,).
 
-    The integral over t from 1e-3 to 1, -log p of the text seen at 1e-3, and what separates the
-    tokens at 1 from uniform ones. Times are chosen by a look at a few rows with draws of its own.
+    The integral over t from 1e-3 (official trainings see no less) to 1, -log p of the text given
+    what is seen at 1e-3, and what tells the tokens at 1 from uniform ones.
+
+    At small times hardly a token is another one, and those that are count 1 / t. So with m = 1 -
+    alpha and k of L tokens drawn anew, one of them is drawn anew for sure, but in a share `_PLAIN`
+    of the draws; relative to that k is as probable as
+
+        1 / ((1 - _PLAIN) k / (L m) + _PLAIN)
+
+    to one, which is the weight of a draw: none is large. At 1e-3 the text as it is counts apart.
     """
-    size, key = model.config.sampler.batch_size, numerics.key(seed)
+    count, length = tokens_NL.shape
+    key = numerics.key(seed)
 
     @jax.jit
-    def measured(params, tokens_BL, index_B, number, t_B):
+    def measured(params, tokens_BL, index_B, number, t_B, plain):
         net, alpha_B = model.net(params), discrete.alpha(t_B)
         keys_move, keys_anywhere = two_each(folded(sequence_keys(key, index_B), number))
-        moved_BL = uniforms(keys_move, tokens_BL.shape[1]) < 1.0 - alpha_B[:, None]
-        anywhere_BL = random_tokens(keys_anywhere, tokens_BL.shape[1], net.table.shape[0])
+        keys_move, keys_sure = two_each(keys_move)
+        moved_BL = uniforms(keys_move, length) < 1.0 - alpha_B[:, None]
+        sure_B2 = uniforms(keys_sure, 2)
+        sure_BL = jnp.arange(length)[None] == jnp.floor(sure_B2[:, :1] * length)
+        moved_BL |= sure_BL & (sure_B2[:, 1:] >= plain)
+        share_B = moved_BL.mean(axis=1) / (1.0 - alpha_B)
+        weight_B = 1.0 / ((1.0 - plain) * share_B + plain)
+        anywhere_BL = random_tokens(keys_anywhere, length, net.table.shape[0])
         seen_BL = jnp.where(moved_BL, anywhere_BL, tokens_BL)
         posterior = net(net.table[seen_BL], -jnp.log(alpha_B)).posterior
         loss_BL = uniform_diffusion.bound(posterior, tokens_BL, seen_BL, alpha_B, discrete.RATE)
-        return loss_BL.sum(axis=1), -posterior.log_prob(tokens_BL).sum(axis=1)
+        nll_BL = _named(posterior, tokens_BL, seen_BL, alpha_B[:, None])
+        return weight_B * loss_BL.sum(axis=1), weight_B * nll_BL.sum(axis=1)
 
-    def measure(tokens_NL, t_NT, draws_T):
-        def of_batch(tokens_BL, index_B, t_BT):
-            columns = [
-                measured(model.params, tokens_BL, index_B, number, t_B)
-                for number, t_B in zip(draws_T, t_BT.T, strict=True)
-            ]
-            return tuple(np.stack(values, axis=1) for values in zip(*columns, strict=True))
+    @jax.jit
+    def unmoved(params, tokens_BL, t_B):
+        net, alpha_B = model.net(params), discrete.alpha(t_B)
+        posterior = net(net.table[tokens_BL], -jnp.log(alpha_B)).posterior
+        nll_BL = _named(posterior, tokens_BL, tokens_BL, alpha_B[:, None])
+        return alpha_B**length * nll_BL.sum(axis=1)
 
-        return by_rows(of_batch, size, "bounding", tokens_NL, t_NT.astype(np.float32))
+    def of_batch(tokens_BL, index_B, t_BT):
+        row = model.params, tokens_BL, index_B
+        loss_BT = [measured(*row, j, t_B, _PLAIN)[0] for j, t_B in enumerate(t_BT.T)]
+        first_B = np.full(len(index_B), discrete.EPS, np.float32)
+        _, nll_B = measured(*row, times, first_B, 0.0)
+        nll_B += unmoved(model.params, tokens_BL, first_B)
+        return np.mean(loss_BT, axis=0) * (1.0 - discrete.EPS) + nll_B
 
-    few_NL = tokens_NL[:_LOOKED_AT_ROWS]
-    t_NK = np.broadcast_to(_LOOKED_AT, (len(few_NL), len(_LOOKED_AT)))
-    look_NK, _ = measure(few_NL, t_NK, np.full(len(_LOOKED_AT), _LOOK))
-    density = Density.like(_LOOKED_AT, np.sqrt((look_NK**2).mean(axis=0)))
+    t_NT = discrete.EPS + (1.0 - discrete.EPS) * systematic([seed], count, times)
+    size = model.config.sampler.batch_size
+    nats_N = by_rows(of_batch, size, "bounding", tokens_NL, t_NT.astype(np.float32))
+    return nats_N + length * _left_at_the_end(model.experiment.model.vocab_size)
 
-    uniform_NT = systematic([seed, _MEASURE], len(tokens_NL), times)
-    t_NT, per_density_NT = density.quantile(uniform_NT)
-    first_N1 = np.full((len(tokens_NL), 1), _LOOKED_AT[0])
-    t_NT = np.concatenate([t_NT, first_N1], axis=1)
-    loss_NT, nll_NT = measure(tokens_NL, t_NT, np.arange(1, times + 2))
-    prior = tokens_NL.shape[1] * _left_at_the_end(model.experiment.model.vocab_size)
-    return (loss_NT[:, :-1] * per_density_NT).mean(axis=1) + nll_NT[:, -1] + prior
+
+def _named(
+    posterior: Posterior, tokens_BL: jax.Array, seen_BL: jax.Array, alpha_B1: jax.Array
+) -> jax.Array:
+    """-log q(y | x_t) of the last step of uniform diffusion, (B, L).
+
+    The prediction p is of each token given the others; times the probability of what is seen.
+    """
+    of_same = alpha_B1 * posterior.head.vocab_size
+    own_BL = jnp.where(tokens_BL == seen_BL, of_same, 0.0) + 1.0 - alpha_B1
+    of_seen_BL = of_same * jnp.exp(posterior.log_prob(seen_BL)) + 1.0 - alpha_B1
+    return jnp.log(of_seen_BL / own_BL) - posterior.log_prob(tokens_BL)
 
 
 def _left_at_the_end(vocab_size: int) -> float:
