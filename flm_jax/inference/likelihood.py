@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EXACT, VARIATIONAL, ODE, MASKED, UNIFORM = "exact", "variational", "ode", "masked", "uniform"
 AUTO = "auto"
-TIMES = 8  # random times of each row
+TIMES = 16  # random times of each row
 STEPS = 32  # of the flow's differential equation
 _SEED = 0  # of the choice of rows
 
@@ -165,12 +165,15 @@ def corpora(model: "FlowModel", own: Data | None, options: Evaluation) -> dict[s
 
 
 def second_corpus(model: "FlowModel", name: str) -> Data:
-    """Held-out rows of another corpus in the model's tokens, cut as its own were.
+    """Rows of another corpus in the model's tokens, cut as its own were.
 
-    ``name`` is a data set, or a text file, or a folder of them. Raises UserError for neither.
+    ``name`` is a data set, of which they are the held-out ones, or a text file, or a folder of
+    such, of which they are all. Raises UserError for neither.
     """
     section = model.config.data
-    of = {"name": name} if name in DATASETS else {"name": "text_files", "options": {"path": name}}
+    of: dict[str, Any] = {"name": name}
+    if name not in DATASETS:  # all of it is held out
+        of = {"name": "text_files", "options": {"path": name, "valid_path": name}}
     cut = {"length": section.length, "packing": section.packing, "cache_dir": section.cache_dir}
     return load_data({**of, **cut}, {}, splits=("valid",), tokenizer=model.tokenizer)
 

@@ -289,7 +289,7 @@ def evaluated(folder, *words: str) -> dict:
 
 def test_command_bounds_held_out_text_and_another_corpus(folder, capsys):
     other = folder / "other.txt"
-    other.write_text("\n".join(["dog green dog", "sun two sun cat", "one one one"] * 200))
+    other.write_text("\n".join(["dog green dog", "sun two sun cat", "one one one"] * 30))
     results = evaluated(folder, "--bound", "--bound_rows=5", f"--bound_data={other}")
     printed = capsys.readouterr().out
     own, second = results["bounds"]
