@@ -19,6 +19,7 @@ import numpy as np
 
 from flm_jax.data import DATASETS, Data, fixed_batch, load_data
 from flm_jax.errors import UserError
+from flm_jax.host import numerics
 from flm_jax.inference import choose_sampler, flow_bounds, token_bounds
 from flm_jax.losses import DCD, UniformDiffusion
 from flm_jax.options import Evaluation
@@ -71,6 +72,7 @@ class Bound:
         return facts | {"text": str(self)}
 
 
+@numerics.pinned()
 def bound(
     model: "FlowModel",
     rows_NL: np.ndarray,

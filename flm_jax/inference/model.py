@@ -259,7 +259,6 @@ class FlowModel:
         """
         return scoring.score(self, texts, group, seed, length)
 
-    @numerics.pinned()
     def bound(
         self, rows: np.ndarray, kind: str = likelihood.AUTO, seed: int = 0
     ) -> likelihood.Bound:
