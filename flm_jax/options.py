@@ -128,6 +128,16 @@ class Evaluation(Drawing):
         "a sampling knob and several values of it, as temperature=0.7,0.85,1; the verdict "
         "interpolates between them",
     )
+    bound: bool = knob(False, "how likely held-out text is: exact, or an upper bound on -log p")
+    bound_rows: int = knob(256, "held-out rows of it", at_least=1)
+    bound_kind: str = knob(
+        "auto",
+        "of a flow: variational (auto), or ode, by its own density",
+        choices=("auto", "variational", "ode"),
+    )
+    bound_data: str = knob(
+        "", "a second corpus for it, never trained on: a data set by name, or text files"
+    )
     output: str | None = knob(None, "write the results as JSON to this file")
     samples: str | None = knob(
         None, "folder for the samples; by default beside --output, else not kept"
