@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flm_jax.errors import UserError
 from flm_jax.flow.at import GUIDE, STUDENT
+from flm_jax.host import sharding
 from flm_jax.inference import choose_sampler
 from flm_jax.inference.programs import Programs
 from flm_jax.samplers.base import Sampler
@@ -24,15 +25,15 @@ _ANOTHER = "another model"  # the word for one that is given as an object
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Guided:
-    """Another model that guides, the word that it was asked for by, the programs of both."""
+    """Another model that guides, the word that it was asked for by, the programs of both.
+
+    ``params`` are its parameters by role, on the devices of the model that it guides.
+    """
 
     word: str
     model: "FlowModel"
     programs: Programs
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return {GUIDE: self.model.params}
+    params: dict[str, Any]
 
 
 def in_words(knobs: Mapping[str, Any]) -> tuple["FlowModel | None", dict[str, Any]]:
@@ -96,8 +97,11 @@ def guided(
     if kept is None or (kept.model is not other if other else kept.word != sampling.guide):
         other = other or _load(sampling.guide)
         experiments = {STUDENT: model.experiment, GUIDE: other.experiment}
-        programs = Programs(experiments, model.tokenizer, model.programs.mesh)
-        kept = Guided(sampling.guide, other, programs)
+        mesh, params = model.programs.mesh, other.params
+        if mesh is not None:
+            params = sharding.place(params, sharding.shardings(params, mesh))
+        programs = Programs(experiments, model.tokenizer, mesh)
+        kept = Guided(sampling.guide, other, programs, {GUIDE: params})
     _check(model, rule, kept, some_given)
     model.guided = kept
     return kept

@@ -5,6 +5,7 @@ samplers of tokens bring a loop of their own, `Sampler.run`.
 """
 
 import abc
+import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -210,9 +211,10 @@ class Sampler(Contract, unfinished=True):
     def without_effect(self, knobs: SamplingKnobs) -> dict[str, str]:
         """A sentence, by name, for every knob that is set and would do nothing here."""
         known = {field.name: field for field in knob_fields()}
+        defaults = dataclasses.asdict(SamplingKnobs())
         return {
             name: f"{name}={shown(value)} has no effect on {self.kind}; leave it at "
-            f"{shown(known[name].default)} ({name}: {known[name].metadata['meaning']})"
+            f"{shown(defaults[name])} ({name}: {known[name].metadata['meaning']})"
             for name, value in knobs.changed().items()
             if name not in self.uses
         }

@@ -181,7 +181,9 @@ class RoundSampler(Sampler, unfinished=True):
         path = Trajectory(schedule.tau_S, t_S, states, *seen)
         return Written.in_all_steps(carry.given.tokens_BL, sampling.evaluations, path)
 
-    def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
+    def propose(
+        self, at: At, carry: Carry | loops.Carry, tau_s: jax.Array, tau_t: jax.Array
+    ) -> Move:
         """The step inside a round from tau_s to tau_t, (B,) each."""
         t, t_next = at.clock.to_t(tau_s), at.clock.to_t(tau_t)
         if self.inside == JUMP:
