@@ -20,6 +20,10 @@ from flm_jax.flow.space import Space
 from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields, shown
 
 
+# Knobs that say more about another one, whose sentence is enough.
+_PART_OF = {"guide": "guidance", "guide_dropout": "guidance"}
+
+
 class Move(NamedTuple):
     """One step of a sampler of vectors: x <- keep * x + add * p + noise * xi.
 
@@ -211,10 +215,10 @@ class Sampler(Contract, unfinished=True):
     def without_effect(self, knobs: SamplingKnobs) -> dict[str, str]:
         """A sentence, by name, for every knob that is set and would do nothing here."""
         known = {field.name: field for field in knob_fields()}
-        defaults = dataclasses.asdict(SamplingKnobs())
+        defaults, changed = dataclasses.asdict(SamplingKnobs()), knobs.changed()
         return {
             name: f"{name}={shown(value)} has no effect on {self.kind}; leave it at "
             f"{shown(defaults[name])} ({name}: {known[name].metadata['meaning']})"
-            for name, value in knobs.changed().items()
-            if name not in self.uses
+            for name, value in changed.items()
+            if name not in self.uses and _PART_OF.get(name) not in changed
         }

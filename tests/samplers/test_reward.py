@@ -34,7 +34,7 @@ def wanted(ending: Ending) -> jax.Array:
     return jnp.sum(ending.probability(WANTED), axis=1)
 
 
-def write(sampler, nets, make_space=Projected, *, dense=None, **knobs):
+def write(sampler, nets, make_space=Projected, *, keys=KEYS, dense=None, **knobs):
     given, trajectory = knobs.pop("given", None), knobs.pop("trajectory", True)
     sampling = Sampling(**({"steps": STEPS, "reward": wanted} | knobs))
 
@@ -43,7 +43,7 @@ def write(sampler, nets, make_space=Projected, *, dense=None, **knobs):
         at = tiny.at(nets, make_space, CLOCK)
         start = None if dense is None else at.space.from_dense(dense)
         options = dict(start=start, trajectory=trajectory, given=given)
-        return sampler.run(at, KEYS, sampling, L, **options)
+        return sampler.run(at, keys, sampling, L, **options)
 
     return call(given)
 
@@ -131,11 +131,12 @@ def test_both_spaces_agree(name, strength, guided):
 def test_rewards_are_reached_and_counted(name):
     sampler = {"euler": Euler(), "churn": Churn(), "flow_map": FlowMap(1.0)}[name]
     nets, shares = {STUDENT: given_nets.net()}, []
+    keys = sequence_keys(jax.random.key(3), jnp.arange(64))
     for length in (0.0, 3.0, 12.0):
-        written = write(sampler, nets, trajectory=False, steps=8, reward_length=length)
+        written = write(sampler, nets, keys=keys, trajectory=False, steps=8, reward_length=length)
         shares.append(np.isin(written.tokens_BL, WANTED).mean())
         assert (np.asarray(written.evaluations_B) == (16 if length else 8)).all()
-    assert shares[0] < shares[1] <= shares[2]
+    assert shares[0] + 0.05 < shares[1] < shares[2]
 
 
 def test_given_tokens_stay_what_they_are():
