@@ -54,7 +54,7 @@ def wanted(model):
 
 
 def given(model, options):
-    """Sums of given operands: how many are right, by the scale of guidance towards what is given."""
+    """The share of right sums of given operands, by the scale of guidance towards them."""
     rng = np.random.default_rng(0)
     prompts = [f"{a}+{b}=" for a, b in rng.integers(10, size=(256, 2))]
     for scale in (1.0, 1.5, 2.0, 4.0, 8.0):

@@ -19,7 +19,6 @@ from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import Space
 from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields, shown
 
-
 # Knobs that say more about another one, whose sentence is enough.
 _PART_OF = {"guide": "guidance", "guide_dropout": "guidance"}
 
