@@ -104,12 +104,10 @@ class Steps:
         carry = Carry(state, jnp.zeros_like(state) if told else None, self.given)
         if self.sampling.guided and self.sampling.guide == NOTHING_GIVEN:
             carry = carry._replace(first=first)
-        return self.rewarded(carry, 0)
+        return self.rewarded(carry, 0) if self.sampling.rewarded else carry
 
     def rewarded(self, carry: Carry, i: jax.Array | int) -> Carry:
-        """The state that step i begins with, moved towards more reward if there is one."""
-        if not self.sampling.rewarded:
-            return carry
+        """The state that step i begins with, moved towards more reward."""
         fresh = self.sampler.fresh
         weight = fresh + (1.0 - fresh) / self.sampling.steps
         tau_B = jnp.full(self.keys_B.shape, self.grid[i])
@@ -159,7 +157,7 @@ class Steps:
                 raw = space.noise(folded(self._keys(1), i), self.length)
             state = space.perturb(state, raw, move.noise)
         after = carry._replace(state=self.kept(carry, state), estimate=estimate)
-        return self.rewarded(after, i + 1)
+        return self.rewarded(after, i + 1) if self.sampling.rewarded else after
 
     def kept(self, carry: Carry, state: jax.Array) -> jax.Array:
         """The state after a move: given tokens stay what they are."""
