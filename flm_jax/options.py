@@ -81,7 +81,7 @@ class Drawing(Loading):
     sampler_options: tuple[str, ...] = knob(
         (), "options of the sampler, NAME=VALUE with commas between them, as block_length=8"
     )
-    knobs: dict[str, float] = knob({}, "sampling knobs", each=knob_fields())
+    knobs: dict[str, float | str] = knob({}, "sampling knobs", each=knob_fields())
 
     def drawing(self) -> dict[str, Any]:
         """The arguments of `FlowModel.generate`, besides ``steps``."""

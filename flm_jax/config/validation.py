@@ -12,7 +12,7 @@ from flm_jax.config.building import build, check_options
 from flm_jax.config.settings import Config
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
-from flm_jax.sampling import SamplingKnobs
+from flm_jax.sampling import GUIDES, NO_ESTIMATE, SamplingKnobs
 
 # What the code gives to every evaluator; the rest are its options.
 EVALUATOR_GETS = ("tokenizer", "train_rows", "train_documents")
@@ -381,6 +381,7 @@ def knob_problems(
             f"fixed_point_iterations={knobs.fixed_point_iterations} tells a network its own "
             "estimate, but model.self_conditioning=False; set it to 1"
         )
+    problems |= _steering_problems(config, knobs)
     only = sampler.steps_for(length)
     wrong = ", ".join(str(steps) for steps in knobs.steps if only not in (None, steps))
     if wrong:
@@ -389,6 +390,27 @@ def knob_problems(
             f"{wrong}; set sampler.steps={only}"
         )
     return problems | sampler.without_effect(knobs)
+
+
+def _steering_problems(config: Config, knobs: settings.SamplerConfig) -> dict[str, str]:
+    """Why guides and rewards cannot be used with these knobs, by name; see `knob_problems`."""
+    problems = {}
+    if knobs.guidance != 1.0 and not knobs.guide:
+        problems["guidance"] = (
+            f"guidance={knobs.guidance:g} needs a guide; set guide to {', '.join(GUIDES)} or a "
+            "checkpoint"
+        )
+    if knobs.guide == NO_ESTIMATE and not config.model.self_conditioning:
+        problems["guide"] = (
+            f"guide={NO_ESTIMATE!r} is not told what the network is told, its own estimate, but "
+            "model.self_conditioning=False; choose another guide"
+        )
+    if knobs.reward_scale and knobs.reward_length:
+        problems["reward_scale"] = (
+            f"reward_scale={knobs.reward_scale:g} and reward_length={knobs.reward_length:g} both "
+            "say how far a reward moves a text; leave one at 0"
+        )
+    return problems
 
 
 _KINDS_OF_NETWORK = {

@@ -102,8 +102,9 @@ class Net:
         """The posterior at h = x @ E.
 
         ``tau_s`` and ``tau_t`` (the second time of a flow map) are (B,) or (B, L). With a ``key``
-        dropout is on. With ``given_BL`` (bool) times are (B,), and those of given tokens are 1 in
-        the place of them: what times (B, L) would give, at the cost of times (B,).
+        dropout is on; with keys (B,) every text has masks of its own. With ``given_BL`` (bool)
+        times are (B,), and those of given tokens are 1 in the place of them: what times (B, L)
+        would give, at the cost of times (B,).
         ``estimate_BLD`` is what a network with ``self_conditioning`` is told of the clean sequence,
         p @ E; None or zeros: nothing. It is a constant: derivatives do not pass through it.
         """

@@ -19,6 +19,7 @@ the cross-entropy starts at ln V.
 earlier ones, nothing is conditioned on time (no time_embed, no modulation) and scores have no cap.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -40,6 +41,7 @@ from flm_jax.models.conditioning import Conditioning, take, with_given
 from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modulate, uniform
 from flm_jax.models.products import device_kind
 from flm_jax.models.settings import Settings
+from flm_jax.models.text_dropout import STREAM, by_text
 
 # Logits of an automatic chunk, MiB: on CPU near what the caches hold, else large enough to keep a
 # GPU's or TPU's matrix units busy and small against its memory.
@@ -449,14 +451,17 @@ class Model:
     def backbone(
         self, params, h_BLD, tau_s, tau_t=None, key=None, given_BL=None, estimate_BLD=None
     ):
-        """`flow.net.Backbone`: dropout is on if and only if there is a key.
+        """`flow.net.Backbone`: dropout is on if and only if there is a key, or one for every text.
 
         Compiled as a part, so that a loss that asks several times is traced once.
         """
-        rngs = None if key is None else {"dropout": key}
+        rngs, interceptors = None if key is None else {STREAM: key}, contextlib.nullcontext()
+        if key is not None and key.ndim:
+            rngs, interceptors = {STREAM: jax.random.key(0)}, nn.intercept_methods(by_text(key))
         told = {"given_BL": given_BL, "estimate_BLD": estimate_BLD}
         options = {"deterministic": key is None, "rngs": rngs}
-        return self.apply(params, h_BLD, tau_s, tau_t, **told, **options)[:2]
+        with interceptors:
+            return self.apply(params, h_BLD, tau_s, tau_t, **told, **options)[:2]
 
     def net(self, params: Params, temperature: float = 1.0, devices: int = 1) -> Net:
         """The network with these parameters; ``devices`` share the batch and so each chunk.
