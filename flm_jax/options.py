@@ -128,6 +128,12 @@ class Evaluation(Drawing):
         "a sampling knob and several values of it, as temperature=0.7,0.85,1; the verdict "
         "interpolates between them",
     )
+    splits: int = knob(
+        50,
+        "of real text, in halves of as many rows as there are samples: the range of each metric; "
+        "0 = none",
+        at_least=0,
+    )
     output: str | None = knob(None, "write the results as JSON to this file")
     samples: str | None = knob(
         None, "folder for the samples; by default beside --output, else not kept"

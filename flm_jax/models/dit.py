@@ -347,7 +347,9 @@ class CachedNet(CausalNet):
         width = table.shape[1] // module.heads
         dtype = attention_dtype(module.dtype, table.dtype)
         keys, values = (batch, module.heads, width, length), (batch, module.heads, length, width)
-        return tuple((jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(module.depth))
+        return tuple(
+            (jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(module.depth)
+        )
 
     def advance(
         self, h_B1D: jax.Array, position: jax.Array, cache: Cache
