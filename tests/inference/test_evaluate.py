@@ -123,9 +123,8 @@ def test_what_is_outside_the_range_of_real_text_is_named(run, capsys):
     assert said.startswith("1 step, outside the range of real text: ")
     assert said.count(";") == len(model["outside"]) - 1 and said in capsys.readouterr().out
     few = evaluate(options(run, steps=(1,), splits=5, num_samples=60))
-    assert few["ranges"] == {} and few["verdict"][-1] == (
-        "no range of real text: two halves of 60 rows need 120, and there are 0"
-    )
+    why = "no range of real text: two halves of 60 rows need 120, and there are "
+    assert few["ranges"] == {} and few["verdict"][-1].startswith(why)
 
 
 def test_metrics_read_the_files(run, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,8 @@ class Latency:
     Attributes:
       evaluations: of the network for a sequence at batch 1, those that were made, on average.
       p50_ms, p95_ms: of one sequence at batch 1, over ``runs`` runs.
+      cpu_ms: processor time of this process in the middle run: on a busy CPU steadier than a clock;
+        with an accelerator the host's part.
       compile_s: of the program for batch 1.
       batch: the one with the most sequences in a second.
       ended: why no larger batch was tried: "throughput" (it stopped growing), "memory", "limit".
@@ -54,6 +57,7 @@ class Latency:
     length: int
     p50_ms: float
     p95_ms: float
+    cpu_ms: float
     runs: int
     compile_s: float
     batch: int
@@ -89,22 +93,22 @@ def measure(
     Raises UserError for what does not fit the model, as `FlowModel.generate` does.
     """
     rule, section = chosen(model, sampler, settings, evaluations, length)
-    run = functools.partial(_Run, model, rule, section.sampling(section.steps[0]), length)
-    one = run(1)
-    times, used, start = [], [], time.perf_counter()
-    while len(times) < repeats:
-        if len(times) >= FEWEST and time.perf_counter() - start > seconds:
+    make = functools.partial(_Run, model, rule, section.sampling(section.steps[0]), length)
+    one = make(1)
+    found, start = [], time.perf_counter()
+    while len(found) < repeats:
+        if len(found) >= FEWEST and time.perf_counter() - start > seconds:
             break
-        found = one.timed()
-        times.append(found[0])
-        used.append(found[1])
-    batch, rate, memory, ended = fastest(run, one, float(np.median(times)), max_batch)
+        found.append(one.timed())
+    times = [run.seconds for run in found]
+    batch, rate, memory, ended = fastest(make, one, float(np.median(times)), max_batch)
     return Latency(
-        evaluations=float(np.mean(used)),
+        evaluations=float(np.mean([run.evaluations for run in found])),
         length=length,
         p50_ms=1e3 * float(np.median(times)),
         p95_ms=1e3 * float(np.percentile(times, 95)),
-        runs=len(times),
+        cpu_ms=1e3 * float(np.median([run.cpu_seconds for run in found])),
+        runs=len(found),
         compile_s=one.compile_s,
         batch=batch,
         sequences_per_s=rate,
@@ -129,16 +133,16 @@ def chosen(
 
 
 def fastest(
-    run: Callable[[int], "_Run"], one: "_Run", seconds: float, max_batch: int
+    make: Callable[[int], "_Run"], one: "_Run", seconds: float, max_batch: int
 ) -> tuple[int, float, int, str]:
     """(batch, sequences per second, bytes, why it ended): doubled from 1 while it pays and fits."""
     best = 1, 1.0 / seconds, one.memory_bytes
     while best[0] * 2 <= max_batch:
         try:
-            larger = run(best[0] * 2)
+            larger = make(best[0] * 2)
             if larger.memory_bytes > room():
                 return *best, "memory"
-            times = [larger.timed()[0] for _ in range(BATCH_REPEATS)]
+            times = [larger.timed().seconds for _ in range(BATCH_REPEATS)]
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -148,6 +152,14 @@ def fastest(
             return *best, "throughput"
         best = larger.batch, rate, larger.memory_bytes
     return *best, "limit"
+
+
+class _Timed(NamedTuple):
+    """One run: by the clock, of the processors, and what a sequence took on average."""
+
+    seconds: float
+    cpu_seconds: float
+    evaluations: float
 
 
 class _Run:
@@ -173,16 +185,16 @@ class _Run:
         self.memory_bytes = _memory(self._compiled)
         self.timed()
 
-    def timed(self) -> tuple[float, float]:
-        """(seconds, evaluations of a sequence) of one run, with other noise than the last."""
+    def timed(self) -> _Timed:
+        """One run, with other noise than the last."""
         first = jnp.int32(self._count * self.batch)
         first.block_until_ready()
         self._count += 1
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         written: Written = self._compiled(self._params, self._constant, self._key, first, None)
         np.asarray(written.tokens_BL)
-        seconds = time.perf_counter() - start
-        return seconds, float(np.mean(written.evaluations_B))
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        return _Timed(seconds, cpu, float(np.mean(written.evaluations_B)))
 
 
 def _memory(compiled: Callable) -> int:
