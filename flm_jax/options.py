@@ -138,6 +138,12 @@ class Evaluation(Drawing):
     bound_data: str = knob(
         "", "a second corpus for it, never trained on: a data set by name, or text files"
     )
+    splits: int = knob(
+        50,
+        "of real text, in halves of as many rows as there are samples: the range of each metric; "
+        "0 = none",
+        at_least=0,
+    )
     output: str | None = knob(None, "write the results as JSON to this file")
     samples: str | None = knob(
         None, "folder for the samples; by default beside --output, else not kept"

@@ -88,10 +88,12 @@ class Evaluator(Contract, unfinished=True):
     Attributes:
       columns: what a call yields, in the order of display.
       corpus: the data set it is for; "" for any.
+      costly: asks a network; left out where hundreds of sets of rows are measured.
     """
 
     columns: tuple[Column, ...]
     corpus: ClassVar[str] = ""
+    costly: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, tokens_NL: np.ndarray) -> Iterator[tuple[str, float]]:

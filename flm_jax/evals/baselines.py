@@ -6,6 +6,8 @@ Contexts do not reach over the start of a row; at a row's start the context is t
 is there. The closing EOS is set, not drawn.
 """
 
+import copy
+
 import numpy as np
 
 _START = -1  # stands for "before the row"
@@ -33,7 +35,30 @@ def markov(train_rows: np.ndarray, n: int, length: int, seed: int, order: int = 
     rows = np.full((n, order + length), _START, np.int64)
     rows[:, order] = train_rows[0, 0]
     for position in range(order + 1, order + length - closed):
-        rows[:, position] = _draw(tables, rows[:, :position], generator)
+        rows[:, position] = _draw(tables, rows[:, :position], generator.random(n))
+    if closed:
+        rows[:, -1] = train_rows[0, -1]
+    return rows[:, order:].astype(np.int32)
+
+
+def greedy(
+    train_rows: np.ndarray, starts_NS: np.ndarray, length: int, order: int = 2
+) -> np.ndarray:
+    """Rows int32 (N, length): the given beginnings, each next token the most frequent successor.
+
+    Of the last `order` tokens, or of fewer where these have none in the training rows; of equally
+    frequent ones the smallest id. Otherwise as `markov`.
+    """
+    train_rows = np.asarray(train_rows)
+    _check(train_rows, length)
+    closed = int(np.ptp(train_rows[:, -1]) == 0)
+    tables = [_Successors(train_rows, k, closed).likeliest() for k in range(order, -1, -1)]
+    given = np.asarray(starts_NS)[:, :length]
+    rows = np.full((len(given), order + length), _START, np.int64)
+    rows[:, order : order + given.shape[1]] = given
+    nothing = np.zeros(len(rows))
+    for position in range(order + given.shape[1], order + length - closed):
+        rows[:, position] = _draw(tables, rows[:, :position], nothing)
     if closed:
         rows[:, -1] = train_rows[0, -1]
     return rows[:, order:].astype(np.int32)
@@ -59,6 +84,18 @@ class _Successors:
             keys[order], return_index=True, return_counts=True
         )
 
+    def likeliest(self) -> "_Successors":
+        """The same with one successor for each context, the most frequent."""
+        context = np.repeat(np.arange(len(self._contexts)), self._count)
+        pairs, times = np.unique(context * self._base + self._followers, return_counts=True)
+        context, followers = np.divmod(pairs, self._base)
+        order = np.lexsort((followers, -times, context))
+        made = copy.copy(self)
+        made._first = np.unique(context, return_index=True)[1]
+        made._followers = followers[order]
+        made._count = np.ones_like(made._first)
+        return made
+
     def draw(self, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Return the next token of each row, _START where the context has no successor."""
         keys = self._keys(rows)
@@ -73,9 +110,8 @@ class _Successors:
         return keys
 
 
-def _draw(tables: list[_Successors], rows: np.ndarray, generator) -> np.ndarray:
+def _draw(tables: list[_Successors], rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """Draw the next token from the longest context that has successors."""
-    uniform = generator.random(len(rows))
     tokens = tables[0].draw(rows, uniform)
     for table in tables[1:]:
         missing = np.flatnonzero(tokens == _START)

@@ -12,13 +12,13 @@ import numpy as np
 from flm_jax.data import Data
 from flm_jax.data.synthetic import Documents
 from flm_jax.errors import UserError
-from flm_jax.evals import BASELINES, language_judge, ngram, verdict
+from flm_jax.evals import BASELINES, language_judge, ngram, ranges, verdict
 from flm_jax.evals import base as evals
 from flm_jax.evals.base import Evaluator, Judge, KnownTruth
 from flm_jax.evals.causal import first_token
 from flm_jax.evals.copying import Copying
 from flm_jax.evals.diversity import Diversity
-from flm_jax.evals.judged import Judged
+from flm_jax.evals.judged import Judged, Remembering
 from flm_jax.evals.sample_entropy import SampleEntropy
 from flm_jax.evals.text_statistics import TextStatistics
 from flm_jax.evals.truth import Truth, product_of_marginals
@@ -26,6 +26,7 @@ from flm_jax.tokenizers import Tokenizer
 
 SEED = 0  # of n-gram samplers, of the held-out rows and of fresh text
 _FRESH = 1 << 30  # index of the first fresh row: beyond all splits of prepared rows
+_POOL = 6  # times as many rows of real text as samples, for its ranges
 _ORDER, _JUDGED = 3, 4_000_000  # of the n-gram judge: its order, the tokens that it is fitted on
 _TIME = evals.Column(
     "ms_per_sample", "ms / sample", "Wall time per sample, without compilation.", "lower"
@@ -79,6 +80,7 @@ class Comparison:
       truth: who judges, and a row of fresh text if it has the same tokens. Without, the judge is
         the language of a synthetic corpus, else an n-gram model of the training text.
       others: evaluators besides the pair, in the order of their columns.
+      splits: of real text, for the range of each metric (`evals.ranges`); 0 = none.
 
     Raises UserError if the truth cannot score rows of that length.
     """
@@ -90,7 +92,9 @@ class Comparison:
         data: Data | None,
         truth: KnownTruth | None,
         others: Sequence[Evaluator],
+        splits: int = 0,
     ):
+        self._splits = splits
         self._tokenizer, self._length, self._data = tokenizer, length, data
         given = [one for one in others if isinstance(one, Diversity)]
         self._diversity = given[0] if given else Diversity(tokenizer, bleu=False)
@@ -129,12 +133,50 @@ class Comparison:
         for row, one in zip(measured["rows"], found, strict=False):
             row |= {"steps": one.steps, "method": one.method or one.name}
             row["values"][_TIME.key] = 1000 * one.seconds / count
+        columns = _ordered([*measured["columns"], dataclasses.asdict(_TIME)])
+        limits, said = self._ranges(count, real_rows)
+        for row in measured["rows"]:
+            row["outside"] = ranges.sides(row["values"], limits)
+            named = ranges.outside(row["values"], limits, columns)
+            if row["kind"] == "model" and limits:
+                listed = "; ".join(named) or "nothing"
+                said.append(f"{row['name']}, outside the range of real text: {listed}")
         return {
-            "columns": _ordered([*measured["columns"], dataclasses.asdict(_TIME)]),
+            "columns": columns,
             "rows": measured["rows"],
             "judge": None if self._judge is None else self._judge.name,
-            "verdict": verdict.sentences(measured["rows"]) or [self._why_none(count)],
+            "ranges": {key: list(limits[key]) for key in limits},
+            "verdict": [
+                *(verdict.sentences(measured["rows"]) or [self._why_none(count)]),
+                *said,
+            ],
         }
+
+    def _ranges(
+        self, count: int, real_rows: np.ndarray | None
+    ) -> tuple[dict[str, ranges.Range], list[str]]:
+        """The range of each metric on real text; a sentence where there is none and should be."""
+        if not self._splits:
+            return {}, []
+        pool = self._pool(count)
+        if len(pool) < 2 * count:
+            many = f"two halves of {count} rows need {2 * count}, and there are {len(pool)}"
+            return {}, [f"no range of real text: {many}"]
+        fast = [one for one in self._others if not (one.costly or isinstance(one, Diversity))]
+        fast.append(Diversity(self._tokenizer, group=self._diversity.group, bleu=False))
+        if self._judge is not None:
+            fast.append(Judged(Remembering(self._judge), self._tokenizer, real_rows))
+        return ranges.of(fast, pool, count, self._splits, SEED), []
+
+    def _pool(self, count: int) -> np.ndarray:
+        """Real rows, none of which the evaluators have seen."""
+        if self._data is not None:
+            rows = self._data.rows["valid"]
+            order = np.random.default_rng(SEED).permutation(len(rows))  # as `_held_out`
+            return rows[np.concatenate([order[2 * count :], order[:count]])[: _POOL * count]]
+        if self._fresh is None:
+            return np.zeros((0, self._length), np.int32)
+        return self._fresh.sample(_FRESH + 2 * count + np.arange(_POOL * count), self._length, SEED)
 
     def _baselines(self, data: Data, count: int) -> list[tuple[str, str, np.ndarray]]:
         rows = training_rows(data)

@@ -205,6 +205,7 @@ class GenerativePerplexity(Evaluator):
     batch_size: int = 8
 
     columns = COLUMNS
+    costly = True
 
     def __call__(self, tokens_NL: np.ndarray) -> Iterator[tuple[str, float]]:
         """Yield (name, value) for int rows (N, L); nan where nothing could be scored."""

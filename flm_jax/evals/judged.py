@@ -55,6 +55,25 @@ class Judged(Evaluator):
             yield "held_out_nats", float(fitted.score(self._held_out).mean())
 
 
+class Remembering:
+    """A judge that scores a row once, where the same rows come in many sets."""
+
+    def __init__(self, judge: Judge):
+        self.name, self.tokenizer, self.longest = judge.name, judge.tokenizer, judge.longest
+        self._judge = judge
+        self._known: dict[bytes, np.ndarray] = {}
+
+    def score(self, tokens_NL: np.ndarray) -> np.ndarray:
+        """See `base.Judge`."""
+        rows = np.ascontiguousarray(tokens_NL)
+        keys = [row.tobytes() for row in rows]
+        new = [i for i, key in enumerate(keys) if key not in self._known]
+        if new:
+            scores = self._judge.score(rows[new])
+            self._known |= {keys[i]: row for i, row in zip(new, scores, strict=True)}
+        return np.stack([self._known[key] for key in keys])
+
+
 def score_texts(judge: Judge, texts: Sequence[str]) -> tuple[float, int]:
     """(nats, characters) of all texts together, each behind the judge's BOS and in its own tokens.
 

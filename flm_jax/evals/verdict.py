@@ -5,6 +5,10 @@ that is likelier than the truth's and nearly always the same; shuffled words are
 be. So "best" is said among points of the truth's own diversity only, `MATCHED` apart at most, with
 interpolation where a knob was swept; elsewhere the verdict says what was bought with what.
 
+Two kinds of writing have a pair as good as that of real text, or a better one, and are not called
+best (`refused`): copies of training text, and what is likelier than any real text of its diversity,
+which the judge prefers to what people write.
+
 Tables, the headline of a report and its plots take the pair from here (`read`).
 """
 
@@ -12,8 +16,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flm_jax.evals.ranges import BELOW
+
 MATCHED = 0.05  # of distinct-4
-DIVERSITY = "distinct_4"
+DIVERSITY, COPIED = "distinct_4", "copied"
 # Columns of likelihoods, and what they count; the first that real text has is compared.
 LIKELIHOODS = {"judge_nats": "token", "judge_nats_per_character": "character"}
 
@@ -117,6 +123,22 @@ def best(methods: Mapping[str, Sequence[Point]], truth: Point) -> tuple[str, flo
     return min(known.items(), key=lambda item: item[1], default=None)
 
 
+def refused(point: Point, row: Mapping[str, Any], pairs: Pairs, real: Mapping[str, Any]) -> str:
+    """Why a row is not called best whatever its pair, in a few words; "" if it may be.
+
+    ``real`` is the row of real text. What is likelier than real text is known where the row says on
+    which "outside" of the range of real text (`evals.ranges`) its metrics are.
+    """
+    copied, known = row["values"].get(COPIED), real["values"].get(COPIED)
+    if copied is not None and known is not None and copied > known + MATCHED:
+        return (
+            f"{100 * copied:.0f} % is copied from the training text (real text {100 * known:.0f} %)"
+        )
+    if is_matched(point, pairs.real) and row.get("outside", {}).get(pairs.likelihood) == BELOW:
+        return "it is likelier than any real text of its diversity: the judge prefers it"
+    return ""
+
+
 def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What there is to say of the models in a table: one sentence a row, then which is best.
 
@@ -125,20 +147,27 @@ def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     pairs = read(rows)
     if pairs is None:
         return []
-    said, methods = [], {}
+    said, methods, out = [], {}, []
+    real = [rows[place] for place in pairs.points if rows[place]["kind"] == "data"][-1]
     for place, point in pairs.points.items():
         if rows[place]["kind"] == "model":
             said.append(f"{point.name}: {sentence(point, pairs.real, pairs.unit)}")
-            methods.setdefault(rows[place].get("method", point.name), []).append(point)
+            points = methods.setdefault(rows[place].get("method", point.name), [])
+            if why := refused(point, rows[place], pairs, real):
+                out.append(f"{point.name} is not called best: {why}")
+            else:
+                points.append(point)
     swept = {name: points for name, points in methods.items() if len(points) > 1}
     for name, points in swept.items():
         nats = at_diversity_of(pairs.real, points)
         what = "it is not reached" if nats is None else f"{nats:.2f} nats a {pairs.unit}"
         said.append(f"{name} at the diversity of real text, interpolated over the knob: {what}")
+    said += out
     if len(methods) > 1:
         found = best(methods, pairs.real)
         said.append(
             "none is called best: no samples are as diverse as real text"
+            + " of those that may be" * bool(out)
             if found is None
             else f"best at the diversity of real text: {found[0]}, {found[1]:.2f} nats a "
             f"{pairs.unit}"

@@ -48,7 +48,8 @@ def evaluate(options: Evaluation) -> dict:
     others = comparison.standard(model.tokenizer, data)
     if scorer is not None:
         others.append(GenerativePerplexity(scorer, model.tokenizer))
-    compared = Comparison(model.tokenizer, model.config.data.length, data, truth, others)
+    length = model.config.data.length
+    compared = Comparison(model.tokenizer, length, data, truth, others, options.splits)
     with _samples_folder(options.samples, output) as folder:
         weights = artefact.weights_sha256(model.params)
         results = compared.table([_written(model, p, weights, folder) for p in points])

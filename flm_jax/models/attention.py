@@ -89,6 +89,32 @@ def attend(
     return kernels.tokamax(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM, causal)
 
 
+def attend_once(
+    q_B1HK: jax.Array,
+    k_B1HK: jax.Array,
+    v_B1HK: jax.Array,
+    cache: tuple[jax.Array, jax.Array],
+    position: jax.Array,
+    cap: float,
+) -> jax.Array:
+    """`attend` at one ``position`` to itself and those before it, (B, 1, H, K).
+
+    The cache has keys (B, H, K, M) and values (B, H, M, K), as the products read them, and lacks
+    the position itself: if it were read after it is written, XLA would make a copy of all of it.
+    """
+    k_BHKM, v_BHMK = cache
+    wide = jnp.promote_types(q_B1HK.dtype, jnp.float32)
+    scale = q_B1HK.shape[-1] ** -0.5
+    before = jnp.einsum("blhk,bhkm->bhlm", q_B1HK, k_BHKM, preferred_element_type=wide)
+    itself = jnp.einsum("blhk,blhk->bhl", q_B1HK, k_B1HK, preferred_element_type=wide)
+    earlier_M = jnp.arange(v_BHMK.shape[2]) < position
+    before = jnp.where(earlier_M[None, None, None], _capped(before * scale, cap), -jnp.inf)
+    scores = jnp.concatenate([before, _capped(itself * scale, cap)[..., None]], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BHMK.dtype)
+    mixed = jnp.einsum("bhlm,bhmk->blhk", weights[..., :-1], v_BHMK)
+    return mixed + weights[..., -1].swapaxes(1, 2)[..., None] * v_B1HK
+
+
 def is_long(length: int, head_width: int) -> bool:
     """Whether "auto" takes the queries block by block."""
     return length > max(LONG * head_width, QUERY_BLOCK)
@@ -106,8 +132,7 @@ def einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, first=0):
     wide = jnp.promote_types(q_BLHK.dtype, jnp.float32)
     scale = q_BLHK.shape[-1] ** -0.5
     scores = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=wide) * scale
-    if cap:
-        scores = cap * jnp.tanh(scores / cap)
+    scores = _capped(scores, cap)
     if causal:
         query, key = (jnp.arange(n) for n in scores.shape[2:])
         earlier_LM = key[None, :] <= query[:, None] + first
@@ -117,6 +142,10 @@ def einsum(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, first=0):
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BMHK.dtype)
     # In this order: on a CPU, XLA takes four times as long for the other one.
     return jnp.einsum("bmhk,bhlm->blhk", v_BMHK, weights)
+
+
+def _capped(scores, cap):
+    return cap * jnp.tanh(scores / cap) if cap else scores
 
 
 def chunked(q_BLHK, k_BMHK, v_BMHK, cap, visible_LM=None, causal=False, block=QUERY_BLOCK):

@@ -36,7 +36,7 @@ from flm_jax.flow.head import matmul_dtype
 from flm_jax.flow.net import Cache, CausalNet, Net
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.trees import Params, Tree
-from flm_jax.models.attention import attend, rotary_tables, rotate
+from flm_jax.models.attention import attend, attend_once, rotary_tables, rotate
 from flm_jax.models.conditioning import Conditioning, take, with_given
 from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modulate, uniform
 from flm_jax.models.products import device_kind
@@ -96,8 +96,8 @@ def kept_ratio(mlp: str, mlp_ratio: int) -> float:
 class Block(nn.Module):
     """Attention and MLP, each modulated and gated by the time conditioning, if there is any.
 
-    With a cache (keys and values (B, M, H, K) of M positions) h is one position (B, 1, D), the
-    index ``position`` says which one, and the cache comes back with its own row filled.
+    With a cache (keys (B, H, K, M) and values (B, H, M, K) of M positions) h is one position
+    (B, 1, D), the index ``position`` says which one, and the cache comes back with it filled.
     """
 
     heads: int
@@ -138,16 +138,15 @@ class Block(nn.Module):
             q, k = Norm(rms=True, name="q_norm")(q), Norm(rms=True, name="k_norm")(k)
         dtype = attention_dtype(self.dtype, qkv.dtype)
         q, k, v = (x.astype(dtype) for x in (rotate(q, *rotary), rotate(k, *rotary), v))
-        visible, causal, backend = None, self.causal, self.attention
-        # With a cache there is one query, which has few scores and its own mask.
         if cache is not None and position is not None:
-            causal, backend = False, "einsum"
-            k, v = cache = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
-                for old, new in zip(cache, (k, v), strict=True)
+            mixed = attend_once(q, k, v, cache, position, self.attention_cap)
+            k_BHK1, v_BH1K = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
+            cache = (
+                jax.lax.dynamic_update_slice_in_dim(cache[0], k_BHK1, position, axis=3),
+                jax.lax.dynamic_update_slice_in_dim(cache[1], v_BH1K, position, axis=2),
             )
-            visible = (jnp.arange(k.shape[1]) <= position)[None, :]
-        mixed = attend(q, k, v, self.attention_cap, visible, backend, causal=causal)
+        else:
+            mixed = attend(q, k, v, self.attention_cap, None, self.attention, causal=self.causal)
         mixed = linear(width, name="attention_out", use_bias=False)(mixed.reshape(h_BLD.shape))
         h_BLD = h_BLD + gate_a * drop(mixed)
 
@@ -231,14 +230,17 @@ class DiT(nn.Module):
         h_BLD = h_BLD.astype(wide)
         if estimate_BLD is not None:
             h_BLD = h_BLD + self.heard(estimate_BLD).astype(wide)
-        length = h_BLD.shape[1] if cache is None else cache[0].shape[2]
+        length = h_BLD.shape[1] if cache is None else cache[0][0].shape[3]
         rotary = rotary_tables(length, h_BLD.shape[2] // self.heads, h_BLD.dtype)
         if position is not None:
             rotary = tuple(jax.lax.dynamic_slice_in_dim(table, position, 1) for table in rotary)
         if self.learned_positions:
             h_BLD = h_BLD + self.place(h_BLD.shape[1], h_BLD.shape[2], position)[None]
-        blocks = self.blocks(deterministic, h_BLD.shape)
-        h_BLD, cache = blocks(h_BLD, conditioning, rotary, position, cache)
+        if cache is None:
+            blocks = self.blocks(deterministic, h_BLD.shape)
+            h_BLD, _ = blocks(h_BLD, conditioning, rotary, None, None)
+        else:
+            h_BLD, cache = self.one_by_one(h_BLD, rotary, position, cache)
         features_BLD = Final(self.dtype, self.rms, name="final")(h_BLD, conditioning)
         log_weight = None
         if self.loss_weighting and tau_s is not None:
@@ -291,8 +293,31 @@ class DiT(nn.Module):
             conditioning = conditioning[:, None, :]
         return Conditioning(conditioning, given_BL)
 
+    def one_by_one(
+        self, h_B1D: jax.Array, rotary: tuple, position: jax.Array | None, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """All blocks at one position, with their caches.
+
+        Blocks and caches stand apart: a scan would copy every cache whole for every position.
+        """
+        block, filled = Block(*self.of_block(True), parent=None), []
+        for layer, own in enumerate(cache):
+            stacked = self.variables["params"]["blocks"]
+            params = jax.tree.map(lambda x, layer=layer: x[layer], stacked)
+            if self.gather is not None:
+                params = self.gather(params, stacked=self.depth)
+            h_B1D, own = block.apply({"params": params}, h_B1D, None, rotary, position, own)
+            filled.append(own)
+        return h_B1D, tuple(filled)
+
+    def of_block(self, deterministic: bool) -> tuple:
+        """The arguments of a `Block`."""
+        sizes = self.heads, self.mlp_ratio, self.dropout, self.attention_cap, self.dtype
+        forms = self.rms, self.mlp, self.qk_norm
+        return *sizes, deterministic, self.causal, self.attention, *forms
+
     def blocks(self, deterministic: bool, shape: tuple[int, ...]) -> nn.Module:
-        """All blocks of a stream (B, L, D), a scan over their stacked parameters and caches.
+        """All blocks of a stream (B, L, D), a scan over their stacked parameters.
 
         In training, blocks that keep everything for their backward pass stand one after the other:
         a scan would copy all of it into stacked arrays and out again.
@@ -320,20 +345,7 @@ class DiT(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=self.depth,
             unroll=unroll,
-        )(
-            self.heads,
-            self.mlp_ratio,
-            self.dropout,
-            self.attention_cap,
-            self.dtype,
-            deterministic,
-            self.causal,
-            self.attention,
-            self.rms,
-            self.mlp,
-            self.qk_norm,
-            name="blocks",
-        )
+        )(*self.of_block(deterministic), name="blocks")
 
 
 def remembered(
@@ -376,15 +388,18 @@ def kept(form: str, shape: tuple[int, ...], heads: int, mlp_ratio: float) -> flo
 
 @dataclasses.dataclass(frozen=True)
 class CachedNet(CausalNet):
-    """A causal transformer; its cache holds arrays (depth, B, L, H, K)."""
+    """A causal transformer; its cache holds keys and values of every block, each apart."""
 
     model: "Model" = dataclasses.field(kw_only=True)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         module, table = self.model.module, self.table
-        shape = module.depth, batch, length, module.heads, table.shape[1] // module.heads
+        width = table.shape[1] // module.heads
         dtype = attention_dtype(module.dtype, table.dtype)
-        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+        keys, values = (batch, module.heads, width, length), (batch, module.heads, length, width)
+        return tuple(
+            (jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(module.depth)
+        )
 
     def advance(
         self, h_B1D: jax.Array, position: jax.Array, cache: Cache

@@ -13,15 +13,19 @@ import pytest
 import tiny
 from known_chain import LETTERS, Chain
 
-from flm_jax.evals import baselines
+from flm_jax import config as config_lib
+from flm_jax.evals import baselines, nonsense, ranges
 from flm_jax.evals.copying import Copying
-from flm_jax.evals.diversity import distinct
+from flm_jax.evals.diversity import Diversity, distinct
+from flm_jax.evals.judged import Judged
 from flm_jax.evals.sample_entropy import SampleEntropy
 from flm_jax.evals.verdict import Point, best, is_matched, sentence
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import OneHot
+from flm_jax.samplers import SAMPLERS
 from flm_jax.samplers.ancestral import AncestralMasked
 from flm_jax.samplers.autoregressive import LeftToRight
+from flm_jax.sampling import SamplingKnobs
 
 GROUP, N, LENGTH = 48, 192, 24  # distinct-4 is a mean over groups
 CLOCK = tiny.clock()
@@ -49,11 +53,25 @@ def entropy(rows: np.ndarray) -> float:
     return dict(SampleEntropy()(rows))["sample_entropy"]
 
 
+@functools.cache
+def limits(chain: Chain) -> dict[str, ranges.Range]:
+    """Of the pair on real text."""
+    rows = np.concatenate([real(chain, group) for group in range(3, 9)])
+    return ranges.of([Judged(chain, LETTERS), Diversity(LETTERS, bleu=False)], rows, N, splits=20)
+
+
+def named(chain: Chain, rows: np.ndarray) -> set[str]:
+    """The metrics of the pair that real text does not have."""
+    values = dict(Judged(chain, LETTERS)(rows)) | dict(Diversity(LETTERS, bleu=False)(rows))
+    return set(ranges.sides(values, limits(chain)))
+
+
 def check_loses(chain: Chain, rows: np.ndarray, words: str) -> Point:
     """The sentence has the words, and fresh truth is called better; returns the point."""
     truth, fresh, found = (point(chain, x) for x in (real(chain), real(chain, 1), rows))
     assert is_matched(fresh, truth) and "as diverse as real text" in sentence(fresh, truth)
     assert words in sentence(found, truth)
+    assert "distinct_4" in named(chain, rows) and len(named(chain, real(chain, 1))) <= 1
     assert best({"sampler": [found], "truth": [fresh]}, truth) == ("truth", fresh.nats)
     return found
 
@@ -78,6 +96,17 @@ def test_text_by_confidence_at_a_low_temperature_loses_whatever_its_entropy():
     assert entropy(rows) > entropy(real(chain)) - 0.5
     warm = point(chain, write(sampler, chain.masked_net(), LENGTH))
     assert is_matched(warm, point(chain, real(chain)))
+
+
+def test_nonsense_of_networks_is_settings_that_samplers_have():
+    for loss, sampler, settings in nonsense.OF_NETWORKS.values():
+        prefix = "sampler_options."
+        options = {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
+        knobs = {k: v for k, v in settings.items() if not k.startswith(prefix)}
+        rule = config_lib.build_sampler(SAMPLERS, sampler, options, SamplingKnobs(**knobs))
+        assert rule.needs.causal == (loss == "autoregressive")
+        assert rule.needs.mask_token == (loss == "masked_diffusion")
+        assert not rule.without_effect(SamplingKnobs(**knobs))
 
 
 def test_many_tokens_at_once_by_confidence_are_unlikely():

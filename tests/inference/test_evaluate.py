@@ -60,7 +60,8 @@ def fixture_run(tmp_path_factory):
 
 def options(run, **changes):
     knobs = {f.name: changes.pop(f.name) for f in knob_fields() if f.name in changes}
-    return Evaluation(**{"checkpoint": str(run), "num_samples": 5, "knobs": knobs, **changes})
+    given = {"checkpoint": str(run), "num_samples": 5, "splits": 0, "knobs": knobs}
+    return Evaluation(**given | changes)
 
 
 def test_results_are_saved_before_they_are_shown(run, tmp_path, monkeypatch, capsys):
@@ -109,6 +110,21 @@ def test_results_hold_what_the_files_hold(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "held-out data" in printed and "held-out loss" in printed
     assert sorted(os.listdir(tmp_path)) == ["r.json", "r_samples"]
+
+
+def test_what_is_outside_the_range_of_real_text_is_named(run, capsys):
+    """Samples of a network that was never trained; six of them, of twelve held-out rows or more."""
+    results = evaluate(options(run, steps=(1,), splits=5))
+    model, *others = results["rows"]
+    assert model["outside"] and all(
+        row["outside"].keys() <= results["ranges"].keys() for row in others
+    )
+    said = results["verdict"][-1]
+    assert said.startswith("1 step, outside the range of real text: ")
+    assert said.count(";") == len(model["outside"]) - 1 and said in capsys.readouterr().out
+    few = evaluate(options(run, steps=(1,), splits=5, num_samples=60))
+    why = "no range of real text: two halves of 60 rows need 120, and there are "
+    assert few["ranges"] == {} and few["verdict"][-1].startswith(why)
 
 
 def test_metrics_read_the_files(run, tmp_path, monkeypatch):

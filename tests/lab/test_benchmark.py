@@ -96,7 +96,7 @@ def test_sampling_counts_every_step(steps, monkeypatch):
 
 
 def tiny_asked(**asked) -> Asked:
-    return Asked(**{"batch": 8, "length": 5, "vocab": 80, "sampling_steps": 2, **asked})
+    return Asked(**{"batch": 8, "length": (5,), "vocab": 80, "sampling_steps": 2, **asked})
 
 
 def tiny_config() -> config_lib.Config:

@@ -109,7 +109,7 @@ def test_the_vocabulary_is_no_other_axis(vocab, measured):
     config = config_lib.load(
         "bench_cpu", {"model.width": 16, "model.heads": 2, "model.depth": 1, "model.cond_dim": 8}
     )
-    plan = Asked(batch=8, length=5, vocab=vocab).plan(config, "train", "projected")
+    plan = Asked(batch=8, length=(5,), vocab=vocab).plan(config, "train", "projected")
     assert profile.vocabulary_alone(plan) == measured
 
 

@@ -36,6 +36,22 @@ def mask(length=L):
     )
 
 
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_one_position_after_the_other_is_causal_attention(cap):
+    """Whatever stands in the cache at the position and behind it."""
+    with jax.enable_x64(True):
+        q, k, v = inputs()[0]
+        wanted = attention.attend(q, k, v, cap, causal=True)
+        junk = functools.partial(jnp.full, fill_value=1e3)
+        for i in range(L):
+            later = jnp.arange(L) >= i
+            keys = jnp.where(later, junk((1,)), k.transpose(0, 2, 3, 1))
+            values = jnp.where(later[:, None], junk((1, 1)), v.swapaxes(1, 2))
+            own = (x[:, i : i + 1] for x in (q, k, v))
+            found = attention.attend_once(*own, (keys, values), jnp.int32(i), cap)
+            np.testing.assert_allclose(found[:, 0], wanted[:, i], rtol=1e-12)
+
+
 def derivatives(form, point, direction, forward=True):
     """Value, gradient, forward derivative, and the gradient of that (reverse over forward)."""
 

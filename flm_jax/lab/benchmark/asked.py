@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flm_jax.lab.benchmark.measure import Plan
 
 SPACES = ("projected", "onehot")
+REPEATS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,9 @@ class Asked:
     """Changes to a config's step or sampler, and how often it is timed."""
 
     batch: int = knob(0, "sequences; 0 = train.batch_size", at_least=0)
-    length: int = knob(0, "tokens per sequence; 0 = data.length", at_least=0)
+    length: tuple[int, ...] = knob(
+        (0,), "tokens per sequence (latency: one or several); 0 = data.length", at_least=0
+    )
     vocab: int = knob(0, "vocabulary; 0 = that of the tokenizer", at_least=0)
     width: int = knob(0, "width, with heads of the same size; 0 = model.width", at_least=0)
     loss: str = knob("", "train: loss by name; '' = that of the config")
@@ -27,7 +30,7 @@ class Asked:
     sampling_steps: int = knob(
         32, "network evaluations (autoregressive: one for every token after the first)", at_least=1
     )
-    repeats: int = knob(5, "timed runs, after one that is not", at_least=1)
+    repeats: int = knob(0, "timed runs, after one that is not; 0 = 5, latency 20", at_least=0)
 
     def plan(self, config: config_lib.Config, mode: str, space: str) -> "Plan":
         """What to measure in one space; UserError for anything wrong with it."""
@@ -38,8 +41,11 @@ class Asked:
         other = {"train": "sampler", "sample": "loss"}[mode]
         if given := vars(self)[other]:
             raise UserError(f"--{other}={given} has no part in what {mode} measures; omit it")
+        if len(self.length) > 1:
+            listed = ",".join(map(str, self.length))
+            raise UserError(f"--length={listed}: only latency takes several; give one")
         change = dataclasses.replace
-        batch, length = self.batch or config.train.batch_size, self.length or config.data.length
+        batch, length = self.batch or config.train.batch_size, self.length[0] or config.data.length
         config = change(
             config,
             space=space,
@@ -74,7 +80,9 @@ class Asked:
         config = change(config, **{role: "random" * needed for role, needed in teachers.items()})
         config = change(config, init_from="", model=model)
         config_lib.validate(config, tables)
-        return Plan(mode, config, vocabulary_size(config, self.vocab), steps, self.repeats)
+        return Plan(
+            mode, config, vocabulary_size(config, self.vocab), steps, self.repeats or REPEATS
+        )
 
     def _resized(self, model: config_lib.ModelConfig) -> config_lib.ModelConfig:
         """The network in another width, with more or fewer heads where their size divides it."""

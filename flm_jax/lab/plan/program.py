@@ -106,13 +106,21 @@ def of_config(config: config_lib.Config, vocab_size: int = 0) -> Work:
         config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, dtype="bfloat16")
         )
+    return work(without_runs(config), size)
+
+
+def without_runs(config: config_lib.Config) -> config_lib.Config:
+    """The same, as if the runs that it starts from were there.
+
+    Raises UserError if the config does not fit together.
+    """
     if config.loss.name in LOSSES:
         loss = config_lib.build(LOSSES, config.loss.name, config.loss.options, "loss")
         teacher = "planned" if loss.needs.named_teacher else ""
         masked = "planned" if loss.needs.masked_teacher else ""
         config = dataclasses.replace(config, init_from="", teacher=teacher, masked_teacher=masked)
     config_lib.validate(config, {"loss": LOSSES, "sampler": SAMPLERS})
-    return work(config, size)
+    return config
 
 
 def work(config: config_lib.Config, vocab_size: int) -> Work:
