@@ -86,7 +86,7 @@ def test_flow_that_knows_the_rows_is_as_likely_as_they_are(space, kind):
     tokens = ROWS.drawn(384)
     bound = likelihood.bound(flow(space), tokens, kind, seed=1, steps=24)
     above, error = excess(bound, ROWS.nats_K[ROWS.which(tokens)])
-    assert error < 0.04
+    assert error < 0.05
     assert abs(above) < 4 * error + 0.01
     assert bound.kind == kind and bound.sign == "<=" and bound.tokens == 384 * 3
     assert bound.nats_per_token == pytest.approx(bound.nats_N.sum() / bound.tokens)
