@@ -315,6 +315,8 @@ def test_command_bounds_held_out_text_and_another_corpus(folder, capsys):
     assert again.facts() == {key: second[key] for key in again.facts()}
     assert "perplexity" not in printed.lower() and "ppl" not in printed.lower()
     assert evaluated(folder)["bounds"] == []
+    (single,) = evaluated(folder, "--bound", "--bound_rows=1")["bounds"]
+    assert single["standard_error"] is None and "±" not in single["text"]
 
 
 @pytest.mark.parametrize(
