@@ -189,8 +189,8 @@ def sentence(facts: Mapping[str, Any]) -> str:
     per_character = facts["nats_per_character"]
     per_character = "" if per_character is None else f", {per_character:.3f} per character"
     return (
-        f"{facts['corpus']}: {facts['text']} nats per token{per_character} "
-        f"({facts['label']}; {facts['rows']} rows, {facts['tokens']} tokens)"
+        f"{facts['corpus']}: {facts['text']} nats per token{per_character}\n"
+        f"    ({facts['label']}; {facts['rows']} rows, {facts['tokens']} tokens)"
     )
 
 
