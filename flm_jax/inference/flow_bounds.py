@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Times rho = t / (1 - t) that are looked at: at the first no token is known, at the last all are.
 _LOOKED_AT = np.append(0.0, np.geomspace(0.05, 1000.0, 34))
-_LOOKED_AT_ROWS = 32
+_LOOKED_AT_TOKENS = 4096  # in whole rows, eight at least: fewer and the choice is a chance
 _LOOK, _MEASURE = 0, 1  # of the noise
 
 
@@ -80,7 +80,7 @@ class _Rows:
 
         Later both bounds pay for errors of the network that samplers do not notice.
         """
-        tokens_NL = tokens_NL[:_LOOKED_AT_ROWS]
+        tokens_NL = tokens_NL[: max(8, _LOOKED_AT_TOKENS // tokens_NL.shape[1])]
         rho_NK = np.broadcast_to(_LOOKED_AT, (len(tokens_NL), len(_LOOKED_AT)))
         # The same noise at all times: only then are their differences those of the times.
         error_NK, nll_NK = self.measure(tokens_NL, rho_NK, np.full(len(_LOOKED_AT), _LOOK), seed)

@@ -12,6 +12,7 @@ text ends: whatever that costs is in the bound.) docs/numerics.md derives them.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class Bound:
     Attributes:
       nats_per_token: all nats by all counted tokens; an upper bound unless ``kind`` is "exact".
       nats_per_character: the same nats by the characters of the decoded rows.
-      standard_error: of the first, over rows and all that was drawn for them.
+      standard_error: of the first, over rows and all that was drawn for them; nan for one row.
       kind: exact, variational, ode, masked or uniform.
       label: the same in words, with what it depends on.
       rows, tokens: how many were counted.
@@ -63,12 +64,15 @@ class Bound:
         return "=" if self.kind == EXACT else "<="
 
     def __str__(self) -> str:
-        return f"{self.sign} {self.nats_per_token:.3f} ± {self.standard_error:.3f}"
+        error = f" ± {self.standard_error:.3f}" if self.rows > 1 else ""
+        return f"{self.sign} {self.nats_per_token:.3f}{error}"
 
     def facts(self) -> dict[str, Any]:
-        """For JSON: everything but the single rows."""
+        """For JSON, None where a number is none: everything but the single rows."""
         facts = {field.name: vars(self)[field.name] for field in dataclasses.fields(self)}
         del facts["nats_N"]
+        for name in ("nats_per_token", "nats_per_character", "standard_error"):
+            facts[name] = facts[name] if math.isfinite(facts[name]) else None
         return facts | {"text": str(self)}
 
 
@@ -182,9 +186,11 @@ def second_corpus(model: "FlowModel", name: str) -> Data:
 
 def sentence(facts: Mapping[str, Any]) -> str:
     """What `Bound.facts` of a "corpus" say, for people."""
+    per_character = facts["nats_per_character"]
+    per_character = "" if per_character is None else f", {per_character:.3f} per character"
     return (
-        f"{facts['corpus']}: {facts['text']} nats per token, {facts['nats_per_character']:.3f} per "
-        f"character ({facts['label']}; {facts['rows']} rows, {facts['tokens']} tokens)"
+        f"{facts['corpus']}: {facts['text']} nats per token{per_character}\n"
+        f"    ({facts['label']}; {facts['rows']} rows, {facts['tokens']} tokens)"
     )
 
 
@@ -240,6 +246,6 @@ def _summed(
     nats = float(nats_N.sum())
     per_token = nats / tokens
     spread = float(((nats_N - per_token * counts_N) ** 2).sum())
-    error = (spread * rows / (rows - 1)) ** 0.5 / tokens if rows > 1 else float("nan")
-    per_character = nats / characters if characters else float("nan")
+    error = (spread * rows / (rows - 1)) ** 0.5 / tokens if rows > 1 else math.nan
+    per_character = nats / characters if characters else math.nan
     return Bound(per_token, per_character, error, kind, label, rows, tokens, nats_N)

@@ -22,11 +22,11 @@ from flm_jax.flow.at import At
 from flm_jax.flow.randomness import uniforms
 from flm_jax.flow.space import Space
 from flm_jax.losses.base import Batch, hint
-from flm_jax.losses.token_diffusion import Bound, refuse_weight
+from flm_jax.losses.token_diffusion import BoundLoss, refuse_weight
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedDiffusion(Bound):
+class MaskedDiffusion(BoundLoss):
     """Weighted cross-entropy of the masked tokens at a random time."""
 
     keeps_prompts: ClassVar[bool] = True

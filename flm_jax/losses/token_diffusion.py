@@ -60,7 +60,7 @@ class TokenDiffusion(Loss, unfinished=True):
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound(TokenDiffusion, unfinished=True):
+class BoundLoss(TokenDiffusion, unfinished=True):
     """Base of those whose mean is an upper bound on the negative log-likelihood."""
 
     @abc.abstractmethod

@@ -33,11 +33,11 @@ from flm_jax.flow.randomness import normals, random_tokens, two_each, uniforms
 from flm_jax.flow.space import Space, per_token
 from flm_jax.flow.vocabulary import first_largest
 from flm_jax.losses.base import Batch
-from flm_jax.losses.token_diffusion import Bound, refuse_weight
+from flm_jax.losses.token_diffusion import BoundLoss, refuse_weight
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformDiffusion(Bound):
+class UniformDiffusion(BoundLoss):
     """The bound at a random time, with the sum over the next state taken exactly."""
 
     def draw_tokens(self, keys_B: jax.Array, length: int, space: Space) -> dict[str, jax.Array]:
