@@ -16,7 +16,7 @@ from flm_jax.sampling import knob_fields
 class Reading:
     """How a checkpoint is read."""
 
-    weights: str | None = knob(None, "ema (the default), raw, or ema:DECAY of an official .ckpt")
+    weights: str | None = knob(None, "ema (the default), raw, or ema:DECAY where there are several")
     step: int | None = knob(
         None, "training step of the checkpoint in a workdir; the newest by default", at_least=0
     )
@@ -127,6 +127,16 @@ class Evaluation(Drawing):
         None,
         "a sampling knob and several values of it, as temperature=0.7,0.85,1; the verdict "
         "interpolates between them",
+    )
+    bound: bool = knob(False, "how likely held-out text is: exact, or an upper bound on -log p")
+    bound_rows: int = knob(256, "held-out rows of it", at_least=1)
+    bound_kind: str = knob(
+        "auto",
+        "of a flow: variational (auto), or ode, by its own density",
+        choices=("auto", "variational", "ode"),
+    )
+    bound_data: str = knob(
+        "", "a second corpus for it, never trained on: a data set by name, or text files"
     )
     output: str | None = knob(None, "write the results as JSON to this file")
     samples: str | None = knob(

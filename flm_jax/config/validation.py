@@ -27,6 +27,12 @@ class Objective(Protocol):
     """What is asked of a loss here; see `losses.base.Loss`."""
 
     @property
+    def denoises(self) -> bool: ...
+
+    @property
+    def is_correction(self) -> bool: ...
+
+    @property
     def needs(self) -> Needs: ...
 
 
@@ -174,6 +180,12 @@ def _check_training(config: Config) -> list[str]:
             f"train.batch_size={batch} is not a multiple of optim.accumulation_steps={parts}; "
             f"try train.batch_size={math.ceil(batch / parts) * parts}"
         )
+    decays = (config.optim.ema_decay, *config.optim.ema_decays)
+    if twice := {decay for decay in decays if decays.count(decay) > 1}:
+        problems.append(
+            f"{min(twice)} is more than once among optim.ema_decay and optim.ema_decays; name "
+            "every decay once"
+        )
     whole = config.optim.schedule in ("cosine", "linear")  # one number of steps, chosen by the user
     if whole and config.train.steps <= config.optim.warmup_steps:
         problems.append(
@@ -320,6 +332,16 @@ def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
         problems.append(
             f"loss {name!r} takes forward derivatives, which model.attention='tokamax' has not; "
             "set model.attention='auto' or 'chunked'"
+        )
+    if config.model.input_scale and not (loss.denoises or loss.is_correction):
+        problems.append(
+            f"model.input_scale={config.model.input_scale:g} scales noised text, which the network "
+            f"of loss {name!r} never sees; set model.input_scale=0"
+        )
+    if config.model.tied_head and loss.is_correction:
+        problems.append(
+            f"loss {name!r} starts with an output layer of zeros, which no embedding table is; "
+            "set model.tied_head=False"
         )
     return problems + _misfits(config, loss.needs, f"loss {name!r} trains")
 

@@ -40,6 +40,7 @@ class Net:
     """A backbone with its parameters and the options of its vocabulary head.
 
     ``params`` holds at least ``embed.table`` (V, D), ``head.kernel`` (D, V) and ``head.bias`` (V,).
+    Without ``head.kernel`` the head is tied to the table: its kernel is the transposed table.
     ``self_conditioning``: it can be told an estimate of the clean sequence.
     """
 
@@ -61,7 +62,7 @@ class Net:
     def head(self) -> Head:
         head = self.params["head"]
         return Head(
-            head["kernel"],
+            head["kernel"] if "kernel" in head else self.table.T,
             head["bias"],
             cap=self.logit_cap,
             temperature=self.temperature,
@@ -85,7 +86,8 @@ class Net:
 
     def with_outputs(self, tokens_V: np.ndarray) -> Self:
         """The same network, whose posteriors are over these tokens (ids) only, in this order."""
-        head = {name: array[..., tokens_V] for name, array in self.params["head"].items()}
+        head = {"kernel": self.head.kernel_DV, "bias": self.head.bias_V}
+        head = {name: array[..., tokens_V] for name, array in head.items()}
         return dataclasses.replace(self, params=self.params | {"head": head})
 
     def __call__(

@@ -18,7 +18,7 @@ from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import Space
 from flm_jax.host import numerics, progress
-from flm_jax.inference import choose_sampler, guides, refining, scoring, spans
+from flm_jax.inference import choose_sampler, guides, likelihood, refining, scoring, spans
 from flm_jax.inference import given as given_lib
 from flm_jax.inference.given import Asked
 from flm_jax.inference.programs import Program, Programs, counted
@@ -276,6 +276,16 @@ class FlowModel:
         Raises UserError for a model that was not trained with given tokens, and as `generate`.
         """
         return scoring.score(self, texts, group, seed, length)
+
+    def bound(
+        self, rows: np.ndarray, kind: str = likelihood.AUTO, seed: int = 0
+    ) -> likelihood.Bound:
+        """-log p of token rows, int (N, L), per token: exact or an upper bound, which it says.
+
+        ``kind``: "auto", or for a flow "variational" or "ode". Raises UserError for a model that
+        has none, and for rows that it cannot read.
+        """
+        return likelihood.bound(self, rows, kind, seed)
 
     def refine(
         self,
