@@ -59,7 +59,7 @@ def given(model, options):
     prompts = [f"{a}+{b}=" for a, b in rng.integers(10, size=(256, 2))]
     for scale in (1.0, 1.5, 2.0, 4.0, 8.0):
         guide = {"guide": "nothing_given", "guidance": scale}
-        texts = model.generate(1, prompt=prompts, **guide, **options).texts
+        texts = model.generate(4, prompt=prompts, batch_size=SAMPLES, **guide, **options).texts
         print(f"| {scale:g} | {100 * np.mean([LANGUAGE.contains(text) for text in texts]):.1f} |")
 
 
@@ -71,8 +71,9 @@ def main():
     parser.add_argument("--sampler", default="euler")
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--gamma", type=float)
+    parser.add_argument("--step", type=int, help="training step of the model")
     asked = parser.parse_args()
-    model = flm_jax.load(asked.workdir)
+    model = flm_jax.load(asked.workdir, step=asked.step)
     options = {"steps": asked.steps, "sampler": asked.sampler, "gamma": asked.gamma}
     if asked.what == "given":
         given(model, options)
@@ -84,7 +85,7 @@ def main():
     draw("none")
     if asked.what == "reward":
         for knob, values in {
-            "reward_scale": (0.3, 1.0, 3.0, 10.0, 30.0),
+            "reward_scale": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
             "reward_length": (1.0, 3.0, 6.0),
         }.items():
             reward = wanted(model)

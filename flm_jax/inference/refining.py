@@ -33,7 +33,7 @@ def refine(
         raise UserError(f"share={share} of the tokens to write again must be above 0, at most 1")
     length = model.config.data.length
     rows = given_lib.whole(model.tokenizer, length, texts)
-    evaluations, seconds, samples = 0.0, 0.0, None
+    evaluations, gradients, seconds, samples = 0.0, 0.0, 0.0, None
     for r in range(rounds):
         whole = Given(jnp.asarray(rows.tokens_NL), jnp.asarray(rows.mask_NL))
         scores = scoring.score(model, whole, group, seed + r)
@@ -41,11 +41,14 @@ def refine(
         asked = dataclasses.replace(rows, mask_NL=rows.mask_NL & ~open_NL)
         samples = model.generate(1, seed=seed + r, given=asked, **options)
         evaluations += scores.evaluations + samples.evaluations
+        gradients += samples.gradients
         seconds += samples.seconds
         tokens_NL = np.where(rows.mask_NL, samples.tokens, rows.tokens_NL)
         rows = dataclasses.replace(rows, tokens_NL=tokens_NL)
     assert samples is not None  # there is a round
-    return dataclasses.replace(samples, evaluations=evaluations, seconds=seconds)
+    return dataclasses.replace(
+        samples, evaluations=evaluations, gradients=gradients, seconds=seconds
+    )
 
 
 def doubtful(log_probs_NL: np.ndarray, share: float) -> np.ndarray:

@@ -107,6 +107,8 @@ def test_a_reward_is_reached_and_its_gradients_are_counted(denoiser):
     both = {"guide": "dropout", "guidance": 2.0, "reward_scale": 1.0}
     samples = denoiser.generate(4, 4, reward=last_is([token]), **both)
     assert (samples.evaluations, samples.gradients) == (12.0, 4.0)
+    again = {"reward": last_is([token]), "reward_scale": 1.0, "steps": 3, "sampler": "euler"}
+    assert denoiser.refine("abc ab", rounds=2, **again).gradients == 6.0
 
 
 def refusal(model, **options) -> str:

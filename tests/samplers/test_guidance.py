@@ -223,7 +223,8 @@ def test_texts_and_steps_have_masks_of_their_own():
             assert np.abs(said_SBLV[i] - said_SBLV[j]).max() > 1e-3
 
 
-def test_nothing_as_large_as_the_vocabulary_for_every_token_exists():
+@pytest.mark.parametrize("name", ["euler", "refinement"])
+def test_nothing_as_large_as_the_vocabulary_for_every_token_exists(name):
     def largest(make_space):
         nets = {role: tiny_head(given_nets.net(seed, vocab_size=97)) for role, seed in
                 SEEDS.items()}  # fmt: skip
@@ -231,7 +232,7 @@ def test_nothing_as_large_as_the_vocabulary_for_every_token_exists():
 
         def call(keys):
             at = tiny.at(nets, make_space, clock_lib.build(97))
-            return Euler().run(at, keys, sampling, 32).tokens_BL
+            return SAMPLERS[name].run(at, keys, sampling, 32).tokens_BL
 
         return most_vectors(jax.make_jaxpr(call)(KEYS).jaxpr, 97)
 
@@ -267,4 +268,5 @@ def test_samplers_without_guides_say_so(row):
     [sentence] = row().without_effect(SamplingKnobs(guide="dropout")).values()
     assert sentence.startswith("guide='dropout' has no effect on ")
     assert "leave it at '' (guide: " in sentence
-    assert not Euler().without_effect(knobs) and not Refinement().without_effect(knobs)
+    for knobs in (knobs, SamplingKnobs(guide="dropout", guide_dropout=0.2)):
+        assert not Euler().without_effect(knobs) and not Refinement().without_effect(knobs)
