@@ -9,14 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from flm_jax import config as config_lib
 from flm_jax.evals import EVALS
 from flm_jax.flow import clock as clock_lib
+from flm_jax.flow import input_scale
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import Space
-from flm_jax.host import bfloat16
+from flm_jax.host import bfloat16, sharding
 from flm_jax.losses import LOSSES
 from flm_jax.losses.base import Loss
 from flm_jax.models import dit, kernels
@@ -43,13 +45,17 @@ def tables() -> dict[str, dict]:
 class Experiment:
     """A config with a vocabulary size; everything else follows and is built on first use.
 
-    ``batch_devices`` is the number of device groups that share a batch: a chunk of the vocabulary
-    head holds that many times ``model.head_chunk`` tokens.
+    ``mesh`` are the devices that share batch and parameters; None: one device. A chunk of the
+    vocabulary head holds ``model.head_chunk`` tokens of each of those that share a batch.
     """
 
     config: config_lib.Config
     vocab_size: int
-    batch_devices: int = 1
+    mesh: Mesh | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without its devices, which cannot travel, and without what was built for them."""
+        return {"config": self.config, "vocab_size": self.vocab_size, "mesh": None}
 
     @functools.cached_property
     def model(self) -> dit.Model:
@@ -59,7 +65,7 @@ class Experiment:
         model = dataclasses.replace(self.config.model, dtype=dtype)
         attention = kernels.settle(model, forward_derivatives=forward)
         settings = dataclasses.replace(model, attention=attention)
-        return dit.build(settings, self.vocab_size)
+        return dit.build(settings, self.vocab_size, sharding.gather(self.mesh))
 
     @functools.cached_property
     def clock(self) -> clock_lib.Clock:
@@ -95,11 +101,21 @@ class Experiment:
         return space_lib.choose(self.config.space, self.vocab_size, width)(tables)
 
     def net(self, params: Any, temperature: float = 1.0) -> Net:
-        return self.model.net(params, temperature, self.batch_devices)
+        return self._seeing(self.model.net(params, temperature, self._groups))
 
     def trained_net(self, params: Any) -> Net:
         """`net` in the form whose gradient is cheapest."""
-        return self.model.trained.net(params, devices=self.batch_devices)
+        return self._seeing(self.model.trained.net(params, devices=self._groups))
+
+    @property
+    def _groups(self) -> int:
+        """Devices that share a batch."""
+        return 1 if self.mesh is None else sharding.batch_devices(self.mesh)
+
+    def _seeing(self, net: Net) -> Net:
+        """The network with what scales its input, if anything does."""
+        deviation = self.config.model.input_scale
+        return input_scale.scaled(net, self.clock.to_t, deviation) if deviation else net
 
     @property
     def has_denoiser(self) -> bool:

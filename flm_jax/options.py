@@ -16,7 +16,7 @@ from flm_jax.sampling import knob_fields
 class Reading:
     """How a checkpoint is read."""
 
-    weights: str | None = knob(None, "ema (the default), raw, or ema:DECAY of an official .ckpt")
+    weights: str | None = knob(None, "ema (the default), raw, or ema:DECAY where there are several")
     step: int | None = knob(
         None, "training step of the checkpoint in a workdir; the newest by default", at_least=0
     )
@@ -81,7 +81,7 @@ class Drawing(Loading):
     sampler_options: tuple[str, ...] = knob(
         (), "options of the sampler, NAME=VALUE with commas between them, as block_length=8"
     )
-    knobs: dict[str, float] = knob({}, "sampling knobs", each=knob_fields())
+    knobs: dict[str, float | str] = knob({}, "sampling knobs", each=knob_fields())
 
     def drawing(self) -> dict[str, Any]:
         """The arguments of `FlowModel.generate`, besides ``steps``."""
@@ -133,6 +133,16 @@ class Evaluation(Drawing):
         "of real text, in halves of as many rows as there are samples: the range of each metric; "
         "0 = none",
         at_least=0,
+    )
+    bound: bool = knob(False, "how likely held-out text is: exact, or an upper bound on -log p")
+    bound_rows: int = knob(256, "held-out rows of it", at_least=1)
+    bound_kind: str = knob(
+        "auto",
+        "of a flow: variational (auto), or ode, by its own density",
+        choices=("auto", "variational", "ode"),
+    )
+    bound_data: str = knob(
+        "", "a second corpus for it, never trained on: a data set by name, or text files"
     )
     output: str | None = knob(None, "write the results as JSON to this file")
     samples: str | None = knob(

@@ -18,6 +18,10 @@ _WERE_OPTIONS = ("gamma",)
 
 F = TypeVar("F", bound=Callable)
 
+# The guides that a network has in itself (`samplers.guidance`); any other word is a checkpoint.
+DROPOUT, NOTHING_GIVEN, NO_ESTIMATE = "dropout", "nothing_given", "no_estimate"
+GUIDES = (DROPOUT, NOTHING_GIVEN, NO_ESTIMATE)
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingKnobs:
@@ -68,8 +72,33 @@ class SamplingKnobs:
     confidence_noise: float = knob(
         0.0, "scale of the Gumbel noise on the log-probabilities that a round ranks by", at_least=0
     )
+    guidance: float = knob(
+        1.0,
+        "scale w of guidance, q + w (p - q) with the guide's prediction q (1 = p alone)",
+        at_least=0,
+        below=math.inf,
+    )
+    guide: str = knob(
+        "",
+        "what guides: dropout (the same network with some), nothing_given, no_estimate (the same, "
+        "not told of given tokens, of its estimate), or another checkpoint",
+    )
+    guide_dropout: float = knob(0.1, "dropout of guide=dropout", above=0, below=1)
+    reward_scale: float = knob(
+        0.0,
+        "strength of a reward r, given in Python: texts are drawn from about p exp(scale r)",
+        at_least=0,
+        below=math.inf,
+    )
+    reward_length: float = knob(
+        0.0,
+        "in place of reward_scale: how far every gradient moves a text, in standard deviations of "
+        "the noise",
+        at_least=0,
+        below=math.inf,
+    )
 
-    def changed(self) -> dict[str, float]:
+    def changed(self) -> dict[str, float | str]:
         """The knobs that are not at their defaults."""
         values = dataclasses.asdict(self)
         return {f.name: values[f.name] for f in knob_fields() if values[f.name] != f.default}
@@ -78,6 +107,11 @@ class SamplingKnobs:
 def knob_fields() -> tuple[dataclasses.Field, ...]:
     """The sampling knobs in order of definition."""
     return dataclasses.fields(SamplingKnobs)
+
+
+def shown(value: float | str) -> str:
+    """The value of a knob in a sentence."""
+    return repr(value) if isinstance(value, str) else f"{value:g}"
 
 
 def settled(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,8 +144,24 @@ class Sampling(SamplingKnobs):
     """The knobs of one draw, with its number of steps. Hashable."""
 
     steps: int = knob(1, "network evaluations (times fixed_point_iterations)", at_least=1)
+    reward: Callable[..., Any] | None = None  # a `samplers.reward.Reward`
+
+    @property
+    def guided(self) -> bool:
+        """Whether a guide is asked; at scale 1 it would not count."""
+        return bool(self.guide) and self.guidance != 1.0
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether every step begins with a gradient."""
+        return self.reward is not None and bool(self.reward_scale or self.reward_length)
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """Of networks: its own, that of the guide, and that whose gradient is taken."""
+        return self.fixed_point_iterations + self.guided + self.rewarded
 
     @property
     def evaluations(self) -> int:
-        """Of the network, in all steps."""
-        return self.steps * self.fixed_point_iterations
+        """Of networks, in all steps."""
+        return self.steps * self.evaluations_per_step

@@ -24,9 +24,9 @@ from flm_jax.sampling import Sampling
 V, B, L, D = 16, 4, 6, 8
 
 
-def model(vocab_size: int = V, **changes) -> dit.Model:
+def model(vocab_size: int = V, gather: dit.Gather | None = None, **changes) -> dit.Model:
     settings = dict(width=D, depth=2, heads=2, cond_dim=4, dropout=0.0, head_chunk=8)
-    return dit.build(ModelConfig(**{**settings, **changes}), vocab_size)
+    return dit.build(ModelConfig(**{**settings, **changes}), vocab_size, gather)
 
 
 def needs(row: Loss | Sampler) -> dict[str, bool]:

@@ -35,6 +35,7 @@ COMMANDS = {
     "proof": "proof",
     "reproduce": "reproduce",
     "report": "report",
+    "doctor": "doctor",
     "completion": "completion",
 }
 _HELP = ("-h", "--h", "-help", "--help", "--helpfull")

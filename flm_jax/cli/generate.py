@@ -7,6 +7,7 @@
     flm generate --checkpoint=runs/q --infill="Lily found a [MASK:2] and was happy" --steps=32
     flm generate --checkpoint=runs/q --infill="Lily found a [MASK] and was happy" --span=free
     flm generate --checkpoint=runs/q --sampler=refinement --rounds=8 --steps=32
+    flm generate --checkpoint=runs/q --guide=runs/q@1000 --guidance=2 --steps=32
 
 What is not given comes from the config the model was trained with. The vocabulary files of an
 official checkpoint are looked for in $FLM_JAX_TOKENIZERS/NAME and in the Hugging Face cache, or
@@ -132,6 +133,8 @@ def show(samples: "Samples") -> None:
     mean = ""
     if samples.evaluations != samples.steps:
         mean = f", {samples.evaluations:.1f} evaluations on average"
+    if samples.gradients:
+        mean += f" ({samples.gradients:.1f} of them with a backward pass)"
     plural = "s" * (samples.steps > 1)
     print(f"--- {samples.steps} step{plural}{mean}, {samples.seconds:.2f} s")
     print("\n".join(" | ".join(text.splitlines()) for text in samples.texts), flush=True)

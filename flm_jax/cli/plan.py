@@ -4,11 +4,17 @@ r"""Will it fit, and how long will it take, on chips that are not here.
     flm plan --config=configs/lm1b.py:distill --chips=h100x8,h200x1 --share=0.5
     flm plan --config=configs/owt.py --chips=custom --number=4 --memory_gb=48 \
         --peak_tflops=180 --bandwidth_gbs=900 --link_gbs=32
+    flm plan --config=configs/owt.py --chips=v5e-8,h200x1 --compile
     flm plan --validate
 
 Predicts memory per chip, FLOPs and time of a step, the whole run, the mesh and the largest batch,
 by the formulas of flm_jax/lab/plan/memory.py and timing.py, and says what it assumes. No device is
-needed, and no checkpoint or data. --validate compiles training steps on this machine's CPU and
+needed, and no checkpoint or data.
+
+--compile hands the step to the real compiler of these chips (a minute or more a program) and says
+what that knows: memory to the byte, collectives with their bytes, arrays of the vocabulary's size,
+kernels. It is in the extras [tpu] and [cuda]; no chip is needed. --largest asks it for the largest
+batch, too, by compiling a few more. --validate compiles training steps on this machine's CPU and
 compares (15 minutes on two cores). With --json the last line printed is JSON.
 """
 
@@ -34,6 +40,8 @@ class Options(Configured):
     share: float = knob(0.4, "share of the peak that products reach", at_least=0.01, at_most=1.0)
     vocab: int = knob(0, "vocabulary; 0 = that of the tokenizer", at_least=0)
     mesh: tuple[int, ...] = knob((), "data,fsdp,tensor to plan for; empty = choose", at_least=1)
+    compile: bool = knob(False, "ask the compiler of these chips, too")
+    largest: bool = knob(False, "with --compile: find the largest batch that fits")
     json: bool = knob(False, "print the numbers as JSON in the last line")
     validate: bool = knob(False, "compare predictions with compiled steps here")
     number: int = knob(1, "how many custom chips", at_least=1)
@@ -50,8 +58,10 @@ def run(options: Options) -> None:
     # Tracing needs a backend for constants; accelerators may be in use or absent.
     jax.config.update("jax_platforms", "cpu")
     from flm_jax.host import progress
-    from flm_jax.lab.plan import chips, predict, program, report, validate
+    from flm_jax.lab.plan import chips, compiled, predict, program, report, topology, validate
 
+    if options.largest and not options.compile:
+        raise UserError("--largest is found by compiling; give --compile, too")
     if options.validate:
         for line in validate.report():
             print(line, flush=True)
@@ -59,16 +69,37 @@ def run(options: Options) -> None:
     config = options.config.value
     wanted = [_custom(options) if text == "custom" else chips.parse(text) for text in options.chips]
     meshes = [_mesh(options.mesh, number) for _, number in wanted]
+    if options.compile:
+        for chip, number in wanted:  # what is missing is said before anything is traced
+            topology.devices(chip, number)
     with progress.Waiting("tracing the training step"):
         work = program.of_config(config, options.vocab)
     found = [
         predict.predict(work, chip, number, options.share, mesh)
         for (chip, number), mesh in zip(wanted, meshes, strict=True)
     ]
+    rows = []
+    for p in found:
+        row = report.as_json(work, p)
+        if not options.json:
+            print(report.report(work, p), flush=True)
+        if options.compile:
+            cut = predict.with_batch(work, accumulation=p.accumulation_steps)
+            known = compiled.training_step(cut, p.chip, p.mesh)
+            row["compiled"] = compiled.as_json(known)
+            if not options.json:
+                print(compiled.report(known), flush=True)
+            if options.largest:
+                batch = row["compiled"]["largest_batch"] = compiled.largest_batch(
+                    work, p.chip, p.mesh
+                )
+                if not options.json:
+                    print(f"  largest batch  {batch} without accumulation, by the compiler")
+        if not options.json:
+            print()
+        rows.append(row)
     if options.json:
-        print(json.dumps([report.as_json(work, p) for p in found]))
-    else:
-        print("\n\n".join(report.report(work, p) for p in found))
+        print(json.dumps(rows))
 
 
 def _mesh(given: tuple[int, ...], number: int) -> tuple[int, int, int] | None:

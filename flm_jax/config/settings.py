@@ -67,6 +67,16 @@ class ModelConfig:
     self_conditioning: bool = knob(
         False, "the network sees its own estimate of the text, too (half of the time in training)"
     )
+    input_scale: float = knob(
+        0.0,
+        "standard deviation that the noisy state is brought to at every time (0 = left as it is)",
+        at_least=0,
+    )
+    norm: str = knob("layer", "norm (rms = without a mean)", choices=("layer", "rms"))
+    mlp: str = knob(
+        "gelu", "MLP (swiglu = gated, of as many parameters)", choices=("gelu", "swiglu")
+    )
+    qk_norm: bool = knob(False, "RMS norm of queries and keys, per head")
     dtype: str = knob(
         "float32",
         "dtype of matrix products (auto = bfloat16 where it is faster, decided as a run begins)",
@@ -90,6 +100,7 @@ class ModelConfig:
         "start of the output layer (table = the embedding table, for small budgets)",
         choices=("zero", "table"),
     )
+    tied_head: bool = knob(False, "the output layer is the embedding table, head_init says nothing")
     head_chunk: int = knob(
         0, "tokens per device whose logits exist at one time (0 = by a memory budget)", at_least=0
     )
@@ -146,7 +157,16 @@ class OptimConfig:
     ema_decay: float = knob(
         0.9999, "decay of the EMA of the parameters (0 = off)", at_least=0, below=1
     )
+    ema_decays: tuple[float, ...] = knob(
+        (), "decays of more EMAs, to choose among after training (weights=ema:DECAY)",
+        above=0, below=1,
+    )  # fmt: skip
     accumulation_steps: int = knob(1, "micro-batches per optimizer step", at_least=1)
+
+    @property
+    def more_emas(self) -> dict[str, float]:
+        """The decays of the EMAs beside the first, by their names in checkpoints."""
+        return {f"ema_{decay}": decay for decay in self.ema_decays}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flm_jax.config.building import build, check_options
 from flm_jax.config.settings import Config
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
-from flm_jax.sampling import SamplingKnobs
+from flm_jax.sampling import GUIDES, NO_ESTIMATE, SamplingKnobs
 
 # What the code gives to every evaluator; the rest are its options.
 EVALUATOR_GETS = ("tokenizer", "train_rows", "train_documents")
@@ -25,6 +25,12 @@ _TABLES = {"data": "data set", "tokenizer": "tokenizer", "loss": "loss", "sample
 
 class Objective(Protocol):
     """What is asked of a loss here; see `losses.base.Loss`."""
+
+    @property
+    def denoises(self) -> bool: ...
+
+    @property
+    def is_correction(self) -> bool: ...
 
     @property
     def needs(self) -> Needs: ...
@@ -174,6 +180,12 @@ def _check_training(config: Config) -> list[str]:
             f"train.batch_size={batch} is not a multiple of optim.accumulation_steps={parts}; "
             f"try train.batch_size={math.ceil(batch / parts) * parts}"
         )
+    decays = (config.optim.ema_decay, *config.optim.ema_decays)
+    if twice := {decay for decay in decays if decays.count(decay) > 1}:
+        problems.append(
+            f"{min(twice)} is more than once among optim.ema_decay and optim.ema_decays; name "
+            "every decay once"
+        )
     whole = config.optim.schedule in ("cosine", "linear")  # one number of steps, chosen by the user
     if whole and config.train.steps <= config.optim.warmup_steps:
         problems.append(
@@ -321,6 +333,16 @@ def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
             f"loss {name!r} takes forward derivatives, which model.attention='tokamax' has not; "
             "set model.attention='auto' or 'chunked'"
         )
+    if config.model.input_scale and not (loss.denoises or loss.is_correction):
+        problems.append(
+            f"model.input_scale={config.model.input_scale:g} scales noised text, which the network "
+            f"of loss {name!r} never sees; set model.input_scale=0"
+        )
+    if config.model.tied_head and loss.is_correction:
+        problems.append(
+            f"loss {name!r} starts with an output layer of zeros, which no embedding table is; "
+            "set model.tied_head=False"
+        )
     return problems + _misfits(config, loss.needs, f"loss {name!r} trains")
 
 
@@ -359,6 +381,7 @@ def knob_problems(
             f"fixed_point_iterations={knobs.fixed_point_iterations} tells a network its own "
             "estimate, but model.self_conditioning=False; set it to 1"
         )
+    problems |= _steering_problems(config, knobs)
     only = sampler.steps_for(length)
     wrong = ", ".join(str(steps) for steps in knobs.steps if only not in (None, steps))
     if wrong:
@@ -367,6 +390,27 @@ def knob_problems(
             f"{wrong}; set sampler.steps={only}"
         )
     return problems | sampler.without_effect(knobs)
+
+
+def _steering_problems(config: Config, knobs: settings.SamplerConfig) -> dict[str, str]:
+    """Why guides and rewards cannot be used with these knobs, by name; see `knob_problems`."""
+    problems = {}
+    if knobs.guidance != 1.0 and not knobs.guide:
+        problems["guidance"] = (
+            f"guidance={knobs.guidance:g} needs a guide; set guide to {', '.join(GUIDES)} or a "
+            "checkpoint"
+        )
+    if knobs.guide == NO_ESTIMATE and not config.model.self_conditioning:
+        problems["guide"] = (
+            f"guide={NO_ESTIMATE!r} is not told what the network is told, its own estimate, but "
+            "model.self_conditioning=False; choose another guide"
+        )
+    if knobs.reward_scale and knobs.reward_length:
+        problems["reward_scale"] = (
+            f"reward_scale={knobs.reward_scale:g} and reward_length={knobs.reward_length:g} both "
+            "say how far a reward moves a text; leave one at 0"
+        )
+    return problems
 
 
 _KINDS_OF_NETWORK = {

@@ -15,6 +15,7 @@ from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import Space, without_gradients
 
 STUDENT, TEACHER, RESIDUAL, EMA = "student", "teacher", "residual", "ema"  # roles of networks
+GUIDE = "guide"  # the network that another one is guided away from (samplers/guidance.py)
 MASKED_TEACHER = "masked_teacher"  # the one role that sees tokens, not the state
 MakeNet = Callable[[Params], Net]  # parameters -> network
 MakeSpace = Callable[[dict[str, jax.Array]], Space]  # embedding tables by role -> space
@@ -27,17 +28,19 @@ class At:
     Attributes:
       given_BL: bool; where tokens are given, `ask` tells networks that both times are 1, whatever
         the times (B,).
+      writer: the role of the network that answers where the student is asked.
     """
 
     nets: Mapping[str, Net]
     space: Space
     clock: Clock
     given_BL: jax.Array | None = None
+    writer: str = STUDENT
 
     @property
     def student(self) -> Net:
         """The network that learns, or that writes."""
-        return self.nets[STUDENT]
+        return self.nets[self.writer]
 
     def ask(
         self,
@@ -67,6 +70,7 @@ class At:
     ) -> Output:
         """`ask`, with the learned loss weighting."""
         given_BL = self.given_BL if given_BL is None else given_BL
+        role = self.writer if role == STUDENT else role
         h_BLD = self.space.view(state, role)
         estimate_BLD = None if estimate is None else self.space.view(estimate, role)
         return self.nets[role](h_BLD, tau_s, tau_t, key, given_BL, estimate_BLD)

@@ -40,6 +40,7 @@ class Net:
     """A backbone with its parameters and the options of its vocabulary head.
 
     ``params`` holds at least ``embed.table`` (V, D), ``head.kernel`` (D, V) and ``head.bias`` (V,).
+    Without ``head.kernel`` the head is tied to the table: its kernel is the transposed table.
     ``self_conditioning``: it can be told an estimate of the clean sequence.
     """
 
@@ -61,7 +62,7 @@ class Net:
     def head(self) -> Head:
         head = self.params["head"]
         return Head(
-            head["kernel"],
+            head["kernel"] if "kernel" in head else self.table.T,
             head["bias"],
             cap=self.logit_cap,
             temperature=self.temperature,
@@ -85,7 +86,8 @@ class Net:
 
     def with_outputs(self, tokens_V: np.ndarray) -> Self:
         """The same network, whose posteriors are over these tokens (ids) only, in this order."""
-        head = {name: array[..., tokens_V] for name, array in self.params["head"].items()}
+        head = {"kernel": self.head.kernel_DV, "bias": self.head.bias_V}
+        head = {name: array[..., tokens_V] for name, array in head.items()}
         return dataclasses.replace(self, params=self.params | {"head": head})
 
     def __call__(
@@ -100,8 +102,9 @@ class Net:
         """The posterior at h = x @ E.
 
         ``tau_s`` and ``tau_t`` (the second time of a flow map) are (B,) or (B, L). With a ``key``
-        dropout is on. With ``given_BL`` (bool) times are (B,), and those of given tokens are 1 in
-        the place of them: what times (B, L) would give, at the cost of times (B,).
+        dropout is on; with keys (B,) every text has masks of its own. With ``given_BL`` (bool)
+        times are (B,), and those of given tokens are 1 in the place of them: what times (B, L)
+        would give, at the cost of times (B,).
         ``estimate_BLD`` is what a network with ``self_conditioning`` is told of the clean sequence,
         p @ E; None or zeros: nothing. It is a constant: derivatives do not pass through it.
         """

@@ -73,6 +73,14 @@ class Space(Contract, unfinished=True):
     def view(self, state: jax.Array, role: str) -> jax.Array:
         """What the network in this role sees: h = x @ E, (B, L, D)."""
 
+    @abc.abstractmethod
+    def steepest(self, gradient: jax.Array) -> jax.Array:
+        """The change of x, as one of the state, that dense gradient ascent makes: steps of size 1.
+
+        The gradient is with respect to the state. The dense noise is white, so that this is the
+        direction in which a function rises most for a given loss of the noise's log-density.
+        """
+
     def noise(self, keys_B: jax.Array, length: int) -> jax.Array:
         """Raw noise (B, L, noise_width), to be stored among the draws of a loss or sampler."""
         return normals(keys_B, length, self.noise_width)
@@ -126,6 +134,9 @@ class OneHot(Space):
     def view(self, state: jax.Array, role: str) -> jax.Array:
         return jnp.matmul(state, self.tables[role].astype(state.dtype))
 
+    def steepest(self, gradient: jax.Array) -> jax.Array:
+        return gradient
+
 
 @dataclasses.dataclass(frozen=True)
 class Projected(Space):
@@ -175,6 +186,11 @@ class Projected(Space):
             role = next(other for other in columns if self.tables[other] is self.tables[role])
         start, width = columns[role]
         return state[..., start : start + width]
+
+    def steepest(self, gradient: jax.Array) -> jax.Array:
+        """g @ R @ R': dx = g @ T' is seen as dx @ T = g @ T'T; in h @ R^-T it is plain ascent."""
+        factor_WW = self.constant() if self.factor_WW is None else self.factor_WW
+        return noise_lib.seen(factor_WW, noise_lib.seen(factor_WW.T, gradient))
 
     def _columns(self) -> dict[str, tuple[int, int]]:
         """role -> (first column, width) of every distinct table inside the joint one."""

@@ -39,6 +39,14 @@ def stratified(uniform_N: jax.Array, permutation_N: jax.Array) -> jax.Array:
     return strata[permutation_N]
 
 
+def logit_normal(uniform_N: jax.Array, centre: float, spread: float) -> jax.Array:
+    """sigmoid(centre + spread * z) with z ~ N(0, 1) the quantiles of uniforms in [0, 1), (N,).
+
+    A stratum of uniforms becomes one of these times (Esser et al. 2024, arXiv 2403.03206).
+    """
+    return jax.nn.sigmoid(centre + spread * jax.scipy.special.ndtri(uniform_N))
+
+
 def draw_stratified(key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     """The raw numbers of `stratified`: uniforms float32 (n,) and a permutation int32 (n,)."""
     key_uniform, key_permutation = jax.random.split(key)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-ACCELERATORS = ("tpu", "gpu")
+from flm_jax import target
+
 FROM = 1.5  # times as fast as float32: below, what the rest of a step costs more eats the gain
 SECONDS = 0.05
 ROWS, INNER, COLUMNS = 512, 256, 1024  # as in a block of a small model
@@ -50,9 +51,9 @@ def speedup() -> float:
 
 def choose() -> Choice:
     """bfloat16 on TPUs, GPUs and CPUs that are at least `FROM` times as fast with it."""
-    platform = jax.default_backend()
-    if platform in ACCELERATORS:
-        return Choice("bfloat16", f"this is a {platform.upper()}")
+    chips = target.current()
+    if chips.form == "accelerator":
+        return Choice("bfloat16", f"this is a {chips.platform.upper()}")
     ratio = speedup()
     dtype = "bfloat16" if ratio >= FROM else "float32"
     return Choice(dtype, f"bfloat16 products are {ratio:.2g} times as fast as float32 ones here")

@@ -4,14 +4,18 @@
 and the EMA; ``tensor`` shares the vocabulary dimension. Models know nothing of this.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.custom_derivatives import linear_call
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+Tree = Any  # arrays or shapes in dicts and classes
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
@@ -61,12 +65,62 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every leaf (array or shape) of ``tree``, by the rules above."""
 
     def one(path, leaf):
-        name = "/".join(
-            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
-        )
-        return NamedSharding(mesh, partition(name, leaf.shape, mesh.shape))
+        return NamedSharding(mesh, partition(_name(path), leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _name(path: tuple) -> str:
+    """ "params/blocks/qkv/kernel"."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """Parameters that ``fsdp`` shares, brought together where they are used; see `__call__`.
+
+    Without it the compiler may leave them where they are and share the sums instead: then every
+    device holds the rows of all, and arrays of the batch travel in every block, not parameters
+    (`flm plan --compile` showed that).
+    """
+
+    mesh: Mesh
+
+    def __call__(self, params: Tree, stacked: int = 1) -> Tree:
+        """The same arrays, whole on every device but for ``tensor``.
+
+        Gradients of a layer are shared again at once, as `partition` shares the parameters; those
+        of a whole array when they are summed, for a share of them would be asked for where rows of
+        the batch are.
+
+        Args:
+          stacked: how many layers an array of the training state has, of which this is one; 1: it
+            is the whole of it.
+        """
+        sizes = self.mesh.shape
+
+        def one(path, leaf):
+            whole_shape = (stacked, *leaf.shape) if stacked > 1 else leaf.shape
+            spec = partition(_name(path), whole_shape, sizes)
+            spec = P(*spec[1:]) if stacked > 1 else spec
+            whole = P(*(None if axis == "fsdp" else axis for axis in spec))
+            if spec == whole:
+                return leaf
+            forward, backward = (
+                NamedSharding(self.mesh, x) for x in (whole, spec if stacked > 1 else whole)
+            )
+            return linear_call(
+                lambda _, x: jax.lax.with_sharding_constraint(x, forward),
+                lambda _, x: jax.lax.with_sharding_constraint(x, backward),
+                (), leaf,
+            )  # fmt: skip
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+
+def gather(mesh: Mesh | None) -> Gather | None:
+    """What brings parameters together; None where each device has them whole."""
+    return None if mesh is None or mesh.shape["fsdp"] == 1 else Gather(mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -5,6 +5,8 @@ choose_sampler.py  which sampler it is sampled with; programs.py: its compiled s
 given.py       prompts, texts with holes: which tokens are given, what is read of the result
 scoring.py     how well every token fits the others; refining.py: the worst ones written again
 spans.py       gaps of unknown length: which number of tokens fits best
+likelihood.py  how likely given text is: exact, or a bound (flow_bounds.py, token_bounds.py;
+               by_rows.py: rows in batches)
 heldout.py     the loss on held-out rows at fixed times
 evaluation.py  samples at several numbers of steps, and every metric that can be computed
 conversion.py  official checkpoints to workdirs and back

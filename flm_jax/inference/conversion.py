@@ -17,7 +17,7 @@ from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.host import command, files, numerics, progress
 from flm_jax.interop import hub_layout, official, settings
-from flm_jax.models import dit
+from flm_jax.models import dit, transfer
 from flm_jax.options import Reading
 
 STEP = 0  # of an imported checkpoint: training steps done here
@@ -29,6 +29,10 @@ _FIXED = (
     "model.mask_token",
     "model.learned_positions",
     "model.self_conditioning",
+    "model.input_scale",
+    "model.norm",
+    "model.mlp",
+    "model.qk_norm",
     "clock.name",
 )
 
@@ -120,7 +124,7 @@ def _export(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
     with _appearing(destination) as folder:
         hub_layout.write(
             folder / "model",
-            jax.device_get(model.params),
+            jax.device_get(transfer.untied(model.params)),
             heads=config.model.heads,
             length=config.data.length,
             config=carried,

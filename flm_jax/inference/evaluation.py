@@ -24,6 +24,7 @@ from flm_jax.evals.artefact import Artefact
 from flm_jax.evals.comparison import Comparison, Written
 from flm_jax.evals.generative_perplexity import GenerativePerplexity
 from flm_jax.host import command, files, numerics
+from flm_jax.inference import likelihood
 from flm_jax.inference.heldout import HeldOut
 from flm_jax.inference.programs import counted
 from flm_jax.inference.truths import known_truth
@@ -42,6 +43,7 @@ def evaluate(options: Evaluation) -> dict:
     points = operating_points(model, options)  # before anything is sampled
     scorer = gpt2.load(options.scorer) if options.scorer else None
     data = training_data(model)
+    corpora = likelihood.corpora(model, data, options)
     truth = known_truth(options.truth, data)
     others = comparison.standard(model.tokenizer, data)
     if scorer is not None:
@@ -54,6 +56,10 @@ def evaluate(options: Evaluation) -> dict:
         results["held_out"] = None
         if data is not None and model.experiment.has_denoiser:
             results["held_out"] = held_out_loss(model, data, options)
+        results["bounds"] = [
+            {"corpus": name} | likelihood.of_held_out(model, corpus, options).facts()
+            for name, corpus in corpora.items()
+        ]
         kept = options.samples or output
         results["samples"] = [str(folder / point.file) for point in points] if kept else []
     results = {
@@ -262,4 +268,5 @@ def _report(results: dict) -> str:
             f"\nheld-out loss {held_out['mean']:.4f} nats per token, mean over {len(taus)} times "
             f"tau from {min(taus):g} to {max(taus):g}, {held_out['rows']} rows"
         )
+    lines += [likelihood.sentence(found) for found in results["bounds"]]
     return "\n".join(lines)

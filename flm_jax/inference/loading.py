@@ -1,5 +1,6 @@
 """A trained model read from disk: a run of ours or an official checkpoint."""
 
+import contextlib
 import pathlib
 
 import jax
@@ -12,9 +13,10 @@ from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.host import folders, numerics
 from flm_jax.inference.model import FlowModel
+from flm_jax.interop import settings
 from flm_jax.tokenizers import Tokenizer
 
-WEIGHTS = ("ema", "raw")
+RAW, EMA = "raw", "ema"
 TOKENIZER_FOLDER = "tokenizer"
 CHECKPOINTS_FOLDER = "checkpoints"
 # What a workdir knows by itself.
@@ -39,8 +41,9 @@ def load(
     Args:
       path: the run's ``--workdir``; or an official Lightning ``.ckpt``, ``.safetensors`` file, or
         folder with config.json and model.safetensors. Nothing in such a file is ever executed.
-      weights: "ema" (the default), "raw" (the trained parameters), and for an official .ckpt also
-        "ema:DECAY". Without an EMA the default falls back to raw weights.
+      weights: "ema" (the default), "raw" (the trained parameters), or "ema:DECAY": one of several
+        EMAs of an official .ckpt, or of a run with `optim.ema_decays`. Where an official file has
+        no EMA, the default falls back to raw weights.
       step: a certain checkpoint of a workdir; the newest good one by default.
       tokenizer, length, heads: for official checkpoints that do not tell them. The tokenizer is
         gpt2, bert-base-uncased, or a folder (see `interop.settings.text_setup`).
@@ -59,7 +62,7 @@ def load(
         if given:
             raise UserError(f"{path} is a workdir, which knows its {given[0]}; omit {given[0]}")
         numerics.check_devices()
-        return _load_workdir(source, weights or "ema", step, teacher)
+        return _load_workdir(source, weights or EMA, step, teacher)
     for name, value in (("step", step), ("teacher", teacher)):
         if value is not None:
             raise UserError(f"{path} is not a workdir, so {name}={value} cannot be chosen; omit it")
@@ -90,11 +93,10 @@ def is_workdir(path: pathlib.Path) -> bool:
 def _load_workdir(
     folder: pathlib.Path, weights: str, step: int | None, teacher: str | pathlib.Path | None
 ) -> FlowModel:
-    if weights not in WEIGHTS:
-        raise UserError(f"weights={weights!r} is unknown; choose {' or '.join(WEIGHTS)}")
     from flm_jax import tokenizers
 
     config = read_config(folder)
+    item = item_of(weights, config)
     tokenizer = tokenizers.load(folder / TOKENIZER_FOLDER)
     experiment = Experiment(config, tokenizer.vocab_size)
     is_correction = experiment.loss.is_correction
@@ -103,7 +105,6 @@ def _load_workdir(
             f"{folder} was trained with the loss {config.loss.name!r}, which writes without its "
             "teacher; omit teacher"
         )
-    item = "params" if weights == "raw" else "ema"
     abstract = jax.eval_shape(experiment.model.init, numerics.key(0))
     with Checkpoints(checkpoints_of(config, folder)) as checkpoints:
         found, items, meta = checkpoints.restore({item: abstract}, step)
@@ -112,6 +113,20 @@ def _load_workdir(
         places = [teacher] if teacher else [meta.get("teacher"), config.teacher]
         frozen["teacher"] = _load_teacher(folder, [place for place in places if place], tokenizer)
     return FlowModel(experiment, tokenizer, items[item], found, frozen=frozen)
+
+
+def item_of(weights: str, config: config_lib.Config) -> str:
+    """The item of a checkpoint that holds these weights; UserError if a run has none such."""
+    items = {EMA: "ema", RAW: "params"}
+    if config.stage != settings.OFFICIAL:  # whose EMA has the decay of its file, not of the config
+        items[f"{EMA}:{config.optim.ema_decay}"] = "ema"
+    items |= {f"{EMA}:{decay}": name for name, decay in config.optim.more_emas.items()}
+    kind, _, decay = weights.partition(":")
+    with contextlib.suppress(ValueError):
+        weights = f"{kind}:{float(decay)}"
+    if weights not in items:
+        raise UserError(f"weights={weights!r} is unknown; choose {' or '.join(items)}")
+    return items[weights]
 
 
 def _load_teacher(
@@ -147,7 +162,7 @@ def _load_official(
     attention_cap: float | None,
     clock: str | None,
 ) -> FlowModel:
-    from flm_jax.interop import official, settings
+    from flm_jax.interop import official
 
     settings.check_logit_cap(logit_cap)
     found = official.read(path, weights, heads)

@@ -18,13 +18,14 @@ from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import Space
 from flm_jax.host import numerics, progress
-from flm_jax.inference import choose_sampler, refining, scoring, spans
+from flm_jax.inference import choose_sampler, guides, likelihood, refining, scoring, spans
 from flm_jax.inference import given as given_lib
 from flm_jax.inference.given import Asked
 from flm_jax.inference.programs import Program, Programs, counted
 from flm_jax.losses.psd import semigroup_defect
 from flm_jax.models.dit import count_parameters
 from flm_jax.samplers.base import Given, Sampler, Trajectory, Written
+from flm_jax.samplers.reward import Reward
 from flm_jax.sampling import with_knobs
 from flm_jax.tokenizers import Tokenizer
 
@@ -33,7 +34,8 @@ from flm_jax.tokenizers import Tokenizer
 class Samples:
     """Samples and their texts. ``tokens`` int32 (N, L); ``seconds`` without compilation.
 
-    ``evaluations`` of the network per sample: ``steps``, or fewer on average with ``patience``.
+    ``evaluations`` of networks per sample: ``steps``, fewer on average with ``patience``, two a
+    step with a guide; ``gradients`` is how many of them had a backward pass, too (of a reward).
     ``trajectory`` is that of the first batch, if it was asked for. ``prompts`` are the texts that
     were given, one for each sample, if any were. ``lengths`` is what the lengths of gaps were
     chosen by, if they were open.
@@ -48,6 +50,7 @@ class Samples:
     trajectory: Trajectory | None = None
     prompts: tuple[str, ...] = ()
     lengths: spans.Spans | None = None
+    gradients: float = 0.0
 
     def rows(self) -> list[dict]:
         """One JSON-able dict per sample, as written to samples.jsonl."""
@@ -78,6 +81,7 @@ class FlowModel:
       frozen: networks that this one cannot write without, by role: the denoiser ("teacher") of a
         correction.
       programs: its compiled samplers, kept from one call to the next.
+      guided: the last other model that guided it, with the compiled samplers of both.
 
     It can be pickled; the copy compiles anew, and samples on one device.
     """
@@ -101,6 +105,7 @@ class FlowModel:
         experiments = {role: model.experiment for role, model in self.frozen.items()}
         experiments[STUDENT] = experiment
         self.programs = Programs(experiments, tokenizer, mesh)
+        self.guided: guides.Guided | None = None
 
     @property
     def config(self) -> config_lib.Config:
@@ -129,7 +134,8 @@ class FlowModel:
         given: Given | Asked | None = None,
         span: spans.Spans | str | None = None,
         max_span: int = spans.LONGEST,
-        **knobs: float | None,
+        reward: Reward | None = None,
+        **knobs: "float | str | FlowModel | None",
     ) -> Samples:
         """Draws ``num_samples`` samples in ``steps`` network evaluations each.
 
@@ -143,7 +149,12 @@ class FlowModel:
 
         What is left out comes from the config's sampler section (``steps``: the last of its list).
         Sample i depends on seed and i only, not on ``num_samples``, ``batch_size`` or devices.
-        ``knobs`` are the sampling knobs (`flm_jax.sampling`), by name.
+        ``knobs`` are the sampling knobs (`flm_jax.sampling`), by name; the ``guide`` can be another
+        model, or the path of one.
+
+        A ``reward`` is a differentiable function of what is predicted of the texts
+        (`samplers.reward.Ending`), a number for each; ``reward_scale`` or ``reward_length`` says
+        how strong it is. A sampler is compiled for every function, so define it once.
 
         Raises UserError for values out of range, for knobs that the sampler does not use, and for
         given tokens that do not fit the model (`inference.given`).
@@ -153,16 +164,18 @@ class FlowModel:
             if trajectory or prompt is not None or given is not None or infill is None:
                 raise UserError(f"span={span!r} is for an infill text; give one, and nothing else")
             options = dict(steps=steps, seed=seed, batch_size=batch_size, length=length)
-            options |= dict(sampler=sampler, sampler_options=sampler_options, **knobs)
+            options |= dict(sampler=sampler, sampler_options=sampler_options, reward=reward)
+            options |= knobs
             texts = [infill] if isinstance(infill, str) else infill
             return spans.fill(self, span, texts, num_samples, max_span, options)
         length = self.config.data.length if length is None else length
         length = choose_sampler.whole("length", length)
         seed = choose_sampler.whole("seed", seed)
+        other, words = guides.in_words(knobs)
         rule, chosen = self.sampler(
             sampler,
             sampler_options,
-            knobs | {"num_samples": num_samples, "steps": (steps,), "batch_size": batch_size},
+            words | {"num_samples": num_samples, "steps": (steps,), "batch_size": batch_size},
             length,
         )
         if not 0 <= seed < 2**32:
@@ -180,10 +193,14 @@ class FlowModel:
         # off, except from a trajectory, which shows a whole batch.
         bucket = num_samples if trajectory else 1 << (num_samples - 1).bit_length()
         batch = self.programs.whole_batch(min(bucket, chosen.batch_size))
-        program = Program(rule, chosen.sampling(steps), batch, length, trajectory, bool(asked))
-        params = self._all_params()
-        constant = self.programs.constant(rule, params)
-        sample = self.programs.compiled(program, params, constant)
+        sampling = guides.rewarded(chosen.sampling(steps), reward)
+        program = Program(rule, sampling, batch, length, trajectory, bool(asked))
+        params, programs = self._all_params(), self.programs
+        guided = guides.guided(self, rule, sampling, other, some_given=asked is not None)
+        if guided is not None:
+            params, programs = params | guided.params, guided.programs
+        constant = programs.constant(rule, params)
+        sample = programs.compiled(program, params, constant)
         key = numerics.key(seed)
 
         def written(first: int) -> Written:
@@ -197,7 +214,7 @@ class FlowModel:
             parts = [written(first) for first in waiting.each(firsts)]
         seconds = time.perf_counter() - start
         tokens = np.concatenate([part.tokens_BL for part in parts])[:num_samples]
-        evaluations = np.concatenate([part.evaluations_B for part in parts])[:num_samples]
+        evaluations = np.concatenate([part.evaluations_B for part in parts])[:num_samples].mean()
         if asked:
             texts = [asked.read(self.tokenizer, i, row) for i, row in enumerate(tokens)]
         else:
@@ -208,9 +225,10 @@ class FlowModel:
             steps,
             seed,
             seconds,
-            float(evaluations.mean()),
+            float(evaluations),
             parts[0][2],
             asked.texts if asked else (),
+            gradients=float(evaluations / sampling.evaluations_per_step * sampling.rewarded),
         )
 
     @numerics.pinned()
@@ -258,6 +276,16 @@ class FlowModel:
         Raises UserError for a model that was not trained with given tokens, and as `generate`.
         """
         return scoring.score(self, texts, group, seed, length)
+
+    def bound(
+        self, rows: np.ndarray, kind: str = likelihood.AUTO, seed: int = 0
+    ) -> likelihood.Bound:
+        """-log p of token rows, int (N, L), per token: exact or an upper bound, which it says.
+
+        ``kind``: "auto", or for a flow "variational" or "ode". Raises UserError for a model that
+        has none, and for rows that it cannot read.
+        """
+        return likelihood.bound(self, rows, kind, seed)
 
     def refine(
         self,

@@ -1,5 +1,6 @@
 """Compiled samplers of a model: built on first use, kept by what they were compiled for."""
 
+import dataclasses
 import functools
 import weakref
 from collections.abc import Callable, Mapping
@@ -9,18 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.experiment import Experiment
-from flm_jax.flow.at import STUDENT, At
+from flm_jax.flow.at import GUIDE, STUDENT, At
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.host import numerics, progress, sharding
 from flm_jax.inference import scoring
 from flm_jax.samplers.base import Given, Sampler, Written
 from flm_jax.samplers.tokens import TokenSampler
-from flm_jax.sampling import Sampling
+from flm_jax.sampling import DROPOUT, Sampling
 from flm_jax.tokenizers import Tokenizer
 
 # (parameters by role, constant of the space, key, index of the first sample, given) -> Written
 Compiled = Callable[[dict[str, Any], jax.Array | None, jax.Array, jax.Array, Given | None], Written]
 Tables = dict[str, jax.Array]  # embedding tables by role
+_PLAIN = Sampling()  # no temperature, no guide
 
 
 class Program(NamedTuple):
@@ -38,7 +40,8 @@ class Programs:
     """The compiled samplers of one model.
 
     Args:
-      experiments: those of its networks by role; "student" is the one that samples.
+      experiments: those of its networks by role; "student" is the one that samples, and "guide"
+        another model that guides it.
       tokenizer: its tokenizer; some samplers begin with BOS.
       mesh: the devices that share a batch; None: one device.
 
@@ -54,14 +57,14 @@ class Programs:
     ):
         self._experiments = experiments
         self._tokenizer = tokenizer
-        self._mesh = mesh
+        self.mesh = mesh
         self.kept: dict[Program, Compiled] = {}
         self._made_of: list[weakref.ref[jax.Array]] = []
         self._constant: jax.Array | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without what is compiled and without the mesh: neither can travel."""
-        state = {**vars(self), "kept": {}, "_mesh": None, "_made_of": [], "_constant": None}
+        state = {**vars(self), "kept": {}, "mesh": None, "_made_of": [], "_constant": None}
         state.pop("_make_constant", None)
         state.pop("scorer", None)
         return state
@@ -111,11 +114,11 @@ class Programs:
     @property
     def _everywhere(self) -> jax.sharding.Sharding | None:
         """Where results go: to all devices of the mesh."""
-        return None if self._mesh is None else sharding.replicated(self._mesh)
+        return None if self.mesh is None else sharding.replicated(self.mesh)
 
     def whole_batch(self, batch: int) -> int:
         """The next batch size that the devices can share."""
-        devices = 1 if self._mesh is None else sharding.batch_devices(self._mesh)
+        devices = 1 if self.mesh is None else sharding.batch_devices(self.mesh)
         return -(-batch // devices) * devices
 
     def _sample(
@@ -129,11 +132,11 @@ class Programs:
     ) -> Written:
         rule, sampling, batch, length, trajectory, _ = program
         index_B = first + jnp.arange(batch)
-        if self._mesh is not None:
-            rows = sharding.batch_sharding(self._mesh)
+        if self.mesh is not None:
+            rows = sharding.batch_sharding(self.mesh)
             index_B = jax.lax.with_sharding_constraint(index_B, rows)
             given = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), given)
-        at = self._at(params, constant, rule.needs.two_times, sampling.denoiser_temperature)
+        at = self._at(params, constant, rule.needs.two_times, sampling)
         keys_B = sequence_keys(key, index_B)
         bos_id = self._tokenizer.bos_id
         options = {"trajectory": trajectory, "bos_id": bos_id, "given": given}
@@ -144,16 +147,26 @@ class Programs:
         params: dict[str, Any],
         constant: jax.Array | None = None,
         two_times: bool = False,
-        temperature: float = 1.0,
+        sampling: Sampling = _PLAIN,
     ) -> At:
-        """The networks, their space and the clock; ``two_times``: the student is told both."""
-        student = self._experiments[STUDENT]
+        """The networks, their space and the clock; ``two_times``: the student is told both.
+
+        So is a guide. One with dropout is the student's network with that much of it.
+        """
+        experiments = dict(self._experiments)
+        student = experiments[STUDENT]
+        if sampling.guided and sampling.guide == DROPOUT:
+            architecture = student.config.model
+            architecture = dataclasses.replace(architecture, dropout=sampling.guide_dropout)
+            config = dataclasses.replace(student.config, model=architecture)
+            experiments[GUIDE] = dataclasses.replace(student, config=config)
+            params = {**params, GUIDE: params[STUDENT]}
         nets = {
             # A flow map that is asked at one time only is a denoiser.
-            role: (made.net if role == STUDENT and two_times else made.denoiser)(
-                params[role], temperature
+            role: (made.net if role in (STUDENT, GUIDE) and two_times else made.denoiser)(
+                params[role], sampling.denoiser_temperature
             )
-            for role, made in self._experiments.items()
+            for role, made in experiments.items()
         }
         space = student.space({role: net.table for role, net in nets.items()})
         return At(nets, space.with_constant(constant), student.clock)

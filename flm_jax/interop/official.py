@@ -22,9 +22,10 @@ _TEXT_SETUPS = {
     _GPT2_WITHOUT_PAD: ("gpt2", 1024),
     50258: ("gpt2", 1024),
 }
-# Names of methods in the configuration: any-order flow maps, and masked diffusion models, which
-# have one token more than their tokenizer.
+# Names of methods in the configuration: any-order flow maps; masked diffusion models, which have
+# one token more than their tokenizer; uniform diffusion models (Duo, and Duo distilled by DCD).
 ANY_ORDER, MASKED = "fmlm_plus", "mdlm"
+UNIFORM = ("duo", "duo_base", "distillation")
 _CONFIG_VALUES, _CONFIG_DEPTH = 20_000, 20
 _FLOATS = {"float64", "float32", "float16", "bfloat16"}
 
@@ -76,6 +77,11 @@ class Official:
     def masked(self) -> bool:
         """Whether it is a masked diffusion model, whose last token is the mask."""
         return self.method == MASKED
+
+    @property
+    def uniform(self) -> bool:
+        """Whether it is a uniform diffusion model."""
+        return self.method in UNIFORM
 
     @property
     def vocab_size(self) -> int:

@@ -13,7 +13,8 @@ from flm_jax.models.layers import LOSS_WEIGHT_HIDDEN
 from flm_jax.tokenizers.base import META_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
-_OTHERS = ("ar", "d3pm", "duo", "duo_base", "sedd", "udlm")  # methods of the official code
+_OTHERS = ("ar", "d3pm", "sedd", "udlm")  # methods of the official code
+OFFICIAL = "official"  # the stage of an official network's config
 _FROM_FILES = ("gpt2", "bert-base-uncased")  # those that need no training text
 # A file that tells which tokenizer a folder of published vocabulary files belongs to.
 _VOCABULARY_FILES = {
@@ -85,8 +86,8 @@ def config_of(
     if found.method in _OTHERS:
         raise UserError(
             f"{found.path} was trained by the method {found.method!r}, whose networks look like "
-            "those of flow language models and are none; give a checkpoint of FLM, FMLM, FMLM+ or "
-            "MDLM"
+            "those of flow language models and are none; give a checkpoint of FLM, FMLM, FMLM+, "
+            "MDLM or Duo"
         )
     if sizes.loss_weighting and sizes.loss_hidden != LOSS_WEIGHT_HIDDEN:
         raise UserError(
@@ -106,10 +107,11 @@ def config_of(
     if isinstance(dropout, int | float) and dropout is not True and 0 <= dropout < 1:
         model["dropout"] = float(dropout)
     loss, sampler = "flow_matching", "flow_map" if sizes.two_times else "euler"
-    if found.masked:
-        loss, sampler = "masked_diffusion", "ancestral_masked"
-        attention_cap = _cap_of_masked(found) if attention_cap is None else attention_cap
-        model |= {"mask_token": True, "logit_cap": 0.0}
+    if found.masked or found.uniform:
+        kind = "masked" if found.masked else "uniform"
+        loss, sampler = f"{kind}_diffusion", f"ancestral_{kind}"
+        attention_cap = _cap_of(found, kind) if attention_cap is None else attention_cap
+        model |= {"mask_token": found.masked, "logit_cap": 0.0}
     elif found.method == ANY_ORDER:
         loss, clock = "any_order", clock or _clock_of_any_order(found)
     for name, cap in (("logit_cap", logit_cap), ("attention_cap", attention_cap)):
@@ -117,7 +119,7 @@ def config_of(
             model[name] = float(cap)
     config = config_lib.resolve(
         {
-            "stage": "official",
+            "stage": OFFICIAL,
             "data": {"length": length},
             "tokenizer": tokenizer_section,
             "model": model,
@@ -131,15 +133,15 @@ def config_of(
     return config
 
 
-def _cap_of_masked(found: Official) -> float:
-    """The cap of a masked diffusion model's attention scores; any-order ones have 50 always."""
+def _cap_of(found: Official, kind: str) -> float:
+    """The cap of a diffusion model's attention scores; any-order flow maps have 50 always."""
     cap = found.option("model", "softcap")
     if isinstance(cap, int | float) and not isinstance(cap, bool) and 0 <= cap < math.inf:
         return float(cap)
     raise UserError(
-        f"{found.path} is a masked diffusion model that does not tell the cap of its attention "
-        "scores (model.softcap); give --attention_cap=0 if the code of MDLM has trained it, 50 for "
-        "that of FLM"
+        f"{found.path} is a {kind} diffusion model that does not tell the cap of its attention "
+        "scores (model.softcap); give --attention_cap=0 if the code of MDLM or Duo has trained it, "
+        "50 for that of FLM"
     )
 
 

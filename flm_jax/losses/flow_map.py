@@ -98,6 +98,7 @@ class FlowMapLoss(Loss, unfinished=True):
       off_diagonal_times: "uniform_diff" (length, then start) or "uniform_st" (a sorted pair).
       given: tokens given by chance, so that it learns to write any subset of a text: "none"
         (official) or "uniform", a share f ~ U(0, 1) of every sequence (`losses/given_tokens.py`).
+      given_none: share of the sequences that have no given token with given="uniform".
       tau_min, tau_max: range of the drawn numbers.
       stratified: one number per stratum of the global batch (official); else independent.
       target_dropout: dropout stays on in target networks (official); the teacher never has any.
@@ -110,6 +111,7 @@ class FlowMapLoss(Loss, unfinished=True):
     boundary_fraction: float = 1 / 32
     off_diagonal_times: str = UNIFORM_DIFF
     given: str = given_tokens.NONE
+    given_none: float = 0.0
     tau_min: float = 0.0
     tau_max: float = 1.0
     stratified: bool = True
@@ -123,6 +125,7 @@ class FlowMapLoss(Loss, unfinished=True):
         options.one_of("on_diagonal", self.on_diagonal, TEACHER, DATA)
         options.one_of("off_diagonal_times", self.off_diagonal_times, *self.ways_to_draw)
         options.one_of("given", self.given, given_tokens.NONE, given_tokens.UNIFORM)
+        given_tokens.check_none(self.given, self.given_none)
         options.share("diagonal_fraction", self.diagonal_fraction)
         options.share("boundary_fraction", self.boundary_fraction)
         options.tau_range(self.tau_min, self.tau_max)
@@ -212,7 +215,7 @@ class FlowMapLoss(Loss, unfinished=True):
         """Which tokens are given, bool (B, L); None: none of any batch."""
         chosen_BL = None
         if self.given != given_tokens.NONE:
-            chosen_BL = given_tokens.by_chance(draws, batch, self.stratified)
+            chosen_BL = given_tokens.by_chance(draws, batch, self.stratified, self.given_none)
         return given_tokens.with_prompt(chosen_BL, batch)
 
     def of_group(

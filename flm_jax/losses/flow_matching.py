@@ -39,6 +39,9 @@ class FlowMatching(Loss):
       given_fraction: probability that a token is given instead of predicted, in [0, 1).
       given: that probability is "constant", or "uniform", drawn per sequence: f ~ U(0, 1)
         (`losses/given_tokens.py`).
+      given_none: share of the sequences that have no given token with given="uniform".
+      tau_spread, tau_centre: spread above 0 draws tau = sigmoid(centre + spread * z), z ~ N(0, 1),
+        in the place of U(0, 1): more of the times around sigmoid(centre).
     """
 
     tau_min: float = 0.0
@@ -46,6 +49,9 @@ class FlowMatching(Loss):
     stratified: bool = True
     given_fraction: float = 0.0
     given: str = CONSTANT
+    given_none: float = 0.0
+    tau_spread: float = 0.0
+    tau_centre: float = 0.0
 
     keeps_prompts: ClassVar[bool] = True
 
@@ -53,12 +59,19 @@ class FlowMatching(Loss):
         options.tau_range(self.tau_min, self.tau_max)
         if not 0.0 <= self.given_fraction < 1.0:
             raise UserError(f"given_fraction={self.given_fraction} must be in [0, 1)")
+        if self.tau_spread < 0.0:
+            raise UserError(f"tau_spread={self.tau_spread} must be at least 0; 0 is U(0, 1)")
+        if self.tau_centre and not self.tau_spread:
+            raise UserError(
+                f"tau_centre={self.tau_centre} has no effect without tau_spread; set it above 0"
+            )
         options.one_of("given", self.given, CONSTANT, given_tokens.UNIFORM)
         if self.given == given_tokens.UNIFORM and self.given_fraction:
             raise UserError(
                 f"given='uniform' draws the share of given tokens, so given_fraction="
                 f"{self.given_fraction} has no effect; omit one of them"
             )
+        given_tokens.check_none(self.given, self.given_none)
 
     @property
     def needs(self) -> Needs:
@@ -96,10 +109,14 @@ class FlowMatching(Loss):
         """Which tokens are given, bool (B, L); None: none of any batch."""
         chosen_BL = draws.get("given")
         if self.given == given_tokens.UNIFORM:
-            chosen_BL = given_tokens.by_chance(draws, batch, self.stratified)
+            chosen_BL = given_tokens.by_chance(draws, batch, self.stratified, self.given_none)
         return given_tokens.with_prompt(chosen_BL, batch)
 
     def times(self, draws: dict[str, jax.Array]) -> jax.Array:
         """tau of every sequence of the global batch, (N,)."""
         permutation = draws["permutation"] if self.stratified else None
-        return times.in_range(self.tau_min, self.tau_max, draws["uniform"], permutation)
+        if not self.tau_spread:
+            return times.in_range(self.tau_min, self.tau_max, draws["uniform"], permutation)
+        unit_N = times.in_range(0.0, 1.0, draws["uniform"], permutation)
+        unit_N = times.logit_normal(unit_N, self.tau_centre, self.tau_spread)
+        return unit_N * (self.tau_max - self.tau_min) + self.tau_min

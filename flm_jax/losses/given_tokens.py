@@ -3,16 +3,30 @@
     f ~ U(0, 1) per sequence, stratified over the global batch;   a token is given if u < f
 
 so that every number of given tokens is as likely as any other (FMLM+, arXiv 2606.24773). A given
-token is at time 1, clean, and has no loss.
+token is at time 1, clean, and has no loss. With ``given_none`` that share of the sequences has no
+given token at all, f = 0, as where a whole text is written: f ~ U(0, 1) makes such rows rare.
 """
 
 import jax
+import jax.numpy as jnp
 
+from flm_jax.errors import UserError
 from flm_jax.flow import times
 from flm_jax.flow.randomness import uniforms
 from flm_jax.losses.base import Batch
 
 NONE, UNIFORM = "none", "uniform"
+
+
+def check_none(given: str, none: float) -> None:
+    """UserError unless ``given_none`` is a share of sequences and there are given tokens at all."""
+    if not 0.0 <= none < 1.0:
+        raise UserError(f"given_none={none} must be in [0, 1)")
+    if none and given != UNIFORM:
+        raise UserError(
+            f"given_none={none} is a share of the sequences of given='uniform', but given="
+            f"{given!r}; set given='uniform' or omit given_none"
+        )
 
 
 def draw(key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
@@ -23,10 +37,14 @@ def draw(key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     return {"share": share_N, "share_permutation": permutation_N, "chance": chance_BL}
 
 
-def by_chance(draws: dict[str, jax.Array], batch: Batch, stratified: bool) -> jax.Array:
-    """Which tokens are given by chance, bool (B, L)."""
+def by_chance(
+    draws: dict[str, jax.Array], batch: Batch, stratified: bool, none: float = 0.0
+) -> jax.Array:
+    """Which tokens are given by chance, bool (B, L); in a share ``none`` of the sequences none."""
     permutation = draws["share_permutation"] if stratified else None
     share_N = times.in_range(0.0, 1.0, draws["share"], permutation)
+    if none:
+        share_N = jnp.maximum(0.0, (share_N - none) / (1.0 - none))
     return draws["chance"] < share_N[batch.index_B][:, None]
 
 
@@ -49,4 +67,4 @@ def at_given(coefficient_B: jax.Array, given_BL: jax.Array | None, value: float)
     """
     if given_BL is None:
         return coefficient_B
-    return jax.numpy.where(given_BL, value, coefficient_B[:, None])
+    return jnp.where(given_BL, value, coefficient_B[:, None])

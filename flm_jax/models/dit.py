@@ -8,7 +8,9 @@ Parameters are one nested dict; the blocks are stacked along a leading layer axi
     embed.table (V, D)      time_embed, time_embed_to (second time)      loss_weight (optional)
     estimate (self-conditioning; optional)
     blocks.{norm_attention, qkv, attention_out, norm_mlp, mlp_in, mlp_out, modulation}
-    final.{norm, modulation}      head.{kernel (D, V), bias (V,)}      positions (P, D; optional)
+    blocks.{q_norm, k_norm (``qk_norm``), mlp_gate (``mlp`` swiglu)} (optional)
+    final.{norm, modulation}      head.{kernel (D, V; not if tied), bias (V,)}
+    positions (P, D; optional)
 
 At the official initialisation every gate is zero (blocks are the identity) and so are the logits:
 the cross-entropy starts at ln V.
@@ -17,10 +19,11 @@ the cross-entropy starts at ln V.
 earlier ones, nothing is conditioned on time (no time_embed, no modulation) and scores have no cap.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -38,6 +41,7 @@ from flm_jax.models.conditioning import Conditioning, take, with_given
 from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modulate, uniform
 from flm_jax.models.products import device_kind
 from flm_jax.models.settings import Settings
+from flm_jax.models.text_dropout import STREAM, by_text
 
 # Logits of an automatic chunk, MiB: on CPU near what the caches hold, else large enough to keep a
 # GPU's or TPU's matrix units busy and small against its memory.
@@ -50,6 +54,7 @@ KEPT_MEGABYTES = {
     "none": {"cpu": 512, "accelerator": 0},
     "products": {"cpu": 128, "accelerator": 0},
 }
+GELU, SWIGLU = "gelu", "swiglu"  # forms of the MLP
 SAVED_WIDTHS = 22.0  # arrays (B, L, D) that a block keeps if it keeps everything,
 SAVED_SCORES = 4.0  # and arrays (B, H, L, L)
 # What is kept of a block that is computed again; products with batch axes are those of attention.
@@ -67,6 +72,27 @@ def attention_dtype(dtype: DTypeLike, *operands: DTypeLike) -> DTypeLike:
     return matmul_dtype(jnp.float32 if device_kind() == "cpu" else dtype, *operands)
 
 
+class Gather(Protocol):
+    """See `host.sharding.Gather`."""
+
+    def __call__(self, params: Params, stacked: int = 1) -> Params: ...
+
+
+def mlp_width(mlp: str, mlp_ratio: int, width: int) -> int:
+    """Width inside of an MLP; of "swiglu", which has three matrices, two thirds of that of "gelu".
+
+    To the nearest multiple of 8, so that both have about as many parameters.
+    """
+    if mlp == GELU:
+        return mlp_ratio * width
+    return max(8, 8 * round(mlp_ratio * width / 12))
+
+
+def kept_ratio(mlp: str, mlp_ratio: int) -> float:
+    """Width of the products that go into an MLP's nonlinearity / model width."""
+    return mlp_ratio if mlp == GELU else 4 * mlp_ratio / 3
+
+
 class Block(nn.Module):
     """Attention and MLP, each modulated and gated by the time conditioning, if there is any.
 
@@ -82,6 +108,9 @@ class Block(nn.Module):
     deterministic: bool
     causal: bool = False
     attention: str = "auto"
+    rms: bool = False
+    mlp: str = GELU
+    qk_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -94,6 +123,7 @@ class Block(nn.Module):
     ) -> tuple:
         width = h_BLD.shape[-1]
         linear = functools.partial(Linear, dtype=self.dtype)
+        norm = functools.partial(Norm, self.rms)
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         shift_a = scale_a = shift_m = scale_m = 0.0
         gate_a = gate_m = 1.0
@@ -101,9 +131,11 @@ class Block(nn.Module):
             modulation = linear(6 * width, name="modulation", zero=True)(conditioning.vectors)
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = conditioning.split(modulation, 6)
 
-        u = modulate(Norm(name="norm_attention")(h_BLD), shift_a, scale_a)
+        u = modulate(norm(name="norm_attention")(h_BLD), shift_a, scale_a)
         qkv = linear(3 * width, name="qkv", use_bias=False)(u)
         q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], 3, self.heads, -1), 2, 0)
+        if self.qk_norm:  # over a head's width; rotations keep it
+            q, k = Norm(rms=True, name="q_norm")(q), Norm(rms=True, name="k_norm")(k)
         dtype = attention_dtype(self.dtype, qkv.dtype)
         q, k, v = (x.astype(dtype) for x in (rotate(q, *rotary), rotate(k, *rotary), v))
         if cache is not None and position is not None:
@@ -118,11 +150,16 @@ class Block(nn.Module):
         mixed = linear(width, name="attention_out", use_bias=False)(mixed.reshape(h_BLD.shape))
         h_BLD = h_BLD + gate_a * drop(mixed)
 
-        u = modulate(Norm(name="norm_mlp")(h_BLD), shift_m, scale_m)
+        u = modulate(norm(name="norm_mlp")(h_BLD), shift_m, scale_m)
         # The backward pass keeps what goes into the gelu, not its tanh and its result: wide arrays
         # that cost next to nothing.
-        gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=True))
-        hidden = gelu(linear(self.mlp_ratio * width, name="mlp_in")(u))
+        inner = mlp_width(self.mlp, self.mlp_ratio, width)
+        if self.mlp == GELU:
+            gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=True))
+            hidden = gelu(linear(inner, name="mlp_in")(u))
+        else:
+            gated = jax.checkpoint(lambda gate, x: nn.silu(gate) * x)
+            hidden = gated(linear(inner, name="mlp_gate")(u), linear(inner, name="mlp_in")(u))
         h_BLD = h_BLD + gate_m * drop(linear(width, name="mlp_out")(hidden))
         return h_BLD, cache
 
@@ -131,14 +168,16 @@ class Final(nn.Module):
     """The last norm and modulation (if there is conditioning) before the vocabulary head."""
 
     dtype: DTypeLike
+    rms: bool = False
 
     @nn.compact
     def __call__(self, h_BLD: jax.Array, conditioning: Conditioning | None) -> jax.Array:
+        norm = Norm(self.rms, name="norm")
         if conditioning is None:
-            return Norm(name="norm")(h_BLD)
+            return norm(h_BLD)
         modulation = Linear(2 * h_BLD.shape[-1], zero=True, dtype=self.dtype, name="modulation")
         shift, scale = conditioning.split(modulation(conditioning.vectors), 2)
-        return modulate(Norm(name="norm")(h_BLD), shift, scale)
+        return modulate(norm(h_BLD), shift, scale)
 
 
 class DiT(nn.Module):
@@ -160,7 +199,11 @@ class DiT(nn.Module):
     attention: str = "auto"
     learned_positions: int = 0
     self_conditioning: bool = False
+    rms: bool = False
+    mlp: str = GELU
+    qk_norm: bool = False
     trained: bool = False
+    gather: Gather | None = None
 
     @nn.compact
     def __call__(
@@ -198,7 +241,7 @@ class DiT(nn.Module):
             h_BLD, _ = blocks(h_BLD, conditioning, rotary, None, None)
         else:
             h_BLD, cache = self.one_by_one(h_BLD, rotary, position, cache)
-        features_BLD = Final(self.dtype, name="final")(h_BLD, conditioning)
+        features_BLD = Final(self.dtype, self.rms, name="final")(h_BLD, conditioning)
         log_weight = None
         if self.loss_weighting and tau_s is not None:
             log_weight = LossWeight(self.cond_dim, name="loss_weight")(with_given(tau_s, given_BL))
@@ -268,7 +311,8 @@ class DiT(nn.Module):
     def of_block(self, deterministic: bool) -> tuple:
         """The arguments of a `Block`."""
         sizes = self.heads, self.mlp_ratio, self.dropout, self.attention_cap, self.dtype
-        return *sizes, deterministic, self.causal, self.attention
+        kinds = self.causal, self.attention, self.rms, self.mlp, self.qk_norm
+        return *sizes, deterministic, *kinds
 
     def blocks(self, deterministic: bool, shape: tuple[int, ...]) -> nn.Module:
         """All blocks of a stream (B, L, D), a scan over their stacked parameters.
@@ -282,12 +326,16 @@ class DiT(nn.Module):
             unroll=self.scan_unroll if self.trained else 1,
             depth=self.depth,
             heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
+            mlp_ratio=kept_ratio(self.mlp, self.mlp_ratio),
             kind=device_kind(),
         )
         block = Block
+        if self.gather is not None and not self.is_initializing():
+            # Inside what is computed again, so that no block's parameters wait for its gradient.
+            gather = functools.partial(self.gather, stacked=self.depth)
+            block = nn.map_variables(Block, "params", gather)
         if remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=POLICIES[remat])
+            block = nn.remat(block, prevent_cse=False, policy=POLICIES[remat])
         return nn.scan(
             block,
             variable_axes={"params": 0},
@@ -305,7 +353,7 @@ def remembered(
     unroll: int,
     depth: int,
     heads: int,
-    mlp_ratio: int,
+    mlp_ratio: float,
     kind: str,
 ) -> tuple[str, int]:
     """What the blocks of a stream (B, L, D) keep, and how many stand in an iteration of the scan.
@@ -324,7 +372,7 @@ def remembered(
     return found, min(unroll, depth)
 
 
-def kept(form: str, shape: tuple[int, ...], heads: int, mlp_ratio: int) -> float:
+def kept(form: str, shape: tuple[int, ...], heads: int, mlp_ratio: float) -> float:
     """Bytes that a block of a stream (B, L, D) keeps for its backward pass, in float32.
 
     "products": what goes in and the results of all products but those of attention (6 B L D floats
@@ -370,13 +418,14 @@ class Model:
     head_chunk: int
     head_init: str
     module: DiT
+    tied_head: bool = False
 
     def init(self, key: jax.Array) -> Params:
         """Freshly initialised float32 parameters, as the official code does it.
 
         With ``head_init`` "table" the head starts as the transposed embedding table, not at zero: a
         network that reads off the token nearest to its input, which is right with probability
-        about tau. Small training budgets need not learn that first.
+        about tau. Small training budgets need not learn that first. A tied head is that table.
         """
         key_backbone, key_table = jax.random.split(key)
         h_BLD = jnp.zeros((1, 2, self.width), jnp.float32)
@@ -388,10 +437,10 @@ class Model:
         bound = 1.0 / math.sqrt(self.width)
         table = uniform(bound)(key_table, (self.vocab_size, self.width))
         params["embed"] = {"table": table}
-        params["head"] = {
-            "kernel": table.T if self.head_init == "table" else jnp.zeros_like(table.T),
-            "bias": jnp.zeros((self.vocab_size,), jnp.float32),
-        }
+        params["head"] = {"bias": jnp.zeros((self.vocab_size,), jnp.float32)}
+        if not self.tied_head:
+            kernel = table.T if self.head_init == "table" else jnp.zeros_like(table.T)
+            params["head"]["kernel"] = kernel
         return params
 
     def apply(self, params: Params, *arguments: Any, **options: Any) -> tuple:
@@ -415,21 +464,27 @@ class Model:
     def backbone(
         self, params, h_BLD, tau_s, tau_t=None, key=None, given_BL=None, estimate_BLD=None
     ):
-        """`flow.net.Backbone`: dropout is on if and only if there is a key.
+        """`flow.net.Backbone`: dropout is on if and only if there is a key, or one for every text.
 
         Compiled as a part, so that a loss that asks several times is traced once.
         """
-        rngs = None if key is None else {"dropout": key}
+        rngs, interceptors = None if key is None else {STREAM: key}, contextlib.nullcontext()
+        if key is not None and key.ndim:
+            rngs, interceptors = {STREAM: jax.random.key(0)}, nn.intercept_methods(by_text(key))
         told = {"given_BL": given_BL, "estimate_BLD": estimate_BLD}
         options = {"deterministic": key is None, "rngs": rngs}
-        return self.apply(params, h_BLD, tau_s, tau_t, **told, **options)[:2]
+        with interceptors:
+            return self.apply(params, h_BLD, tau_s, tau_t, **told, **options)[:2]
 
     def net(self, params: Params, temperature: float = 1.0, devices: int = 1) -> Net:
         """The network with these parameters; ``devices`` share the batch and so each chunk.
 
         A causal one is a `CausalNet`.
         """
-        causal = self.module.causal
+        causal, gather = self.module.causal, self.module.gather
+        if gather is not None:  # those of the blocks where each is used
+            parts = {name: tree for name, tree in params.items() if name != "blocks"}
+            params = {**params, **gather(parts)}
         make = functools.partial(CachedNet, model=self) if causal else Net
         return make(
             self.backbone,
@@ -442,10 +497,11 @@ class Model:
         )
 
 
-def build(settings: Settings, vocab_size: int) -> Model:
+def build(settings: Settings, vocab_size: int, gather: Gather | None = None) -> Model:
     """The model of these settings for a vocabulary of ``vocab_size`` tokens.
 
     With ``mask_token`` the network has one token more, the last, that no tokenizer writes.
+    ``gather`` brings parameters together that devices share; None: they are whole.
 
     Raises UserError for a causal network that is to see times or estimates.
     """
@@ -473,6 +529,10 @@ def build(settings: Settings, vocab_size: int) -> Model:
         attention=settings.attention,
         learned_positions=settings.learned_positions,
         self_conditioning=settings.self_conditioning,
+        gather=gather,
+        rms=settings.norm == "rms",
+        mlp=settings.mlp,
+        qk_norm=settings.qk_norm,
     )
     return Model(
         vocab_size + settings.mask_token,
@@ -481,6 +541,7 @@ def build(settings: Settings, vocab_size: int) -> Model:
         settings.head_chunk,
         settings.head_init,
         module,
+        settings.tied_head,
     )
 
 

@@ -6,13 +6,14 @@ does not divide them over devices.
 """
 
 import importlib.util
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax import target
 from flm_jax.errors import UserError
 from flm_jax.models.settings import Settings
+from flm_jax.target import Target
 
 COMPUTE_CAPABILITIES = ("9.0", "10.0")  # of the GPUs that the kernels are written for
 HEAD_WIDTHS = (64, 128)  # that "auto" gives to a kernel
@@ -35,14 +36,13 @@ def settle(model: Settings, forward_derivatives: bool) -> str:
     if model.attention != "auto" or forward_derivatives or model.dtype != "bfloat16":
         return model.attention
     fits = model.width // model.heads in HEAD_WIDTHS and installed()
-    return "tokamax" if fits and jax.device_count() == 1 and supported(jax.devices()[0]) else "auto"
+    chips = target.current()
+    return "tokamax" if fits and chips.devices == 1 and supported(chips) else "auto"
 
 
-def supported(device: Any) -> bool:
-    """Whether tokamax has a kernel, forward and backward, for a device of JAX."""
-    if device.platform == "tpu":
-        return True
-    return getattr(device, "compute_capability", "") in COMPUTE_CAPABILITIES
+def supported(chips: Target) -> bool:
+    """Whether tokamax has a kernel, forward and backward, for such devices."""
+    return chips.platform == "tpu" or chips.compute_capability in COMPUTE_CAPABILITIES
 
 
 def tokamax(
@@ -61,7 +61,7 @@ def tokamax(
     from tokamax import dot_product_attention  # pyright: ignore[reportMissingImports]
 
     if implementation is None:
-        implementation = "xla" if jax.default_backend() == "cpu" else "mosaic"
+        implementation = "xla" if target.current().form == "cpu" else "mosaic"
     try:
         return dot_product_attention(
             q_BLHK,
@@ -75,5 +75,5 @@ def tokamax(
     except NotImplementedError as error:
         raise UserError(
             f"tokamax has no attention kernel {implementation!r} for {q_BLHK.dtype} {q_BLHK.shape} "
-            f"on {jax.devices()[0].device_kind} ({error}); set model.attention='auto' or 'chunked'"
+            f"on {target.current().device_kind} ({error}); set model.attention='auto' or 'chunked'"
         ) from None

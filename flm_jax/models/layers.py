@@ -47,15 +47,19 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer norm with a learned scale and no bias, in at least float32."""
+    """Layer norm with a learned scale and no bias, in at least float32; ``rms``: without its mean.
 
+    That is x / sqrt(mean(x^2) + eps) * scale (RMS norm, arXiv 1910.07467).
+    """
+
+    rms: bool = False
     eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        centred = x if self.rms else x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(centred**2, axis=-1, keepdims=True)
         return centred * jax.lax.rsqrt(variance + self.eps) * on_last_axis(scale, x.ndim)
 

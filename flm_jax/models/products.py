@@ -19,10 +19,12 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, linear_call
 from jax.typing import DTypeLike
 
+from flm_jax import target
+
 
 def device_kind() -> str:
     """What programs are compiled for, "cpu" or "accelerator"."""
-    return "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    return target.current().form
 
 
 def product(rows_NI: jax.Array, kernel_IO: jax.Array, dtype: DTypeLike) -> jax.Array:

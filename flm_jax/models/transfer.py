@@ -28,6 +28,8 @@ def student_from(
 
     Names or shapes that do not fit are left to the caller to find (`training.sources.adopt`).
     """
+    if "kernel" in fresh["head"]:
+        source = untied(source)
     params = {name: tree for name, tree in source.items() if name in fresh or name not in DROPPED}
     for name in OPTIONAL:
         if name in fresh and name not in source:
@@ -44,9 +46,16 @@ def student_from(
 
 def without_mask(params: Params) -> Params:
     """The parameters of a masked diffusion model without its last token, the mask."""
-    head, table = params["head"], params["embed"]["table"]
-    kept = {"kernel": head["kernel"][:, :-1], "bias": head["bias"][:-1]}
-    return {**params, "embed": {"table": table[:-1]}, "head": kept}
+    kept = {name: array[..., :-1] for name, array in params["head"].items()}
+    return {**params, "embed": {"table": params["embed"]["table"][:-1]}, "head": kept}
+
+
+def untied(params: Params) -> Params:
+    """The same network with a head of its own, if its head is tied to the table."""
+    if "kernel" in params["head"]:
+        return params
+    kernel = jnp.array(params["embed"]["table"].T)
+    return {**params, "head": {**params["head"], "kernel": kernel}}
 
 
 def zeros(tree: Params) -> Params:

@@ -5,6 +5,7 @@ samplers of tokens bring a loop of their own, `Sampler.run`.
 """
 
 import abc
+import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -16,13 +17,17 @@ from flm_jax.flow.at import At
 from flm_jax.flow.combination import Combination
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.space import Space
-from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields
+from flm_jax.sampling import Sampling, SamplingKnobs, knob_fields, shown
+
+# Knobs that say more about another one, whose sentence is enough.
+_PART_OF = {"guide": "guidance", "guide_dropout": "guidance"}
 
 
 class Move(NamedTuple):
     """One step of a sampler of vectors: x <- keep * x + add * p + noise * xi.
 
-    Coefficients are scalars, (B,) or (B, L).
+    Coefficients are scalars, (B,) or (B, L). With a ``guide`` p is q + scale * (p - q), where q is
+    what the guide says (`samplers.guidance`).
     """
 
     posterior: Posterior
@@ -30,12 +35,45 @@ class Move(NamedTuple):
     add: jax.Array
     noise: jax.Array | float = 0.0
     correction: Combination | None = None
+    guide: Posterior | None = None
+    scale: float = 1.0
+
+    def predicted(self, coefficient: jax.Array | float = 1.0) -> Combination:
+        """coefficient * p, the guided one if there is a guide."""
+        if self.guide is None:
+            return self.posterior.probability(coefficient)
+        predicted = self.posterior.probability(coefficient * self.scale)
+        return predicted + self.guide.probability(coefficient * (1.0 - self.scale))
 
     @property
     def prediction(self) -> Combination:
         """What is added to the state: add * p, and the correction if there is one."""
-        prediction = self.posterior.probability(self.add)
+        prediction = self.predicted(self.add)
         return prediction if self.correction is None else prediction + self.correction
+
+    def most_likely(self) -> tuple[jax.Array, jax.Array]:
+        """The arg max of p, the guided one if there is a guide, and its probability by the network.
+
+        (B, L) each. A guided p is no distribution, so it has no probabilities of its own.
+        """
+        if self.guide is None:
+            return self.posterior.most_likely()
+        tokens_BL = self.predicted().argmax()
+        return tokens_BL, jnp.exp(self.posterior.log_prob(tokens_BL))
+
+    def moved(
+        self, at: At, state: jax.Array, given_BL: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The state after it, without noise and correction, and the estimate; as `At.moved`.
+
+        The estimate is the network's own, also with a guide: what it was told in training.
+        """
+        if self.guide is None:
+            return at.moved(state, self.keep, self.add, self.posterior, given_BL)
+        add = self.add * self.scale
+        state, estimate = at.moved(state, self.keep, add, self.posterior, given_BL)
+        add = self.add * (1.0 - self.scale)
+        return at.space.advance(state, 1.0, add, self.guide.probability()), estimate
 
 
 class Given(NamedTuple):
@@ -67,11 +105,13 @@ class Carry(NamedTuple):
 
     ``estimate`` is what a network with self-conditioning is told: `At.estimate` of the last
     prediction, zeros before the first one. None for others. ``given`` is None if all is written.
+    ``first`` is the state before any token was given, for a guide to which nothing is given.
     """
 
     state: jax.Array
     estimate: jax.Array | None = None
     given: Given | None = None
+    first: jax.Array | None = None
 
 
 class Trajectory(NamedTuple):
@@ -174,9 +214,10 @@ class Sampler(Contract, unfinished=True):
     def without_effect(self, knobs: SamplingKnobs) -> dict[str, str]:
         """A sentence, by name, for every knob that is set and would do nothing here."""
         known = {field.name: field for field in knob_fields()}
+        defaults, changed = dataclasses.asdict(SamplingKnobs()), knobs.changed()
         return {
-            name: f"{name}={value:g} has no effect on {self.kind}; leave it at "
-            f"{known[name].default:g} ({name}: {known[name].metadata['meaning']})"
-            for name, value in knobs.changed().items()
-            if name not in self.uses
+            name: f"{name}={shown(value)} has no effect on {self.kind}; leave it at "
+            f"{shown(defaults[name])} ({name}: {known[name].metadata['meaning']})"
+            for name, value in changed.items()
+            if name not in self.uses and _PART_OF.get(name) not in changed
         }

@@ -38,6 +38,10 @@ class Churn(Euler):
     def stochastic(self) -> bool:
         return True
 
+    @property
+    def fresh(self) -> float:
+        return self.share**2
+
     def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
         posterior = at.ask(STUDENT, carry.state, tau_s, estimate=carry.estimate)
         t, t_next = at.clock.to_t(tau_s), at.clock.to_t(tau_t)

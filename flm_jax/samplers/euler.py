@@ -25,7 +25,7 @@ class Euler(LoopSampler):
 
     eps: float = maps.EPS
 
-    uses: ClassVar[frozenset[str]] = LoopSampler.self_conditioned
+    uses: ClassVar[frozenset[str]] = LoopSampler.steered
 
     @property
     def needs(self) -> Needs:

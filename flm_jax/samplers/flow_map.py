@@ -25,7 +25,7 @@ class FlowMap(LoopSampler):
 
     gamma: float = 0.0
 
-    uses: ClassVar[frozenset[str]] = LoopSampler.self_conditioned | {"gamma"}
+    uses: ClassVar[frozenset[str]] = LoopSampler.steered | {"gamma"}
 
     @property
     def needs(self) -> Needs:
@@ -41,6 +41,10 @@ class FlowMap(LoopSampler):
     @property
     def stochastic(self) -> bool:
         return self.gamma > 0.0
+
+    @property
+    def fresh(self) -> float:
+        return self.gamma**2
 
     def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
         t_aim, keep, add, noise = maps.gamma_noise(

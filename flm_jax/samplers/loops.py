@@ -27,8 +27,10 @@ import jax.numpy as jnp
 from flm_jax.flow import maps
 from flm_jax.flow.at import At
 from flm_jax.flow.randomness import folded
+from flm_jax.samplers import guidance
 from flm_jax.samplers.base import Carry, Given, Move, Sampler, Trajectory, Written
-from flm_jax.sampling import Sampling
+from flm_jax.samplers.reward import shift
+from flm_jax.sampling import NOTHING_GIVEN, Sampling
 
 
 class LoopSampler(Sampler, unfinished=True):
@@ -37,11 +39,18 @@ class LoopSampler(Sampler, unfinished=True):
     uses: ClassVar[frozenset[str]] = frozenset(
         {"temperature", "top_p", "denoiser_temperature", "prior_scale", "grid_power", "patience"}
     )
-    self_conditioned: ClassVar[frozenset[str]] = uses | {"fixed_point_iterations"}
+    steered: ClassVar[frozenset[str]] = (
+        uses | guidance.KNOBS | {"fixed_point_iterations", "reward_scale", "reward_length"}
+    )
 
     @abc.abstractmethod
     def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
         """The step from tau_s to tau_t, (B,) each."""
+
+    @property
+    def fresh(self) -> float:
+        """The share of the noise's variance that a step draws anew."""
+        return 0.0
 
     def run(
         self,
@@ -88,17 +97,27 @@ class Steps:
         """The first state, of given raw noise (B, L, space.noise_width) or of drawn noise."""
         if raw is None:
             raw = self.at.space.noise(self._keys(0), self.length)
-        state = self.at.space.scatter(raw, self.sampling.prior_scale)
+        first = state = self.at.space.scatter(raw, self.sampling.prior_scale)
         if self.given is not None:
             state = self.given.clean(self.at.space, state)
         told = self.at.student.self_conditioning
-        return Carry(state, jnp.zeros_like(state) if told else None, self.given)
+        carry = Carry(state, jnp.zeros_like(state) if told else None, self.given)
+        if self.sampling.guided and self.sampling.guide == NOTHING_GIVEN:
+            carry = carry._replace(first=first)
+        return self.rewarded(carry, 0) if self.sampling.rewarded else carry
+
+    def rewarded(self, carry: Carry, i: jax.Array | int) -> Carry:
+        """The state that step i begins with, moved towards more reward."""
+        fresh = self.sampler.fresh
+        weight = fresh + (1.0 - fresh) / self.sampling.steps
+        tau_B = jnp.full(self.keys_B.shape, self.grid[i])
+        return shift(self.sampler.propose, self._at(carry), carry, tau_B, self.sampling, weight)
 
     def move(self, carry: Carry, i: jax.Array | int) -> Move:
         """What the rule proposes at step i."""
         batch = self.keys_B.shape[0]
         tau_s, tau_t = (jnp.full((batch,), self.grid[j]) for j in (i, i + 1))
-        at = self.at if carry.given is None else self.at.given(carry.given.mask_BL)
+        at = self._at(carry)
 
         def again(_, carry):
             return carry._replace(estimate=self.estimate(carry, propose(carry)))
@@ -107,7 +126,16 @@ class Steps:
             return self.sampler.propose(at, carry, tau_s, tau_t)
 
         more = self.sampling.fixed_point_iterations - 1
-        return propose(jax.lax.fori_loop(0, more, again, carry) if more else carry)
+        carry = jax.lax.fori_loop(0, more, again, carry) if more else carry
+        move = propose(carry)
+        if not self.sampling.guided:
+            return move
+        keys_B = folded(self._keys(guidance.PURPOSE), i)
+        ask = guidance.Ask(self.sampler.propose, at, tau_s, tau_t, keys_B)
+        return ask.guided(move, carry, self.sampling)
+
+    def _at(self, carry: Carry) -> At:
+        return self.at if carry.given is None else self.at.given(carry.given.mask_BL)
 
     def estimate(self, carry: Carry, move: Move) -> jax.Array:
         """`At.estimate` of a step's prediction."""
@@ -120,15 +148,16 @@ class Steps:
         if carry.estimate is None:
             state = space.advance(carry.state, move.keep, 1.0, move.prediction)
         else:  # one pass over the vocabulary for both
-            estimate = self.estimate(carry, move)
-            state = space.mixed(carry.state, move.keep, move.add, estimate)
+            given_BL = None if carry.given is None else carry.given.mask_BL
+            state, estimate = move.moved(self.at, carry.state, given_BL)
         if self.sampler.stochastic:
             if self.noise is not None:
                 raw = self.noise[i]
             else:
                 raw = space.noise(folded(self._keys(1), i), self.length)
             state = space.perturb(state, raw, move.noise)
-        return carry._replace(state=self.kept(carry, state), estimate=estimate)
+        after = carry._replace(state=self.kept(carry, state), estimate=estimate)
+        return self.rewarded(after, i + 1) if self.sampling.rewarded else after
 
     def kept(self, carry: Carry, state: jax.Array) -> jax.Array:
         """The state after a move: given tokens stay what they are."""
@@ -146,6 +175,8 @@ class Steps:
         """The arg max of a step's prediction, int32 (B, L)."""
         if move.correction is not None:  # the state's own share, 1e-5, cannot be seen in it
             found_BL = move.prediction.argmax()
+        elif move.guide is not None:
+            found_BL = move.predicted().argmax()
         else:
             found_BL = move.posterior.argmax()
         return found_BL if self.given is None else self.given.read(found_BL)
@@ -199,7 +230,7 @@ def whole_grid(run: Steps, start: jax.Array | None, trajectory: bool) -> Written
         lambda many, one: jnp.concatenate([many, one[None]]), seen, observe(carry, last)
     )
     if last.correction is None:
-        final = space.advance(carry.state, 0.0, 1.0, last.posterior.probability())
+        final = space.advance(carry.state, 0.0, 1.0, last.predicted())
     else:
         final = space.advance(carry.state, last.keep, 1.0, last.prediction)
     states = jnp.concatenate([states, run.kept(carry, final)[None]])
@@ -248,5 +279,5 @@ def until_stable(run: Steps, start: jax.Array | None) -> Written:
 
     # A loop that ended early has nobody left for the last step.
     tokens_BL = jax.lax.cond(jnp.any(active_B), finish, lambda: tokens_BL)
-    evaluations_B = (steps_B + active_B) * run.sampling.fixed_point_iterations
+    evaluations_B = (steps_B + active_B) * run.sampling.evaluations_per_step
     return Written(tokens_BL, evaluations_B, None)

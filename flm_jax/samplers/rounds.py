@@ -27,7 +27,7 @@ from flm_jax.errors import UserError
 from flm_jax.flow import maps
 from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.randomness import folded, uniforms
-from flm_jax.samplers import loops
+from flm_jax.samplers import guidance, loops
 from flm_jax.samplers.base import Given, Move, Sampler, Trajectory, Written
 from flm_jax.sampling import Sampling
 
@@ -95,6 +95,7 @@ class RoundSampler(Sampler, unfinished=True):
 
     uses: ClassVar[frozenset[str]] = frozenset(
         {"temperature", "top_p", "denoiser_temperature", "prior_scale", "grid_power"}
+        | guidance.KNOBS
     )
 
     def __post_init__(self):
@@ -178,9 +179,11 @@ class RoundSampler(Sampler, unfinished=True):
         carry, (states, *seen) = loops.loop(rounds.seen_step, begin, steps)
         states, t_S = jnp.concatenate([states, carry.state[None]]), at.clock.to_t(schedule.tau_S)
         path = Trajectory(schedule.tau_S, t_S, states, *seen)
-        return Written.in_all_steps(carry.given.tokens_BL, steps, path)
+        return Written.in_all_steps(carry.given.tokens_BL, sampling.evaluations, path)
 
-    def propose(self, at: At, carry: Carry, tau_s: jax.Array, tau_t: jax.Array) -> Move:
+    def propose(
+        self, at: At, carry: Carry | loops.Carry, tau_s: jax.Array, tau_t: jax.Array
+    ) -> Move:
         """The step inside a round from tau_s to tau_t, (B,) each."""
         t, t_next = at.clock.to_t(tau_s), at.clock.to_t(tau_t)
         if self.inside == JUMP:
@@ -230,12 +233,13 @@ class Rounds:
             lambda carry: carry,
             carry,
         )
-        return after._replace(evaluations_B=carry.evaluations_B + works_B), ()
+        spent_B = works_B * self.sampling.evaluations_per_step
+        return after._replace(evaluations_B=carry.evaluations_B + spent_B), ()
 
     def seen_step(self, carry: Carry, i: jax.Array) -> tuple[Carry, tuple]:
         """Evaluation i, with what a trajectory shows of it."""
         move, given = self.move(carry, i), self.seen(carry, i)
-        tokens_BL, p_BL = move.posterior.most_likely()
+        tokens_BL, p_BL = move.most_likely()
         p_BL = jnp.where(given.mask_BL, 1.0, p_BL)
         return self.advance(carry, i, move), (carry.state, given.read(tokens_BL), p_BL)
 
@@ -246,7 +250,14 @@ class Rounds:
         if self.sampler.doubt:
             looking = given.clean(self.at.space, carry.first)
             carry = carry._replace(state=jnp.where(schedule.look_S[i], looking, carry.state))
-        return self.sampler.propose(self.at.given(given.mask_BL), carry, tau_s, tau_t)
+        at = self.at.given(given.mask_BL)
+        move = self.sampler.propose(at, carry, tau_s, tau_t)
+        if not self.sampling.guided:
+            return move
+        keys_B = folded(self._keys(guidance.PURPOSE), i)
+        ask = guidance.Ask(self.sampler.propose, at, tau_s, tau_t, keys_B)
+        own = loops.Carry(carry.state, carry.estimate, given, carry.first)
+        return ask.guided(move, own, self.sampling)
 
     def committed(self, carry: Carry) -> jax.Array:
         """Where tokens are given that were not from the beginning, bool (B, L)."""
@@ -283,7 +294,7 @@ class Rounds:
 
     def inside(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
         space, given_BL = self.at.space, carry.given.mask_BL
-        state, estimate = self.at.moved(carry.state, move.keep, move.add, move.posterior, given_BL)
+        state, estimate = move.moved(self.at, carry.state, given_BL)
         if self.sampler.inside in (AUTO, FRESH):
             raw = space.noise(folded(self._keys(1), i), self.length)
             state = space.perturb(state, raw, move.noise)
@@ -292,7 +303,7 @@ class Rounds:
     def end(self, carry: Carry, i: jax.Array, move: Move) -> Carry:
         sampler, sampling, given = self.sampler, self.sampling, carry.given
         which, open_BL = self.schedule.round_S[i], ~given.mask_BL
-        tokens_BL, p_BL = move.posterior.most_likely()
+        tokens_BL, p_BL = move.most_likely()
         if sampling.temperature > 0.0:
             keys_B = folded(self._keys(2), which)
             tokens_BL = move.posterior.sample(keys_B, sampling.temperature, sampling.top_p)

@@ -9,6 +9,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 
+from flm_jax import target
 from flm_jax.config import Config
 from flm_jax.training import cost, products
 from flm_jax.training.session import Session
@@ -24,7 +25,7 @@ def warning(session: Session, step: int) -> str:
     """A sentence if the steps that are left take more than an hour on a CPU, else ""."""
     config = session.config
     limit = 60.0 * config.train.max_minutes
-    if jax.default_backend() != "cpu" or 0 < limit <= HOUR:
+    if target.current().form != "cpu" or 0 < limit <= HOUR:
         return ""
     left, tokens = config.train.steps - step, config.train.batch_size * config.data.length
     forward = cost.evaluation_flops(config.model, session.experiment.vocab_size, config.data.length)

@@ -17,7 +17,7 @@ from flm_jax.training.selective import Selective, choose
 
 MUON, ADAM = "muon", "adam"  # labels of `partitioned`
 # Kernels of a block, stacked (depth, in, out), and how many matrices lie side by side in `out`.
-MATRICES = {"qkv": 3, "attention_out": 1, "mlp_in": 1, "mlp_out": 1}
+MATRICES = {"qkv": 3, "attention_out": 1, "mlp_gate": 1, "mlp_in": 1, "mlp_out": 1}
 MOMENTUM = 0.95
 RMS = 0.2  # of an update whose learning rate is 1; that of Adam's is 0.2 to 0.4
 # Five rounds of a x + (b y + c y^2) x with y = x x' lead singular values in (0, 1] to 0.7 .. 1.2.

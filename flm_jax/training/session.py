@@ -81,9 +81,7 @@ class Session:
 
         shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
         self.mesh = sharding.make_mesh(shape)
-        self.experiment = Experiment(
-            config, self.data.tokenizer.vocab_size, sharding.batch_devices(self.mesh)
-        )
+        self.experiment = Experiment(config, self.data.tokenizer.vocab_size, self.mesh)
         self.experiment.sampler()  # refused before training if it does not fit the vocabulary
         self._check_prompts()
         self.sources = load_sources(self.experiment, self.data)
@@ -94,6 +92,7 @@ class Session:
         for model in self.sources.frozen.values():
             where = sharding.shardings(model.params, self.mesh)
             model.params = sharding.place(model.params, where)
+            model.experiment = dataclasses.replace(model.experiment, mesh=self.mesh)
         self.frozen = {role: model.params for role, model in self.sources.frozen.items()}
         self.horizon = config.train.steps  # the last step, until a time limit decides it
         self.optimizer = optim.optimizer(config.optim)
@@ -146,7 +145,8 @@ class Session:
 
     def _init(self, key):
         params = self.experiment.model.init(key)
-        return step_lib.init_state(params, self.optimizer, self.experiment.loss, self.horizon)
+        loss, emas = self.experiment.loss, self.config.optim.more_emas
+        return step_lib.init_state(params, self.optimizer, loss, self.horizon, emas)
 
     def _check_mirror(self, stored: str) -> None:
         what = f"train.mirror={self.config.train.mirror} "
@@ -171,6 +171,7 @@ class Session:
             schedule=optim.schedule(self.config.optim),
             skip_limit=self.skip_limit,
             prompts=self.prompts,
+            more_emas=self.config.optim.more_emas,
         )
         self.train_step = progress.announced(
             jax.jit(train_step, donate_argnums=0, out_shardings=(self.state_sharding, replicated)),
@@ -253,7 +254,8 @@ class Session:
         counts["horizon"] = self.horizon
         everywhere = sharding.replicated(self.mesh)
         counts = {name: sharding.place(np.int32(n), everywhere) for name, n in counts.items()}
-        return step, step_lib.TrainState(**counts, **{"loss": {}, **items})
+        emas = {name: items.pop(name) for name in self.state_shape.emas}
+        return step, step_lib.TrainState(**counts, **{"loss": {}, **items}, emas=emas)
 
     def start_from(self, state: step_lib.TrainState) -> step_lib.TrainState:
         """The fresh state with the parameters (the EMA) of the model that the run starts from."""
@@ -265,7 +267,8 @@ class Session:
         self.say(f"starting from the parameters of {source} at step {first.step}")
         kept = sharding.place(self.experiment.loss.first_state(params), self.state_sharding.loss)
         ema, kept = (jax.tree.map(jnp.copy, x) for x in (params, kept))
-        return state.replace(params=params, ema=ema, loss=kept)
+        emas = {name: jax.tree.map(jnp.copy, params) for name in state.emas}
+        return state.replace(params=params, ema=ema, loss=kept, emas=emas)
 
     def say(self, text: str) -> None:
         if distributed.is_main():
@@ -382,5 +385,5 @@ class Session:
 
 def _items(state: step_lib.TrainState) -> dict[str, Any]:
     """The arrays of a checkpoint; most losses keep none of their own."""
-    items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema}
+    items = {"params": state.params, "opt_state": state.opt_state, "ema": state.ema, **state.emas}
     return items | {"loss": state.loss} if state.loss else items

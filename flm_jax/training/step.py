@@ -1,6 +1,7 @@
 """The training step as a pure function; it receives callables, not names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.struct
@@ -26,16 +27,23 @@ class TrainState(flax.struct.PyTreeNode):
     skipped: jax.Array  # int32 (), batches that changed nothing because they were not finite
     in_a_row: jax.Array  # int32 (), of these the newest ones without a good one between
     horizon: jax.Array  # int32 (), the step at which a learning rate that decays has done so
+    emas: dict[str, Any] = flax.struct.field(default_factory=dict)  # more EMAs, by name
 
 
 def init_state(
-    params: Any, optimizer: optax.GradientTransformation, loss: Loss, horizon: int = optim.NO_END
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    horizon: int = optim.NO_END,
+    more_emas: Iterable[str] = (),
 ) -> TrainState:
-    """The state before the first update; the EMA starts at the parameters."""
+    """The state before the first update; the EMA starts at the parameters, others do, too."""
     ema, kept = (jax.tree.map(jnp.array, x) for x in (params, loss.first_state(params)))
+    emas = {name: jax.tree.map(jnp.array, params) for name in more_emas}
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # buffers of their own
     end = jnp.asarray(horizon, jnp.int32)
-    return TrainState(step, params, optimizer.init(params), ema, kept, skipped, in_a_row, end)
+    first = optimizer.init(params)
+    return TrainState(step, params, first, ema, kept, skipped, in_a_row, end, emas)
 
 
 def split_batch(
@@ -119,6 +127,7 @@ def make_train_step(
     schedule: optim.Schedule | None = None,
     skip_limit: int = 1,
     prompts: bool = False,
+    more_emas: Mapping[str, float] = MappingProxyType({}),
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """train_step(state, frozen, tokens_BL, mask_BL, key) -> (state, metrics); jit it.
 
@@ -126,7 +135,8 @@ def make_train_step(
     that are arguments, not constants), for every role that the loss keeps in its state, and for
     "ema" where the loss needs it: that network gets the EMA. Metrics are scalars:
     float32 means over what counts in the whole batch, and "skipped" and "in_a_row" of the new
-    state. For ``prompts`` see `make_gradients`.
+    state. For ``prompts`` see `make_gradients`. ``more_emas`` are decays of more EMAs by name, for
+    nothing but to be saved.
 
     A batch whose loss or gradient norm is not finite leaves parameters, optimizer and EMA as they
     were. After ``skip_limit`` such batches in a row the state stays as it is for good, so that
@@ -156,12 +166,17 @@ def make_train_step(
         seen = jax.lax.optimization_barrier(params)
         ema = optim.ema_update(state.ema, seen, done + 1, ema_decay)
         ema = choose(accept, ema, state.ema)
+        emas = {
+            name: choose(accept, optim.ema_update(old, seen, done + 1, more_emas[name]), old)
+            for name, old in state.emas.items()
+        }
         kept = loss.next_state(state.loss, done + 1, seen, ema)
         kept = choose(accept, kept, state.loss)
         skipped = state.skipped + bad
         in_a_row = jnp.where(accept, 0, state.in_a_row + bad)
         metrics |= {"skipped": skipped, "in_a_row": in_a_row}
         changed = params, opt_state, ema, kept
-        return TrainState(state.step + 1, *changed, skipped, in_a_row, state.horizon), metrics
+        counts = skipped, in_a_row, state.horizon
+        return TrainState(state.step + 1, *changed, *counts, emas), metrics
 
     return train_step

@@ -177,11 +177,8 @@ def test_a_knob_allows_what_all_its_limits_allow(bounds, values):
     assert (knobs.problem("speed", tuple(values), field) is None) == all(good)
 
 
-VALUES = {
-    f.name: st.just(f.default)
-    | (st.integers(0, 9) if isinstance(f.default, int) else st.floats(0, 9))
-    for f in sampling.knob_fields()
-}
+values_of = {int: st.integers(0, 9), float: st.floats(0, 9), str: st.text(max_size=9)}
+VALUES = {f.name: st.just(f.default) | values_of[type(f.default)] for f in sampling.knob_fields()}
 KNOBS = st.builds(SamplingKnobs, **VALUES)
 
 

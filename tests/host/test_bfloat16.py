@@ -1,8 +1,8 @@
 """Where products in bfloat16 are worth it; what the clock said is given."""
 
-import jax
 import pytest
 
+from flm_jax import target
 from flm_jax.host import bfloat16
 
 
@@ -20,8 +20,8 @@ def test_a_cpu_is_asked(ratio, dtype, monkeypatch):
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_accelerators_have_units_for_it(platform, monkeypatch):
     monkeypatch.setattr(bfloat16, "speedup", lambda: pytest.fail("nothing needs to be timed"))
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert bfloat16.choose().dtype == "bfloat16"
+    with target.compiling_for(target.Target(platform, "any", 8)):
+        assert bfloat16.choose().dtype == "bfloat16"
 
 
 def test_the_ratio_is_a_number_made_once():

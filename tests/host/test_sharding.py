@@ -19,6 +19,8 @@ from flm_jax.experiment import Experiment
 from flm_jax.flow.space import Projected
 from flm_jax.host import sharding
 from flm_jax.inference import FlowModel
+from flm_jax.lab.plan import hlo
+from flm_jax.losses import LOSSES
 from flm_jax.losses.base import Batch
 from flm_jax.losses.flow_matching import FlowMatching
 from flm_jax.tokenizers.characters import Characters
@@ -79,15 +81,15 @@ def test_without_fsdp_nothing_is_cut_by_it():
 
 
 @functools.cache
-def model():
-    return tiny.model(dropout=0.1, self_conditioning=True)
+def model(mesh=None):
+    return tiny.model(gather=sharding.gather(mesh), dropout=0.1, self_conditioning=True)
 
 
 def trained(mesh):
     """(state, losses, shardings) after three steps of AdamW with dropout."""
     optimizer = optim.optimizer(config_lib.OptimConfig(learning_rate=1e-2, warmup_steps=1))
     step = step_lib.make_train_step(
-        {"student": lambda p: model().net(p, devices=1 if mesh is None else 8)},
+        {"student": lambda p: model(mesh).net(p, devices=1 if mesh is None else 8)},
         LOSS,
         Projected,
         CLOCK,
@@ -204,6 +206,60 @@ def test_nothing_as_large_as_the_vocabulary_is_sent_between_its_parts():
     kinds = "all-gather|all-reduce|all-to-all|collective-permute"
     sent = re.findall(rf"= (.*) (?:{kinds})(?:-start)?\(", program)
     assert sent and not [shape for shape in sent if re.search(rf"\b{vocab}\b", shape)]
+
+
+def test_fsdp_sends_parameters_and_nothing_of_the_batch(monkeypatch):
+    """data=2, fsdp=4: rows of the batch stay where they are, in the blocks and in the head."""
+    monkeypatch.setattr(sharding, "SMALL", 1)
+    length, mesh = 11, mesh_of((2, 4, 1))  # no parameter has a dimension of 11, and none of 13
+    mine = tiny.model(13, gather=sharding.gather(mesh), remat="full", head_chunk=1)
+    optimizer = optim.optimizer(config_lib.OptimConfig(warmup_steps=1))
+    step = step_lib.make_train_step(
+        {"student": lambda p: mine.net(p, devices=8)},
+        LOSS, Projected, CLOCK, optimizer, ema_decay=0.9,
+    )  # fmt: skip
+    shapes = jax.eval_shape(lambda: step_lib.init_state(tiny.params(mine), optimizer, LOSS))
+    where = sharding.shardings(shapes, mesh)
+    state = jax.tree.map(
+        lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, where
+    )
+    batch = tiny.batch(size=16, length=length, vocab_size=13)
+    rows = [sharding.global_rows(np.asarray(x), mesh) for x in (batch.tokens_BL, batch.mask_BL)]
+    step = jax.jit(step, out_shardings=(where, sharding.replicated(mesh)))
+    program = hlo.Program(step.lower(state, {}, *rows, KEY).compile().as_text())
+    kinds = {one.kind for one in program.collectives}
+    assert "all-gather" in kinds
+    states = [one for one in program.collectives if length in one.array.shape[:-1]]
+    assert not states
+    logits = [one for one in program.collectives if 13 in one.array.shape]
+    table = [(13, tiny.D), (tiny.D, 13), (13,)]
+    assert logits and all(one.array.shape in table for one in logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["psd", "lsd"])
+def test_gathered_parameters_have_all_derivatives(name, monkeypatch):
+    """Gradients of losses that ask several networks, or forward derivatives of one."""
+    monkeypatch.setattr(sharding, "SMALL", 1)
+    loss, found = LOSSES[name](), []
+    for mesh in (None, mesh_of((2, 4, 1))):
+        mine = tiny.model(gather=sharding.gather(mesh), two_times=True, head_chunk=8)
+        denoiser = tiny.model(gather=sharding.gather(mesh), head_chunk=8)
+        params, teacher = tiny.params(mine), tiny.params(denoiser, seed=1)
+        rows = BATCH.tokens_BL, BATCH.mask_BL
+        if mesh is not None:
+            put = jax.device_put
+            params, teacher = (put(x, sharding.shardings(x, mesh)) for x in (params, teacher))
+            rows = tuple(sharding.global_rows(np.asarray(x), mesh) for x in rows)
+        makers = {"student": mine.net, "teacher": denoiser.net, "ema": mine.net}
+        gradients = step_lib.make_gradients(makers, loss, Projected, CLOCK)
+        others = {"teacher": teacher} | ({"ema": params} if loss.needs.ema else {})
+        found.append(jax.jit(gradients)(params, others, *rows, KEY))
+    (wanted, wanted_metrics), (mine, metrics) = found
+    np.testing.assert_allclose(metrics["loss"], wanted_metrics["loss"], rtol=2e-5)
+    for one, reference in zip(*map(jax.tree.leaves, (mine, wanted)), strict=True):
+        scale = max(float(np.abs(reference).max()), 1e-6)
+        np.testing.assert_allclose(one, reference, atol=1e-4 * scale)
 
 
 def test_rows_become_the_global_batch():

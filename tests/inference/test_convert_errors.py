@@ -152,6 +152,10 @@ def test_a_workdir_knows_what_it_is(tmp_path, letters):
         ("attention_cap", 10.0),
         ("learned_positions", 60),
         ("self_conditioning", True),
+        ("input_scale", 0.5),
+        ("norm", "rms"),
+        ("mlp", "swiglu"),
+        ("qk_norm", True),
     ],
 )
 def test_what_the_official_layout_cannot_say_is_not_exported(

@@ -1,12 +1,14 @@
 """Losses against closed forms, in both state spaces, and every row of the table once."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from scipy import special
 
 from flm_jax import config as config_lib
 from flm_jax.errors import UserError
@@ -14,7 +16,7 @@ from flm_jax.flow import clock as clock_lib
 from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
 from flm_jax.flow.space import OneHot, Projected
-from flm_jax.losses import LOSSES
+from flm_jax.losses import LOSSES, PSD
 from flm_jax.losses.base import Batch, weighted
 from flm_jax.losses.flow_matching import FlowMatching
 from flm_jax.training import step as step_lib
@@ -102,7 +104,10 @@ def seen_by(loss, batch, seed=0, make_space=OneHot):
     return *seen[0], losses, net.table
 
 
-@pytest.mark.parametrize("options", [{"given_fraction": 0.5}, {"given": "uniform"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"given_fraction": 0.5}, {"given": "uniform"}, {"given": "uniform", "given_none": 0.25}],
+)
 @pytest.mark.parametrize("make_space", SPACES.values())
 def test_given_tokens_are_seen_clean_and_do_not_count(make_space, options):
     batch = tiny.batch()
@@ -114,6 +119,41 @@ def test_given_tokens_are_seen_clean_and_do_not_count(make_space, options):
     assert np.abs(np.asarray(h_BLD) - clean)[~given].max(-1).min() > 1e-3
     np.testing.assert_array_equal(losses.count_BL, ~given)
     np.testing.assert_allclose(np.asarray(losses.loss_BL)[~given], np.log(V), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [FlowMatching, functools.partial(PSD, on_diagonal="data")])
+def test_a_share_of_the_rows_has_no_given_token_and_the_others_are_as_before(make):
+    batch, size, none = tiny.batch(size=64, length=40), 64, 0.25
+    space = OneHot({"student": lambda_net(flat).table})
+    plain, fewer = (make(given="uniform", given_none=n) for n in (0.0, none))
+    draws, others = (loss.draw(jax.random.key(0), batch, space) for loss in (plain, fewer))
+    assert draws.pop("dropout") == others.pop("dropout")
+    jax.tree.map(np.testing.assert_array_equal, draws, others)
+    strata_N = (draws["share"] + np.arange(size)) / size
+    share_N = strata_N[draws["share_permutation"]]
+    np.testing.assert_array_equal(plain.given_BL(draws, batch), draws["chance"] < share_N[:, None])
+    given_BL = np.asarray(fewer.given_BL(draws, batch))
+    empty_B = share_N < none
+    assert empty_B.sum() == 16 and not given_BL[empty_B].any()
+    wanted_B = (share_N[~empty_B] - none) / (1 - none)
+    counts_B = (draws["chance"][~empty_B] < wanted_B[:, None]).sum(1)
+    np.testing.assert_array_equal(given_BL[~empty_B].sum(1), counts_B)
+    assert counts_B.max() > 30
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.2, 0.6)])
+def test_logit_normal_times_are_the_quantiles_of_the_strata(low, high):
+    """One in every stratum of the distribution; its logits are normal."""
+    n, batch = 256, tiny.batch(size=256)
+    loss = FlowMatching(tau_min=low, tau_max=high, tau_spread=0.8, tau_centre=-0.5)
+    space = OneHot({"student": lambda_net(flat).table})
+    tau_N = np.asarray(loss.times(loss.draw(jax.random.key(0), batch, space)), float)
+    unit_N = np.sort((tau_N - low) / (high - low))
+    quantile_N = special.ndtr((special.logit(unit_N) + 0.5) / 0.8)
+    np.testing.assert_array_equal(np.floor(quantile_N * n + 2e-3), np.arange(n))
+    assert (np.diff(tau_N) < 0).any(), "times must not come in order"
+    ends = FlowMatching(tau_spread=1.0, stratified=False).times({"uniform": jnp.zeros(1)})
+    np.testing.assert_array_equal(ends, 0.0)
 
 
 def test_the_network_sees_tau_and_the_state_has_physical_time():
@@ -248,6 +288,10 @@ def test_every_row_runs_and_has_a_finite_gradient_in_both_spaces(name, make_spac
             {"given": "uniform", "given_fraction": 0.1},
             "given='uniform' draws the share of given tokens, so given_fraction=0.1 has no effect",
         ),
+        ({"given_none": 1.0, "given": "uniform"}, r"given_none=1.0 must be in \[0, 1\)"),
+        ({"given_none": 0.5}, "a share of the sequences of given='uniform', but given='constant'"),
+        ({"tau_spread": -1.0}, "tau_spread=-1.0 must be at least 0; 0 is U"),
+        ({"tau_centre": 1.0}, "tau_centre=1.0 has no effect without tau_spread"),
         ({"given_fracton": 0.1}, "has no option 'given_fracton'; did you mean given_fraction"),
         ({"stratified": "perhaps"}, "must be true or false"),
     ],

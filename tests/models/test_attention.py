@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,13 @@ import pytest
 import tiny
 
 from flm_jax import config as config_lib
+from flm_jax import target
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.losses import LOSSES
 from flm_jax.models import attention, kernels
 from flm_jax.samplers import SAMPLERS
+from flm_jax.target import Target
 
 B, L, H, K = 2, 13, 2, 4
 BLOCK = 4  # 13 queries: four blocks, three rows of padding
@@ -261,16 +262,14 @@ def test_a_kernel_is_not_divided_over_devices():
 
 
 def test_auto_is_a_kernel_only_where_it_is_safe(monkeypatch):
-    hopper = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
-    ampere = types.SimpleNamespace(platform="gpu", compute_capability="8.0")
-    tpu, cpu = (types.SimpleNamespace(platform=name) for name in ("tpu", "cpu"))
+    hopper, ampere = (Target("gpu", "any", 1, capability) for capability in ("9.0", "8.0"))
+    tpu, cpu = (Target(platform, "any", 1) for platform in ("tpu", "cpu"))
     model = config_lib.ModelConfig(dtype="bfloat16")
 
-    def settled(device, model=model, jvp=False, count=1, there=True):
+    def settled(chips, model=model, jvp=False, count=1, there=True):
         monkeypatch.setattr(kernels, "installed", lambda: there)
-        monkeypatch.setattr(jax, "devices", lambda: [device] * count)
-        monkeypatch.setattr(jax, "device_count", lambda: count)
-        return kernels.settle(model, jvp)
+        with target.compiling_for(dataclasses.replace(chips, devices=count)):
+            return kernels.settle(model, jvp)
 
     assert settled(hopper) == settled(tpu) == "tokamax"
     assert settled(ampere) == settled(cpu) == settled(hopper, there=False) == "auto"
@@ -312,6 +311,6 @@ def test_tokamax_in_plain_jax_is_the_reference(implementation):
 def test_the_kernel_of_a_gpu_is_the_reference(length):
     if jax.default_backend() != "gpu":
         pytest.skip("there is no GPU")
-    if not kernels.supported(jax.devices()[0]):
+    if not kernels.supported(target.current()):
         pytest.skip("tokamax has no kernel for this GPU")
     tokamax("mosaic", jnp.bfloat16, length, 64, 3e-2)

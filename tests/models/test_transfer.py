@@ -3,12 +3,30 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from flm_jax.flow import discrete
 from flm_jax.models import transfer
 
 B, L, V = tiny.B, tiny.L, tiny.V
+
+
+@pytest.mark.parametrize("tied_student", [False, True])
+def test_a_tied_head_becomes_one_of_its_own_where_the_student_has_one(tied_student):
+    source_model = tiny.model(tied_head=True, mask_token=True)
+    student = tiny.model(tied_head=tied_student)
+    source, fresh = tiny.params(source_model, 1), tiny.params(student, 2)
+    params = transfer.student_from(fresh, transfer.without_mask(source))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, fresh)
+    assert ("kernel" in params["head"]) != tied_student
+    h_BLD, tau_B = jax.random.normal(jax.random.key(0), (B, L, tiny.D)), jnp.full(B, 0.3)
+    logits = [
+        net.head.raw(net(h_BLD, tau_B).posterior.features_BLD)[..., :V]
+        for net in (student.net(params), source_model.net(source))
+    ]
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
+    assert np.ptp(logits[0]) > 0.1
 
 
 def test_a_student_of_a_masked_model_is_that_model_at_time_zero_without_its_mask():

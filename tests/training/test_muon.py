@@ -44,7 +44,7 @@ def grads(seed: int, like: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def params() -> dict:
-    return tiny.params(tiny.model())
+    return tiny.params(tiny.model(mlp="swiglu"))
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def prepare(plan: Plan) -> Prepared:
     plan = dataclasses.replace(plan, config=config)
     shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
     mesh = sharding.make_mesh(shape)
-    experiment = Experiment(config, plan.vocab_size, sharding.batch_devices(mesh))
+    experiment = Experiment(config, plan.vocab_size, mesh)
     memory.keep_programs(jax.eval_shape(experiment.model.init, numerics.key(0)))
     calls = Calls(fused_head=config.space != "onehot")
     build = {"train": _training, "sample": _sampling}[plan.mode]
@@ -173,7 +173,9 @@ def _training(
     models = frozen_models(experiment)
 
     def init(key):
-        return step_lib.init_state(experiment.model.init(key), optimizer, loss)
+        emas = config.optim.more_emas
+        params = experiment.model.init(key)
+        return step_lib.init_state(params, optimizer, loss, more_emas=emas)
 
     shapes = jax.eval_shape(init, key)
     where = sharding.shardings(shapes, mesh)
@@ -183,19 +185,20 @@ def _training(
             experiment.space, experiment.clock, optimizer,
             ema_decay=config.optim.ema_decay,
             accumulation_steps=config.optim.accumulation_steps,
+            more_emas=config.optim.more_emas,
         ),
         donate_argnums=0,
         out_shardings=(where, sharding.replicated(mesh)),
     )  # fmt: skip
     # Compiled before the state is there: what compiling needs does not add to it.
     shape, rows = (config.train.batch_size, config.data.length), sharding.batch_sharding(mesh)
-    abstract = _abstract(shapes, where)
+    state_shapes = abstract(shapes, where)
     frozen_shapes, frozen = {}, {}
     for role, other in models.items():
         own = jax.eval_shape(other.model.init, key)
-        frozen_shapes[role] = _abstract(own, sharding.shardings(own, mesh))
+        frozen_shapes[role] = abstract(own, sharding.shardings(own, mesh))
     compiled = train_step.lower(
-        abstract, frozen_shapes,
+        state_shapes, frozen_shapes,
         jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows),
         key,
@@ -215,7 +218,7 @@ def _training(
     return run, compiled
 
 
-def _abstract(shapes: Tree, where: Tree) -> Tree:
+def abstract(shapes: Tree, where: Tree) -> Tree:
     """Shapes with their shardings, to compile for."""
     return jax.tree.map(
         lambda leaf, there: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),

@@ -64,7 +64,8 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
     head = BYTES * chunk * vocab * arrays
     saved = {
         "full": 0.0,
-        "products": depth * BYTES * tokens * width * (5 + model.mlp_ratio),
+        "products": depth
+        * (BYTES * tokens * width * (5 + dit.kept_ratio(model.mlp, model.mlp_ratio))),
         "none": depth
         * (value * tokens * width * dit.SAVED_WIDTHS + kept_scores * dit.SAVED_SCORES),
     }[remembered(model, rows, length, accelerator)]
@@ -95,7 +96,7 @@ def remembered(model: config_lib.ModelConfig, rows: float, length: int, accelera
         unroll=model.scan_unroll,
         depth=model.depth,
         heads=model.heads,
-        mlp_ratio=model.mlp_ratio,
+        mlp_ratio=dit.kept_ratio(model.mlp, model.mlp_ratio),
         kind="accelerator" if accelerator else "cpu",
     )[0]
 

@@ -11,8 +11,8 @@ from flm_jax import config as config_lib
 from flm_jax.experiment import Experiment
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.trees import Params
-from flm_jax.host import numerics
-from flm_jax.lab.benchmark.measure import Calls, frozen_models, networks
+from flm_jax.host import numerics, sharding
+from flm_jax.lab.benchmark.measure import Calls, abstract, frozen_models, networks
 from flm_jax.lab.benchmark.vocabulary import vocabulary_size
 from flm_jax.losses import LOSSES
 from flm_jax.models.dit import count_parameters
@@ -58,13 +58,17 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A training step with the shapes of its arguments (state, frozen, tokens, mask, key)."""
+    """A training step with the shapes of its arguments (state, frozen, tokens, mask, key).
+
+    ``mesh``: the devices that share them; None: one device.
+    """
 
     step: Callable[..., tuple[step_lib.TrainState, dict[str, jax.Array]]]
     state: step_lib.TrainState
     frozen: dict[str, Params]
     batch: tuple[int, int]
     calls: Calls  # counts while the step is traced
+    mesh: jax.sharding.Mesh | None = None
 
     def evaluations(self) -> float:
         """Of networks, per token of a batch, that is differentiated or not (no accumulation)."""
@@ -78,9 +82,17 @@ class Program:
         mask = jax.ShapeDtypeStruct(self.batch, jnp.float32)
         return self.state, self.frozen, tokens, mask, jax.eval_shape(lambda: numerics.key(0))
 
-    def compiled(self) -> jax.stages.Compiled:
-        """Compiled as training does it: the state is given away and comes back."""
-        return jax.jit(self.step, donate_argnums=0).lower(*self.arguments).compile()
+    def lowered(self) -> jax.stages.Lowered:
+        """As training does it: the state is given away and comes back, on the same devices."""
+        if self.mesh is None:
+            return jax.jit(self.step, donate_argnums=0).lower(*self.arguments)
+        state, frozen, tokens, mask, key = self.arguments
+        rows, everywhere = sharding.batch_sharding(self.mesh), sharding.replicated(self.mesh)
+        kept, others = (sharding.shardings(tree, self.mesh) for tree in (state, frozen))
+        where = kept, others, rows, rows, everywhere
+        arguments = abstract((state, frozen, tokens, mask, key), where)
+        jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(kept, everywhere))
+        return jitted.lower(*arguments)
 
 
 @numerics.pinned()
@@ -138,9 +150,11 @@ def work(config: config_lib.Config, vocab_size: int) -> Work:
     )
 
 
-def build(config: config_lib.Config, vocab_size: int) -> Program:
-    """The step that `flm_jax.main` would run on one device; teachers have the student's size."""
-    experiment = Experiment(config, vocab_size)
+def build(
+    config: config_lib.Config, vocab_size: int, mesh: jax.sharding.Mesh | None = None
+) -> Program:
+    """The step that `flm_jax.main` would run; teachers have the student's size."""
+    experiment = Experiment(config, vocab_size, mesh)
     loss = experiment.loss
     optimizer = optim.optimizer(config.optim)
     key = jax.eval_shape(lambda: numerics.key(0))
@@ -154,11 +168,14 @@ def build(config: config_lib.Config, vocab_size: int) -> Program:
         optimizer,
         ema_decay=config.optim.ema_decay,
         accumulation_steps=config.optim.accumulation_steps,
+        more_emas=config.optim.more_emas,
     )
 
     def init(key):
-        return step_lib.init_state(experiment.model.init(key), optimizer, loss)
+        emas = config.optim.more_emas
+        params = experiment.model.init(key)
+        return step_lib.init_state(params, optimizer, loss, more_emas=emas)
 
     frozen = {role: jax.eval_shape(other.model.init, key) for role, other in models.items()}
     shape = config.train.batch_size, config.data.length
-    return Program(step, jax.eval_shape(init, key), frozen, shape, calls)
+    return Program(step, jax.eval_shape(init, key), frozen, shape, calls, mesh)

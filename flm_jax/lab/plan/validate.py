@@ -94,7 +94,7 @@ def compare(name: str, shape: Shape) -> Row:
 @numerics.pinned()
 def measured(config: config_lib.Config, vocab_size: int) -> int:
     """Bytes that the compiled training step holds on one device."""
-    used = program.build(config, vocab_size).compiled().memory_analysis()
+    used = program.build(config, vocab_size).lowered().compile().memory_analysis()
     assert used is not None  # XLA has an account of every program for a CPU
     return (
         used.argument_size_in_bytes

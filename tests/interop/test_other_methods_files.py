@@ -1,4 +1,4 @@
-"""Official FMLM+ and MDLM files: what no tensor tells comes from the config, or is asked for."""
+"""Official files of other methods: what no tensor tells comes from the config, or is asked for."""
 
 import dataclasses
 
@@ -11,6 +11,7 @@ import flm_jax
 from flm_jax.errors import UserError
 from flm_jax.inference.conversion import convert
 from flm_jax.interop import official, settings
+from flm_jax.losses import UniformDiffusion
 from flm_jax.options import Reading
 
 PLUS = dataclasses.replace(TWO_TIMES, loss_weighting=False)
@@ -69,9 +70,23 @@ def test_a_masked_model_has_its_own_caps_and_one_token_more_than_its_tokenizer(t
         config_of(tmp_path, ONE_TIME, mdlm(), attention_cap=-1.0)
 
 
+@pytest.mark.parametrize("method", ["duo", "duo_base", "distillation"])
+def test_a_uniform_model_has_its_own_caps_and_as_many_tokens_as_its_tokenizer(tmp_path, method):
+    named = {"algo": {"name": method}}
+    path, *_ = lightning(tmp_path / "a.ckpt", ONE_TIME, config=named | {"model": {"softcap": 0.0}})
+    found = official.read(path)
+    assert (found.vocab_size, found.masked) == (V, False)
+    config = settings.config_of(found, LETTERS, L)
+    assert (config.model.attention_cap, config.model.logit_cap) == (0.0, 0.0)
+    assert not config.model.mask_token
+    assert (config.loss.name, config.sampler.name) == ("uniform_diffusion", "ancestral_uniform")
+    with pytest.raises(UserError, match="uniform diffusion model that does not tell the cap"):
+        config_of(tmp_path, ONE_TIME, named)
+
+
 def test_networks_of_other_methods_are_refused(tmp_path):
-    with pytest.raises(UserError, match="trained by the method 'duo', whose networks look like"):
-        config_of(tmp_path, ONE_TIME, {"algo": {"name": "duo"}})
+    with pytest.raises(UserError, match="trained by the method 'sedd', whose networks look like"):
+        config_of(tmp_path, ONE_TIME, {"algo": {"name": "sedd"}})
 
 
 def test_an_any_order_file_writes_converts_and_comes_back(tmp_path):
@@ -87,6 +102,16 @@ def test_an_any_order_file_writes_converts_and_comes_back(tmp_path):
     assert again.method == "fmlm_plus" and again.option("algo", "skip_time_reparam") is True
     for name, array in average.items():
         np.testing.assert_array_equal(again.state[name], array)
+
+
+def test_a_uniform_file_writes_and_can_be_distilled_into_itself(tmp_path):
+    letters = saved_letters(tmp_path / "letters")
+    duo = {"algo": {"name": "duo"}, "model": {"softcap": 0.0}}
+    path, *_ = lightning(tmp_path / "a.ckpt", ONE_TIME, config=duo)
+    workdir = convert(str(path), str(tmp_path / "run"), Reading(tokenizer=letters, length=L))
+    model = flm_jax.load(workdir)
+    assert model.generate(2, 4).tokens.shape == (2, L)
+    assert model.experiment.loss == UniformDiffusion()  # what DCD's teacher must have trained with
 
 
 def test_a_masked_file_writes_and_converts(tmp_path):

@@ -1,0 +1,183 @@
+"""What the real compiler says of a config's training step, or sampler, on chips not here.
+
+Memory to the byte, whether it fits, the collectives with their bytes, arrays of the vocabulary's
+size, kernels. Time is not known: that needs the chip.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from flm_jax import target
+from flm_jax.host import numerics, progress, sharding
+from flm_jax.lab.plan import hlo, predict, program, topology
+from flm_jax.lab.plan.chips import Chip
+from flm_jax.lab.plan.program import Work
+
+SHOWN = 6  # collectives, in words
+NEAR = 1.03  # the largest batch is found to this factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """One program, compiled for one mesh. Bytes are those of one device.
+
+    Attributes:
+      arguments, temporaries, results: what a step is given (and gives back in the same place), what
+        it takes besides, and results in places of their own.
+      of_vocabulary: arrays of at least a row of V entries for every token of the micro-batch on a
+        device, which the projected space does without.
+      seconds: that compiling took.
+    """
+
+    chip: Chip
+    mesh: tuple[int, int, int]
+    arguments: int
+    temporaries: int
+    results: int
+    collectives: tuple[hlo.Collective, ...]
+    of_vocabulary: Mapping[hlo.Array, int]
+    largest: hlo.Array
+    kernels: Mapping[str, int]
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        return self.arguments + self.temporaries + self.results
+
+    @property
+    def fits(self) -> bool:
+        return self.memory <= predict.room(self.chip)
+
+
+@numerics.pinned()
+def training_step(work: Work, chip: Chip, mesh: tuple[int, int, int]) -> Found:
+    """The training step of a work on such a mesh.
+
+    Raises UserError as `topology.devices` does.
+    """
+    data, fsdp, tensor = mesh
+    devices = topology.devices(chip, data * fsdp * tensor)
+    made = sharding.make_mesh(mesh, devices)
+    with target.compiling_for(target.of_devices(devices)):
+        built = program.build(work.config, work.vocab_size, made)
+        start = time.perf_counter()
+        name = f"compiling for {data * fsdp * tensor} x {chip.name}"
+        with progress.Waiting(name):
+            step = built.lowered().compile()
+    tokens = work.tokens / (data * fsdp * work.config.optim.accumulation_steps)
+    limit = tokens * work.vocab_size / tensor
+    return _found(step, chip, mesh, limit, time.perf_counter() - start)
+
+
+def _found(
+    step: jax.stages.Compiled, chip: Chip, mesh: tuple[int, int, int], limit: float, seconds: float
+) -> Found:
+    used, read = step.memory_analysis(), hlo.Program(step.as_text() or "")
+    assert used is not None  # compilers of TPUs and GPUs keep account
+    return Found(
+        chip, mesh,
+        arguments=used.argument_size_in_bytes,
+        temporaries=used.temp_size_in_bytes,
+        results=used.output_size_in_bytes - used.alias_size_in_bytes,
+        collectives=read.collectives,
+        of_vocabulary={a: n for a, n in read.arrays.items() if a.entries >= limit},
+        largest=max(read.arrays, key=lambda array: array.bytes),
+        kernels=read.kernels,
+        seconds=seconds,
+    )  # fmt: skip
+
+
+def largest_batch(work: Work, chip: Chip, mesh: tuple[int, int, int]) -> int:
+    """Sequences in all that fit without accumulation, by compiling; 0 if not even one a group.
+
+    Memory grows with the batch nearly on a straight line: the next batch to try is where the line
+    through the last two meets the room, until neighbours differ by less than `NEAR`.
+    """
+    groups, room = mesh[0] * mesh[1], predict.room(chip)
+
+    def memory(rows: int) -> int:
+        return training_step(predict.with_batch(work, rows * groups), chip, mesh).memory
+
+    guess = max(1, predict.largest_batch(work, chip, mesh) // groups)
+    fits, too_many = 0, 0
+    tried: dict[int, int] = {}
+    rows = guess
+    while rows not in tried and not (fits and too_many and too_many <= max(fits + 1, NEAR * fits)):
+        tried[rows] = memory(rows)
+        if tried[rows] <= room:
+            fits = max(fits, rows)
+        else:
+            too_many = min(too_many or rows, rows)
+        rows = _next(tried, room, fits, too_many)
+        if rows < 1:
+            break
+    return fits * groups
+
+
+def _next(tried: Mapping[int, int], room: float, fits: int, too_many: int) -> int:
+    """Rows to try: on the line through the two trials nearest to the room, inside what is known."""
+    nearest = sorted(tried, key=lambda rows: abs(tried[rows] - room))[:2]
+    if len(nearest) < 2:
+        (only,) = nearest
+        return only * 2 if tried[only] <= room else only // 2
+    low, high = sorted(nearest)
+    slope = (tried[high] - tried[low]) / (high - low)
+    rows = int(low + (room - tried[low]) / slope) if slope > 0 else high * 2
+    if fits and too_many:
+        return min(max(rows, fits + 1), too_many - 1)
+    return min(rows, 2 * fits) if fits else max(1, min(rows, too_many - 1))
+
+
+def report(found: Found) -> str:
+    """In words."""
+    data, fsdp, tensor = found.mesh
+    total = sum(one.bytes for one in found.collectives)
+    shown = [
+        f"    {one.bytes / 1e6:10.1f} MB  {one.kind} {one.array}, {one.times} times a step"
+        for one in found.collectives[:SHOWN]
+    ]
+    if len(found.collectives) > SHOWN:
+        rest = sum(one.bytes for one in found.collectives[SHOWN:])
+        shown.append(f"    {rest / 1e6:10.1f} MB  {len(found.collectives) - SHOWN} other kinds")
+    arrays = ", ".join(f"{array} ({n} times)" for array, n in found.of_vocabulary.items())
+    kernels = ", ".join(f"{name} ({n} times)" for name, n in found.kernels.items())
+    verdict = "fits" if found.fits else "DOES NOT FIT"
+    lines = [
+        f"compiled for {data * fsdp * tensor} x {found.chip.name}, mesh data={data} fsdp={fsdp} "
+        f"tensor={tensor}, in {found.seconds:.0f} s",
+        f"  memory         {found.memory / 1e9:.2f} of {found.chip.memory_gb:g} GB per chip: "
+        f"{verdict}; state {found.arguments / 1e9:.2f}, temporaries "
+        f"{found.temporaries / 1e9:.2f}, other results {found.results / 1e9:.2f}",
+        f"  largest array  {found.largest}, {found.largest.bytes / 1e6:.1f} MB",
+        f"  vocabulary     {arrays or 'no array of all tokens and the vocabulary'}",
+        f"  collectives    {total / 1e9:.3f} GB a step on each chip" + ":" * bool(shown),
+        *shown,
+        f"  kernels        {kernels or 'none but those that the compiler makes'}",
+        f"  assumed        a tenth of the memory stays free ({predict.RESERVED:g}); what a loop "
+        "whose length depends on data does, counts once",
+    ]
+    return "\n".join(lines)
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "chip": found.chip.name,
+        "mesh": found.mesh,
+        "memory_bytes": found.memory,
+        "arguments_bytes": found.arguments,
+        "temporaries_bytes": found.temporaries,
+        "fits": found.fits,
+        "largest_array": str(found.largest),
+        "arrays_of_the_vocabulary": {str(a): n for a, n in found.of_vocabulary.items()},
+        "collectives": [
+            {"kind": one.kind, "array": str(one.array), "times": one.times, "bytes": one.bytes}
+            for one in found.collectives
+        ],
+        "kernels": dict(found.kernels),
+        "compile_seconds": found.seconds,
+    }
