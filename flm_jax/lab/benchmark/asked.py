@@ -21,8 +21,9 @@ class Asked:
 
     batch: int = knob(0, "sequences; 0 = train.batch_size", at_least=0)
     length: tuple[int, ...] = knob(
-        (0,), "tokens per sequence (latency: one or several); 0 = data.length", at_least=0
-    )
+        (0,), "tokens per sequence (latency: one or several); 0 = data.length", at_least=0,
+        nonempty=True,
+    )  # fmt: skip
     vocab: int = knob(0, "vocabulary; 0 = that of the tokenizer", at_least=0)
     width: int = knob(0, "width, with heads of the same size; 0 = model.width", at_least=0)
     loss: str = knob("", "train: loss by name; '' = that of the config")
@@ -41,11 +42,12 @@ class Asked:
         other = {"train": "sampler", "sample": "loss"}[mode]
         if given := vars(self)[other]:
             raise UserError(f"--{other}={given} has no part in what {mode} measures; omit it")
-        if len(self.length) > 1:
+        first, *more = self.length
+        if more:
             listed = ",".join(map(str, self.length))
             raise UserError(f"--length={listed}: only latency takes several; give one")
         change = dataclasses.replace
-        batch, length = self.batch or config.train.batch_size, self.length[0] or config.data.length
+        batch, length = self.batch or config.train.batch_size, first or config.data.length
         config = change(
             config,
             space=space,

@@ -116,7 +116,7 @@ def measure(
         ended=ended,
         memory_bytes=memory,
         device=jax.devices()[0].device_kind,
-        dtype=model.experiment.model.module.dtype.name,
+        dtype=jnp.dtype(model.experiment.model.module.dtype).name,
     )
 
 
@@ -136,22 +136,22 @@ def fastest(
     make: Callable[[int], "_Run"], one: "_Run", seconds: float, max_batch: int
 ) -> tuple[int, float, int, str]:
     """(batch, sequences per second, bytes, why it ended): doubled from 1 while it pays and fits."""
-    best = 1, 1.0 / seconds, one.memory_bytes
-    while best[0] * 2 <= max_batch:
+    batch, rate, memory = 1, 1.0 / seconds, one.memory_bytes
+    while batch * 2 <= max_batch:
         try:
-            larger = make(best[0] * 2)
+            larger = make(batch * 2)
             if larger.memory_bytes > room():
-                return *best, "memory"
+                return batch, rate, memory, "memory"
             times = [larger.timed().seconds for _ in range(BATCH_REPEATS)]
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return *best, "memory"
-        rate = larger.batch / float(np.median(times))
-        if rate < GROWTH * best[1]:
-            return *best, "throughput"
-        best = larger.batch, rate, larger.memory_bytes
-    return *best, "limit"
+            return batch, rate, memory, "memory"
+        found = larger.batch / float(np.median(times))
+        if found < GROWTH * rate:
+            return batch, rate, memory, "throughput"
+        batch, rate, memory = larger.batch, found, larger.memory_bytes
+    return batch, rate, memory, "limit"
 
 
 class _Timed(NamedTuple):
