@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from flm_jax import config as config_lib
 from flm_jax.experiment import Experiment
+from flm_jax.flow import input_scale as scale
 from flm_jax.flow.space import Projected
 from flm_jax.host import sharding
 from flm_jax.inference import FlowModel
@@ -81,22 +82,28 @@ def test_without_fsdp_nothing_is_cut_by_it():
 
 
 @functools.cache
-def model(mesh=None):
-    return tiny.model(gather=sharding.gather(mesh), dropout=0.1, self_conditioning=True)
+def model(mesh=None, **variant):
+    gather = sharding.gather(mesh)
+    return tiny.model(gather=gather, dropout=0.1, self_conditioning=True, **variant)
 
 
-def trained(mesh):
+VARIANT = dict(norm="rms", mlp="swiglu", qk_norm=True, tied_head=True)
+FEWER_GIVEN = FlowMatching(given="uniform", given_none=0.25, tau_spread=1.0)
+MORE_EMAS = config_lib.OptimConfig(ema_decays=(0.1,)).more_emas
+
+
+def trained(mesh, make_model=model, loss=LOSS, input_scale=0.0, emas=MORE_EMAS):
     """(state, losses, shardings) after three steps of AdamW with dropout."""
     optimizer = optim.optimizer(config_lib.OptimConfig(learning_rate=1e-2, warmup_steps=1))
+
+    def net(params):
+        made = make_model(mesh).net(params, devices=1 if mesh is None else 8)
+        return scale.scaled(made, CLOCK.to_t, input_scale) if input_scale else made
+
     step = step_lib.make_train_step(
-        {"student": lambda p: model(mesh).net(p, devices=1 if mesh is None else 8)},
-        LOSS,
-        Projected,
-        CLOCK,
-        optimizer,
-        ema_decay=0.9,
+        {"student": net}, loss, Projected, CLOCK, optimizer, ema_decay=0.9, more_emas=emas
     )
-    state = step_lib.init_state(tiny.params(model()), optimizer, LOSS)
+    state = step_lib.init_state(tiny.params(make_model()), optimizer, loss, more_emas=emas)
     tokens_BL, mask_BL, where = np.asarray(BATCH.tokens_BL), np.asarray(BATCH.mask_BL), None
     if mesh is not None:
         where = sharding.shardings(state, mesh)
@@ -138,6 +145,21 @@ def test_training_is_the_same_on_every_mesh(shape, on_one_device, monkeypatch):
         assert shard == tuple(n // d for n, d in zip(array.shape, divided, strict=True))
     qkv = state.params["blocks"]["qkv"]["kernel"]
     assert qkv.addressable_shards[0].data.size == qkv.size // fsdp
+
+
+def test_options_of_network_and_loss_are_the_same_on_every_mesh(monkeypatch):
+    monkeypatch.setattr(sharding, "SMALL", 1)
+    everything = functools.partial(model, **VARIANT), FEWER_GIVEN, 1.0
+    state, losses, where = trained(mesh_of((2, 2, 2)), *everything)
+    wanted, wanted_losses, _ = trained(None, *everything)
+    np.testing.assert_allclose(losses, wanted_losses, rtol=2e-5)
+    assert len(set(losses)) == 3
+    every, reference = ((x.params, x.ema, x.emas) for x in (state, wanted))
+    for mine, other in zip(*map(jax.tree.leaves, (every, reference)), strict=True):
+        np.testing.assert_allclose(mine, other, atol=3e-5)
+    placed = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, where)
+    assert all(jax.tree.leaves(placed)) and set(state.emas) == {"ema_0.1"}
+    assert not state.params["blocks"]["mlp_gate"]["kernel"].sharding.is_fully_replicated
 
 
 @pytest.mark.parametrize("shape", MESHES)

@@ -94,6 +94,17 @@ def test_export_takes_the_weights_asked_for(tmp_path, letters):
         assert_trees_equal(official.read(folder).params(), hub_layout.to_params(state))
 
 
+def test_a_tied_head_is_written_as_one_of_its_own(tmp_path, letters, monkeypatch):
+    folder, _ = hub(tmp_path / "official")
+    workdir = convert(folder, tmp_path / "run", Reading(tokenizer=letters))
+    model = flm_jax.load(workdir)
+    model.params = {**model.params, "head": {"bias": model.params["head"]["bias"]}}
+    monkeypatch.setattr(inference, "load", lambda *_: model)
+    head = official.read(convert(workdir, tmp_path / "out")).params()["head"]
+    np.testing.assert_array_equal(head["kernel"], model.params["embed"]["table"].T)
+    np.testing.assert_array_equal(head["bias"], model.params["head"]["bias"])
+
+
 def test_official_defaults(tmp_path, letters):
     folder, _ = hub(tmp_path / "official", config={"model": {"dropout": 0.25}})
     model = flm_jax.load(folder, tokenizer=letters)

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from config_changes import changed, sentence
 
+from flm_jax import config as config_lib
+from flm_jax import experiment
 from flm_jax.flow.net import Net
 from flm_jax.models import dit
 from flm_jax.models.layers import Norm
@@ -136,3 +139,42 @@ def test_a_tied_head_is_the_table_and_both_gradients_meet_in_it():
     wanted = plain.net(own).with_outputs(np.array([3, 1]))
     np.testing.assert_array_equal(few.head.kernel_DV, wanted.head.kernel_DV)
     assert few.head.kernel_DV.shape == (D, 2)
+
+
+def test_forward_derivatives_go_through_all_of_them():
+    with jax.enable_x64(True):
+        model = tiny.model(two_times=True, **ALL)
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), tiny.params(model))
+        point = tuple(x.astype(jnp.float64) for x in (H_BLD, TAU, TAU + 0.05))
+        along = tuple(jnp.cos(7.0 * x) for x in point)
+
+        @jax.jit
+        def both(point, along):
+            def features(*inputs):
+                return model.backbone(params, *inputs)[0]
+
+            ahead, behind = (
+                features(*[x + step * d for x, d in zip(point, along, strict=True)])
+                for step in (1e-5, -1e-5)
+            )
+            return jax.jvp(features, point, along)[1], (ahead - behind) / 2e-5
+
+        np.testing.assert_allclose(*both(point, along), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "loss, model, said",
+    [
+        ("masked_diffusion", {"mask_token": True, "input_scale": 0.5},
+         "model.input_scale=0.5 scales noised text, which the network of loss 'masked_diffusion'"),
+        ("autoregressive", {"causal": True, "input_scale": 1.0}, "set model.input_scale=0"),
+        ("residual", {"two_times": True, "tied_head": True},
+         "loss 'residual' starts with an output layer of zeros, which no embedding table is"),
+    ],
+)  # fmt: skip
+def test_options_that_a_loss_cannot_have_are_refused(loss, model, said):
+    tables = {"loss": experiment.tables()["loss"]}
+    config = changed(loss__name=loss, **{f"model__{name}": v for name, v in model.items()})
+    assert said in sentence(config_lib.validate, config, tables)
+    allowed = changed(loss__name="flow_matching", model__input_scale=0.5, model__tied_head=True)
+    config_lib.validate(allowed, tables)

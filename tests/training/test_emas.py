@@ -105,6 +105,18 @@ def test_one_is_chosen_after_training(trained, tmp_path):
             flm_jax.load(folder / "whole", wrong)
 
 
+def test_all_start_at_the_parameters_that_a_run_starts_from(trained, tmp_path):
+    config, folder = trained
+    config = dataclasses.replace(config, init_from=str(folder / "whole"))
+    session = loop.Session(config, tmp_path / "next")
+    with session.log:
+        _, state = session.restore_or_init()
+        session.batches.close()
+    assert equal(state.params, flm_jax.load(folder / "whole").params)
+    assert set(state.emas) == set(NAMES)
+    assert all(equal(ema, state.params) for ema in state.emas.values())
+
+
 def test_another_list_is_another_run(trained):
     config, folder = trained
     fewer = dataclasses.replace(config.optim, ema_decays=(0.3,))

@@ -70,6 +70,7 @@ def test_matrices_of_the_blocks_are_muons_and_all_else_is_adams(two_steps):
     pairs = jax.tree.leaves(same, is_leaf=lambda x: isinstance(x, tuple))
     others = {path for path, equal in pairs if not equal}
     assert others == {f"['blocks']['{name}']['kernel']" for name in muon.MATRICES}
+    assert "['blocks']['mlp_gate']['kernel']" in others
 
 
 @pytest.mark.parametrize("name", muon.MATRICES)
