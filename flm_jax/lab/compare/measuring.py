@@ -3,7 +3,7 @@
 reference = measuring.reference(data, judges=["gpt2-large"], cache=folder)
 found = [measuring.measure(one, reference) for one in drawn]      # again: from the cache
 points = frontier.choose(found, measuring.real(reference))        # worth a second pass
-measuring.report(folder, drawn, reference)                        # results.json, report.html, ...
+measuring.report(folder, drawn, reference)                        # report.html and more
 measuring.render(folder)                                          # the same from results.json
 """
 
