@@ -72,6 +72,11 @@ _STEPS = (
     _way("euler", prior_scale=0.8),
     _way("euler", temperature=1.0),
 )
+_UNIFORM = _tokens(
+    "ancestral_uniform",
+    _way("ancestral_uniform", option_last="greedy"),
+    _way("ancestral_uniform", 2, option_psi="max-capped-0.1"),
+)
 WAYS: dict[str, tuple[Way, ...]] = {  # by loss
     "autoregressive": _tokens(
         "autoregressive",
@@ -82,11 +87,7 @@ WAYS: dict[str, tuple[Way, ...]] = {  # by loss
         "ancestral_masked", _MASKED, _way("ancestral_masked", 2, True, option_order="drawn")
     ),
     "sdtt": _tokens("ancestral_masked", _way("ancestral_masked", option_last="greedy"), _MASKED),
-    "uniform_diffusion": _tokens(
-        "ancestral_uniform",
-        _way("ancestral_uniform", option_last="greedy"),
-        _way("ancestral_uniform", 2, option_psi="max-capped-0.1"),
-    ),
+    **dict.fromkeys(("uniform_diffusion", "uniform_curriculum"), _UNIFORM),
     "dcd": _tokens(
         "ancestral_uniform",
         _way("ancestral_uniform", option_last="greedy"),

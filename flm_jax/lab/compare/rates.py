@@ -30,8 +30,8 @@ def measured(base: config_lib.Config, methods: Sequence[str]) -> dict[str, Rate]
     """The rate of every method; what process 0 has timed, in all processes."""
     size = vocabulary(base)
     found = {}
-    with progress.Waiting("timing training steps", parts=len(methods)) as waiting:
-        for method in waiting.each(methods):
+    for method in methods:
+        with progress.Waiting(f"timing a training step of {method}"):
             found[method] = dataclasses.asdict(timed(runs.of_method(base, method), size))
     return of_json(json.loads(distributed.told("the rates", json.dumps(found))))
 

@@ -26,10 +26,9 @@ def text(plan: Plan, folder: pathlib.Path) -> str:
     stages, seeds = plan.stages, asked.seeds
     tuning, training = tuning_minutes(plan), len(seeds) * sum(map(plan.minutes, stages))
     lines = [
-        f"{len(asked.methods)} methods, {counted(len(seeds), 'seed')}, "
-        f"{asked.budget_minutes:g} minutes a method, in {folder}",
-        f"  text       {base.data.name} {base.data.options.get('path', '')}".rstrip()
-        + f", rows of {base.data.length} tokens",
+        f"{counted(len(asked.methods), 'method')}, {counted(len(seeds), 'seed')}, "
+        f"{counted(asked.budget_minutes, 'minute')} a method, in {folder}",
+        f"  text       {text_of(base)}, rows of {base.data.length} tokens",
         f"  network    {base.model.depth} blocks, {base.model.width} wide, "
         f"{base.model.heads} heads; {base.optim.name}, batches of {base.train.batch_size} rows: "
         "the same for all",
@@ -40,22 +39,28 @@ def text(plan: Plan, folder: pathlib.Path) -> str:
         f"  samples    {samples_text(plan)}",
         f"  disk       {disk_text(plan)}",
     ]
-    sampling = sampling_minutes(plan)
-    parts = [f"{training:.1f} training", *([f"{tuning:.1f} tuning"] if tuning else [])]
+    parts = [f"training {training:.1f}", *([f"tuning {tuning:.1f}"] if tuning else [])]
     if plan.rates:
-        compiling = compiling_minutes(plan)
-        parts += [f"about {compiling:.1f} compiling", f"about {sampling:.1f} sampling"]
-        whole = training + tuning + compiling + sampling
-        lines += [f"  in all     {duration(whole)}: minutes of {', '.join(parts)}; and measuring"]
+        compiling, sampling = compiling_minutes(plan), sampling_minutes(plan)
+        parts += [f"compiling about {compiling:.1f}", f"sampling about {sampling:.1f}"]
+        whole = duration(training + tuning + compiling + sampling)
+        lines += [f"  in all     {whole} and measuring, if nothing is done yet (minutes: "
+                  f"{', '.join(parts)})"]  # fmt: skip
     else:
         lines += [
-            f"  in all     {duration(training + tuning)} and more: minutes of {', '.join(parts)}; "
-            "and compiling, sampling, measuring",
+            f"  in all     {duration(training + tuning)} (minutes: {', '.join(parts)}), and "
+            "compiling, sampling, measuring",
             "",
-            "Steps follow from the time of a training step, which is not measured yet: without "
-            "--dry_run, or with --time.",
+            "Steps follow from the time of a training step, which is not measured by --dry_run; "
+            "--dry_run --time measures it.",
         ]
     return "\n".join(lines)
+
+
+def text_of(base: config_lib.Config) -> str:
+    """What is trained on: the data set, and what is said of it."""
+    said = [f"{name}={value}" for name, value in base.data.options.items() if value != ""]
+    return f"{base.data.name} ({', '.join(said)})" if said else base.data.name
 
 
 def table(plan: Plan, folder: pathlib.Path) -> list[str]:
@@ -174,8 +179,8 @@ def facts(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
+def counted(number: float, what: str) -> str:
+    return f"{number:g} {what}" + "s" * (number != 1)
 
 
 def gigabytes(size: float) -> str:
