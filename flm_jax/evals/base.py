@@ -11,7 +11,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -67,6 +67,15 @@ class Judge(Protocol):
 
     def score(self, tokens_NL: np.ndarray) -> np.ndarray:
         """-log p of every token but the first of its row given those before, (N, L - 1) nats."""
+        ...
+
+
+@runtime_checkable
+class Featured(Judge, Protocol):
+    """A judge that is a network: it tells texts apart in features, too."""
+
+    def features(self, tokens_NL: np.ndarray, ends_N: np.ndarray) -> np.ndarray:
+        """Of every row at one position, `ends_N`: float32 (N, D)."""
         ...
 
 
