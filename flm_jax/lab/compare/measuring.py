@@ -1,10 +1,10 @@
 """Reads files of samples, measures them once, and writes the report: it never samples or trains.
 
-    reference = measuring.reference(data, cache, judges=["gpt2-large"])
-    found = [measuring.measure(one, reference) for one in drawn]  # again: from the cache
-    points = frontier.choose(found, measuring.real(reference))    # worth a second pass
-    measuring.report(folder, drawn, reference)                    # results.json and the rest
-    measuring.render(folder)                                      # the same from results.json
+reference = measuring.reference(data, cache, judges=["gpt2-large"])
+found = [measuring.measure(one, reference) for one in drawn]  # again: from the cache
+points = frontier.choose(found, measuring.real(reference))    # worth a second pass
+measuring.report(folder, drawn, reference)                    # results.json and the rest
+measuring.render(folder)                                      # the same from results.json
 """
 
 import dataclasses
