@@ -71,6 +71,10 @@ class Measured:
         off = above - self.value(metric) * below
         return float(np.sqrt(np.sum(off**2) * n / (n - 1))) / total
 
+    def size(self, metric: str) -> int:
+        """How many samples, or groups of samples, it is of."""
+        return len(self._parts(metric)[0])
+
     @functools.cached_property
     def _of_samples(self) -> np.ndarray:
         """How often each sample is in each resample, float (B, N)."""
