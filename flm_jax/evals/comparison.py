@@ -25,7 +25,7 @@ from flm_jax.evals.truth import Truth, product_of_marginals
 from flm_jax.tokenizers import Tokenizer
 
 SEED = 0  # of n-gram samplers, of the held-out rows and of fresh text
-_FRESH = 1 << 30  # index of the first fresh row: beyond all splits of prepared rows
+FRESH = 1 << 30  # index of the first fresh row: beyond all splits of prepared rows
 _ORDER, _JUDGED = 3, 4_000_000  # of the n-gram judge: its order, the tokens that it is fitted on
 _TIME = evals.Column(
     "ms_per_sample", "ms / sample", "Wall time per sample, without compilation.", "lower"
@@ -121,7 +121,7 @@ class Comparison:
             held_out, real_rows = _held_out(self._data, count)
             named.append(("held-out data", "data", held_out))
         if self._fresh is not None:
-            fresh = self._fresh.sample(_FRESH + np.arange(2 * count), self._length, SEED)
+            fresh = self._fresh.sample(FRESH + np.arange(2 * count), self._length, SEED)
             named.append(("fresh truth", "data", fresh[:count]))
             real_rows = fresh[count:]
         judged = [Judged(self._judge, self._tokenizer, real_rows)] if self._judge else []
