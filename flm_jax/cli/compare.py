@@ -81,6 +81,11 @@ class Options(Joining, Configured):
     time: bool = knob(False, "with --dry_run: time the training steps, so that it is exact")
 
 
+_WITH_RUNS = {field.name for field in dataclasses.fields(Joining)} | {
+    *("data", "evaluations", "num_samples", "pilot_samples", "points", "judges", "truth", "output"),
+}
+
+
 def run(options: Options) -> None:
     windows.refuse("comparing methods")
     if options.runs:
@@ -142,12 +147,16 @@ def defaults(path: str) -> dict[str, Any]:
 
 def _of_runs(options: Options) -> None:
     """Compares what is there."""
-    for name in ("methods", "seeds", "budget_minutes", "learning_rates", "tune"):
-        if vars(options)[name] not in (None, (), vars(Options())[name]):
-            raise UserError(f"--{name} is about training, but runs are given; omit one of them")
+    plain = Options(runs=options.runs)
+    for field in dataclasses.fields(options):
+        same = vars(options)[field.name] == vars(plain)[field.name]
+        if not same and field.name not in _WITH_RUNS:
+            raise UserError(
+                f"--{field.name} is about training, but runs are given; omit one of them"
+            )
     if not options.output:
         raise UserError("--output=DIR is missing: the folder for samples and report")
-    if len(options.runs) < 2:
+    if len(options.runs) == 1:
         raise UserError(
             f"{options.runs[0]} alone is nothing to compare with; give two runs, or see flm "
             "evaluate"

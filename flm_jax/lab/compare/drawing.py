@@ -21,6 +21,7 @@ from flm_jax.errors import UserError
 from flm_jax.evals import artefact
 from flm_jax.host import distributed
 from flm_jax.inference import FlowModel
+from flm_jax.inference.programs import counted
 from flm_jax.lab.compare import grid
 from flm_jax.lab.compare.asked import Drawing
 from flm_jax.lab.compare.results import Drawn, Point
@@ -61,11 +62,12 @@ def draw(trained: Trained, points: Sequence[Point], count: int, which: str) -> l
     for number, point in enumerate(mine, 1):
         if writer.stored(point) is None:
             shown = f"{point.sampler} {point.knobs}".strip()
-            print(
-                f"  {trained.samples.name}: {number} of {len(mine)}, {shown}, "
-                f"{point.evaluations} evaluations",
-                flush=True,
-            )
+            if distributed.is_main():
+                print(
+                    f"  {trained.samples.name}: {number} of {len(mine)}, {shown}, "
+                    f"{counted(point.evaluations)}",
+                    flush=True,
+                )
             writer.write(point)
     distributed.meet("samples")
     found = [writer.stored(point) for point in points]
@@ -124,6 +126,8 @@ class Writer:
             sampler_options=options,
             **knobs,
         )
-        made = artefact.Artefact(self.origin(point), drawn.tokens, drawn.texts, drawn.seconds)
+        # As measures read real rows: without a line break between the documents of one row.
+        texts = [self.model.tokenizer.decode(row.tolist()) for row in drawn.tokens]
+        made = artefact.Artefact(self.origin(point), drawn.tokens, texts, drawn.seconds)
         facts = {EVALUATIONS: drawn.evaluations, "method": point.method}
         artefact.write(self.file(point), made, **facts)

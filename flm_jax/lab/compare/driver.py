@@ -6,6 +6,7 @@ measures are files that are written whole. After every seed there is a report.
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -52,9 +53,9 @@ def compare(
     if dry_run:
         return
     with kept_programs(folder):
-        plan = tune(plan, folder)
         data = load_data(plan.base.data, plan.base.tokenizer)
-        reference = make_reference(data, folder, asked.judging)
+        reference = make_reference(data, folder, asked.judging)  # refuses judges before hours pass
+        plan = tune(plan, folder)
         found, points = [], None
         for seed in asked.seeds:
             train(plan, folder, seed)
@@ -177,8 +178,15 @@ def choose(
         )
     ]
     say("measuring them")
-    measured = [measuring.measure(one, reference) for one in found]
-    return frontier.choose(measured, measuring.real(reference))
+    chosen = ""
+    if distributed.is_main():
+        measured = [measuring.measure(one, reference) for one in found]
+        points = frontier.choose(measured, measuring.real(reference))
+        chosen = json.dumps([dataclasses.astuple(point) for point in points])
+    return [
+        Point(method, count, sampler, tuple((name, value) for name, value in settings))
+        for method, count, sampler, settings in json.loads(distributed.told("points", chosen))
+    ]
 
 
 def final(trained: Sequence[Trained], points: Sequence[Point], draws: Drawing) -> list[Drawn]:
@@ -218,11 +226,10 @@ def names(paths: Sequence[str]) -> list[str]:
     parts = [pathlib.Path(path).absolute().parts for path in paths]
     if len(set(parts)) < len(parts):
         raise UserError(f"{', '.join(paths)}: a run is named twice; name every run once")
-    for count in range(1, max(map(len, parts)) + 1):
-        found = ["_".join(own[-count:]) for own in parts]
-        if len(set(found)) == len(found):
-            return found
-    return found
+    count = 1
+    while len({own[-count:] for own in parts}) < len(parts):
+        count += 1
+    return ["_".join(own[-count:]) for own in parts]
 
 
 def text_of(given: Sequence[str], data: str) -> Data:

@@ -256,6 +256,7 @@ def test_what_cannot_be_is_refused(changes, sentence):
         (["runs/a", "runs/b"], "--output=DIR is missing: the folder for samples and report"),
         (["runs/a", "--output=x"], "runs/a alone is nothing to compare with; give two runs"),
         (["a", "b", "--output=x", "--seeds=1"], "--seeds is about training, but runs are given"),
+        (["a", "b", "--output=x", "--config=quickstart"], "--config is about training, but runs"),
         (["/nowhere/a", "/nowhere/b", "--output=x"], "there is no file or folder /nowhere/a"),
     ],
 )
@@ -264,9 +265,8 @@ def test_wrong_words_get_a_sentence(tmp_path, monkeypatch, capsys, words, senten
     given = (
         [] if any(word.startswith("--config=") for word in words) else ["--config=compare:addition"]
     )
-    if words[0][0] != "-":
-        given = []
-    assert call("compare", "--dry_run", *given, *words) == 2
+    words = words if words[0][0] != "-" else ["--dry_run", *given, *words]
+    assert call("compare", *words) == 2
     told = capsys.readouterr().err
     assert sentence in told and "Traceback" not in told
     assert list(tmp_path.iterdir()) == []
