@@ -212,11 +212,13 @@ def report(
     found: Sequence[Drawn],
     reference: measuring.Reference,
     about: Mapping[str, Any],
+    latencies: measuring.Latencies | None = None,
 ) -> None:
     """Process 0 measures and writes; the others wait."""
     say("\n=== measuring")
     if distributed.is_main():
-        measuring.report(folder, found, reference, title=folder.name, about=about)
+        named = {"title": folder.name, "about": about, "latencies": latencies}
+        measuring.report(folder, found, reference, **named)
         print(f"report: {folder / 'report.html'}", flush=True)
     distributed.meet("the report")
 

@@ -35,7 +35,7 @@ class Plan:
       dtype: of matrix products, the same for all.
       device: on which the rates were measured.
       learning_rates: that were chosen.
-      tried: held-out losses by learning rate.
+      tried: held-out losses by learning rate; None: not finite.
     """
 
     asked: Asked
@@ -43,7 +43,7 @@ class Plan:
     device: str = ""
     rates: Mapping[str, Rate] = dataclasses.field(default_factory=dict)
     learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    tried: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    tried: Mapping[str, Mapping[str, float | None]] = dataclasses.field(default_factory=dict)
 
     @property
     def base(self) -> config_lib.Config:
@@ -101,7 +101,9 @@ class Plan:
                 f"{method} has no finite held-out loss with any learning rate of {listed}; try "
                 "lower ones in another --workdir (--learning_rates=1e-4,3e-4)"
             )
-        losses = {f"{rate:g}": loss for rate, loss in tried.items()}
+        losses = {
+            f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in tried.items()
+        }
         return dataclasses.replace(
             self,
             learning_rates={**self.learning_rates, method: best},

@@ -5,7 +5,6 @@ import gc
 import json
 import math
 import pathlib
-from typing import Any
 
 import jax
 
@@ -14,7 +13,7 @@ from flm_jax import experiment
 from flm_jax.errors import UserError
 from flm_jax.host import distributed, runlog
 from flm_jax.lab.compare.methods import METHODS
-from flm_jax.training import loop, results
+from flm_jax.training import incidents, loop, results
 from flm_jax.training.session import Session
 from flm_jax.training.step import TrainState
 
@@ -86,8 +85,8 @@ class Training:
         for key, most in (("save_every", SAVES), ("log_every", LOGS)):
             train[key] = min(train[key] or NEVER, max(1, math.ceil(self.steps / most)))
         train["compilation_cache"] = str(self.folder / COMPILED)
-        if self.trial:  # a learning rate that is too high is no end, only no good
-            train |= {"nonfinite": "skip", "nonfinite_limit": NEVER}
+        if self.trial:  # a step too far is not the end yet
+            train["nonfinite"] = "skip"
         if method.rounds:
             every = max(1, self.steps // method.rounds)
             tree["loss"]["options"] |= {"rounds": method.rounds, "every": every}
@@ -108,13 +107,9 @@ class Training:
             return False
 
     @property
-    def minutes(self) -> float:
-        """How long it has trained, without compiling."""
-        timings = self._facts()["timings"]
-        return (timings["train_s"] - timings["compile_s"]) / 60
-
-    def _facts(self) -> dict[str, Any]:
-        return json.loads((self.workdir / "run.json").read_text(encoding="utf-8"))
+    def exploded(self) -> bool:
+        """Whether it met numbers that are not finite."""
+        return any((self.workdir / incidents.FOLDER).glob("*"))
 
     def held_out(self) -> float:
         """Its last held-out loss, by which learning rates are compared; infinity if it has none.
@@ -135,7 +130,14 @@ def train(training: Training, base: config_lib.Config) -> None:
         return
     config = training.config(base)
     config_lib.validate(config, experiment.tables())
-    code = loop.train(config, training.workdir, _finish)
+    try:
+        code = loop.train(config, training.workdir, _finish)
+    except UserError as error:  # a learning rate that is too high is no end, only no good
+        if not (training.trial and training.exploded):
+            raise
+        code = 0
+        if distributed.is_main():
+            print(error, flush=True)
     gc.collect()
     jax.clear_caches()  # programs of runs that are over would add up
     if code:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import processes
 import pytest
 import stub_measures
 from commands import ROOT, call
@@ -308,3 +309,30 @@ def test_killed_anywhere_it_is_completed_by_the_same_command(tmp_path):
     rows = results(tmp_path)["rows"]
     assert {row["method"] for row in rows} == {"mdlm", "sdtt"}
     assert all(row["file"] for row in rows)
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_comparison(tmp_path):
+    """They train together, share out the samples, and agree on what is worth more of them."""
+    port, environment = processes.free_port(), processes.environment(1)
+    words = [f"--config.{key}={value}" for key, value in TINY.items()]
+    words += ["--methods=sdtt", "--budget_minutes=0.01", "--learning_rates=1e-3,3e-3", "--tune"]
+    words += ["--evaluations=1,2", "--points=2", "--num_samples=6", "--pilot_samples=4"]
+    words += ["--config=configs/compare.py:addition", f"--workdir={tmp_path}"]
+    words += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    command = [sys.executable, str(pathlib.Path(stub_measures.__file__)), "compare", *words]
+    jobs = [
+        subprocess.Popen(
+            [*command, f"--process_id={index}"],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    try:
+        told = [job.communicate(timeout=900)[0] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    assert [job.returncode for job in jobs] == [0, 0], told
+    assert len(results(tmp_path)["rows"]) == len(list(tmp_path.glob("samples/*/final/*.jsonl"))) > 1
+    assert "=== measuring" in told[0] and "=== measuring" not in told[1]
