@@ -32,6 +32,7 @@ COMMANDS = {
     "benchmark data": "benchmark_data",
     "parity": "parity",
     "parity precision": "parity_precision",
+    "compare": "compare",
     "proof": "proof",
     "reproduce": "reproduce",
     "report": "report",

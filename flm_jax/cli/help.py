@@ -60,7 +60,7 @@ def page(name: str, command: Command) -> str:
 
 
 def _placeholder(option: Option) -> str:
-    return option.name.upper()
+    return f"[{option.name.upper()} ...]" if option.takes_all else option.name.upper()
 
 
 def _head(option: Option) -> str:

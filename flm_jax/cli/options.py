@@ -28,6 +28,7 @@ _EXPECTED = {
     bool: "true or false",
     int: "a whole number",
     float: "a finite number",
+    tuple[float, ...]: "a list of numbers such as 1e-3,3e-3",
     tuple[int, ...]: "a list of whole numbers such as 1,8,32",
     tuple[str, ...]: "a list of words with commas between them",
 }
@@ -115,6 +116,11 @@ class Option:
         optional = type(None) in typing.get_args(self.type)
         return kinds[0] if optional else self.type
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether it is all words that have no name, whatever is in them."""
+        return self.limits.get("word", False) and self.plain_type == tuple[str, ...]
+
     def read(self, text: str) -> Any:
         """The value that a text means; UserError if it has another type or is out of range."""
         kind = self.plain_type
@@ -172,13 +178,14 @@ def parse(kind: type[T], words: Sequence[str]) -> T:
             values.setdefault(known[name].goes_to, {})[name] = known[name].read(text)
     if "config" in known:
         values["config"] = ConfigFile(path, overrides)
-    places = [option for option in known.values() if option.limits.get("word")]
-    if len(plain) > len(places):
-        raise UserError(
-            f"unexpected argument {plain[len(places)]!r}; options are written --name=value"
-        )
-    for option, text in zip(places, plain, strict=False):
-        values[option.name] = option.read(text)
+    for option in known.values():
+        if option.limits.get("word") and plain:
+            if option.takes_all:
+                values[option.name], plain = tuple(plain), []
+            else:
+                values[option.name] = option.read(plain.pop(0))
+    if plain:
+        raise UserError(f"unexpected argument {plain[0]!r}; options are written --name=value")
     for option in known.values():
         if option.limits.get("needed") and not values.get(option.goes_to):
             raise UserError(option.limits["needed"])
@@ -215,7 +222,9 @@ def words_of(options: Any) -> list[str]:
         if value is None or value == option.default:
             continue
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        if option.limits.get("word"):
+        if option.takes_all:
+            plain += value
+        elif option.limits.get("word"):
             plain.append(text)
         else:
             named.append(f"--{option.name}={text}")

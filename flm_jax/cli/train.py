@@ -19,23 +19,15 @@ import pathlib
 from flm_jax import config as config_lib
 from flm_jax.cli.command import Command
 from flm_jax.cli.options import ConfigFile, Configured
+from flm_jax.cli.processes import Joining
 from flm_jax.errors import UserError
 from flm_jax.host import folders, windows
 from flm_jax.knobs import knob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(Configured):
+class Options(Joining, Configured):
     workdir: str = knob("", "folder of this run: checkpoints, logs, report")
-    distributed: bool | None = knob(
-        None, "this process is one of several (left out: found out by itself)"
-    )
-    coordinator: str = knob("", "HOST:PORT of process 0; needs the next two")
-    num_processes: int | None = knob(None, "processes in all", at_least=1)
-    process_id: int | None = knob(None, "which one this is, from 0", at_least=0)
-    join_seconds: float = knob(
-        300.0, "how long to wait for the others before ending with 75", at_least=1.0
-    )
 
 
 def run(options: Options) -> int:
@@ -45,13 +37,9 @@ def run(options: Options) -> int:
     if workdir is None:
         raise UserError("--workdir=DIR is missing; try --workdir=runs/quickstart")
     from flm_jax import experiment
-    from flm_jax.host import distributed
 
     config_lib.validate(config, experiment.tables())
-    cluster = distributed.detect(
-        options.distributed, options.coordinator, options.num_processes, options.process_id
-    )
-    with distributed.session(cluster, config.train.watchdog_seconds, options.join_seconds):
+    with options.session(config.train.watchdog_seconds):
         from flm_jax.training import loop
 
         return loop.train(config, workdir)

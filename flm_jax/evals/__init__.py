@@ -4,6 +4,7 @@ from flm_jax.evals.base import Evaluator
 from flm_jax.evals.baselines import markov, unigram
 from flm_jax.evals.copying import Copying
 from flm_jax.evals.diversity import Diversity
+from flm_jax.evals.repetition import Repetition
 from flm_jax.evals.sudoku import SudokuRows
 from flm_jax.evals.text_statistics import TextStatistics
 from flm_jax.evals.truth import Truth
@@ -13,6 +14,7 @@ EVALS: dict[str, type[Evaluator]] = {
     "truth": Truth,
     "diversity": Diversity,
     "copying": Copying,
+    "repetition": Repetition,
     "sudoku": SudokuRows,
 }
 BASELINES = {"unigram": unigram, "markov": markov}

@@ -11,7 +11,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -50,6 +50,7 @@ class Judge(Protocol):
       name: for titles of columns: "stories260K", "a 3-gram model".
       tokenizer: of the rows it scores.
       longest: tokens that a row may have, the first included; 0 = any number.
+      fingerprint: SHA-256 (hex) that stands for all that decides its scores.
     """
 
     @property
@@ -61,18 +62,25 @@ class Judge(Protocol):
     @property
     def longest(self) -> int: ...
 
+    @property
+    def fingerprint(self) -> str: ...
+
     def score(self, tokens_NL: np.ndarray) -> np.ndarray:
         """-log p of every token but the first of its row given those before, (N, L - 1) nats."""
         ...
 
 
+@runtime_checkable
+class Featured(Judge, Protocol):
+    """A judge that is a network: it tells texts apart in features, too."""
+
+    def features(self, tokens_NL: np.ndarray, ends_N: np.ndarray) -> np.ndarray:
+        """Of every row at one position, `ends_N`: float32 (N, D)."""
+        ...
+
+
 class KnownTruth(Judge, Protocol):
     """A judge that is the distribution itself: what it draws is real text, not a guess at it."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) that stands for the distribution."""
-        ...
 
     def sample(self, indices_N: np.ndarray, length: int, seed: int) -> np.ndarray:
         """Fresh rows int32 (N, L); row i depends on the seed and its index only."""

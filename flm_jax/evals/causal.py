@@ -6,6 +6,7 @@ by a model that was trained on such text is scored by the very distribution it w
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -47,15 +48,25 @@ class CausalTruth:
 
     def score(self, tokens_NL: np.ndarray) -> np.ndarray:
         """-log p of every token but the first of its row given those before: float32 (N, L - 1)."""
-        tokens_NL = np.asarray(tokens_NL, np.int32)
+        return self._in_parts(self._score, np.asarray(tokens_NL, np.int32))
+
+    def features(self, tokens_NL: np.ndarray, ends_N: np.ndarray) -> np.ndarray:
+        """What the head is given at one position of every row, `ends_N`: float32 (N, D)."""
+        tokens_NL, ends_N = np.asarray(tokens_NL, np.int32), np.asarray(ends_N, np.int32)
+        return self._in_parts(self._features, tokens_NL, ends_N)
+
+    def _in_parts(
+        self, function: Callable[..., jax.Array], tokens_NL: np.ndarray, *others: np.ndarray
+    ) -> np.ndarray:
+        """The function of parameters and of some rows at a time, in parts of one size."""
         count, length = tokens_NL.shape
         self._check(length)
         size = max(1, min(count, _SCORED // length))
         parts = []
         for first in progress.bar(range(0, count, size), desc=f"scoring by {self.name}", delay=2):
-            part = tokens_NL[first : first + size]
-            padded = np.pad(part, ((0, size - len(part)), (0, 0)), mode="edge")
-            parts.append(np.asarray(self._score(self.net.params, padded))[: len(part)])
+            at = np.minimum(np.arange(first, first + size), count - 1)
+            found = function(self.net.params, tokens_NL[at], *(other[at] for other in others))
+            parts.append(np.asarray(found)[: count - first])
         return np.concatenate(parts)
 
     def sample(self, indices_N: np.ndarray, length: int, seed: int) -> np.ndarray:
@@ -85,6 +96,16 @@ class CausalTruth:
             return Autoregressive().next_token(net, tokens_BL)
 
         return jax.jit(score)
+
+    @functools.cached_property
+    def _features(self):
+        def features(params, tokens_BL, ends_B):
+            net = dataclasses.replace(self.net, params=params)
+            time_B = jnp.zeros(len(tokens_BL), net.table.dtype)
+            features_BLD = net(net.table[tokens_BL], time_B).posterior.features_BLD
+            return features_BLD[jnp.arange(len(tokens_BL)), ends_B].astype(jnp.float32)
+
+        return jax.jit(features)
 
     @functools.cached_property
     def _draw(self):

@@ -25,7 +25,7 @@ from flm_jax.evals.truth import Truth, product_of_marginals
 from flm_jax.tokenizers import Tokenizer
 
 SEED = 0  # of n-gram samplers, of the held-out rows and of fresh text
-_FRESH = 1 << 30  # index of the first fresh row: beyond all splits of prepared rows
+FRESH = 1 << 30  # index of the first fresh row: beyond all splits of prepared rows
 _POOL = 6  # times as many rows of real text as samples, for its ranges
 _ORDER, _JUDGED = 3, 4_000_000  # of the n-gram judge: its order, the tokens that it is fitted on
 _TIME = evals.Column(
@@ -125,7 +125,7 @@ class Comparison:
             held_out, real_rows = _held_out(self._data, count)
             named.append(("held-out data", "data", held_out))
         if self._fresh is not None:
-            fresh = self._fresh.sample(_FRESH + np.arange(2 * count), self._length, SEED)
+            fresh = self._fresh.sample(FRESH + np.arange(2 * count), self._length, SEED)
             named.append(("fresh truth", "data", fresh[:count]))
             real_rows = fresh[count:]
         judged = [Judged(self._judge, self._tokenizer, real_rows)] if self._judge else []
@@ -176,7 +176,7 @@ class Comparison:
             return rows[np.concatenate([order[2 * count :], order[:count]])[: _POOL * count]]
         if self._fresh is None:
             return np.zeros((0, self._length), np.int32)
-        return self._fresh.sample(_FRESH + 2 * count + np.arange(_POOL * count), self._length, SEED)
+        return self._fresh.sample(FRESH + 2 * count + np.arange(_POOL * count), self._length, SEED)
 
     def _baselines(self, data: Data, count: int) -> list[tuple[str, str, np.ndarray]]:
         rows = training_rows(data)

@@ -45,12 +45,16 @@ class Copying(Evaluator):
 
     def __call__(self, tokens_NL: np.ndarray) -> Iterator[tuple[str, float]]:
         """Yield the share for int rows (N, L)."""
-        runs = run_hashes(tokens_NL, self._length).ravel()
+        shares_N = self.of_each(tokens_NL)
+        yield "copied", float(np.mean(shares_N)) if shares_N.size else math.nan
+
+    def of_each(self, tokens_NL: np.ndarray) -> np.ndarray:
+        """The share of every row, float64 (N,); nan where rows or training rows are too short."""
+        runs = run_hashes(tokens_NL, self._length)
         if not runs.size or not self._known.size:
-            yield "copied", math.nan
-            return
+            return np.full(len(runs), math.nan)
         at = np.minimum(np.searchsorted(self._known, runs), len(self._known) - 1)
-        yield "copied", float(np.mean(self._known[at] == runs))
+        return np.mean(self._known[at] == runs, axis=1)
 
 
 def run_hashes(tokens_NL: np.ndarray, length: int) -> np.ndarray:

@@ -8,6 +8,7 @@ alone.
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,29 +76,51 @@ class Remembering:
 
 
 def score_texts(judge: Judge, texts: Sequence[str]) -> tuple[float, int]:
-    """(nats, characters) of all texts together, each behind the judge's BOS and in its own tokens.
+    """(nats, characters) of all texts together; see `score_each`."""
+    scores = score_each(judge, texts)
+    return float(scores.nats_N.sum()), int(scores.characters_N.sum())
+
+
+class Scores(NamedTuple):
+    """Of each text: -log p, and how many of the judge's tokens and characters that is of."""
+
+    nats_N: np.ndarray
+    tokens_N: np.ndarray
+    characters_N: np.ndarray
+
+
+def score_each(judge: Judge, texts: Sequence[str]) -> Scores:
+    """Scores of texts, each behind the judge's BOS and in its own tokens.
 
     What of a text is longer than the judge can read is neither scored nor counted. Texts are scored
     in one batch, filled up behind their ends.
     """
-    encoded = [ids for ids in judge.tokenizer.encode_batch(list(texts)) if ids]
-    characters = sum(map(len, texts))
-    if not encoded:
-        return 0.0, characters
-    if judge.longest:
-        whole = encoded
-        encoded = [ids[: judge.longest - 1] for ids in whole]
-        for ids, cut in zip(whole, encoded, strict=True):
-            if len(cut) < len(ids):
-                lost = len(judge.tokenizer.decode(ids)) - len(judge.tokenizer.decode(cut))
-                characters -= lost
-    lengths = np.array([len(ids) for ids in encoded])
-    rows = np.zeros((len(encoded), 1 + lengths.max()), np.int32)
+    rows, tokens_N, characters_N = encode_each(judge, texts)
+    nats_N = np.zeros(len(texts))
+    if rows.shape[1] > 1:
+        counted = np.arange(rows.shape[1] - 1)[None] < tokens_N[:, None]
+        nats_N = (judge.score(rows) * counted).sum(axis=1, dtype=np.float64)
+    return Scores(nats_N, tokens_N, characters_N)
+
+
+def encode_each(judge: Judge, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int32 rows (N, L) of the judge's tokens behind its BOS, and of each row what counts.
+
+    That is its tokens without BOS and what fills it up, and their characters.
+    """
+    encoded = judge.tokenizer.encode_batch(list(texts))
+    characters = list(map(len, texts))
+    for i, ids in enumerate(encoded):
+        if judge.longest and len(ids) >= judge.longest:
+            encoded[i] = ids[: judge.longest - 1]
+            lost = len(judge.tokenizer.decode(ids)) - len(judge.tokenizer.decode(encoded[i]))
+            characters[i] -= lost
+    tokens_N = np.array([len(ids) for ids in encoded], np.int64)
+    rows = np.zeros((len(texts), 1 + max(tokens_N, default=0)), np.int32)
     rows[:, 0] = first_token(judge.tokenizer)
     for row, ids in zip(rows, encoded, strict=True):
         row[1 : 1 + len(ids)] = ids
-    counts = np.arange(lengths.max())[None] < lengths[:, None]
-    return float((judge.score(rows) * counts).sum()), characters
+    return rows, tokens_N, np.array(characters, np.int64)
 
 
 def _per_token(judge: str) -> Column:

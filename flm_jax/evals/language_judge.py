@@ -17,6 +17,7 @@ import numpy as np
 from flm_jax.data.synthetic import Documents, Language
 from flm_jax.evals import truth
 from flm_jax.tokenizers import Tokenizer
+from flm_jax.tokenizers.base import sha256
 
 _ANYTHING = 1e-3
 
@@ -38,6 +39,11 @@ class LanguageJudge:
     @property
     def longest(self) -> int:
         return 0
+
+    @property
+    def fingerprint(self) -> str:
+        language = f"{self.name} {self.language.size} {self.language.entropy!r}"
+        return sha256(language, self.tokenizer.fingerprint)
 
     def score(self, tokens_NL: np.ndarray) -> np.ndarray:
         """-log p of every row, spread evenly over its tokens but the first: float64 (N, L - 1)."""

@@ -12,6 +12,7 @@ An error in one process ends all of them: the others say which one failed and wh
 in docs/operations.md: 75 asks the launcher for a restart, 1 and 2 do not.
 """
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -44,6 +45,7 @@ _NETWORK = re.compile(
 _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 _DAY = 24 * 3600.0
 _watchdog: Watchdog | None = None
+_calls: collections.Counter[str] = collections.Counter()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,20 +393,26 @@ def process_id() -> int:
 
 
 def meet(name: str, seconds: float = _DAY) -> None:
-    """Returns when every process has called it with this name; each name once per process."""
+    """Returns when every process has called it with this name, as often as this one."""
     if jax.process_count() > 1:
-        _client().wait_at_barrier(f"flm_jax {name}", timeout_in_ms=int(1000 * seconds))
+        _client().wait_at_barrier(_numbered(name), timeout_in_ms=int(1000 * seconds))
 
 
 def told(name: str, text: str) -> str:
-    """What process 0 says, in every process; each name once per process."""
+    """What process 0 says, in every process; all call it with this name equally often."""
     if jax.process_count() == 1:
         return text
-    key = f"flm_jax {name}"
+    key = _numbered(name)
     if is_main():
         _client().key_value_set(key, text)
         return text
     return _client().blocking_key_value_get(key, int(1000 * _DAY))
+
+
+def _numbered(name: str) -> str:
+    """The name of this call: the runtime takes each only once, a job may train several models."""
+    _calls[name] += 1
+    return f"flm_jax {name} {_calls[name]}"
 
 
 def before_end(function: Callable[[], None]) -> None:

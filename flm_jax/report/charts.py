@@ -37,8 +37,12 @@ def chart(
     y_label: str,
     log_switch: bool = True,
     small: bool = False,
+    band: tuple[float, float] | None = None,
 ) -> str:
-    """Return a <figure>: title, legend, plot with hover read-out, notes on values left out."""
+    """Return a <figure>: title, legend, plot with hover read-out, notes on values left out.
+
+    `band` is a range of x that is shaded.
+    """
     left_out = _left_out(series)
     series = [one for one in series if np.isfinite(one.y).any()]
     if not series:
@@ -47,10 +51,10 @@ def chart(
         )
     lines = [_Line.of(one) for one in series]
     low, high = _y_range(lines)
-    views = [_view("lin", lines, low, high, x_label)]
+    views = [_view("lin", lines, low, high, x_label, band)]
     switch = ""
     if log_switch:
-        views.append(_view("log", lines, low, high, x_label))
+        views.append(_view("log", lines, low, high, x_label, band))
         switch = (
             f'<input type="checkbox" class="logx" id="{identifier}-log">'
             f'<label class="switch" for="{identifier}-log">log {escape(x_label)}</label>'
@@ -158,7 +162,14 @@ def _x_scale(lines: Sequence[_Line], view: str):
     return low, high, lambda x: np.log(np.maximum(x, low) / low) / span, log_ticks(low, high)
 
 
-def _view(view: str, lines: Sequence[_Line], low: float, high: float, x_label: str) -> str:
+def _view(
+    view: str,
+    lines: Sequence[_Line],
+    low: float,
+    high: float,
+    x_label: str,
+    band: tuple[float, float] | None,
+) -> str:
     x_low, x_high, place, x_ticks = _x_scale(lines, view)
     y_ticks = ticks(low, high)
 
@@ -170,6 +181,13 @@ def _view(view: str, lines: Sequence[_Line], low: float, high: float, x_label: s
     grid = "".join(
         f'<path class="grid" d="M0 {1000 * (high - y) / (high - low):.1f}H1000"/>' for y in y_ticks
     )
+    shaded = ""
+    if band is not None:
+        left, right = (1000 * min(max(float(place(np.float64(x))), 0.0), 1.0) for x in band)
+        shaded = (
+            f'<rect class="band" data-colour="s2" x="{left:.1f}" y="0" '
+            f'width="{right - left:.1f}" height="1000"/>'
+        )
     faint, strong, hover = [], [], []
     for line in lines:
         if line.raw is not None:
@@ -201,7 +219,7 @@ def _view(view: str, lines: Sequence[_Line], low: float, high: float, x_label: s
     return (
         f'<div class="view {view}"><div class="y">{y_labels}</div><div class="plot">'
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(_summary(lines))}">{grid}{"".join(faint)}{"".join(strong)}</svg>'
+        f'aria-label="{escape(_summary(lines))}">{shaded}{grid}{"".join(faint)}{"".join(strong)}</svg>'
         f'<script type="application/json">{as_json(data)}</script></div>'
         f'<div class="x">{x_labels}</div><div class="x-name">{escape(x_label)}</div></div>'
     )

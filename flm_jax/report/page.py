@@ -1,6 +1,6 @@
 """Puts the parts together: one HTML file with its style and script inside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 
 from flm_jax.report import curves, facts, headline, results, texts
@@ -27,15 +27,21 @@ def render(run: Run) -> str:
         top = headline.headline(run)
     except _STRANGE as error:
         top = f"<header><h1>{escape(run.path.name)}</h1>{_not_drawn(error)}</header>"
-    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in PARTS)
+    links = [(name, title) for name, title, _ in PARTS]
     sections = "".join(section(name, title, *_draw(part, run)) for name, title, part in PARTS)
+    return document(run.path.name, top, links, sections)
+
+
+def document(title: str, top: str, links: Sequence[tuple[str, str]], sections: str) -> str:
+    """Return a whole page: header, links to its sections (identifier, title), and these."""
+    listed = "".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in links)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(run.path.name)} · flm_jax</title>\n"
+        f"<title>{escape(title)} · flm_jax</title>\n"
         f"<style>\n{_file('style.css')}</style>\n</head>\n<body>\n<main>\n"
-        f"{top}<nav>{links}</nav>\n{sections}"
+        f"{top}<nav>{listed}</nav>\n{sections}"
         f"</main>\n<script>\n{_file('script.js')}</script>\n</body>\n</html>\n"
     )
 

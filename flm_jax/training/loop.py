@@ -34,11 +34,14 @@ _DECAY, _TIME_IS_UP = 1, 2
 
 
 @numerics.pinned()
-def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
+def train(config: config_lib.Config, workdir: pathlib.Path, finish: Finish | None = None) -> int:
     """Trains, or resumes, to ``config.train.steps`` and writes samples, results and the report.
 
     Expects a config that `config.validate` has passed. Returns the exit code: 0 when the run is
     complete or its time is up, 128 + signal number when it was asked to stop.
+
+    Args:
+      finish: what is done with the trained model; None: samples, results and the report.
 
     Raises UserError for what the user can mend, a non-finite loss included, and TryAgain for other
     exceptions in the loop, when what was good is saved. run.json says how the session ended.
@@ -50,7 +53,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> int:
         numerics.check_devices()
         if not distributed.is_main():
             progress.silence()
-        return go(Session(config, workdir))
+        return go(Session(config, workdir), finish)
 
 
 def go(session: Session, finish: Finish | None = None) -> int:

@@ -71,6 +71,22 @@ def test_words_of_options_make_the_same_options():
     assert words_of(options()) == ["--checkpoint=x"]
 
 
+def test_words_without_a_name_may_be_many():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Many:
+        runs: tuple[str, ...] = knob((), "some", word=True)
+        rates: tuple[float, ...] = knob((), "some numbers", above=0)
+
+    found = parse(Many, ["runs/a", "--rates=1e-3,2", "runs/b,c"])
+    assert (found.runs, found.rates) == (("runs/a", "runs/b,c"), (1e-3, 2.0))
+    assert words_of(found) == ["runs/a", "runs/b,c", "--rates=0.001,2.0"]
+    assert parse(Many, []).runs == ()
+    with pytest.raises(UserError, match="--rates=1,x is not a list of numbers such as 1e-3,3e-3"):
+        parse(Many, ["--rates=1,x"])
+    page = help.page("many", cli.Command("Some.", Many, lambda options: None))
+    assert page.startswith("usage: flm many [RUNS ...] [--option=value ...]")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
