@@ -122,24 +122,32 @@ def at_evaluations(results: Results, number: int) -> Table:
     columns = [(axis, offset) for axis in NAMES for offset in targets[axis]]
     found = {column: findings.pick(results, likelihood, *column) for column in columns}
     marks = {column: marked(contenders(results, likelihood, *column, number)) for column in columns}
+    own = [row for row in results["rows"] if row["evaluations"] == number]
+    times = {
+        row["method"]: row["milliseconds"]
+        for row in results["latencies"]
+        if row["evaluations"] == number
+    }
+    fewer = any(row["used"] != number for row in own)
     rows = []
-    for row in results["rows"]:
-        if row["evaluations"] != number:
-            continue
+    for row in own:
         method, point = row["method"], row["likeliest"]
         cells = [
             _value(found[column].get((method, number)), marks[column].get(method, ""))
             for column in columns
         ]
         raw = " / ".join(_number(point["values"].get(x)) for x in (likelihood, *NAMES))
-        rows.append((method, (*cells, Cell(raw, remark=point["knobs"]))))
+        cells.append(Cell(raw, remark=point["knobs"]))
+        cells += [Cell(f"{row['used']:.1f}")] if fewer else []
+        cells += [Cell(_number(times.get(method)))] if times else []
+        rows.append((method, tuple(cells)))
     head = [f"{NAMES[axis]} {_offset(offset)}" for axis, offset in columns]
     title = f"{number} evaluation{'s' * (number != 1)}: nats per token under {judge_of(likelihood)}"
     note = f"At diversities relative to real text ({_real(results, likelihood)} at entropy "
     note += " and distinct-4 ".join(_number(results["real"]["values"].get(x)) for x in NAMES)
-    note += "). Last column: the likeliest point as it is (nats / entropy / distinct-4), which "
-    note += "says nothing by itself."
-    head.append("likeliest point")
+    note += "). Likeliest point: as it is (nats / entropy / distinct-4), which says nothing "
+    note += "by itself."
+    head += ["likeliest point", *["evaluations used"] * fewer, *["ms / sample"] * bool(times)]
     return Table(f"evaluations_{number}", title, tuple(head), tuple(rows), note, marks=True)
 
 
