@@ -4,6 +4,7 @@ Samplers of a chain whose truth is known: the truth at several temperatures, and
 lose whatever they look like.
 """
 
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -199,6 +200,25 @@ def test_nonsense_reaches_nothing_or_is_named(compared):
     assert any("not reached by tiled" in sentence for sentence in said)
 
 
+def test_who_is_likelier_than_real_text_is_not_called_best(compared):
+    _, _, results = compared
+    results = copy.deepcopy(results)
+    for one in results["values"]:
+        if one["method"] == "again" and one["offset"] in (0.0, -0.1):
+            one |= {"value": one["value"] - 0.5, "sigma": 0.01, "bound": False}
+    for axis in (ENTROPY, DIVERSITY):
+        assert "again" not in tables.contenders(results, HEADLINE, axis, 0.0, 4)
+        assert "good_1" in tables.contenders(results, HEADLINE, axis, 0.0, 4)
+        assert "again" in tables.contenders(results, HEADLINE, axis, -0.1, 4)  # less is asked there
+        marks = {
+            name: c[-1].mark for name, c in tables.over_evaluations(results, axis, HEADLINE).rows
+        }
+        assert marks["again"] == "" and marks["good_1"] == tables.BEST
+    said = [x for x in sentences.every(results) if x.startswith("4 evaluations")]
+    assert all("good_1" in x and "better than all others" in x for x in said[:2])
+    assert all("again is likelier than real text" in x for x in said[:2])
+
+
 def test_real_text_is_within_its_own_range(tmp_path):
     reference = make_reference(tmp_path)
     real = measuring.real(reference)
@@ -231,6 +251,8 @@ def test_the_report_says_all_and_comes_back_from_json(compared):
     assert "A &lt;chain&gt;" in page and "<chain>" not in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)  # nothing from other hosts
     assert "8 minutes" in page and "jax: 0.1" in page
+    times = {name: cells[-1].text for name, cells in tables.at_evaluations(results, 4).rows}
+    assert (times["good_1"], times["worse"], times["again"]) == ("3.50", "7.00", tables.NOTHING)
     point = next(x for x in results["points"] if x["method"] == "good_1")
     assert (folder / point["samples"]).is_file() and len(point["sha256"]) == 64
     assert (
