@@ -38,10 +38,11 @@ def chart(
     log_switch: bool = True,
     small: bool = False,
     band: tuple[float, float] | None = None,
+    log_first: bool = False,
 ) -> str:
     """Return a <figure>: title, legend, plot with hover read-out, notes on values left out.
 
-    `band` is a range of x that is shaded.
+    `band` is a range of x that is shaded; `log_first` sets the switch to the logarithmic axis.
     """
     left_out = _left_out(series)
     series = [one for one in series if np.isfinite(one.y).any()]
@@ -56,7 +57,7 @@ def chart(
     if log_switch:
         views.append(_view("log", lines, low, high, x_label, band))
         switch = (
-            f'<input type="checkbox" class="logx" id="{identifier}-log">'
+            f'<input type="checkbox" class="logx" id="{identifier}-log"{" checked" * log_first}>'
             f'<label class="switch" for="{identifier}-log">log {escape(x_label)}</label>'
         )
     legend = "".join(f'<span class="key" {_paint(one)}>{escape(one.name)}</span>' for one in series)

@@ -73,6 +73,16 @@ def test_a_token_that_follows_one_other_only_is_not_expected_elsewhere():
     assert after[0] == pytest.approx(after[1])
 
 
+def test_how_rows_begin_is_known_to_longer_models_too():
+    """Nothing stands before the first token, so what begins with it has whole counts."""
+    generator = np.random.default_rng(0)
+    rows = np.concatenate(
+        [np.zeros((100, 1), int), [[4]] * 90 + [[5]] * 10, generator.integers(4, V, (100, 6))], 1
+    )
+    p = np.exp(-kneser_ney.fit(rows, LETTERS, 4).score(rows)[:, 0])
+    assert p[0] == pytest.approx(0.9, abs=0.03) and p[-1] == pytest.approx(0.1, abs=0.03)
+
+
 def test_it_predicts_real_text_better_than_witten_bell():
     text = " ".join(" ".join(topics.topics.values()).split())[:200_000]  # Python's own manual
     letters = Characters("".join(sorted(set(text))))

@@ -4,8 +4,10 @@ Samplers of a chain whose truth is known: the truth at several temperatures, and
 lose whatever they look like.
 """
 
+import copy
 import dataclasses
 import functools
+import importlib.util
 import json
 import pathlib
 import re
@@ -64,6 +66,7 @@ def make_reference(folder: pathlib.Path, **changes) -> Reference:
         None,
         True,
         folder / "reference",
+        bleu=False,
     )
     return dataclasses.replace(made, **changes)
 
@@ -124,6 +127,11 @@ def test_every_array_is_what_its_metric_says(tmp_path):
     assert found.value("copied") == pytest.approx(share)
     assert found.count == N and found.value("mauve/chain") <= 1.0
     assert "mauve/counts" not in found.arrays  # counts have no features
+    assert "self_bleu" not in found.arrays
+    if importlib.util.find_spec("sacrebleu"):
+        one = drawn(tmp_path, "tiled", np.repeat(tokens[:1], 48, axis=0))
+        with_bleu = measuring.measure(one, dataclasses.replace(reference, bleu=True))
+        assert with_bleu.value("self_bleu") == pytest.approx(1.0)
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch):
@@ -192,6 +200,25 @@ def test_nonsense_reaches_nothing_or_is_named(compared):
     assert any("not reached by tiled" in sentence for sentence in said)
 
 
+def test_who_is_likelier_than_real_text_is_not_called_best(compared):
+    _, _, results = compared
+    results = copy.deepcopy(results)
+    for one in results["values"]:
+        if one["method"] == "again" and one["offset"] in (0.0, -0.1):
+            one |= {"value": one["value"] - 0.5, "sigma": 0.01, "bound": False}
+    for axis in (ENTROPY, DIVERSITY):
+        assert "again" not in tables.contenders(results, HEADLINE, axis, 0.0, 4)
+        assert "good_1" in tables.contenders(results, HEADLINE, axis, 0.0, 4)
+        assert "again" in tables.contenders(results, HEADLINE, axis, -0.1, 4)  # less is asked there
+        marks = {
+            name: c[-1].mark for name, c in tables.over_evaluations(results, axis, HEADLINE).rows
+        }
+        assert marks["again"] == "" and marks["good_1"] == tables.BEST
+    said = [x for x in sentences.every(results) if x.startswith("4 evaluations")]
+    assert all("good_1" in x and "better than all others" in x for x in said[:2])
+    assert all("again is likelier than real text" in x for x in said[:2])
+
+
 def test_real_text_is_within_its_own_range(tmp_path):
     reference = make_reference(tmp_path)
     real = measuring.real(reference)
@@ -201,7 +228,7 @@ def test_real_text_is_within_its_own_range(tmp_path):
         )
         for i in range(8)
     ]
-    assert sum(map(len, strange)) <= 6  # of 8 times 18, at 2 % each
+    assert sum(map(len, strange)) <= 6  # of 8 times 15, at 2 % each
 
 
 def test_the_report_says_all_and_comes_back_from_json(compared):
@@ -224,6 +251,8 @@ def test_the_report_says_all_and_comes_back_from_json(compared):
     assert "A &lt;chain&gt;" in page and "<chain>" not in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)  # nothing from other hosts
     assert "8 minutes" in page and "jax: 0.1" in page
+    times = {name: cells[-1].text for name, cells in tables.at_evaluations(results, 4).rows}
+    assert (times["good_1"], times["worse"], times["again"]) == ("3.50", "7.00", tables.NOTHING)
     point = next(x for x in results["points"] if x["method"] == "good_1")
     assert (folder / point["samples"]).is_file() and len(point["sha256"]) == 64
     assert (

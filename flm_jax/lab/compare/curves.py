@@ -13,7 +13,7 @@ from flm_jax.lab.compare.tables import NAMES
 from flm_jax.report.charts import Series
 
 _BANDS = {ENTROPY: 0.1, DIVERSITY: verdict.MATCHED}
-_COLOURS = tuple(f"s{i}" for i in (1, 3, 4, 5, 6, 7, 8, 9, 10))  # s2 is real text
+_COLOURS = tuple(f"s{i}" for i in (1, 3, 4, 5, 6, 7, 9, 10))  # s2 is real text, s8 landmarks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +64,11 @@ def over(results: Results, axis: str, times: Mapping[tuple[str, int], float] | N
         if curve:
             made.append(_line(results, method, curve))
     what = "evaluations" if times is None else "milliseconds"
-    label = "evaluations of the network" if times is None else "milliseconds a sample"
+    title = "evaluations of the network" if times is None else "milliseconds a sample"
     return Picture(
         f"{what}_{axis}",
-        f"At the {NAMES[axis]} of real text, over {what}",
-        label,
+        f"At the {NAMES[axis]} of real text, over {title}",
+        what,
         _unit(results),
         tuple(made),
         log_x=True,
@@ -89,8 +89,13 @@ def fronts(results: Results, axis: str, number: int) -> Picture:
     centre, level = real.get(axis), real.get(likelihood)
     band = None
     if made and centre is not None and level is not None:
+        highest = max(float(one.y.max()) for one in made)
         made.append(_series("real text", [(centre, level)], "s2"))
         band = centre - _BANDS[axis], centre + _BANDS[axis]
+        for one in results["landmarks"]:
+            x, y = (one["values"].get(metric) for metric in (axis, likelihood))
+            if x is not None and y is not None and y <= highest:  # others would fill the picture
+                made.append(_series(one["name"], [(x, y)], "s8"))
     return Picture(
         f"front_{axis}_{number}",
         f"{number} evaluation{'s' * (number != 1)}: what knobs reach",

@@ -134,6 +134,32 @@ def pick(
     }
 
 
+def barred(
+    results: Results, likelihood: str, axis: str, offset: float
+) -> dict[tuple[str, int], str]:
+    """Who is not called best at one place, whatever its value, and why.
+
+    Who recites the training text; and, at the diversity of real text, who is likelier than real
+    text by more than two sigma: nobody can be as varied and likelier but by writing what the judge
+    likes.
+    """
+    real = results["real"]
+    found = {}
+    if not offset and real["values"].get(likelihood) is not None:
+        sigma = real["sigmas"][likelihood] or 0.0
+        centre = Value(real["values"][likelihood], sigma, 0.0, 0.0)
+        for key, value in pick(results, likelihood, axis, offset).items():
+            if value.value < centre.value and rankings.are_apart(value, centre):
+                found[key] = "is likelier than real text, so it writes what this judge likes"
+    copied = real["values"].get("copied")
+    for row in results["rows"]:
+        point = row["nearest"]
+        if copied is not None and "copied" in point["outside"]:
+            if point["values"]["copied"] > copied:
+                found[row["method"], row["evaluations"]] = "recites the training text"
+    return found
+
+
 _WIDTHS = "sigma", "low", "high"
 
 

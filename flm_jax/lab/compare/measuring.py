@@ -194,7 +194,7 @@ def _parts(
         parts.append((f"features/{name}", depends, functools.partial(_mauve, reference, name)))
     copied = functools.partial(_copied, reference)
     parts.append(("copied", (reference.train_sha256,), copied))
-    if any(column.key == "self_bleu" for column in reference.diversity.columns):
+    if reference.has_bleu:
         parts.append(("bleu", (str(GROUP), str(_BLEU_GROUPS)), _bleu))
     if reference.language is not None:
         known = repr(reference.language), tokens

@@ -44,7 +44,7 @@ def _result(results: Results, pictures: Sequence[Picture], made: Sequence[Table]
     shown = [_chart(one) for one in pictures if one.name.startswith("milliseconds")]
     shown += [_chart(one) for one in pictures if one.name.startswith("evaluations")]
     pairs = "".join(f'<div class="pair">{"".join(shown[i : i + 2])}</div>' for i in (0, 2))
-    return _tables(made, "at_entropy", "at_distinct_4") + pairs
+    return note(tables.LEGEND) + _tables(made, "at_entropy", "at_distinct_4") + pairs
 
 
 def _by_number(results: Results, pictures: Sequence[Picture], made: Sequence[Table]) -> str:
@@ -139,6 +139,7 @@ def _chart(picture: Picture) -> str:
         picture.x_label,
         picture.y_label,
         log_switch=picture.log_x,
+        log_first=picture.log_x,
         band=picture.band,
     )
 

@@ -25,7 +25,7 @@ _COLOURS = {  # as in the style sheet, on paper
     "s9": "#2f8f4e",
     "s10": "#b0563f",
 }
-_LEFT, _TOP, _WIDTH, _HEIGHT = 60, 36, 430, 290  # of the plot
+_LEFT, _TOP, _WIDTH, _HEIGHT = 70, 36, 430, 290  # of the plot
 _LEGEND = 190
 
 
@@ -79,7 +79,11 @@ def draw(picture: Picture) -> str:
     parts.append(f'<path d="M{_LEFT},{bottom}h{_WIDTH}" stroke="#666"/>')
     parts.append(
         f'<text x="{_LEFT + _WIDTH / 2}" y="{bottom + 40}" text-anchor="middle">'
-        f"{escape(picture.x_label)}; {escape(picture.y_label)}</text>"
+        f"{escape(picture.x_label)}</text>"
+    )
+    parts.append(
+        f'<text transform="translate(14 {_TOP + _HEIGHT / 2}) rotate(-90)" text-anchor="middle">'
+        f"{escape(picture.y_label)}</text>"
     )
     if picture.level is not None:
         parts.append(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +16,6 @@ from flm_jax.evals import BASELINES, comparison, kneser_ney, language_judge
 from flm_jax.evals.base import Featured, Judge
 from flm_jax.evals.causal import first_token
 from flm_jax.evals.copying import Copying
-from flm_jax.evals.diversity import Diversity
 from flm_jax.evals.truth import product_of_marginals
 from flm_jax.inference.truths import known_truth, load_truth
 from flm_jax.tokenizers import Tokenizer
@@ -39,6 +39,7 @@ class Reference:
       language: of a synthetic corpus with one document in a row; None for any other text.
       exact: whether the first judge is the truth itself.
       cache: folder for what was measured of the rows above (numbers only).
+      bleu: self-BLEU, too, where its library is installed: a second for every file.
     """
 
     tokenizer: Tokenizer
@@ -49,6 +50,7 @@ class Reference:
     language: Language | None
     exact: bool
     cache: pathlib.Path
+    bleu: bool = True
 
     def reads(self, judge: str) -> bool:
         """Whether a judge reads the very tokens of the samples."""
@@ -63,9 +65,9 @@ class Reference:
     def copying(self) -> Copying:
         return Copying(self.tokenizer, self.train_rows)
 
-    @functools.cached_property
-    def diversity(self) -> Diversity:
-        return Diversity(self.tokenizer)
+    @property
+    def has_bleu(self) -> bool:
+        return self.bleu and importlib.util.find_spec("sacrebleu") is not None
 
     @functools.cached_property
     def train_sha256(self) -> str:

@@ -1,5 +1,7 @@
 """What holds and what does not, in plain sentences, from results.json."""
 
+import math
+
 from flm_jax.lab.compare import findings, rankings, tables
 from flm_jax.lab.compare.findings import Results
 from flm_jax.lab.compare.frontier import DIVERSITY, ENTROPY, Value
@@ -18,51 +20,53 @@ def every(results: Results) -> list[str]:
 
 
 def _at(results: Results, number: int) -> list[str]:
-    """The verdicts on both axes; one sentence for each, or for both where they are the same."""
-    by_axis = {axis: _here(results, axis, number) for axis in NAMES}
+    """The verdict on either axis."""
     names = [row["method"] for row in results["rows"] if row["evaluations"] == number]
     evaluations = f"{number} evaluation{'s' * (number != 1)}"
-    said = [
-        f"{evaluations}, at the {NAMES[axis]} of real text: {_verdict(values, names)}."
-        for axis, values in by_axis.items()
-    ]
-    found = [rankings.verdict(values) for values in by_axis.values()]
-    if all(one is not None and one.best for one in found):
-        first, second = (one.best for one in found if one is not None)
-        if first != second:
-            said.append(
-                f"{evaluations}: the two disagree, and distinct-4 is the harder one to buy: an "
-                "entropy within a sample does not see that samples are alike."
-            )
+    said, best = [], set()
+    for axis, name in NAMES.items():
+        place = results["headline"], axis, 0.0
+        values = tables.contenders(results, *place, number)
+        out = {
+            method: why
+            for (method, n), why in findings.barred(results, *place).items()
+            if n == number and method in names
+        }
+        away = [method for method in names if method not in values and method not in out]
+        words = [_verdict(values)]
+        words += [f"not reached by {', '.join(away)}"] if away else []
+        words += [f"{method} {why}" for method, why in out.items()]
+        said.append(f"{evaluations}, at the {name} of real text: {'; '.join(words)}.")
+        found = rankings.verdict(values)
+        best |= {found.best} if found is not None and found.best else set()
+    if len(best) > 1:
+        said.append(
+            f"{evaluations}: the two disagree, and distinct-4 is the harder one to buy: an entropy "
+            "within a sample does not see that samples are alike."
+        )
     return said
 
 
-def _here(results: Results, axis: str, number: int) -> dict[str, Value]:
-    found = findings.pick(results, results["headline"], axis, 0.0)
-    return {method: value for (method, n), value in found.items() if n == number}
-
-
-def _verdict(values: dict[str, Value], names: list[str]) -> str:
-    away = [name for name in names if name not in values]
-    missing = f"; not reached by {', '.join(away)}" if away else ""
+def _verdict(values: dict[str, Value]) -> str:
     if not values:
-        return "no method reaches it"
+        return "no method"
     order = sorted(values, key=lambda name: values[name].value)
     first = f"{order[0]} {_shown(values[order[0]])}"
     found = rankings.verdict(values)
     if found is None:
-        return f"only {first}{missing}"
+        return f"only {first}"
     if found.best:
         ahead = values[order[1]].value - values[order[0]].value
-        return f"{first}, is better than all others, {ahead:.2f} before {order[1]}{missing}"
-    tied = ", ".join(found.tied)
-    return f"{first}, the least, but {tied} cannot be told from it ({SIGMAS:g} sigma){missing}"
+        return f"{first} is better than all others, {ahead:.2f} before {order[1]}"
+    return (
+        f"{first}, the least, but {', '.join(found.tied)} cannot be told from it ({SIGMAS:g} sigma)"
+    )
 
 
 def _shown(value: Value) -> str:
     at_most = "at most " * value.bound
-    interval = f" (95 %: {value.low:.2f} to {value.high:.2f})" * (value.sigma == value.sigma)
-    return f"with {at_most}{value.value:.2f} nats a token{interval}"
+    interval = f", 95 %: {value.low:.2f} to {value.high:.2f}" * math.isfinite(value.sigma)
+    return f"({at_most}{value.value:.2f} nats a token{interval})"
 
 
 def _judges(results: Results) -> list[str]:

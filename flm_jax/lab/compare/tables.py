@@ -2,7 +2,8 @@
 
 A value is marked best (bold) where it is lower than that of every other method by more than two
 sigma of the difference; otherwise the least value and those that cannot be told from it are marked
-as tied (italic). A dash: the method does not reach that diversity.
+as tied (italic). Who recites, or is likelier than real text at its own diversity, is marked by
+neither. A dash: the method does not reach that diversity.
 """
 
 import dataclasses
@@ -24,9 +25,11 @@ _TITLES = {
     "valid": "valid",
 }
 _SHARES = ("repetition", "copied", "valid")
-_MARKS = (
+LEGEND = (
     "Bold: lower than every other by more than two sigma. Italic: cannot be told from the lowest. "
-    "±: 95 % interval. ≤: at most that, for all samples were more diverse. –: not reached."
+    "Neither is said of who recites the training text, or is likelier than real text at its own "
+    "diversity. ±: 95 % interval. ≤: at most that, for all samples were more diverse. –: not "
+    "reached."
 )
 
 
@@ -46,6 +49,7 @@ class Table:
     head: titles of the columns behind the name of a row.
     rows: (name, cells).
     note: sentences that explain it.
+    marks: whether `LEGEND` explains it, too.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     note: str = ""
+    marks: bool = False
 
 
 def every(results: Results) -> list[Table]:
@@ -86,12 +91,12 @@ def is_exact(results: Results) -> bool:
 
 
 def over_evaluations(results: Results, axis: str, likelihood: str) -> Table:
-    """A row for every method, a column for every number of evaluations; at real text's."""
+    """A row for every method, a column for every number of evaluations."""
     columns = numbers(results)
     found = findings.pick(results, likelihood, axis, 0.0)
     marks = {}
     for number in columns:
-        here = {method: value for (method, n), value in found.items() if n == number}
+        here = contenders(results, likelihood, axis, 0.0, number)
         marks |= {(method, number): mark for method, mark in marked(here).items()}
     truth = results["real"]["values"].get(likelihood) if is_exact(results) else None
     rows = tuple(
@@ -107,8 +112,8 @@ def over_evaluations(results: Results, axis: str, likelihood: str) -> Table:
     title = f"Nats per token under {judge_of(likelihood)} at the {NAMES[axis]} of real text"
     note = f"By evaluations of the network. Real text: {_real(results, likelihood)} at "
     note += f"{NAMES[axis]} {_number(centre)}. "
-    note += "In brackets: nats above the truth. " if truth is not None else ""
-    return Table(f"at_{axis}", title, tuple(map(str, columns)), rows, note + _MARKS)
+    note += "In brackets: nats above the truth." if truth is not None else ""
+    return Table(f"at_{axis}", title, tuple(map(str, columns)), rows, note, marks=True)
 
 
 def at_evaluations(results: Results, number: int) -> Table:
@@ -116,29 +121,34 @@ def at_evaluations(results: Results, number: int) -> Table:
     likelihood, targets = results["headline"], results["settings"]["targets"]
     columns = [(axis, offset) for axis in NAMES for offset in targets[axis]]
     found = {column: findings.pick(results, likelihood, *column) for column in columns}
-    marks = {
-        column: marked({m: value for (m, n), value in values.items() if n == number})
-        for column, values in found.items()
+    marks = {column: marked(contenders(results, likelihood, *column, number)) for column in columns}
+    own = [row for row in results["rows"] if row["evaluations"] == number]
+    times = {
+        row["method"]: row["milliseconds"]
+        for row in results["latencies"]
+        if row["evaluations"] == number
     }
+    fewer = any(row["used"] != number for row in own)
     rows = []
-    for row in results["rows"]:
-        if row["evaluations"] != number:
-            continue
+    for row in own:
         method, point = row["method"], row["likeliest"]
         cells = [
             _value(found[column].get((method, number)), marks[column].get(method, ""))
             for column in columns
         ]
         raw = " / ".join(_number(point["values"].get(x)) for x in (likelihood, *NAMES))
-        rows.append((method, (*cells, Cell(raw, remark=point["knobs"]))))
+        cells.append(Cell(raw, remark=point["knobs"]))
+        cells += [Cell(f"{row['used']:.1f}")] if fewer else []
+        cells += [Cell(_number(times.get(method)))] if times else []
+        rows.append((method, tuple(cells)))
     head = [f"{NAMES[axis]} {_offset(offset)}" for axis, offset in columns]
     title = f"{number} evaluation{'s' * (number != 1)}: nats per token under {judge_of(likelihood)}"
     note = f"At diversities relative to real text ({_real(results, likelihood)} at entropy "
     note += " and distinct-4 ".join(_number(results["real"]["values"].get(x)) for x in NAMES)
-    note += "). Last column: the likeliest point as it is (nats / entropy / distinct-4), which "
-    note += f"says nothing by itself. {_MARKS}"
-    head.append("likeliest point")
-    return Table(f"evaluations_{number}", title, tuple(head), tuple(rows), note)
+    note += "). Likeliest point: as it is (nats / entropy / distinct-4), which says nothing "
+    note += "by itself."
+    head += ["likeliest point", *["evaluations used"] * fewer, *["ms / sample"] * bool(times)]
+    return Table(f"evaluations_{number}", title, tuple(head), tuple(rows), note, marks=True)
 
 
 def metrics(results: Results) -> Table:
@@ -205,6 +215,15 @@ def landmarks(results: Results) -> Table:
     return Table("landmarks", "Landmarks", tuple(map(_title, names)), rows, note)
 
 
+def contenders(
+    results: Results, likelihood: str, axis: str, offset: float, number: int
+) -> dict[str, Value]:
+    """The methods that may be called best at one place: see `findings.barred`."""
+    found = findings.pick(results, likelihood, axis, offset)
+    out = findings.barred(results, likelihood, axis, offset)
+    return {key[0]: value for key, value in found.items() if key[1] == number and key not in out}
+
+
 def marked(values: dict[str, Value]) -> dict[str, str]:
     """The marks of methods that are compared with each other."""
     found = rankings.verdict(values)
@@ -261,7 +280,7 @@ def _value(value: Value | None, mark: str, truth: float | None = None) -> Cell:
 
 def markdown(title: str, said: Sequence[str], made: Sequence[Table]) -> str:
     """Sentences and tables as one document."""
-    blocks = [f"# {title}", "\n".join(f"* {sentence}" for sentence in said)]
+    blocks = [f"# {title}", "\n".join(f"* {sentence}" for sentence in said), LEGEND]
     for table in made:
         lines = [
             f"## {table.title}",
@@ -283,10 +302,11 @@ def latex(made: Sequence[Table]) -> str:
     """All tables for booktabs; `\\input` the file, or take what is needed."""
     blocks = ["% Needs \\usepackage{booktabs}. Made by flm compare."]
     for table in made:
+        caption = f"{table.title}. {table.note}" + f" {LEGEND}" * table.marks
         lines = [
             "\\begin{table}",
             "\\centering",
-            f"\\caption{{{_in_latex(table.title)}. {_in_latex(table.note)}}}",
+            f"\\caption{{{_in_latex(caption)}}}",
             f"\\label{{tab:{table.name.replace('_', '-')}}}",
             f"\\begin{{tabular}}{{l{'r' * len(table.head)}}}",
             "\\toprule",
