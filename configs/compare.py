@@ -40,5 +40,5 @@ def get_config(stage="text"):
         config.data.length = 64
     config.stage = "pretrain"
     config.optim.schedule = "stable"
-    config.sampler.update(num_samples=4, batch_size=256)
+    config.sampler.update(name="euler", num_samples=4, batch_size=256)
     return config

@@ -1,6 +1,6 @@
-r"""Train methods on equal terms, sample them at every setting, and measure them in one report.
+r"""Train methods on equal terms, sample and measure them all, and show it in one report.
 
-    flm compare --data=corpus.txt --methods=ar,mdlm,sdtt,flm,fmlm --budget_minutes=30 --dry_run
+    flm compare --data=corpus.txt --methods=ar,mdlm,flm --budget_minutes=30 --dry_run
     flm compare --config=configs/compare.py:addition --workdir=runs/addition
     flm compare runs/mine runs/theirs --output=runs/both
 
@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 from flm_jax.cli.command import Command
 from flm_jax.cli.options import Configured
 from flm_jax.cli.processes import Joining
-from flm_jax.config import files as config_files
 from flm_jax.errors import UserError
 from flm_jax.host import folders, windows
 from flm_jax.knobs import knob
@@ -110,7 +109,7 @@ def asked_of(options: Options) -> "Asked":
 
     path = options.config.path or CONFIG
     base = asked.base(path, options.config.overrides, options.data)
-    found = defaults(path) | given(options, "seeds", "budget_minutes", "tune")
+    found = asked.defaults(path) | given(options, "seeds", "budget_minutes", "tune")
     return asked.Asked(
         base=base,
         methods=options.methods,
@@ -124,25 +123,19 @@ def asked_of(options: Options) -> "Asked":
 
 def drawing(options: Options, path: str = CONFIG) -> "Drawing":
     """How much is drawn."""
-    from flm_jax.lab.compare.asked import Drawing
+    from flm_jax.lab.compare import asked
 
     names = "evaluations", "points"
-    found = defaults(path) | given(options, *names)
+    found = asked.defaults(path) | given(options, *names)
     chosen = {name: found[name] for name in names if name in found}
-    return Drawing(num_samples=options.num_samples, pilot_samples=options.pilot_samples, **chosen)
+    return asked.Drawing(
+        num_samples=options.num_samples, pilot_samples=options.pilot_samples, **chosen
+    )
 
 
 def given(options: Options, *names: str) -> dict[str, Any]:
     """Those of these options that somebody gave."""
     return {name: vars(options)[name] for name in names if vars(options)[name] is not None}
-
-
-def defaults(path: str) -> dict[str, Any]:
-    """What a preset of ours takes where nothing else is said."""
-    from flm_jax.configs import compare  # pyright: ignore[reportAttributeAccessIssue]
-
-    file, preset = config_files.find(path)
-    return compare.DEFAULTS.get(preset, {}) if file.name == "compare.py" else {}
 
 
 def _of_runs(options: Options) -> None:

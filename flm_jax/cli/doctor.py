@@ -1,6 +1,6 @@
 """Say what this machine has for flm_jax, and what is wrong with it.
 
-    flm doctor
+    flm doctor --workdir=runs
     flm doctor --workdir=/data/runs --json > doctor.json
 
 Versions of all libraries, optional parts, devices, memory, the folder of the runs and that of

@@ -156,7 +156,7 @@ class Comparison:
         self, count: int, real_rows: np.ndarray | None
     ) -> tuple[dict[str, ranges.Range], list[str]]:
         """The range of each metric on real text; a sentence where there is none and should be."""
-        if not self._splits:
+        if not self._splits or (self._data is None and self._fresh is None):
             return {}, []
         pool = self._pool(count)
         if len(pool) < 2 * count:
@@ -174,8 +174,7 @@ class Comparison:
             rows = self._data.rows["valid"]
             order = np.random.default_rng(SEED).permutation(len(rows))  # as `_held_out`
             return rows[np.concatenate([order[2 * count :], order[:count]])[: _POOL * count]]
-        if self._fresh is None:
-            return np.zeros((0, self._length), np.int32)
+        assert self._fresh is not None
         return self._fresh.sample(FRESH + 2 * count + np.arange(_POOL * count), self._length, SEED)
 
     def _baselines(self, data: Data, count: int) -> list[tuple[str, str, np.ndarray]]:

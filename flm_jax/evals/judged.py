@@ -64,6 +64,11 @@ class Remembering:
         self._judge = judge
         self._known: dict[bytes, np.ndarray] = {}
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the judge."""
+        return self._judge.fingerprint
+
     def score(self, tokens_NL: np.ndarray) -> np.ndarray:
         """See `base.Judge`."""
         rows = np.ascontiguousarray(tokens_NL)

@@ -183,14 +183,15 @@ def test_every_command_is_explained(name, capsys):
     command = cli.load(name)
     known = options_of(command.options)
     for option in known.values():
-        heads = (option.name.upper(), f"--{option.name}=...", f"--[no]{option.name} ")
+        word = option.name.upper()
+        heads = (word, f"[{word} ...]", f"--{option.name}=...", f"--[no]{option.name} ")
         assert any(f"\n  {head}" in text for head in heads), option.name
     keys = [key for key, _ in settings.knobs()] if "config" in known else []
     assert [key for key in keys if f"--config.{key}=" not in text] == []
     examples = re.findall(rf"^ +flm {name} ((?:.*\\\n)*.*)", text, re.MULTILINE)
     assert examples
     for example in examples:
-        words = example.replace("\\\n", " ").partition(" >> ")[0]
+        words = example.replace("\\\n", " ").partition(" >")[0]
         parse(command.options, shlex.split(words, comments=True))
 
 

@@ -174,7 +174,7 @@ def test_both_spaces_agree_where_the_table_can_be_inverted():
         posterior = flow.posterior(flow.noisy(z, tokens_BL, rho_B), rho_B)
         errors.append(flow.squared_error(posterior, tokens_BL))
         nats.append(posterior.log_prob(tokens_BL))
-    assert float(errors[0].mean()) > 0.1
+    assert float(errors[0].mean()) > 0.01
     np.testing.assert_allclose(errors[1], errors[0], rtol=1e-3, atol=1e-9)
     np.testing.assert_allclose(nats[1], nats[0], rtol=1e-3, atol=1e-9)
 
@@ -191,7 +191,7 @@ def test_tokens_of_one_vector_cost_what_tells_them_apart():
 def test_float32_near_the_end_is_as_exact_as_the_noise():
     """At rho = 1000 the error is 0, and rounding may not add to the bound: half rho^2 times it."""
     table = np.random.default_rng(0).standard_normal((64, 8))
-    rows = single(np.full(64, 1 / 64))
+    rows = single(np.full(64, 1 / 64, np.float32))
     at = rows.at(table, dtype=jnp.float32)
     flow = Whitened(at, coordinates(at))
     keys, tokens_BL = jax.random.split(jax.random.key(0), 64), jnp.arange(64)[:, None]

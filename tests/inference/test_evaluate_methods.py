@@ -58,7 +58,8 @@ def test_every_kind_of_model_gets_a_verdict(loss, sampler, steps, folder, denois
     assert results["judge"] == "a 3-gram model" and results["truth"] is None
     keys = [column["key"] for column in results["columns"]]
     assert keys[:2] == ["judge_nats", "distinct_4"] and len(set(keys)) == len(keys)
-    (said,) = results["verdict"]
+    said, ranges = results["verdict"]
+    assert ranges == "no range of real text: two halves of 48 rows need 96, and there are 48"
     assert said.startswith(f"{steps} step") and "nats a token (real text " in said
     assert f"\n{said}\n" in capsys.readouterr().out
     values = results["rows"][0]["values"]

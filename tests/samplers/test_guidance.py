@@ -268,5 +268,5 @@ def test_samplers_without_guides_say_so(row):
     [sentence] = row().without_effect(SamplingKnobs(guide="dropout")).values()
     assert sentence.startswith("guide='dropout' has no effect on ")
     assert "leave it at '' (guide: " in sentence
-    for knobs in (knobs, SamplingKnobs(guide="dropout", guide_dropout=0.2)):
-        assert not Euler().without_effect(knobs) and not Refinement().without_effect(knobs)
+    for used in (knobs, SamplingKnobs(guide="dropout", guide_dropout=0.2)):
+        assert not Euler().without_effect(used) and not Refinement().without_effect(used)

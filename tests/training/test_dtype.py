@@ -1,5 +1,6 @@
 """model.dtype=auto: decided when a run begins, written down, and kept when it goes on."""
 
+import collections
 import dataclasses
 import json
 import shutil
@@ -77,6 +78,9 @@ def test_process_0_decides_for_the_others(monkeypatch):
     found = []
     for index, ratio in enumerate((2.0, 0.5)):
         monkeypatch.setattr(distributed.jax, "process_index", lambda index=index: index)
+        monkeypatch.setattr(
+            distributed, "_calls", collections.Counter()
+        )  # as in a process of its own
         monkeypatch.setattr(bfloat16, "speedup", lambda ratio=ratio: ratio)
         found.append(dtype.settled(config, lambda text: None).model.dtype)
     assert found == ["bfloat16", "bfloat16"]

@@ -3,8 +3,10 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flm_jax import config as config_lib
+from flm_jax.config import files as config_files
 from flm_jax.data import DATASETS, load_corpus
 from flm_jax.data.rows import MANIFEST, prepared_below
 from flm_jax.errors import UserError
@@ -56,6 +58,14 @@ class Asked:
     learning_rates: tuple[float, ...]
     drawing: Drawing = Drawing()
     judging: Judging = Judging()
+
+
+def defaults(path: str) -> dict[str, Any]:
+    """What a preset of configs/compare.py takes where nothing else is said."""
+    from flm_jax.configs import compare  # pyright: ignore[reportAttributeAccessIssue]
+
+    file, preset = config_files.find(path)
+    return compare.DEFAULTS.get(preset, {}) if file.name == "compare.py" else {}
 
 
 def learning_rates(

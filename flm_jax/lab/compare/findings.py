@@ -163,6 +163,14 @@ def barred(
 _WIDTHS = "sigma", "low", "high"
 
 
+def _widths(value: Value | None) -> dict[str, float | None]:
+    """What `value_of` reads."""
+    if value is None:
+        return dict.fromkeys(_WIDTHS)
+    widths = value.sigma, value.low, value.high
+    return {key: _plain(one) for key, one in zip(_WIDTHS, widths, strict=True)}
+
+
 def _values(
     found: Sequence[Measured], real: Measured, likelihoods: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
@@ -179,7 +187,7 @@ def _values(
                         "method": method,
                         "evaluations": evaluations,
                         "value": None if value is None else value.value,
-                        **{key: _plain(getattr(value, key, math.nan)) for key in _WIDTHS},
+                        **_widths(value),
                         "bound": value is not None and value.bound,
                     }
 
