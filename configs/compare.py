@@ -40,5 +40,6 @@ def get_config(stage="text"):
         config.data.length = 64
     config.stage = "pretrain"
     config.optim.schedule = "stable"
-    config.sampler.update(name="euler", num_samples=4, batch_size=256)
+    config.sampler.update(name="euler", rounds=4, threshold=0.9)  # each method has its own
+    config.sampler.update(num_samples=4, batch_size=256)
     return config

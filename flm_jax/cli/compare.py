@@ -1,6 +1,6 @@
-r"""Train methods on equal terms, sample and measure them all, and show it in one report.
+r"""Train methods on equal terms, sample them at every setting, and measure them.
 
-    flm compare --data=corpus.txt --methods=ar,mdlm,flm --budget_minutes=30 --dry_run
+    flm compare --data=corpus.txt --methods=ar,mdlm,flm --budget_minutes=30
     flm compare --config=configs/compare.py:addition --workdir=runs/addition
     flm compare runs/mine runs/theirs --output=runs/both
 

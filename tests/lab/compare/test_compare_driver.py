@@ -218,7 +218,7 @@ def test_runs_are_named_by_their_folders():
 
 
 def test_runs_with_other_tokens_are_refused(made, tmp_path, quick):
-    other = {"data.length": 14, "model.learned_positions": 14, "data.options.language": "addition3"}
+    other = {"data.length": 14, "model.learned_positions": 14, "data.options.language": "brackets"}
     base = config_lib.changed(asked().base, other)
     driver.compare(asked(methods=("ar",), base=base), tmp_path / "other")
     given = [str(made / "runs/fmlm_1"), str(tmp_path / "other/runs/ar_1")]
