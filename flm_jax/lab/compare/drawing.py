@@ -120,7 +120,7 @@ class Writer:
         knobs, options = grid.split(point.settings)
         drawn = self.model.generate(
             self.count,
-            point.evaluations,
+            point.steps(self.model.config.sampler.fixed_point_iterations),
             SEEDS[self.which],
             sampler=point.sampler,
             sampler_options=options,

@@ -51,6 +51,7 @@ def _tokens(sampler: str, *others: Way) -> tuple[Way, ...]:
 _CONFIDENT = {"option_order": "confidence", "option_choice_temperature": 1.0}
 _MASKED = _way("ancestral_masked", at_least=2, in_turn=True, **_CONFIDENT)
 _REFINED = {"rounds": 16, "threshold": -1.0}
+_GUIDED = {"guide": "dropout", "guidance": 5.0}  # two evaluations a step
 _ROUNDS = (
     _way("refinement", 2, **_REFINED),
     _way("refinement", 2, confidence_noise=1.0, **_REFINED),
@@ -62,14 +63,14 @@ _JUMPS = (
     _way("flow_map", prior_scale=0.8),
     _way("flow_map", 2, gamma=0.5, denoiser_temperature=0.8),
     _way("flow_map", 2, gamma=0.5),
-    _way("flow_map", temperature=1.0),
+    _way("flow_map", 2, **_GUIDED),
 )
 _STEPS = (
     _way("euler"),
     _way("churn", 2),
     _way("churn", 2, denoiser_temperature=0.8),
     _way("euler", 2, denoiser_temperature=0.8),
-    _way("euler", prior_scale=0.8),
+    _way("euler", 2, **_GUIDED),
     _way("euler", temperature=1.0),
 )
 _UNIFORM = _tokens(

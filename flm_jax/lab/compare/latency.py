@@ -25,7 +25,7 @@ from flm_jax.flow.at import STUDENT
 from flm_jax.host import numerics
 from flm_jax.inference import FlowModel
 from flm_jax.inference.programs import Program
-from flm_jax.lab.compare.results import Setting
+from flm_jax.lab.compare.results import Point, Setting
 from flm_jax.lab.plan.predict import RESERVED
 from flm_jax.samplers.base import Sampler, Written
 from flm_jax.sampling import Sampling
@@ -127,8 +127,8 @@ def chosen(
     options = {k.removeprefix(OPTIONS): v for k, v in settings if k.startswith(OPTIONS)}
     knobs = {name: value for name, value in settings if not name.startswith(OPTIONS)}
     row = model.experiment.sampler(sampler, options)
-    each = int(knobs.get("fixed_point_iterations", model.config.sampler.fixed_point_iterations))
-    steps = row.steps_for(length) or max(1, evaluations // each)
+    point = Point("", evaluations, sampler, tuple(settings))
+    steps = row.steps_for(length) or point.steps(model.config.sampler.fixed_point_iterations)
     return model.sampler(sampler, options, knobs | {"steps": (steps,)}, length)
 
 

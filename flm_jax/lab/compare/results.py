@@ -7,6 +7,8 @@ between the two. So samples are drawn once, and measured again by whatever metri
 import dataclasses
 import pathlib
 
+from flm_jax.sampling import Sampling, knob_fields
+
 Setting = tuple[str, float | str]  # a sampling knob, or "sampler_options.NAME", and its value
 
 
@@ -25,6 +27,15 @@ class Point:
     evaluations: int
     sampler: str
     settings: tuple[Setting, ...] = ()
+
+    def steps(self, passes: int = 1) -> int:
+        """Steps of the sampler: guides and repeated passes, of which the config may have ``passes``
+        in every step, cost evaluations, too.
+        """
+        named = {"fixed_point_iterations": passes, **dict(self.settings)}
+        known = {field.name for field in knob_fields()}
+        one = Sampling(**{name: value for name, value in named.items() if name in known})
+        return max(1, self.evaluations // one.evaluations_per_step)
 
     @property
     def knobs(self) -> str:
