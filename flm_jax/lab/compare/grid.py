@@ -7,12 +7,9 @@ a method without such a knob would be judged by one point (docs/comparing.md).
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from flm_jax.experiment import Experiment
-from flm_jax.lab.compare.results import Point, Setting
-
-OPTION = "sampler_options."
+from flm_jax.lab.compare.results import OPTION, Point, Setting, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +123,3 @@ def points(
             enough = any(length <= other < count for other in evaluations)
             if count >= way.at_least and not (way.in_turn and enough):
                 yield Point(method, count, way.sampler, way.settings)
-
-
-def split(settings: Sequence[Setting]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The knobs and the options of the sampler among settings."""
-    knobs = {name: value for name, value in settings if not name.startswith(OPTION)}
-    options = {
-        name.removeprefix(OPTION): value for name, value in settings if name.startswith(OPTION)
-    }
-    return knobs, options
