@@ -61,5 +61,9 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet
 	@echo "the site is in site/; to look at it: $(PYTHON) -m http.server --directory site"
 
+release:
+	@test -n '$(VERSION)' || { echo "say which: make release VERSION=x.y.z"; exit 2; }
+	@$(PYTHON) .ci/release.py $(VERSION) $(if $(COMMIT),--commit)
+
 clean:
 	rm -rf $(VENV) $(DOCS_VENV) site build dist *.egg-info .pytest_cache .ruff_cache
