@@ -1,4 +1,4 @@
-"""`make release`: what it refuses, what it writes, and that a failure leaves the checkout as it was.
+"""`make release`: what it refuses and writes, and that a failure leaves all as it was.
 
 Building and installing take a network and minutes; here they are stood in for, in a repository of
 three files.
