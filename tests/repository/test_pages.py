@@ -7,7 +7,6 @@ config is loaded and validated; every Python block is executed with a tiny model
 
 import ast
 import collections.abc
-import dataclasses
 import importlib
 import pathlib
 import re
@@ -79,7 +78,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-def checked(name: str, words: list[str]) -> None:
+def checked(name: str, words: collections.abc.Sequence[str]) -> None:
     """Raises UserError for what the command would refuse of these words without reading anything.
 
     A value "..." or one capital letter stands for any, here 1; names in capitals are the reader's.
@@ -197,16 +196,11 @@ def exists(name: str) -> bool:
         except ModuleNotFoundError:
             continue
         for part in parts[count:]:
-            if part not in dir(found):
-                fields = [f.name for f in dataclasses.fields(found)] if _is_data(found) else []
-                return part in fields
+            if part not in dir(found):  # a field without a default is no attribute of its class
+                return part in vars(found).get("__dataclass_fields__", {})
             found = getattr(found, part)
         return True
     return False
-
-
-def _is_data(found: object) -> bool:
-    return isinstance(found, type) and dataclasses.is_dataclass(found)
 
 
 @pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page for page, _ in PYTHON])
