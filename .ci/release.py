@@ -188,8 +188,8 @@ def release(root: pathlib.Path, version: str, commit: bool = False) -> None:
         except BaseException:  # Ctrl-C, too
             write(before)
             raise
-    shown = [pathlib.Path(path).relative_to(root) for path in kept]
-    print("\n".join(next_steps(version, shown, commit)))
+        shown = [pathlib.Path(path).relative_to(root) for path in kept]
+        print("\n".join(next_steps(version, shown, commit)), flush=True)
 
 
 def next_steps(version: str, files: Sequence[pathlib.Path], committed: bool) -> list[str]:
