@@ -5,6 +5,7 @@ r"""Will it fit, and how long will it take, on chips that are not here.
     flm plan --config=configs/owt.py --chips=custom --number=4 --memory_gb=48 \
         --peak_tflops=180 --bandwidth_gbs=900 --link_gbs=32
     flm plan --config=configs/owt.py --chips=v5e-8,h200x1 --compile
+    flm plan --config=configs/owt.py:distill --chips=v5e-8 --compile --program=sampler
     flm plan --validate
 
 Predicts memory per chip, FLOPs and time of a step, the whole run, the mesh and the largest batch,
@@ -14,7 +15,8 @@ needed, and no checkpoint or data.
 --compile hands the step to the real compiler of these chips (a minute or more a program) and says
 what that knows: memory to the byte, collectives with their bytes, arrays of the vocabulary's size,
 kernels. It is in the extras [tpu] and [cuda]; no chip is needed. --largest asks it for the largest
-batch, too, by compiling a few more. --validate compiles training steps on this machine's CPU and
+batch, too, by compiling a few more; --program=sampler compiles what writes sampler.batch_size texts
+instead. --validate compiles training steps on this machine's CPU and
 compares (15 minutes on two cores). With --json the last line printed is JSON.
 """
 
@@ -41,6 +43,12 @@ class Options(Configured):
     vocab: int = knob(0, "vocabulary; 0 = that of the tokenizer", at_least=0)
     mesh: tuple[int, ...] = knob((), "data,fsdp,tensor to plan for; empty = choose", at_least=1)
     compile: bool = knob(False, "ask the compiler of these chips, too")
+    program: str = knob(
+        "train", "what is compiled: the training step, or sampling", choices=("train", "sampler")
+    )
+    sampling_steps: tuple[int, ...] = knob(
+        (), "of --program=sampler (default: the config's sampler.steps)", at_least=1
+    )
     largest: bool = knob(False, "with --compile: find the largest batch that fits")
     json: bool = knob(False, "print the numbers as JSON in the last line")
     validate: bool = knob(False, "compare predictions with compiled steps here")
@@ -62,6 +70,13 @@ def run(options: Options) -> None:
 
     if options.largest and not options.compile:
         raise UserError("--largest is found by compiling; give --compile, too")
+    sampled = options.program == "sampler"
+    if sampled and not options.compile:
+        raise UserError("--program=sampler is only compiled, not estimated; give --compile, too")
+    if sampled and options.largest:
+        raise UserError("--largest is the batch of training; omit it, or --program=sampler")
+    if options.sampling_steps and not sampled:
+        raise UserError("--sampling_steps are those of --program=sampler; give it, too")
     if options.validate:
         for line in validate.report():
             print(line, flush=True)
@@ -81,9 +96,16 @@ def run(options: Options) -> None:
     rows = []
     for p in found:
         row = report.as_json(work, p)
-        if not options.json:
+        if not options.json and not sampled:
             print(report.report(work, p), flush=True)
-        if options.compile:
+        if sampled:
+            row["compiled"] = []
+            for steps in options.sampling_steps or config.sampler.steps:
+                known = compiled.sampler(work, p.chip, p.mesh, steps)
+                row["compiled"].append(compiled.as_json(known))
+                if not options.json:
+                    print(compiled.report(known), flush=True)
+        elif options.compile:
             cut = predict.with_batch(work, accumulation=p.accumulation_steps)
             known = compiled.training_step(cut, p.chip, p.mesh)
             row["compiled"] = compiled.as_json(known)

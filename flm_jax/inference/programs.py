@@ -74,12 +74,18 @@ class Programs:
     ) -> Compiled:
         """The compiled sampler for parameters, and `constant`, of these shapes and places."""
         if program not in self.kept:
-            sample = functools.partial(self._sample, program)
-            jitted = jax.jit(sample, out_shardings=self._everywhere)
-            example = (params, constant, numerics.key(0), jnp.int32(0), _no_tokens(program))
             with progress.Waiting(f"compiling the sampler for {counted(program.sampling.steps)}"):
-                self.kept[program] = jitted.lower(*example).compile()
+                lowered = self.lowered(program, params, constant, numerics.key(0))
+                self.kept[program] = lowered.compile()
         return self.kept[program]
+
+    def lowered(
+        self, program: Program, params: Any, constant: Any, key: jax.Array | jax.ShapeDtypeStruct
+    ) -> jax.stages.Lowered:
+        """What `compiled` compiles; arrays, or their shapes and places."""
+        sample = functools.partial(self._sample, program)
+        jitted = jax.jit(sample, out_shardings=self._everywhere)
+        return jitted.lower(params, constant, key, jnp.int32(0), _no_tokens(program))
 
     def constant(self, rule: Sampler, params: dict[str, Any]) -> jax.Array | None:
         """What the space needs of the tables, for a sampler of vectors.

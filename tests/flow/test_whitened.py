@@ -62,6 +62,7 @@ def test_variational_bound_of_an_exact_denoiser_is_the_likelihood_of_every_token
     np.testing.assert_allclose(found, TOKENS.nats_K, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_gap_of_two_tokens_is_what_they_tell_of_each_other_at_the_end():
     """The text is named token by token at the last time, which loses their dependence there."""
     flow, last = whitened(PAIRS, np.array([[-1.0], [1.0]])), 1.5
@@ -107,6 +108,7 @@ def test_density_of_the_flow_is_the_likelihood_for_every_noise(last):
     assert wrong[0] / wrong[1] > 3 and wrong[1] / wrong[2] > 3  # an error of second order
 
 
+@pytest.mark.slow
 def test_density_of_the_flow_bounds_two_tokens():
     flow = whitened(PAIRS, np.array([[-1.0], [1.0]]))
     rows = PAIRS.drawn(4000)

@@ -62,6 +62,7 @@ def test_a_guide_by_name_or_model_changes_samples_for_two_evaluations(denoiser, 
     np.testing.assert_array_equal(again.tokens, guided.tokens)
 
 
+@pytest.mark.slow
 def test_samples_with_dropout_are_the_same_in_any_batch_and_on_any_devices(denoiser):
     knobs = {"guide": "dropout", "guidance": 20.0, "guide_dropout": 0.4}
     whole = denoiser.generate(8, 3, **knobs).tokens
@@ -96,6 +97,7 @@ def test_what_is_given_guides(denoiser):
     assert rounds.evaluations == 16.0
 
 
+@pytest.mark.slow
 def test_a_reward_is_reached_and_its_gradients_are_counted(denoiser):
     token = denoiser.tokenizer.encode("b")[0]
     shares = []
@@ -179,6 +181,7 @@ def test_a_baseline_cannot_guide_and_is_not_guided(denoiser, folder):
     )
 
 
+@pytest.mark.slow
 def test_an_earlier_checkpoint_guides_from_the_command_line(finished, tmp_path, capsys):
     run, output = str(finished[1]), tmp_path / "samples.jsonl"
     words = ["generate", f"--checkpoint={run}", "--steps=2,3", "--num_samples=3"]
@@ -195,6 +198,7 @@ def test_an_earlier_checkpoint_guides_from_the_command_line(finished, tmp_path, 
     assert "guidance=2 needs a guide" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_scale_can_be_swept_and_stored_samples_say_it(finished, tmp_path):
     output = tmp_path / "results.json"
     words = ["evaluate", f"--checkpoint={finished[1]}", "--steps=2", "--num_samples=8"]

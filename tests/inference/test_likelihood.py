@@ -185,6 +185,7 @@ def test_padding_is_paid_for_but_does_not_count():
     assert bound.nats_per_token == pytest.approx(whole.nats_per_token * 192 / bound.tokens)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_seed_and_not_the_batch():
     tokens = ROWS.drawn(40)
     for kind in ("variational", "ode"):
@@ -236,6 +237,7 @@ def test_untrained_network_of_equal_logits_pays_ln_v(folder):
     assert model.bound(tokens).nats_per_token == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_network_with_self_conditioning_is_told_what_it_said(folder):
     """By the variational bound; the density of the flow is that of the network told nothing."""
     changes: dict[str, Any] = {"model__self_conditioning": True}
@@ -299,6 +301,7 @@ def evaluated(folder, *words: str) -> dict:
     return json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_command_bounds_held_out_text_and_another_corpus(folder, capsys):
     other = folder / "other.txt"
     other.write_text("\n".join(["dog green dog", "sun two sun cat", "one one one"] * 30))

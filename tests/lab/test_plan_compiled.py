@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
@@ -21,6 +22,7 @@ from flm_jax.lab.plan import chips, compiled, hlo, predict, program, topology, v
 from flm_jax.lab.plan.hlo import Array
 
 MESH = sharding.make_mesh((8, 1, 1))
+CHIP = chips.CHIPS["v5e"]
 SHAPE = dict(width=32, depth=2, heads=2, batch=64, length=32, vocab=512)
 
 
@@ -190,6 +192,42 @@ def test_arrays_of_the_vocabulary_are_found(described, space, dense):
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(work.state))
     batch = 2 * 4 * np.prod((SHAPE["batch"], SHAPE["length"])) / 4
     assert found.arguments == pytest.approx(state + batch, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "loss, name",
+    [("flow_matching", "euler"), ("psd", "flow_map"), ("masked_diffusion", "ancestral_masked"),
+     ("autoregressive", "autoregressive"), ("residual", "two_model")],
+)  # fmt: skip
+def test_samplers_are_compiled_as_they_are_used(described, loss, name):
+    config = validate.config_of(SHAPE | {"loss": loss})
+    sampling = dataclasses.replace(config.sampler, name=name, batch_size=64)
+    model = dataclasses.replace(config.model, head_chunk=16, causal=loss == "autoregressive")
+    config = dataclasses.replace(config, sampler=sampling, model=model)
+    found = compiled.sampler(program.work(config, SHAPE["vocab"]), CHIP, (4, 1, 1), 3)
+    said = compiled.report(found)
+    named = f"sampler, {31 if loss == 'autoregressive' else 3} steps"
+    assert said.startswith(f"{named} compiled for 4 x v5e, mesh data=4 fsdp=1 tensor=1")
+    assert compiled.as_json(found)["program"] == named
+    params = program.work(config, SHAPE["vocab"]).parameters
+    networks = 1 + (loss == "residual")  # some parameters are only trained with
+    assert 0.85 < found.arguments / (4 * params * networks) < 1.1
+    if loss not in ("masked_diffusion", "autoregressive"):
+        assert not found.of_vocabulary
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--program=sampler"], "--program=sampler is only compiled, not estimated; give --com"),
+        (["--program=sampler", "--compile", "--largest"], "--largest is the batch of training; om"),
+        (["--sampling_steps=4"], "--sampling_steps are those of --program=sampler; give it, too"),
+        (["--program=text"], "--program=text is not known; use train or sampler"),
+    ],
+)
+def test_words_about_samplers_that_make_no_sense(words, sentence, capsys):
+    assert call("plan", "--config=configs/quickstart.py", "--chips=v5e-8", *words) == 2
+    assert sentence in capsys.readouterr().err
 
 
 COMPILERS = [("libtpu", "v5e-8", "TPU v5 lite"), ("jax_cuda13_plugin", "h200x8", "NVIDIA H200")]

@@ -244,6 +244,7 @@ def test_a_step_that_grows_steadily():
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.slow
 def test_draws_hang_on_the_place_in_the_global_batch(name):
     loss, whole = LOSSES[name], tiny.batch(size=8, length=L, vocab_size=V)
     part = dataclasses.replace(
@@ -292,6 +293,7 @@ def test_bad_options_are_explained(make, options, sentence):
         make(**options)
 
 
+@pytest.mark.slow
 def test_one_update_moves_the_student_towards_its_teacher():
     """Through the training step: the teacher of the state stays while the round lasts."""
     loss, model = SDTT(every=3, rounds=2, first_steps=8), model_of(SDTT())

@@ -189,6 +189,7 @@ def dropping(rate: float = 0.3, **changes):
     return {STUDENT: model.net(params), GUIDE: other.net(params)}
 
 
+@pytest.mark.slow
 def test_masks_of_dropout_depend_on_text_and_step_only():
     nets = dropping()
     knobs = dict(guide="dropout", guidance=20.0)

@@ -86,11 +86,13 @@ def items(workdir):
         return checkpoints.restore(wanted)[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_exactly(trained):
     _, folder = trained
     assert equal(items(folder / "whole"), items(folder / "resumed"))
 
 
+@pytest.mark.slow
 def test_one_is_chosen_after_training(trained, tmp_path):
     _, folder = trained
     stored = items(folder / "whole")
@@ -105,6 +107,7 @@ def test_one_is_chosen_after_training(trained, tmp_path):
             flm_jax.load(folder / "whole", wrong)
 
 
+@pytest.mark.slow
 def test_all_start_at_the_parameters_that_a_run_starts_from(trained, tmp_path):
     config, folder = trained
     config = dataclasses.replace(config, init_from=str(folder / "whole"))
@@ -117,6 +120,7 @@ def test_all_start_at_the_parameters_that_a_run_starts_from(trained, tmp_path):
     assert all(equal(ema, state.params) for ema in state.emas.values())
 
 
+@pytest.mark.slow
 def test_another_list_is_another_run(trained):
     config, folder = trained
     fewer = dataclasses.replace(config.optim, ema_decays=(0.3,))

@@ -127,6 +127,7 @@ def test_a_step_that_took_the_state_with_it_names_the_newest_checkpoint(
         loop.train(quiet, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_over_is_not_said_to_be_running(finished, tmp_path, monkeypatch):  # noqa: F811
     config, _ = finished
     workdir = tmp_path / "run"

@@ -21,7 +21,7 @@ from flm_jax.host import files, numerics, progress
 from flm_jax.lab.benchmark import LATENCY
 from flm_jax.lab.benchmark.vocabulary import vocabulary_size
 from flm_jax.lab.compare import latency
-from flm_jax.lab.compare.results import Point, Setting
+from flm_jax.lab.compare.results import OPTION, Point, Setting
 from flm_jax.lab.plan import program
 from flm_jax.samplers.ancestral import RANDOM, AncestralMasked
 from flm_jax.tokenizers.characters import Characters
@@ -29,7 +29,7 @@ from flm_jax.tokenizers.characters import Characters
 METHODS = ("flm", "fmlm", "mdlm", "duo", "ar")
 STAGES = {"flm": "pretrain", "fmlm": "distill"}  # of methods that are called otherwise
 CAUSAL = "autoregressive"
-CACHED: tuple[Setting, ...] = ((f"{latency.OPTIONS}cache", "True"),)
+CACHED: tuple[Setting, ...] = ((f"{OPTION}cache", "True"),)
 
 
 class Row(NamedTuple):

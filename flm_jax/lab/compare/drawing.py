@@ -24,7 +24,7 @@ from flm_jax.inference import FlowModel
 from flm_jax.inference.programs import counted
 from flm_jax.lab.compare import grid
 from flm_jax.lab.compare.asked import Drawing
-from flm_jax.lab.compare.results import Drawn, Point
+from flm_jax.lab.compare.results import OPTION, Drawn, Point, split
 
 PILOT, FINAL = "pilot", "final"  # folders of samples, in that of a run
 SEEDS = {PILOT: 0, FINAL: 1}  # of the noise
@@ -89,7 +89,7 @@ class Writer:
 
     def file(self, point: Point) -> pathlib.Path:
         words = [f"{point.evaluations:05d}", point.sampler]
-        words += [f"{name.removeprefix(grid.OPTION)}_{value}" for name, value in point.settings]
+        words += [f"{name.removeprefix(OPTION)}_{value}" for name, value in point.settings]
         name = re.sub(r"[^\w.-]+", "-", "_".join(words))
         return self.trained.samples / self.which / f"{name}.jsonl"
 
@@ -117,10 +117,10 @@ class Writer:
 
     def write(self, point: Point) -> None:
         """Draws the samples of a point."""
-        knobs, options = grid.split(point.settings)
+        knobs, options = split(point.settings)
         drawn = self.model.generate(
             self.count,
-            point.evaluations,
+            point.steps(self.model.config.sampler.fixed_point_iterations),
             SEEDS[self.which],
             sampler=point.sampler,
             sampler_options=options,

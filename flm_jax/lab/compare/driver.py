@@ -19,7 +19,7 @@ from flm_jax.data import Data, load_data
 from flm_jax.errors import UserError
 from flm_jax.host import compiled, distributed, files, numerics
 from flm_jax.lab.compare import asked as asked_lib
-from flm_jax.lab.compare import drawing, frontier, measuring, rates, runs, shown
+from flm_jax.lab.compare import drawing, frontier, measuring, rates, runs, shown, timing
 from flm_jax.lab.compare import plan as plan_lib
 from flm_jax.lab.compare.asked import Asked, Drawing, Judging
 from flm_jax.lab.compare.drawing import FINAL, PILOT, Trained
@@ -56,14 +56,15 @@ def compare(
         data = load_data(plan.base.data, plan.base.tokenizer)
         reference = make_reference(data, folder, asked.judging)  # refuses judges before hours pass
         plan = tune(plan, folder)
-        found, points = [], None
+        found, points, times = [], None, {}
         for seed in asked.seeds:
             train(plan, folder, seed)
             trained = [of_run(folder, method, seed) for method in asked.methods]
             if points is None:
                 points = choose(trained, asked.drawing, reference)
+                times = timing.milliseconds(trained, points, folder)
             found += final(trained, points, asked.drawing)
-            report(folder, found, reference, shown.facts(plan, folder))
+            report(folder, found, reference, shown.facts(plan, folder), times)
 
 
 def compare_runs(
@@ -85,8 +86,9 @@ def compare_runs(
     with kept_programs(folder):
         reference = make_reference(text, folder, judging)
         points = choose(trained, draws, reference)
+        times = timing.milliseconds(trained, points, folder)
         found = final(trained, points, draws)
-        report(folder, found, reference, {"runs": list(given)})
+        report(folder, found, reference, {"runs": list(given)}, times)
 
 
 def timed(plan: Plan) -> Plan:

@@ -7,12 +7,9 @@ a method without such a knob would be judged by one point (docs/comparing.md).
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from flm_jax.experiment import Experiment
-from flm_jax.lab.compare.results import Point, Setting
-
-OPTION = "sampler_options."
+from flm_jax.lab.compare.results import OPTION, Point, Setting, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +48,7 @@ def _tokens(sampler: str, *others: Way) -> tuple[Way, ...]:
 _CONFIDENT = {"option_order": "confidence", "option_choice_temperature": 1.0}
 _MASKED = _way("ancestral_masked", at_least=2, in_turn=True, **_CONFIDENT)
 _REFINED = {"rounds": 16, "threshold": -1.0}
+_GUIDED = {"guide": "dropout", "guidance": 5.0}  # two evaluations a step
 _ROUNDS = (
     _way("refinement", 2, **_REFINED),
     _way("refinement", 2, confidence_noise=1.0, **_REFINED),
@@ -62,14 +60,14 @@ _JUMPS = (
     _way("flow_map", prior_scale=0.8),
     _way("flow_map", 2, gamma=0.5, denoiser_temperature=0.8),
     _way("flow_map", 2, gamma=0.5),
-    _way("flow_map", temperature=1.0),
+    _way("flow_map", 2, **_GUIDED),
 )
 _STEPS = (
     _way("euler"),
     _way("churn", 2),
     _way("churn", 2, denoiser_temperature=0.8),
     _way("euler", 2, denoiser_temperature=0.8),
-    _way("euler", prior_scale=0.8),
+    _way("euler", 2, **_GUIDED),
     _way("euler", temperature=1.0),
 )
 _UNIFORM = _tokens(
@@ -125,12 +123,3 @@ def points(
             enough = any(length <= other < count for other in evaluations)
             if count >= way.at_least and not (way.in_turn and enough):
                 yield Point(method, count, way.sampler, way.settings)
-
-
-def split(settings: Sequence[Setting]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The knobs and the options of the sampler among settings."""
-    knobs = {name: value for name, value in settings if not name.startswith(OPTION)}
-    options = {
-        name.removeprefix(OPTION): value for name, value in settings if name.startswith(OPTION)
-    }
-    return knobs, options

@@ -25,7 +25,7 @@ from flm_jax.flow.at import STUDENT
 from flm_jax.host import numerics
 from flm_jax.inference import FlowModel
 from flm_jax.inference.programs import Program
-from flm_jax.lab.compare.results import Setting
+from flm_jax.lab.compare.results import Point, Setting, split
 from flm_jax.lab.plan.predict import RESERVED
 from flm_jax.samplers.base import Sampler, Written
 from flm_jax.sampling import Sampling
@@ -35,7 +35,6 @@ FEWEST = 5  # runs at batch 1, however long they take
 BATCH_REPEATS = 3  # runs of every larger batch; the middle one counts
 GROWTH = 1.05  # of throughput from a batch to twice as many; less is none
 MOST = 4096
-OPTIONS = "sampler_options."  # begins the names of settings that are the sampler's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +123,10 @@ def chosen(
     model: FlowModel, sampler: str, settings: Sequence[Setting], evaluations: int, length: int
 ) -> tuple[Sampler, SamplerConfig]:
     """The sampler, and its section with one number of steps, that of these evaluations."""
-    options = {k.removeprefix(OPTIONS): v for k, v in settings if k.startswith(OPTIONS)}
-    knobs = {name: value for name, value in settings if not name.startswith(OPTIONS)}
+    knobs, options = split(settings)
     row = model.experiment.sampler(sampler, options)
-    each = int(knobs.get("fixed_point_iterations", model.config.sampler.fixed_point_iterations))
-    steps = row.steps_for(length) or max(1, evaluations // each)
+    point = Point("", evaluations, sampler, tuple(settings))
+    steps = row.steps_for(length) or point.steps(model.config.sampler.fixed_point_iterations)
     return model.sampler(sampler, options, knobs | {"steps": (steps,)}, length)
 
 

@@ -6,8 +6,22 @@ between the two. So samples are drawn once, and measured again by whatever metri
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
-Setting = tuple[str, float | str]  # a sampling knob, or "sampler_options.NAME", and its value
+from flm_jax.sampling import Sampling
+
+OPTION = "sampler_options."  # begins the name of a setting that is an option of the sampler
+Setting = tuple[str, float | str]  # a sampling knob, or such an option, and its value
+
+
+def split(settings: Sequence[Setting]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The knobs and the options of the sampler among settings."""
+    knobs = {name: value for name, value in settings if not name.startswith(OPTION)}
+    options = {
+        name.removeprefix(OPTION): value for name, value in settings if name.startswith(OPTION)
+    }
+    return knobs, options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +40,21 @@ class Point:
     sampler: str
     settings: tuple[Setting, ...] = ()
 
+    def steps(self, passes: int = 1) -> int:
+        """Steps of the sampler: guides and repeated passes cost evaluations, too.
+
+        Args:
+          passes: of every step, where no setting says how many.
+        """
+        knobs: dict[str, Any] = {"fixed_point_iterations": passes, **split(self.settings)[0]}
+        one = Sampling(**knobs)
+        return max(1, self.evaluations // one.evaluations_per_step)
+
     @property
     def knobs(self) -> str:
         """For tables: "gamma 0.5, temperature 0.8"; "" where nothing was set."""
         return ", ".join(
-            f"{name.removeprefix('sampler_options.')} "
-            + (value if isinstance(value, str) else f"{value:g}")
+            f"{name.removeprefix(OPTION)} " + (value if isinstance(value, str) else f"{value:g}")
             for name, value in self.settings
         )
 

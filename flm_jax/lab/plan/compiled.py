@@ -13,6 +13,7 @@ import jax
 
 from flm_jax import target
 from flm_jax.host import numerics, progress, sharding
+from flm_jax.inference.programs import counted
 from flm_jax.lab.plan import hlo, predict, program, topology
 from flm_jax.lab.plan.chips import Chip
 from flm_jax.lab.plan.program import Work
@@ -43,6 +44,7 @@ class Found:
     largest: hlo.Array
     kernels: Mapping[str, int]
     seconds: float
+    program: str = "training step"
 
     @property
     def memory(self) -> int:
@@ -71,6 +73,27 @@ def training_step(work: Work, chip: Chip, mesh: tuple[int, int, int]) -> Found:
     tokens = work.tokens / (data * fsdp * work.config.optim.accumulation_steps)
     limit = tokens * work.vocab_size / tensor
     return _found(step, chip, mesh, limit, time.perf_counter() - start)
+
+
+@numerics.pinned()
+def sampler(work: Work, chip: Chip, mesh: tuple[int, int, int], steps: int) -> Found:
+    """The program that writes ``sampler.batch_size`` texts in so many steps, on such a mesh.
+
+    Raises UserError as `topology.devices` does.
+    """
+    data, fsdp, tensor = mesh
+    devices = topology.devices(chip, data * fsdp * tensor)
+    made = sharding.make_mesh(mesh, devices)
+    with target.compiling_for(target.of_devices(devices)):
+        start = time.perf_counter()
+        name = f"compiling the sampler for {data * fsdp * tensor} x {chip.name}"
+        with progress.Waiting(name):
+            lowered, steps = program.sampler(work.config, work.vocab_size, made, steps)
+            step = lowered.compile()
+    tokens = work.config.sampler.batch_size * work.config.data.length / (data * fsdp)
+    limit = tokens * work.vocab_size / tensor
+    found = _found(step, chip, mesh, limit, time.perf_counter() - start)
+    return dataclasses.replace(found, program=f"sampler, {counted(steps)}")
 
 
 def _found(
@@ -147,8 +170,8 @@ def report(found: Found) -> str:
     kernels = ", ".join(f"{name} ({n} times)" for name, n in found.kernels.items())
     verdict = "fits" if found.fits else "DOES NOT FIT"
     lines = [
-        f"compiled for {data * fsdp * tensor} x {found.chip.name}, mesh data={data} fsdp={fsdp} "
-        f"tensor={tensor}, in {found.seconds:.0f} s",
+        f"{found.program} compiled for {data * fsdp * tensor} x {found.chip.name}, mesh "
+        f"data={data} fsdp={fsdp} tensor={tensor}, in {found.seconds:.0f} s",
         f"  memory         {found.memory / 1e9:.2f} of {found.chip.memory_gb:g} GB per chip: "
         f"{verdict}; state {found.arguments / 1e9:.2f}, temporaries "
         f"{found.temporaries / 1e9:.2f}, other results {found.results / 1e9:.2f}",
@@ -166,6 +189,7 @@ def report(found: Found) -> str:
 def as_json(found: Found) -> dict[str, Any]:
     """For programs."""
     return {
+        "program": found.program,
         "chip": found.chip.name,
         "mesh": found.mesh,
         "memory_bytes": found.memory,

@@ -10,13 +10,18 @@ import jax.numpy as jnp
 from flm_jax import config as config_lib
 from flm_jax.experiment import Experiment
 from flm_jax.flow import space as space_lib
+from flm_jax.flow.at import STUDENT, TEACHER
 from flm_jax.flow.trees import Params
 from flm_jax.host import numerics, sharding
+from flm_jax.inference import programs as programs_lib
+from flm_jax.inference.programs import Programs
 from flm_jax.lab.benchmark.measure import Calls, abstract, frozen_models, networks
 from flm_jax.lab.benchmark.vocabulary import vocabulary_size
 from flm_jax.losses import LOSSES
 from flm_jax.models.dit import count_parameters
 from flm_jax.samplers import SAMPLERS
+from flm_jax.samplers.tokens import TokenSampler
+from flm_jax.tokenizers.characters import Characters
 from flm_jax.training import optim
 from flm_jax.training import step as step_lib
 
@@ -179,3 +184,41 @@ def build(
     frozen = {role: jax.eval_shape(other.model.init, key) for role, other in models.items()}
     shape = config.train.batch_size, config.data.length
     return Program(step, jax.eval_shape(init, key), frozen, shape, calls, mesh)
+
+
+def sampler(
+    config: config_lib.Config, vocab_size: int, mesh: jax.sharding.Mesh, steps: int
+) -> tuple[jax.stages.Lowered, int]:
+    """The program by which `flm_jax.load(...).generate` writes a batch of texts on a mesh.
+
+    The batch is ``sampler.batch_size``; networks beside the student have its size. Returns the
+    number of steps, too: a sampler that takes one number only takes that.
+    """
+    experiment = Experiment(config, vocab_size, mesh)
+    rule = experiment.sampler()
+    steps = rule.steps_for(config.data.length) or steps
+    models = {STUDENT: experiment}
+    if rule.needs.teacher:
+        models[TEACHER] = frozen_models(experiment)[TEACHER]
+    key = jax.eval_shape(lambda: numerics.key(0))
+    shapes = {role: jax.eval_shape(made.model.init, key) for role, made in models.items()}
+    everywhere = sharding.replicated(mesh)
+
+    def constant(params: dict[str, Params]) -> jax.Array | None:
+        tables = {role: own["embed"]["table"] for role, own in params.items()}
+        return experiment.space(tables).constant()
+
+    constant_shape = None
+    if not isinstance(rule, TokenSampler):
+        made = jax.eval_shape(constant, shapes)
+        constant_shape = abstract(made, jax.tree.map(lambda _: everywhere, made))
+    sampling = dataclasses.replace(config.sampler, steps=(steps,)).sampling(steps)
+    programs = Programs(models, Characters("a"), mesh)  # of which only BOS is asked
+    batch = programs.whole_batch(config.sampler.batch_size)
+    lowered = programs.lowered(
+        programs_lib.Program(rule, sampling, batch, config.data.length, trajectory=False),
+        {role: abstract(own, sharding.shardings(own, mesh)) for role, own in shapes.items()},
+        constant_shape,
+        abstract(key, everywhere),
+    )
+    return lowered, steps

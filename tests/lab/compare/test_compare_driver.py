@@ -70,6 +70,7 @@ def results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_the_run_that_it_shares_its_budget_with(made):
     student, teacher = (
         inference.load(made / "runs" / name).config for name in ("fmlm_1", "flm_half_1")
@@ -80,6 +81,7 @@ def test_a_student_starts_from_the_run_that_it_shares_its_budget_with(made):
     assert (student.seed, teacher.seed) == (1, 1)
 
 
+@pytest.mark.slow
 def test_every_objective_tries_the_same_learning_rates_at_a_tenth_with_seed_0(made):
     plan = json.loads((made / "plan.json").read_text())
     assert {name: list(tried) for name, tried in plan["tried"].items()} == {
@@ -101,6 +103,7 @@ def test_every_objective_tries_the_same_learning_rates_at_a_tenth_with_seed_0(ma
             assert loss == last["eval/loss"] + last.get("eval/semigroup_defect", 0.0)
 
 
+@pytest.mark.slow
 def test_samples_at_every_point_then_more_at_the_best(made):
     few, more = (sorted((made / "samples/fmlm_1" / which).iterdir()) for which in (PILOT, FINAL))
     names = ["00001_flow_map", "00002_flow_map", "00002_flow_map_gamma_1.0"]
@@ -115,6 +118,7 @@ def test_samples_at_every_point_then_more_at_the_best(made):
     assert [(row["seed"], row["used"]) for row in rows] == [(1, 1.0), (1, 2.0)]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_made_again(made, quick, monkeypatch):
     def never(*arguments, **named):
         raise AssertionError("made again")
@@ -127,6 +131,7 @@ def test_what_is_there_is_not_made_again(made, quick, monkeypatch):
     assert len(results(made)["rows"]) == 2
 
 
+@pytest.mark.slow
 def test_samples_that_are_damaged_or_of_another_network_are_drawn_again(made):
     path = str(made / "runs/fmlm_1")
     model = inference.load(path)
@@ -147,6 +152,7 @@ def test_samples_that_are_damaged_or_of_another_network_are_drawn_again(made):
     ]
 
 
+@pytest.mark.slow
 def test_another_seed_is_added_with_the_steps_of_the_plan(made, quick, monkeypatch):
     monkeypatch.setattr(rates, "measured", None)
     driver.compare(asked(learning_rates=(1e-3, 3e-3), seeds=(1, 4)), made)
@@ -155,12 +161,14 @@ def test_another_seed_is_added_with_the_steps_of_the_plan(made, quick, monkeypat
     assert {(row["seed"], row["evaluations"]) for row in rows} == {(1, 1), (1, 2), (4, 1), (4, 2)}
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_explodes_is_only_no_good(tmp_path, quick):
     driver.compare(asked(methods=("ar",), learning_rates=(1e-3, 1e30)), tmp_path)
     stored = json.loads((tmp_path / "plan.json").read_text())
     assert stored["learning_rates"] == {"ar": 1e-3}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, quick, monkeypatch):
     """An exception in the middle, as a stand-in for the kill of the slow test."""
     one = asked(methods=("ar",))
@@ -198,6 +206,7 @@ def test_a_dry_run_with_time_keeps_the_plan(tmp_path, quick, capsys):
     assert f"{STEPS // 2}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_runs_that_are_there_are_compared(made, quick, tmp_path):
     given = [str(made / "runs" / name) for name in ("flm_half_1", "fmlm_1")]
     driver.compare_runs(given, tmp_path, DRAWS, Judging())
@@ -217,6 +226,7 @@ def test_runs_are_named_by_their_folders():
         driver.names(["runs/a", "runs/a/"])
 
 
+@pytest.mark.slow
 def test_runs_with_other_tokens_are_refused(made, tmp_path, quick):
     other = {"data.length": 14, "model.learned_positions": 14, "data.options.language": "brackets"}
     base = config_lib.changed(asked().base, other)

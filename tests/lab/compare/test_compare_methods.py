@@ -7,7 +7,7 @@ from flm_jax import experiment as experiment_lib
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.inference import choose_sampler
-from flm_jax.lab.compare import grid, methods, runs
+from flm_jax.lab.compare import grid, methods, results, runs
 from flm_jax.lab.compare.runs import Training
 
 BASE = config_lib.load("configs/compare.py:addition")
@@ -87,7 +87,7 @@ def test_every_way_of_writing_suits_its_network(name):
     ways = grid.ways(one, 99)
     assert 1 < len(ways) == len(set(ways)) <= 6 and ways[0].settings == ()
     for way in ways:
-        knobs, options = grid.split(way.settings)
+        knobs, options = results.split(way.settings)
         steps = (length - 1,) if name == "ar" else (4,)
         choose_sampler.choose(one, False, way.sampler, options, knobs | {"steps": steps}, None)
 
@@ -106,7 +106,7 @@ def test_more_evaluations_than_tokens_are_left_out_where_they_change_nothing():
     found = list(grid.points("mdlm", network("mdlm"), (2, 8, 16, 32), 9))
     by_order = {
         order: [
-            x.evaluations for x in found if dict(x.settings).get(f"{grid.OPTION}order") == order
+            x.evaluations for x in found if dict(x.settings).get(f"{results.OPTION}order") == order
         ]
         for order in ("drawn", "confidence")
     }

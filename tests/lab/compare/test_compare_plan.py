@@ -109,6 +109,7 @@ def test_only_what_has_no_rate_is_timed(monkeypatch):
         driver.timed(plan(methods=("flm", "mdlm")))
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_with_its_teachers():
     small = config_lib.changed(BASE, {"model.width": 8, "model.depth": 1, "train.batch_size": 8})
     found = rates.measured(small, ["fmlm"])["fmlm"]
