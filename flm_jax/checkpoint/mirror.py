@@ -39,7 +39,8 @@ class Mirror(NumberedFolders):
       url: as fsspec takes it, for example gs://bucket/run or /mnt/backup/run.
       checkpoints: the run's own; open it inside of this context, so that it closes first.
       workdir: keeps the name under which the run owns its mirror.
-      keep_latest, keep_best: the rule of `Checkpoints`, applied to all steps of both places.
+      keep_latest: the rule of `Checkpoints`, applied to all steps of both places.
+      keep_best: likewise.
       poll_s: seconds between looks at the folder of the checkpoints.
     """
 

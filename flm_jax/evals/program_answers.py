@@ -71,7 +71,8 @@ def score(
     """Scores generated texts against the references of their problems.
 
     Args:
-      seconds, megabytes: what one program may take.
+      seconds: what one program may take.
+      megabytes: likewise, of memory.
       workers: programs at one time; None: one per core.
 
     Raises:

@@ -84,7 +84,9 @@ def detect(
 
     Args:
       wanted: True: there must be one; False: ignore everything; None: look for one.
-      coordinator, num_processes, process_id: the flags; all three or none.
+      coordinator: the flag; all three or none.
+      num_processes: likewise.
+      process_id: likewise.
       tpu_hosts: hosts of this TPU slice; None: ask the machine.
 
     Raises UserError if it is wanted but not found, or the flags are incomplete.

@@ -36,7 +36,8 @@ class Watchdog:
     """Watches from construction until `close`.
 
     Args:
-      process, processes: which one this is, and how many there are.
+      process: which one this is.
+      processes: how many there are.
       seconds: until a silent machine counts as dead.
       store: key_value_set and blocking_key_value_get of the runtime, to find process 0's port.
       host: a name of process 0's machine that all others can reach.

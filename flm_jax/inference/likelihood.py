@@ -46,7 +46,8 @@ class Bound:
       standard_error: of the first, over rows and all that was drawn for them; nan for one row.
       kind: exact, variational, ode, masked or uniform.
       label: the same in words, with what it depends on.
-      rows, tokens: how many were counted.
+      rows: how many were counted.
+      tokens: likewise.
       nats_N: of every row, float64: for comparisons of two models on the same rows.
     """
 

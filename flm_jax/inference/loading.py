@@ -45,8 +45,10 @@ def load(
         EMAs of an official .ckpt, or of a run with `optim.ema_decays`. Where an official file has
         no EMA, the default falls back to raw weights.
       step: a certain checkpoint of a workdir; the newest good one by default.
-      tokenizer, length, heads: for official checkpoints that do not tell them. The tokenizer is
-        gpt2, bert-base-uncased, or a folder (see `interop.settings.text_setup`).
+      tokenizer: for official checkpoints that do not tell it: gpt2, bert-base-uncased, or a folder
+        (see `interop.settings.text_setup`).
+      length: tokens of a text, likewise.
+      heads: attention heads, likewise.
       logit_cap: for official checkpoints; 0 = none, as in the code of February 2026. Default 30.
       attention_cap: for official masked diffusion models that do not tell it: 0 = none (the code of
         MDLM), or 50 (that of FLM).

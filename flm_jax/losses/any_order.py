@@ -34,7 +34,9 @@ UNIFORM_TIMES = "uniform"
 class AnyOrder(PSD):
     """The semigroup objective with given tokens.
 
-    Attributes, beside those of `PSD` (with the defaults of the published training):
+    The attributes of `PSD` (with the defaults of the published training), and these.
+
+    Attributes:
       off_diagonal_times: "uniform_diff" or "uniform", a sorted pair of one start and one length.
       at_zero_fraction: share of the global batch that learns from the masked diffusion model of
         ``config.masked_teacher`` (official: p_distill); the other shares are of the rest.

@@ -39,8 +39,11 @@ from flm_jax.losses.token_diffusion import refuse_weight
 class DCD(Rounds):
     """The divergence from what the teacher says of the same text with less noise.
 
-    Attributes, beside those of `Rounds` (5 rounds, from 1/512 to 1/32):
-      gamma_min, gamma_max: log of the latent's noise over signal (variances) at t = 0 and t = 1.
+    The attributes of `Rounds` (5 rounds, from 1/512 to 1/32), and these.
+
+    Attributes:
+      gamma_min: log of the latent's noise over signal (variances) at t = 0.
+      gamma_max: the same at t = 1.
       linear_over: if above 0, dt grows from ``dt_min`` to ``dt_max`` in so many updates, steadily;
         rounds replace the teacher only.
     """

@@ -35,7 +35,9 @@ from flm_jax.losses.lsd import SELF
 class ESD(FlowMapLoss):
     """The Eulerian objective.
 
-    Attributes, beside those of `FlowMapLoss`:
+    The attributes of `FlowMapLoss`, and these.
+
+    Attributes:
       start: D_s off the diagonal is the "teacher" (official) or the student's own diagonal, "self".
       alpha: 0: squared error over the vocabulary (official); 1 < alpha <= 2: the target is
         projected onto the simplex by alpha-entmax and the loss is a cross-entropy.

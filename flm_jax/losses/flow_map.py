@@ -99,7 +99,8 @@ class FlowMapLoss(Loss, unfinished=True):
       given: tokens given by chance, so that it learns to write any subset of a text: "none"
         (official) or "uniform", a share f ~ U(0, 1) of every sequence (`losses/given_tokens.py`).
       given_none: share of the sequences that have no given token with given="uniform".
-      tau_min, tau_max: range of the drawn numbers.
+      tau_min: the least drawn number.
+      tau_max: the greatest.
       stratified: one number per stratum of the global batch (official); else independent.
       target_dropout: dropout stays on in target networks (official); the teacher never has any.
       teacher_iterations: passes of a teacher with self-conditioning, each told the estimate of the

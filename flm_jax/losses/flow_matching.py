@@ -34,14 +34,16 @@ class FlowMatching(Loss):
     """Cross-entropy of the student at a random time.
 
     Attributes:
-      tau_min, tau_max: range of the network's time.
+      tau_min: the first of the network's times.
+      tau_max: the last one.
       stratified: one time per stratum of the global batch (official); else independent uniforms.
       given_fraction: probability that a token is given instead of predicted, in [0, 1).
       given: that probability is "constant", or "uniform", drawn per sequence: f ~ U(0, 1)
         (`losses/given_tokens.py`).
       given_none: share of the sequences that have no given token with given="uniform".
-      tau_spread, tau_centre: spread above 0 draws tau = sigmoid(centre + spread * z), z ~ N(0, 1),
-        in the place of U(0, 1): more of the times around sigmoid(centre).
+      tau_spread: above 0 draws tau = sigmoid(centre + spread * z), z ~ N(0, 1), in the place of
+        U(0, 1): more of the times around sigmoid(centre).
+      tau_centre: that centre.
     """
 
     tau_min: float = 0.0

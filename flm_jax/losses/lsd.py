@@ -31,7 +31,9 @@ SELF = "self"
 class LSD(FlowMapLoss):
     """The Lagrangian objective.
 
-    Attributes, beside those of `FlowMapLoss`:
+    The attributes of `FlowMapLoss`, and these.
+
+    Attributes:
       boundary_fraction: see the top of this file (official: 1/32).
       alpha: of the entmax projection of the target, 1 < alpha <= 2 (2: Euclidean projection).
       end: D_t is the student's own diagonal ("self", official) or the "teacher".

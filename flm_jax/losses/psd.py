@@ -29,7 +29,9 @@ CROSS_ENTROPY, SQUARED = "cross_entropy", "squared"
 class PSD(FlowMapLoss):
     """The semigroup objective.
 
-    Attributes, beside those of `FlowMapLoss`:
+    The attributes of `FlowMapLoss`, and these.
+
+    Attributes:
       intermediate: tau_u is the "midpoint" of tau_s and tau_t, or "random" between them.
       distance: "cross_entropy" or "squared" error over the vocabulary.
       rescale: multiply the off-diagonal loss by ((t - s) / (1 - s))^2.

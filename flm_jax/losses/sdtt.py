@@ -39,7 +39,9 @@ EVEN, OFFICIAL = "even", "official"
 class SDTT(Rounds):
     """The divergence from what the teacher says when it shows a token.
 
-    Attributes, beside those of `Rounds` (8 rounds, from 1/1024 to 1/8):
+    The attributes of `Rounds` (8 rounds, from 1/1024 to 1/8), and these.
+
+    Attributes:
       teacher_steps: K, by which dt grows, too.
       spacing: when the teacher's steps begin: "even", t - k * dt; or "official", as the public code
         has it, which is another thing than its comment says (docs/numerics.md).

@@ -95,7 +95,9 @@ class HalfJumps(NamedTuple):
 class Residual(TwoModelLoss):
     """Stage 1: the correction g of a frozen denoiser ("teacher").
 
-    Attributes, beside those of `TwoModelLoss`:
+    The attributes of `TwoModelLoss`, and these.
+
+    Attributes:
       official_residue: keep the share of the state that the official eps leaves in the target; it
         exists in the one-hot space only.
     """

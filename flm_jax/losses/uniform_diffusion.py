@@ -68,7 +68,8 @@ class UniformCurriculum(UniformDiffusion):
     """The same loss while the network sees relaxed tokens, in a narrow range of noise.
 
     Attributes:
-      gamma_min, gamma_max: log of the latent's noise over signal (variances) at t = 0 and t = 1.
+      gamma_min: log of the latent's noise over signal (variances) at t = 0.
+      gamma_max: the same at t = 1.
       temperature: of the softmax of the latent.
       softmax: False shows the latent divided by the temperature, without a softmax.
     """

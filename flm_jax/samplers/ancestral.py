@@ -87,8 +87,8 @@ class Ancestral(TokenSampler, unfinished=True):
         (the official default); or "greedy", where every token becomes the most probable one.
       psi: rules of kappa (`samplers/psi.py`), one or three with "/" between; "pure-posterior" are
         ancestral steps.
-      early, middle: shares of the times that the first two of three rules are for; the third one
-        has the rest.
+      early: share of the times that the first of three rules is for.
+      middle: ... that the second one is for; the third one has the rest.
       hold: a time at which all of the middle stays; 0 = none.
     """
 

@@ -37,8 +37,10 @@ class Refinement(RoundSampler):
       reopen: what was committed is opened again where an evaluation between two rounds, in which
         half of it is open, finds it less probable than this; in [0, 1), 0 is off. The rounds share
         what these evaluations leave of the steps.
-      rounds, threshold, confidence_noise: see `sampling.SamplingKnobs`. ``rounds`` share the
-        evaluations; there are no more rounds than evaluations.
+      rounds: a knob (`sampling.SamplingKnobs`), as the next two. They share the evaluations; there
+        are no more rounds than evaluations.
+      threshold: a knob.
+      confidence_noise: a knob.
     """
 
     top_k: int = UNIFORM_BUDGET

@@ -54,7 +54,8 @@ class Sudoku(base.MemoryCorpus):
           size: of the grid, 9 or 4.
           difficulty: easy, medium or hard: 40, 35, 30 clues of size 9, 10, 7, 4 of size 4 (more
             where no further digit can be removed).
-          train, valid: puzzles of each split.
+          train: puzzles of this split.
+          valid: puzzles of that one.
           seed: the published sets have 42; all difficulties of a seed have the same solutions.
           form: "pairs" (puzzle and solution) or "grids" (solutions alone).
 
