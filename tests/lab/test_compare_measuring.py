@@ -328,3 +328,13 @@ def test_better_is_said_beyond_two_sigma_only():
     assert rankings.verdict({"a": value(1.0, np.nan), "b": value(9.0)}).best is None
     assert rankings.verdict({"a": value(1.0)}) is None
     assert frontier.combined(np.array([1.0]), np.nan).sigma != 0
+
+
+def test_rows_follow_the_methods_as_asked_and_their_evaluations(tmp_path):
+    given = [("b", 8), ("b", 1), ("a", 4), ("b", 2), ("a", 1)]
+    found = [drawn(tmp_path, name, warmed(1.0, i), evaluations=n) for i, (name, n) in
+             enumerate(given)]  # fmt: skip
+    results = measuring.report(tmp_path, found, make_reference(tmp_path))
+    wanted = [("b", 1), ("b", 2), ("b", 8), ("a", 1), ("a", 4)]
+    for part in ("rows", "points"):
+        assert [(one["method"], one["evaluations"]) for one in results[part]] == wanted

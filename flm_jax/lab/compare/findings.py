@@ -55,6 +55,8 @@ def gather(
     latencies: Mapping[tuple[str, int], float],
 ) -> Results:
     """What results.json holds, without title and about."""
+    methods = list(dict.fromkeys(one.point.method for one in found))  # as they were asked for
+    found = sorted(found, key=lambda one: (methods.index(one.point.method), one.point.evaluations))
     likelihoods = [f"nats_per_token/{name}" for name in reference.judges]
     values = list(_values(found, real, likelihoods))
     judges = [
