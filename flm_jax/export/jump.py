@@ -146,15 +146,15 @@ def of_model(model: FlowModel, batch: int | None = None, length: int | None = No
     Raises UserError for another kind of model, and for a length that it cannot have.
     """
     experiment, section = model.experiment, model.config.model
-    if not experiment.has_denoiser:
-        raise UserError(
-            f"{_article(model.kind)} writes tokens by drawing them, so it has no jump to export; "
-            "give a denoiser (FLM) or a flow map (FMLM)"
-        )
-    if model.frozen or experiment.loss.is_correction:
+    if experiment.loss.is_correction:
         raise UserError(
             "the correction of a denoiser jumps with two networks, which export does not write; "
             "distil the flow map into one network (loss psd, lsd or esd) and export that"
+        )
+    if not experiment.has_denoiser:
+        raise UserError(
+            f"{_named(model.kind)} writes tokens by drawing them, so it has no jump to export; "
+            "give a denoiser (FLM) or a flow map (FMLM)"
         )
     longest = section.learned_positions
     if longest and length is not None and length > longest:
@@ -170,5 +170,5 @@ def _euler(model: FlowModel) -> Euler:
     return Euler(**{"eps": maps.EPS, **(section.options if section.name == "euler" else {})})
 
 
-def _article(kind: str) -> str:
+def _named(kind: str) -> str:
     return f"this {kind} model" if kind.endswith("diffusion") else f"this model ({kind})"

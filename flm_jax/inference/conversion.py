@@ -1,11 +1,7 @@
 """Checkpoints to other layouts: official PyTorch files to a workdir of ours, and back."""
 
-import contextlib
 import dataclasses
-import os
 import pathlib
-import tempfile
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +41,7 @@ def convert(source: str, destination: str, asked: Reading = Reading()) -> pathli
     there already (an empty folder may be).
     """
     come, go = pathlib.Path(source).expanduser(), pathlib.Path(destination).expanduser()
-    if os.path.exists(go) and not (go.is_dir() and not any(go.iterdir())):
-        raise UserError(f"{go} exists already; choose another destination or remove it first")
-    files.check_writable(go / "config.json" if os.path.isdir(go) else go)
+    files.check_new(go)
     values = dataclasses.asdict(asked)
     if inference.is_workdir(come):
         given = [name for name in inference.OF_OFFICIAL if values[name] is not None]
@@ -80,7 +74,7 @@ def _import(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
     }
     for notice in found.notices:
         logging.warning("%s", notice)
-    with _appearing(destination) as folder:
+    with files.appearing(destination) as folder:
         (folder / "config.json").write_text(config_lib.to_json(config), encoding="utf-8")
         tokenizer.save(folder / inference.TOKENIZER_FOLDER)
         with Checkpoints(folder / inference.CHECKPOINTS_FOLDER) as checkpoints:
@@ -121,7 +115,7 @@ def _export(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
     if any_order:
         named = {"name": official.ANY_ORDER, "skip_time_reparam": config.clock.name == "identity"}
         carried["algo"] = {**(given.get("algo") or {}), **named}
-    with _appearing(destination) as folder:
+    with files.appearing(destination) as folder:
         hub_layout.write(
             folder / "model",
             jax.device_get(transfer.untied(model.params)),
@@ -139,23 +133,3 @@ def _export(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
         "the folder tokenizer in it is ours and needed only here"
     )
     return destination
-
-
-@contextlib.contextmanager
-def _appearing(destination: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder that becomes ``destination`` when the block ends well, else vanishes."""
-    destination = pathlib.Path(os.path.realpath(destination))  # what a link points to
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{destination.name}-", dir=destination.parent, ignore_cleanup_errors=True
-        ) as scratch:
-            folder = pathlib.Path(scratch) / "whole"  # its mode follows the umask, unlike scratch's
-            folder.mkdir()
-            yield folder
-            os.rename(folder, destination)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {destination} ({error.strerror or error}); free space or choose "
-            "another destination"
-        ) from None
