@@ -1,18 +1,23 @@
-"""Write one jump of a model as a file that runs without this library.
+"""Write a model for others: one jump as a graph for any runtime, or a folder for a model hub.
 
     flm export --checkpoint=runs/q_fmlm --format=onnx --output=exported
     flm export --checkpoint=runs/q --format=stablehlo --output=exported --batch=1 --length=64
     flm export --checkpoint=owt_flm.ckpt --format=onnx --output=exported
+    flm export --checkpoint=runs/q --format=hub --output=released
 
-The output is a folder with the graph, the arrays that noise is made with, an example that draws
+onnx and stablehlo: the output is a folder with the graph, the arrays that noise is made with, an example that draws
 texts (sample.py), and a README. onnx needs the package onnx (pip install 'flm_jax[export]'). Batch
 and length stay open unless they are given. Denoisers and flow maps have jumps, baselines do not.
+
+hub: weights (safetensors), config, tokenizer and a model card, whose licence is yours to fill in.
+Uploaded as USER/REPO it is read by flm_jax.load("hf://USER/REPO") and --checkpoint=hf://USER/REPO.
 """
 
 import dataclasses
 import pathlib
 
 from flm_jax.cli.command import Command
+from flm_jax.errors import UserError
 from flm_jax.knobs import knob
 from flm_jax.options import Loading
 
@@ -21,9 +26,9 @@ from flm_jax.options import Loading
 class Options(Loading):
     format: str = knob(
         "",
-        "onnx, or stablehlo (for any JAX)",
-        choices=("onnx", "stablehlo"),
-        needed="--format is missing; give --format=onnx or --format=stablehlo",
+        "onnx, stablehlo (for any JAX), or hub (a folder for a model hub)",
+        choices=("onnx", "stablehlo", "hub"),
+        needed="--format is missing; give --format=onnx, stablehlo or hub",
     )
     output: str = knob(
         "", "folder to be made", needed="--output=FOLDER is missing; name a folder to be made"
@@ -39,16 +44,33 @@ def run(options: Options) -> None:
     files.check_new(output)
 
     from flm_jax import inference
-    from flm_jax.export import folder
+    from flm_jax.export import folder, hub
 
     folder.check(options.format)
-    loading = options.loading()
-    if inference.is_workdir(pathlib.Path(options.checkpoint).expanduser()):
-        loading["length"] = None  # a workdir knows the one that it was trained with
-    model = inference.load(**loading)
-    sizes = options.batch, options.length
-    folder.write(model, options.format, output, *sizes, weights=options.weights or "ema")
+    loading, source = options.loading(), inference.place(options.checkpoint)
+    is_workdir = inference.is_workdir(source)
+    if is_workdir or release_of_ours(source):
+        loading["length"] = None  # they know the one that they were trained with
+    sizes = {"batch": options.batch, "length": options.length}
+    given = [name for name, size in sizes.items() if size is not None]
+    if options.format == hub.HUB and given and (is_workdir or given != ["length"]):
+        raise UserError(f"--{given[0]} is for graphs; --format={hub.HUB} has all sizes, so omit it")
+    model, weights = inference.load(**loading), options.weights or "ema"
+    if options.format == hub.HUB:
+        hub.write(model, output, weights, source if is_workdir else None)
+        print(
+            f"wrote {output}: {model!r}\n"
+            f"fill in the licence in {output}/README.md, then upload:  hf upload USER/REPO {output}"
+        )
+        return
+    folder.write(model, options.format, output, **sizes, weights=weights)
     print(f"wrote {output}: one jump of {model!r}\ndraw texts:  python {output}/sample.py 8 0")
+
+
+def release_of_ours(source: pathlib.Path) -> bool:
+    from flm_jax.interop import release
+
+    return release.is_release(source)
 
 
 COMMAND = Command(__doc__, Options, run)

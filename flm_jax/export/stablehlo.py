@@ -10,7 +10,7 @@ import numpy as np
 from jax import export
 
 from flm_jax.export.jump import Jump
-from flm_jax.export.weights import flat, nested
+from flm_jax.interop.flat import flat, nested
 from flm_jax.host import files
 
 GRAPH_FILE = "jump.stablehlo"

@@ -12,7 +12,7 @@ from flm_jax import inference
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.host import command, files, numerics, progress
-from flm_jax.interop import hub_layout, official, settings
+from flm_jax.interop import hub_layout, official, release, settings
 from flm_jax.models import dit, transfer
 from flm_jax.options import Reading
 
@@ -48,6 +48,11 @@ def convert(source: str, destination: str, asked: Reading = Reading()) -> pathli
         if given:
             raise UserError(f"{come} is a workdir, which knows its {given[0]}; omit it")
         return _export(come, go, asked)
+    if release.is_release(come):
+        raise UserError(
+            f"{come} is a model that flm export --format=hub wrote, which load, generate and "
+            "evaluate read as it is; convert its workdir"
+        )
     if asked.step is not None:
         raise UserError(f"{come} is not a workdir, so step={asked.step} cannot be chosen")
     return _import(come, go, asked)

@@ -11,9 +11,9 @@ from flm_jax import config as config_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
-from flm_jax.host import folders, numerics
+from flm_jax.host import folders, hub, numerics
 from flm_jax.inference.model import FlowModel
-from flm_jax.interop import settings
+from flm_jax.interop import release, settings
 from flm_jax.tokenizers import Tokenizer
 
 RAW, EMA = "raw", "ema"
@@ -39,8 +39,10 @@ def load(
     """The model of a training run of ours, or of an official checkpoint.
 
     Args:
-      path: the run's ``--workdir``; or an official Lightning ``.ckpt``, ``.safetensors`` file, or
-        folder with config.json and model.safetensors. Nothing in such a file is ever executed.
+      path: the run's ``--workdir``; a folder of `flm export --format=hub`; an official Lightning
+        ``.ckpt``, ``.safetensors`` file, or folder with config.json and model.safetensors; or
+        hf://USER/REPO[@REVISION], which is one of these folders on a hub (`host.hub`). Nothing in
+        such a file is ever executed.
       weights: "ema" (the default), "raw" (the trained parameters), or "ema:DECAY": one of several
         EMAs of an official .ckpt, or of a run with `optim.ema_decays`. Where an official file has
         no EMA, the default falls back to raw weights.
@@ -55,7 +57,7 @@ def load(
 
     Raises UserError if there is no such model, it is damaged, or something must be asked for.
     """
-    source = folders.expanded(path)
+    source = place(path)
     asked = tokenizer, length, heads, logit_cap, attention_cap, clock
     if is_workdir(source):
         given = [n for n, value in zip(OF_OFFICIAL, asked, strict=True) if value is not None]
@@ -63,11 +65,22 @@ def load(
             raise UserError(f"{path} is a workdir, which knows its {given[0]}; omit {given[0]}")
         numerics.check_devices()
         return _load_workdir(source, weights or EMA, step, teacher)
+    if release.is_release(source):
+        known = dict(zip(OF_OFFICIAL, asked, strict=True)) | {"step": step, "teacher": teacher}
+        for name in [name for name, value in known.items() if value is not None]:
+            raise UserError(f"{path} is one model, which knows its {name}; omit {name}")
+        numerics.check_devices()
+        return _load_release(source, weights)
     for name, value in (("step", step), ("teacher", teacher)):
         if value is not None:
             raise UserError(f"{path} is not a workdir, so {name}={value} cannot be chosen; omit it")
     numerics.check_devices()
     return _load_official(source, weights, *asked)
+
+
+def place(path: str | pathlib.Path) -> pathlib.Path:
+    """Where a model is on this machine: hf://USER/REPO is downloaded, ~ replaced."""
+    return hub.fetch(str(path)) if hub.is_address(path) else folders.expanded(path)
 
 
 def is_workdir(path: pathlib.Path) -> bool:
@@ -127,6 +140,17 @@ def item_of(weights: str, config: config_lib.Config) -> str:
     if weights not in items:
         raise UserError(f"weights={weights!r} is unknown; choose {' or '.join(items)}")
     return items[weights]
+
+
+def _load_release(folder: pathlib.Path, weights: str | None) -> FlowModel:
+    found = release.read(folder)
+    if weights not in (None, found.weights):
+        raise UserError(f"{folder} holds the weights {found.weights!r} only; omit {weights!r}")
+    experiment = Experiment(found.config, found.tokenizer.vocab_size)
+    shapes = jax.eval_shape(experiment.model.init, numerics.key(0))
+    release.check_shapes(found, shapes, folder)
+    params = jax.tree.map(jnp.asarray, found.params)
+    return FlowModel(experiment, found.tokenizer, params, found.step)
 
 
 def _load_teacher(

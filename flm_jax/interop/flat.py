@@ -1,6 +1,6 @@
 """A tree of parameters as one flat dict of arrays under names like blocks/qkv/kernel, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,17 +8,18 @@ import numpy as np
 from flm_jax.flow.trees import Params
 
 
+def leaves(params: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, leaf) of a tree of arrays or shapes."""
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
 def flat(params: Params) -> dict[str, np.ndarray]:
     """Every array, float32 on the host."""
-
-    def walk(tree, prefix):
-        for name, value in tree.items():
-            if isinstance(value, Mapping):
-                yield from walk(value, f"{prefix}{name}/")
-            else:
-                yield prefix + name, np.asarray(value, np.float32)
-
-    return dict(walk(params, ""))
+    return {name: np.asarray(value, np.float32) for name, value in leaves(params)}
 
 
 def nested(arrays: Mapping[str, Any]) -> Params:
