@@ -5,9 +5,10 @@
     flm export --checkpoint=owt_flm.ckpt --format=onnx --output=exported
     flm export --checkpoint=runs/q --format=hub --output=released
 
-onnx and stablehlo: the output is a folder with the graph, the arrays that noise is made with, an example that draws
-texts (sample.py), and a README. onnx needs the package onnx (pip install 'flm_jax[export]'). Batch
-and length stay open unless they are given. Denoisers and flow maps have jumps, baselines do not.
+onnx and stablehlo: the output is a folder with the graph, the arrays that noise is made with, an
+example that draws texts (sample.py), and a README. onnx needs the package onnx (pip install
+'flm_jax[export]'). Batch and length stay open unless they are given. Denoisers and flow maps have
+jumps, baselines do not.
 
 hub: weights (safetensors), config, tokenizer and a model card, whose licence is yours to fill in.
 Uploaded as USER/REPO it is read by flm_jax.load("hf://USER/REPO") and --checkpoint=hf://USER/REPO.
@@ -45,16 +46,19 @@ def run(options: Options) -> None:
 
     from flm_jax import inference
     from flm_jax.export import folder, hub
+    from flm_jax.interop import release
 
     folder.check(options.format)
     loading, source = options.loading(), inference.place(options.checkpoint)
     is_workdir = inference.is_workdir(source)
-    if is_workdir or release_of_ours(source):
-        loading["length"] = None  # they know the one that they were trained with
+    knows = is_workdir or release.is_release(source)
+    if knows:
+        loading["length"] = None  # the one that it was trained with
     sizes = {"batch": options.batch, "length": options.length}
     given = [name for name, size in sizes.items() if size is not None]
-    if options.format == hub.HUB and given and (is_workdir or given != ["length"]):
+    if options.format == hub.HUB and given and (knows or given != ["length"]):
         raise UserError(f"--{given[0]} is for graphs; --format={hub.HUB} has all sizes, so omit it")
+    loading["path"] = source
     model, weights = inference.load(**loading), options.weights or "ema"
     if options.format == hub.HUB:
         hub.write(model, output, weights, source if is_workdir else None)
@@ -65,12 +69,6 @@ def run(options: Options) -> None:
         return
     folder.write(model, options.format, output, **sizes, weights=weights)
     print(f"wrote {output}: one jump of {model!r}\ndraw texts:  python {output}/sample.py 8 0")
-
-
-def release_of_ours(source: pathlib.Path) -> bool:
-    from flm_jax.interop import release
-
-    return release.is_release(source)
 
 
 COMMAND = Command(__doc__, Options, run)

@@ -13,9 +13,9 @@ import numpy as np
 
 from flm_jax.export.jump import OUTPUTS, Jump
 from flm_jax.export.onnx_graph import INLINE, Graph
-from flm_jax.interop.flat import flat
 from flm_jax.flow.clock import Spline
 from flm_jax.flow.input_scale import TINY
+from flm_jax.interop.flat import flat
 from flm_jax.models.attention import rotary_frequencies
 from flm_jax.models.dit import GELU
 from flm_jax.models.layers import FREQUENCIES, MAX_PERIOD

@@ -10,8 +10,8 @@ import numpy as np
 from jax import export
 
 from flm_jax.export.jump import Jump
-from flm_jax.interop.flat import flat, nested
 from flm_jax.host import files
+from flm_jax.interop.flat import flat, nested
 
 GRAPH_FILE = "jump.stablehlo"
 WEIGHTS_FILE = "weights.npz"

@@ -38,8 +38,8 @@ def fetch(address: str) -> pathlib.Path:
     """The folder of a model in the cache, downloaded unless it is there.
 
     Raises UserError for an address that is none, a missing library, a model or revision that is
-    not there or not to be read, a connection that fails, and a disk that is full. What arrived
-    is kept, and the next call goes on behind it.
+    not there or not to be read, a connection that fails, and a disk that is full. A file that
+    breaks off is continued as long as more of it comes; whole files are kept for the next call.
     """
     found = _ADDRESS.fullmatch(address)
     if found is None:
@@ -77,7 +77,7 @@ def _sentences(repo: str, revision: str | None, endpoint: str, offline: bool) ->
     from huggingface_hub import errors
 
     named = repo if revision is None else f"{repo}@{revision}"
-    kept = "what arrived is kept, so try again later"
+    kept = "whole files are kept, so try again later"
     try:
         yield
     except errors.GatedRepoError:
@@ -101,18 +101,14 @@ def _sentences(repo: str, revision: str | None, endpoint: str, offline: bool) ->
                 "that, or load it once with a network"
             ) from None
         why = error.__cause__ or error
+        if isinstance(why, errors.HfHubHTTPError):
+            raise _answered(why.response.status_code, named, endpoint) from error
         raise UserError(
             f"cannot reach {endpoint} for {named} ({first_line(why)}), and it is not in the cache; "
             "try again later"
         ) from error
     except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise UserError(
-                f"{endpoint} refuses {named} ({status}); set HF_TOKEN to a valid token that may "
-                "read it"
-            ) from None
-        raise UserError(f"{endpoint} answered {status} for {named}; {kept}") from error
+        raise _answered(error.response.status_code, named, endpoint) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise UserError(
@@ -124,3 +120,13 @@ def _sentences(repo: str, revision: str | None, endpoint: str, offline: bool) ->
         raise UserError(f"{repo} is no name of a model ({first_line(error)})") from None
     except Exception as error:  # of the HTTP library, which has changed from version to version
         raise UserError(f"cannot download {named} ({first_line(error)}); {kept}") from error
+
+
+def _answered(status: int, named: str, endpoint: str) -> UserError:
+    if status in (401, 403):
+        return UserError(
+            f"{endpoint} refuses {named} ({status}); set HF_TOKEN to a valid token that may read it"
+        )
+    return UserError(
+        f"{endpoint} answered {status} for {named}; whole files are kept, so try again later"
+    )

@@ -25,7 +25,6 @@ from flm_jax.errors import UserError, first_line
 from flm_jax.flow.trees import Params
 from flm_jax.interop import flat
 from flm_jax.interop.hub_layout import CONFIG_FILE, WEIGHTS_FILE
-from flm_jax.tokenizers.base import META_FILE
 
 MODEL_TYPE = "flm_jax"
 TOKENIZER_FOLDER = "tokenizer"

@@ -51,6 +51,7 @@ ONLY_IN = {
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
     "ml_collections": {"config", "main", "configs"},
+    "huggingface_hub": {"host"},
     "onnx": {"export"},
     "onnxruntime": {"export"},  # an example that is copied into exported folders
     "torch": set(),
@@ -64,6 +65,7 @@ LAZY = {
     "orbax": {"checkpoint"},
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
+    "huggingface_hub": {"host"},
     "onnx": {"export"},
     "jax": {"data", "tokenizers"},
     "flm_jax": {"flm_jax"},
