@@ -14,7 +14,9 @@ from flm_jax import config as config_lib
 from flm_jax import inference, tokenizers
 from flm_jax.errors import UserError
 from flm_jax.export import hub
+from flm_jax.inference import conversion
 from flm_jax.interop import release
+from flm_jax.training import sources
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,13 @@ def test_results_of_other_weights_are_left_out(made, tmp_path):
     assert flm_jax.load(tmp_path / "raw", weights="raw").step == untrained.STEP
     with pytest.raises(UserError, match="holds the weights 'raw' only; omit 'ema'"):
         flm_jax.load(tmp_path / "raw", weights="ema")
+
+
+def test_a_run_can_start_from_it_but_nothing_is_converted(made, tmp_path):
+    source = sources.read(str(made[1]), None, "init_from")  # with its own tokenizer
+    assert (source.step, source.kind) == (untrained.STEP, "flow map")
+    with pytest.raises(UserError, match="wrote, which load, generate and evaluate read as it is"):
+        conversion.convert(str(made[1]), str(tmp_path / "converted"))
 
 
 def test_what_is_damaged_or_does_not_fit_is_refused(made, tmp_path):
