@@ -124,7 +124,7 @@ def _load_workdir(
     frozen = {}
     if is_correction:
         places = [teacher] if teacher else [meta.get("teacher"), config.teacher]
-        frozen["teacher"] = _load_teacher(folder, [place for place in places if place], tokenizer)
+        frozen["teacher"] = _load_teacher(folder, [one for one in places if one], tokenizer)
     return FlowModel(experiment, tokenizer, items[item], found, frozen=frozen)
 
 
@@ -160,7 +160,7 @@ def _load_teacher(
 
     An official checkpoint holds no tokenizer; it taught with that of the correction.
     """
-    paths = [folders.expanded(place) for place in places]
+    paths = [place(one) for one in places]
     path = next((path for path in paths if path.exists()), None)
     remedy = "say where it is now: teacher=DIR of flm_jax.load, --teacher=DIR of generate, evaluate"
     if path is None:
@@ -169,7 +169,8 @@ def _load_teacher(
             f"{folder} is the correction of a denoiser, its teacher, but there is no {tried}; "
             f"put it back, or {remedy}"
         )
-    teacher = load(path, tokenizer=None if is_workdir(path) else folder / TOKENIZER_FOLDER)
+    knows = is_workdir(path) or release.is_release(path)
+    teacher = load(path, tokenizer=None if knows else folder / TOKENIZER_FOLDER)
     if teacher.frozen or teacher.tokenizer.fingerprint != tokenizer.fingerprint:
         what = "is a correction itself" if teacher.frozen else "has another tokenizer"
         raise UserError(f"{path} is not the denoiser that {folder} corrects, it {what}; {remedy}")

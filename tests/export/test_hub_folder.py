@@ -111,6 +111,16 @@ def test_a_run_can_start_from_it_but_nothing_is_converted(made, tmp_path):
         conversion.convert(str(made[1]), str(tmp_path / "converted"))
 
 
+def test_a_released_denoiser_is_the_teacher_of_a_correction(made, tmp_path):
+    """Of a correction the workdir names its denoiser; it may lie in a released folder."""
+    config = tmp_path / "config"
+    denoiser = untrained.of_loss(config, "flow_matching", "euler")
+    hub.write(inference.load(denoiser), tmp_path / "released")
+    workdir = untrained.of_loss(tmp_path, "residual", "two_model", teacher="released")
+    model = flm_jax.load(workdir, teacher=tmp_path / "released")
+    assert model.frozen["teacher"].step == untrained.STEP
+
+
 def test_what_is_damaged_or_does_not_fit_is_refused(made, tmp_path):
     folder = copied(made, tmp_path)
 
