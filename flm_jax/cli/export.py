@@ -1,4 +1,4 @@
-"""Write a model for others: one jump as a graph for any runtime, or a folder for a model hub.
+"""Write a model for others: as ONNX, StableHLO, or a folder for a model hub.
 
     flm export --checkpoint=runs/q_fmlm --format=onnx --output=exported
     flm export --checkpoint=runs/q --format=stablehlo --output=exported --batch=1 --length=64
