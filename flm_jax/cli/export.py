@@ -6,9 +6,9 @@
     flm export --checkpoint=runs/q --format=hub --output=released
 
 onnx and stablehlo: the output is a folder with the graph, the arrays that noise is made with, an
-example that draws texts (sample.py), and a README. onnx needs the package onnx (pip install
-'flm_jax[export]'). Batch and length stay open unless they are given. Denoisers and flow maps have
-jumps, baselines do not.
+example that draws texts (sample.py), and a README; pip install 'flm_jax[export]' brings what writes
+them. Batch and length stay open unless they are given. Denoisers and flow maps have jumps,
+baselines do not.
 
 hub: weights (safetensors), config, tokenizer and a model card, whose licence is yours to fill in.
 Uploaded as USER/REPO it is read by flm_jax.load("hf://USER/REPO") and --checkpoint=hf://USER/REPO.

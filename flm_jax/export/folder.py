@@ -28,15 +28,17 @@ from flm_jax.inference import TOKENIZER_FOLDER, FlowModel
 
 ONNX, STABLEHLO = "onnx", "stablehlo"
 FORMATS = ONNX, STABLEHLO
+_NEEDED = {ONNX: "onnx", STABLEHLO: "flatbuffers"}  # the second one by jax.export
 _ABOUT = "One jump of a flow language model; README.md beside it says how it is used."
 
 
 def check(form: str) -> None:
     """UserError unless what writes that format is installed."""
-    if form == ONNX and importlib.util.find_spec("onnx") is None:
+    needed = _NEEDED.get(form)
+    if needed and importlib.util.find_spec(needed) is None:
         raise UserError(
-            "--format=onnx needs the package onnx, which is not installed; run pip install "
-            "'flm_jax[export]', or choose --format=stablehlo"
+            f"--format={form} needs the package {needed}, which is not installed; run pip install "
+            "'flm_jax[export]'"
         )
 
 

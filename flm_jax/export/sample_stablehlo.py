@@ -1,4 +1,4 @@
-"""Texts of the exported model, with numpy and JAX only: python sample.py STEPS SEED."""
+"""Texts of the exported model, with numpy, JAX and flatbuffers: python sample.py STEPS SEED."""
 
 import json
 import pathlib

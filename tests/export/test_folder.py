@@ -74,8 +74,7 @@ def of_library(workdir, rule, steps, seed):
 @pytest.mark.parametrize("form", folder_lib.FORMATS)
 @pytest.mark.parametrize(("loss", "rule"), [("psd", FlowMap()), ("flow_matching", Euler())])
 def test_the_example_draws_the_texts_of_the_library(runs, form, loss, rule, capsys):
-    if form == "onnx":
-        pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime" if form == "onnx" else "flatbuffers")
     output = runs / f"{loss}_{form}"
     assert not commands.call(
         "export", f"--checkpoint={runs / loss}", f"--format={form}", f"--output={output}"
@@ -104,6 +103,7 @@ def test_stablehlo_of_other_sizes_is_refused(tmp_path, sizes, wrong):
     """Not computed wrongly: more tokens than there are positions, other sizes than asked for."""
     from jax import export
 
+    pytest.importorskip("flatbuffers")
     untrained.of_loss(tmp_path, "flow_matching", "euler", model__learned_positions=12)
     model = inference.load(tmp_path / "flow_matching")
     folder_lib.write(model, "stablehlo", tmp_path / "made", *sizes)
@@ -136,10 +136,11 @@ def test_what_is_wrong_is_said_before_anything_is_written(runs, tmp_path, capsys
     for words, sentence in wrong.items():
         assert commands.call("export", checkpoint, *words) == 2
         assert sentence in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'flm_jax\[export\]'"):
-        folder_lib.check("onnx")
+    for form, package in (("onnx", "onnx"), ("stablehlo", "flatbuffers")):
+        sentence = rf"{form} needs the package {package}, .* pip install 'flm_jax\[export\]'"
+        with pytest.raises(UserError, match=sentence):
+            folder_lib.check(form)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
