@@ -27,6 +27,7 @@ COMMANDS = {
     "prepare": "prepare",
     "inspect": "inspect",
     "convert": "convert",
+    "export": "export",
     "plan": "plan",
     "benchmark": "benchmark",
     "benchmark data": "benchmark_data",

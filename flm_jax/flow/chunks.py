@@ -50,9 +50,12 @@ class Chunks:
 def over_chunks(f: Callable[..., Any], chunk: int, *arrays: Any) -> Any:
     """``f(*arrays)`` computed over slices of positions (axis 1), at most ``chunk`` tokens each.
 
+    ``chunk`` 0 is no limit: one slice, also where the sizes are not known yet (`jax.export`).
     Every leaf of ``arrays`` and of the result is (B, L, ...). Slices are recomputed in the backward
     pass. What ``f`` closes over (the head) may be differentiated.
     """
+    if chunk == 0:
+        return f(*arrays)
     chunks = Chunks.of(arrays, chunk)
     if chunks.count == 1:
         return f(*arrays)

@@ -156,7 +156,7 @@ def build(vocab_size: int, quadrature: str = "gauss_hermite", dtype: Any = None)
     """
     if vocab_size < 2:
         raise ValueError(f"a clock needs a vocabulary of at least 2 tokens, not {vocab_size}")
-    t, tau = _knots(vocab_size, quadrature)
+    t, tau = knots(vocab_size, quadrature)
     dtype = np.dtype(jnp.asarray(0.0).dtype if dtype is None else dtype)
     tau_unique, first = np.unique(tau, return_index=True)
     t_unique = t[first]
@@ -164,7 +164,8 @@ def build(vocab_size: int, quadrature: str = "gauss_hermite", dtype: Any = None)
 
 
 @functools.lru_cache(maxsize=8)
-def _knots(vocab_size: int, quadrature: str) -> tuple[np.ndarray, np.ndarray]:
+def knots(vocab_size: int, quadrature: str = "gauss_hermite") -> tuple[np.ndarray, np.ndarray]:
+    """(t, tau) float64 that the splines of `build` go through, both rising from 0 to 1."""
     t = np.linspace(0.0, 1.0, KNOTS)
     tau = decoding_accuracy(t, vocab_size, quadrature) + (t - 1.0) * SLOPE
     tau = np.clip(tau, 0.0, 1.0)

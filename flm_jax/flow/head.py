@@ -31,9 +31,9 @@ class Head:
     """The output layer: logits = cap * tanh((f @ kernel + bias) / cap) / temperature.
 
     ``cap`` 0 means no soft cap. ``chunk`` is the number of tokens (B times positions) whose
-    logits may exist at once. ``dtype`` is the type the matrix product reads; it accumulates in at
-    least float32. ``fused`` False leaves gradients of losses to ordinary differentiation: slower,
-    for comparison.
+    logits may exist at once; 0 = all of them (not for the gradients of `flow/fused.py`). ``dtype``
+    is the type the matrix product reads; it accumulates in at least float32. ``fused`` False leaves
+    gradients of losses to ordinary differentiation: slower, for comparison.
     """
 
     kernel_DV: jax.Array

@@ -5,6 +5,8 @@ import os
 import pathlib
 import re
 import stat
+import tempfile
+from collections.abc import Iterator
 
 from flm_jax.errors import UserError
 
@@ -70,6 +72,33 @@ def output(option: str, given: str) -> pathlib.Path:
         raise UserError(f"{option}={given}: there is no folder {path.parent}; make it first")
     check_writable(path)
     return path
+
+
+def check_new(folder: pathlib.Path) -> None:
+    """UserError unless `appearing` can make a folder there: it is absent, or there and empty."""
+    if os.path.exists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; choose another destination or remove it first")
+    check_writable(folder / "probe" if os.path.isdir(folder) else folder)
+
+
+@contextlib.contextmanager
+def appearing(destination: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder that becomes ``destination`` when the block ends well, else vanishes."""
+    destination = pathlib.Path(os.path.realpath(destination))  # what a link points to
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{destination.name}-", dir=destination.parent, ignore_cleanup_errors=True
+        ) as scratch:
+            folder = pathlib.Path(scratch) / "whole"  # its mode follows the umask, unlike scratch's
+            folder.mkdir()
+            yield folder
+            os.rename(folder, destination)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {destination} ({error.strerror or error}); free space or choose "
+            "another destination"
+        ) from None
 
 
 def _is_written_into(path: pathlib.Path) -> bool:

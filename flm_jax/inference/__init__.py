@@ -19,6 +19,7 @@ from flm_jax.inference.loading import (
     checkpoints_of,
     is_workdir,
     load,
+    place,
     read_config,
 )
 from flm_jax.inference.model import FlowModel, Samples
@@ -34,5 +35,6 @@ __all__ = [
     "checkpoints_of",
     "is_workdir",
     "load",
+    "place",
     "read_config",
 ]

@@ -1,11 +1,7 @@
 """Checkpoints to other layouts: official PyTorch files to a workdir of ours, and back."""
 
-import contextlib
 import dataclasses
-import os
 import pathlib
-import tempfile
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +12,7 @@ from flm_jax import inference
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.host import command, files, numerics, progress
-from flm_jax.interop import hub_layout, official, settings
+from flm_jax.interop import hub_layout, official, release, settings
 from flm_jax.models import dit, transfer
 from flm_jax.options import Reading
 
@@ -45,15 +41,18 @@ def convert(source: str, destination: str, asked: Reading = Reading()) -> pathli
     there already (an empty folder may be).
     """
     come, go = pathlib.Path(source).expanduser(), pathlib.Path(destination).expanduser()
-    if os.path.exists(go) and not (go.is_dir() and not any(go.iterdir())):
-        raise UserError(f"{go} exists already; choose another destination or remove it first")
-    files.check_writable(go / "config.json" if os.path.isdir(go) else go)
+    files.check_new(go)
     values = dataclasses.asdict(asked)
     if inference.is_workdir(come):
         given = [name for name in inference.OF_OFFICIAL if values[name] is not None]
         if given:
             raise UserError(f"{come} is a workdir, which knows its {given[0]}; omit it")
         return _export(come, go, asked)
+    if release.is_release(come):
+        raise UserError(
+            f"{come} is a model that flm export --format=hub wrote, which load, generate and "
+            "evaluate read as it is; convert its workdir"
+        )
     if asked.step is not None:
         raise UserError(f"{come} is not a workdir, so step={asked.step} cannot be chosen")
     return _import(come, go, asked)
@@ -80,7 +79,7 @@ def _import(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
     }
     for notice in found.notices:
         logging.warning("%s", notice)
-    with _appearing(destination) as folder:
+    with files.appearing(destination) as folder:
         (folder / "config.json").write_text(config_lib.to_json(config), encoding="utf-8")
         tokenizer.save(folder / inference.TOKENIZER_FOLDER)
         with Checkpoints(folder / inference.CHECKPOINTS_FOLDER) as checkpoints:
@@ -121,7 +120,7 @@ def _export(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
     if any_order:
         named = {"name": official.ANY_ORDER, "skip_time_reparam": config.clock.name == "identity"}
         carried["algo"] = {**(given.get("algo") or {}), **named}
-    with _appearing(destination) as folder:
+    with files.appearing(destination) as folder:
         hub_layout.write(
             folder / "model",
             jax.device_get(transfer.untied(model.params)),
@@ -139,23 +138,3 @@ def _export(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
         "the folder tokenizer in it is ours and needed only here"
     )
     return destination
-
-
-@contextlib.contextmanager
-def _appearing(destination: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder that becomes ``destination`` when the block ends well, else vanishes."""
-    destination = pathlib.Path(os.path.realpath(destination))  # what a link points to
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{destination.name}-", dir=destination.parent, ignore_cleanup_errors=True
-        ) as scratch:
-            folder = pathlib.Path(scratch) / "whole"  # its mode follows the umask, unlike scratch's
-            folder.mkdir()
-            yield folder
-            os.rename(folder, destination)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {destination} ({error.strerror or error}); free space or choose "
-            "another destination"
-        ) from None

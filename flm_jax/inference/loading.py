@@ -11,9 +11,9 @@ from flm_jax import config as config_lib
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
-from flm_jax.host import folders, numerics
+from flm_jax.host import folders, hub, numerics
 from flm_jax.inference.model import FlowModel
-from flm_jax.interop import settings
+from flm_jax.interop import release, settings
 from flm_jax.tokenizers import Tokenizer
 
 RAW, EMA = "raw", "ema"
@@ -39,8 +39,10 @@ def load(
     """The model of a training run of ours, or of an official checkpoint.
 
     Args:
-      path: the run's ``--workdir``; or an official Lightning ``.ckpt``, ``.safetensors`` file, or
-        folder with config.json and model.safetensors. Nothing in such a file is ever executed.
+      path: the run's ``--workdir``; a folder of `flm export --format=hub`; an official Lightning
+        ``.ckpt``, ``.safetensors`` file, or folder with config.json and model.safetensors; or
+        hf://USER/REPO[@REVISION], which is one of these folders on a hub (`host.hub`). Nothing in
+        such a file is ever executed.
       weights: "ema" (the default), "raw" (the trained parameters), or "ema:DECAY": one of several
         EMAs of an official .ckpt, or of a run with `optim.ema_decays`. Where an official file has
         no EMA, the default falls back to raw weights.
@@ -57,7 +59,7 @@ def load(
 
     Raises UserError if there is no such model, it is damaged, or something must be asked for.
     """
-    source = folders.expanded(path)
+    source = place(path)
     asked = tokenizer, length, heads, logit_cap, attention_cap, clock
     if is_workdir(source):
         given = [n for n, value in zip(OF_OFFICIAL, asked, strict=True) if value is not None]
@@ -65,11 +67,22 @@ def load(
             raise UserError(f"{path} is a workdir, which knows its {given[0]}; omit {given[0]}")
         numerics.check_devices()
         return _load_workdir(source, weights or EMA, step, teacher)
+    if release.is_release(source):
+        known = dict(zip(OF_OFFICIAL, asked, strict=True)) | {"step": step, "teacher": teacher}
+        for name in [name for name, value in known.items() if value is not None]:
+            raise UserError(f"{path} is one model, which knows its {name}; omit {name}")
+        numerics.check_devices()
+        return _load_release(source, weights)
     for name, value in (("step", step), ("teacher", teacher)):
         if value is not None:
             raise UserError(f"{path} is not a workdir, so {name}={value} cannot be chosen; omit it")
     numerics.check_devices()
     return _load_official(source, weights, *asked)
+
+
+def place(path: str | pathlib.Path) -> pathlib.Path:
+    """Where a model is on this machine: hf://USER/REPO is downloaded, ~ replaced."""
+    return hub.fetch(str(path)) if hub.is_address(path) else folders.expanded(path)
 
 
 def is_workdir(path: pathlib.Path) -> bool:
@@ -113,7 +126,7 @@ def _load_workdir(
     frozen = {}
     if is_correction:
         places = [teacher] if teacher else [meta.get("teacher"), config.teacher]
-        frozen["teacher"] = _load_teacher(folder, [place for place in places if place], tokenizer)
+        frozen["teacher"] = _load_teacher(folder, [one for one in places if one], tokenizer)
     return FlowModel(experiment, tokenizer, items[item], found, frozen=frozen)
 
 
@@ -131,6 +144,17 @@ def item_of(weights: str, config: config_lib.Config) -> str:
     return items[weights]
 
 
+def _load_release(folder: pathlib.Path, weights: str | None) -> FlowModel:
+    found = release.read(folder)
+    if weights not in (None, found.weights):
+        raise UserError(f"{folder} holds the weights {found.weights!r} only; omit {weights!r}")
+    experiment = Experiment(found.config, found.tokenizer.vocab_size)
+    shapes = jax.eval_shape(experiment.model.init, numerics.key(0))
+    release.check_shapes(found, shapes, folder)
+    params = jax.tree.map(jnp.asarray, found.params)
+    return FlowModel(experiment, found.tokenizer, params, found.step)
+
+
 def _load_teacher(
     folder: pathlib.Path, places: list[str | pathlib.Path], tokenizer: Tokenizer
 ) -> FlowModel:
@@ -138,7 +162,7 @@ def _load_teacher(
 
     An official checkpoint holds no tokenizer; it taught with that of the correction.
     """
-    paths = [folders.expanded(place) for place in places]
+    paths = [place(one) for one in places]
     path = next((path for path in paths if path.exists()), None)
     remedy = "say where it is now: teacher=DIR of flm_jax.load, --teacher=DIR of generate, evaluate"
     if path is None:
@@ -147,7 +171,8 @@ def _load_teacher(
             f"{folder} is the correction of a denoiser, its teacher, but there is no {tried}; "
             f"put it back, or {remedy}"
         )
-    teacher = load(path, tokenizer=None if is_workdir(path) else folder / TOKENIZER_FOLDER)
+    knows = is_workdir(path) or release.is_release(path)
+    teacher = load(path, tokenizer=None if knows else folder / TOKENIZER_FOLDER)
     if teacher.frozen or teacher.tokenizer.fingerprint != tokenizer.fingerprint:
         what = "is a correction itself" if teacher.frozen else "has another tokenizer"
         raise UserError(f"{path} is not the denoiser that {folder} corrects, it {what}; {remedy}")

@@ -19,7 +19,7 @@ from flm_jax.data import Batches, load_data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.flow.at import STUDENT
-from flm_jax.host import distributed, files, memory, numerics, progress, runlog, sharding
+from flm_jax.host import distributed, files, hub, memory, numerics, progress, runlog, sharding
 from flm_jax.inference import FlowModel, checkpoints_of
 from flm_jax.inference.heldout import HeldOut
 from flm_jax.training import dtype, optim
@@ -379,7 +379,8 @@ class Session:
             "timings": dataclasses.asdict(self.clockwork),
         }
         if teacher := self.config.teacher:  # config.json has it as typed in some folder
-            meta["teacher"] = str(pathlib.Path(teacher).expanduser().resolve())
+            whole = str(pathlib.Path(teacher).expanduser().resolve())
+            meta["teacher"] = teacher if hub.is_address(teacher) else whole
         self.checkpoints.save(step, _items(state), meta, metric)
 
 

@@ -12,8 +12,9 @@ from flm_jax.data import Data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.flow.at import MASKED_TEACHER
-from flm_jax.host import folders, numerics
-from flm_jax.inference import FlowModel, is_workdir, load
+from flm_jax.host import numerics
+from flm_jax.inference import FlowModel, is_workdir, load, place
+from flm_jax.interop import release
 from flm_jax.losses.base import Loss
 from flm_jax.models import transfer
 
@@ -128,16 +129,17 @@ def read(source: str, data: Data, knob: str) -> FlowModel:
     It holds none: only the size of its vocabulary says whether they fit. UserError that names the
     knob if there is nothing.
     """
-    if not folders.expanded(source).exists():
+    path = place(source)
+    if not path.exists():
         raise UserError(
             f"{knob}={source!r} does not exist; set --config.{knob} to the workdir of a finished "
             "run or to an official checkpoint"
         )
-    if is_workdir(folders.expanded(source)):
-        return load(source)
+    if is_workdir(path) or release.is_release(path):
+        return load(path)
     with tempfile.TemporaryDirectory() as folder:
         data.tokenizer.save(pathlib.Path(folder))
-        return load(source, tokenizer=folder)
+        return load(path, tokenizer=folder)
 
 
 def check(other: FlowModel, experiment: Experiment, data: Data, knob: str, source: str) -> None:
