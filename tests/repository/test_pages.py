@@ -34,12 +34,14 @@ PAGES = [
 # Python blocks, by page and words in them, that are only compiled, and why.
 NOT_RUN = {
     ("benchmarks/proof.md", "def write(grid)"): "needs a run of `flm proof`, an hour",
+    ("docs/exporting.md", 'load("hf://USER/REPO")'): "needs a repository of a hub",
     ("docs/evaluation.md", "measuring.render(folder)"): "needs a folder that `flm compare` wrote",
 }
 # ... that another test runs.
 ELSEWHERE = {
     ("README.md", "class Smoothed"): "test_readme.py",
     ("docs/method.md", "model.flow_map("): "test_readme.py",
+    ("docs/exporting.md", "python sample.py STEPS SEED"): "tests/export/test_folder.py",
 }
 COMMAND = re.compile(r"(?:[A-Z][A-Z_]*=\S+ +)*(?:flm|python3? -m flm_jax(\.main)?) (.*)")
 SCRIPT = re.compile(r"(?:[A-Z][A-Z_]*=\S+ +)*(?:python3? |bash )?([\w./]+\.(?:py|sh|sbatch))\b")
@@ -118,7 +120,8 @@ def test_scripts_and_targets_exist(page):
     for line in lines(page.read_text(encoding="utf-8")):
         line = line.strip()
         if match := SCRIPT.match(line):
-            assert (ROOT / match[1]).is_file(), line
+            made = "flm_jax/export/sample_onnx.py" if match[1] == "exported/sample.py" else match[1]
+            assert (ROOT / made).is_file(), line
         if match := MAKE.match(line):
             assert match[1] in targets, line
 
