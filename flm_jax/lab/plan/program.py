@@ -12,13 +12,14 @@ from flm_jax.experiment import Experiment
 from flm_jax.flow import space as space_lib
 from flm_jax.flow.trees import Params
 from flm_jax.host import numerics, sharding
-from flm_jax.lab.benchmark.measure import Calls, abstract, frozen_models, networks
+from flm_jax.lab.benchmark.measure import abstract, frozen_models, networks
 from flm_jax.lab.benchmark.vocabulary import vocabulary_size
 from flm_jax.losses import LOSSES
 from flm_jax.models.dit import count_parameters
 from flm_jax.samplers import SAMPLERS
 from flm_jax.training import optim
 from flm_jax.training import step as step_lib
+from flm_jax.training.cost import Calls
 
 
 @dataclasses.dataclass(frozen=True)
