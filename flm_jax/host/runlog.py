@@ -214,7 +214,7 @@ def _drop_torn_end(path: pathlib.Path) -> None:
 
 
 def _as_markdown(texts: Sequence[str]) -> str:
-    """Each text as it stands: TensorBoard reads Markdown, where four spaces begin a literal block."""
+    """Each text as it stands, for TensorBoard: in Markdown four spaces begin what is literal."""
     parts = []
     for i, text in enumerate(texts):
         lines = "\n".join(f"    {line}" for line in text.splitlines()) or "    "

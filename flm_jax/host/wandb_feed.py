@@ -28,7 +28,7 @@ from flm_jax.host import files, progress
 
 ID_FILE = "wandb.json"
 QUEUED = 10_000  # lines that wait at most: days of a network that hangs
-SECONDS = 30.0  # for the rest, when the command ends
+SECONDS = 60.0  # for the rest, when the command ends; W&B itself gives up after half of it
 _WORKER = pathlib.Path(__file__).with_name("wandb_worker.py")
 _LETTERS = string.ascii_lowercase + string.digits
 _END = None
@@ -67,7 +67,7 @@ class WandbFeed:
         self._put({"do": "report", "path": str(path.absolute())})
 
     def close(self, failed: bool = False) -> None:
-        """Ends the run; waits for what is on its way, half a minute at most."""
+        """Ends the run; waits for what is on its way, a minute at most."""
         if not self._begun:
             return
         self._put({"do": "end", "code": int(failed)})
@@ -146,7 +146,7 @@ def first_line(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) -
     init |= {"entity": entity} if entity else {}
     defaults = {"WANDB_NAME": ("name", workdir.name), "WANDB_DIR": ("dir", str(workdir))}
     init |= dict(value for name, value in defaults.items() if name not in os.environ)
-    settings: dict[str, Any] = {"finish_timeout": SECONDS, "x_stats_pid": os.getpid()}
+    settings: dict[str, Any] = {"finish_timeout": SECONDS / 2, "x_stats_pid": os.getpid()}
     settings |= {} if "WANDB_CONSOLE" in os.environ else {"console": "off"}
     return {"argv": sys.argv, "init": init, "settings": settings}
 

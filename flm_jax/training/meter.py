@@ -1,12 +1,12 @@
 """How well the machine is used: numbers of a log line beside those of the loss.
 
-    mfu                      model FLOPs utilisation: model FLOPs of a step, by formula, over its
-                             time and the peak of all devices; where the vendor's peak is known
-    tokens_per_second        of the batch, over all devices
-    data_wait_share          of the steps' time, what the next batch was waited for although the
-                             device had nothing left to do
-    device_memory_gib        in use now, and at most so far: the fullest device of this process,
-    device_memory_peak_gib   where it keeps count
+mfu                      model FLOPs utilisation: model FLOPs of a step, by formula, over its
+                         time and the peak of all devices; where the vendor's peak is known
+tokens_per_second        of the batch, over all devices
+data_wait_share          of the steps' time, what the next batch was waited for although the
+                         device had nothing left to do
+device_memory_gib        in use now, and at most so far: the fullest device of this process,
+device_memory_peak_gib   where it keeps count
 """
 
 import time
