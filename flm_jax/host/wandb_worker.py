@@ -8,6 +8,7 @@ On standard output comes one JSON object if something fails: {"failed": why}. Wh
 goes to standard error.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -24,9 +25,8 @@ def serve(lines: Iterable[str]) -> None:
     if first is None:
         return
     sys.argv = first["argv"]  # what W&B shows as the run's command
-    import wandb
-
-    known: Any = wandb.Settings.model_fields
+    wandb: Any = importlib.import_module("wandb")  # which may be missing where types are checked
+    known = wandb.Settings.model_fields
     chosen = {name: value for name, value in first["settings"].items() if name in known}
     run = wandb.init(**first["init"], settings=wandb.Settings(**chosen))
     # Steps of ours as the axis: those of W&B only grow, and refuse a run that went back to its

@@ -10,6 +10,8 @@ device_memory_peak_gib   where it keeps count
 """
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,7 @@ class Meter:
             self._step_at_peak = model_flops(self._session) / (peak * jax.device_count())
 
     def inputs(
-        self, mask: jax.Array, before: dict[str, jax.Array] | None
+        self, mask: jax.Array, before: Mapping[str, Any] | None
     ) -> tuple[jax.Array, jax.Array]:
         """`Session.inputs`, with the time that they took.
 
