@@ -85,8 +85,8 @@ def session_of(folder: pathlib.Path, loss: str, parts: int = 1) -> types.SimpleN
         ("flow_matching", 4, 3 * 8),  # micro-batches add nothing
         # The student on all rows three times; targets on 4 diagonal and twice 4 other rows.
         ("psd", 1, 3 * 8 + 4 + 2 * 4),
-        # ... once 4 other rows, and a derivative on 4 rows.
-        ("lsd", 1, 3 * 8 + 4 + 4 + 4),
+        # ... the same, and a derivative on 4 of them.
+        ("lsd", 1, 3 * 8 + 4 + 2 * 4 + 4),
     ],
 )
 def test_the_formula_counts_every_network_that_is_asked(tmp_path, loss, parts, rows):
