@@ -67,7 +67,8 @@ def go(session: Session, finish: Finish | None = None) -> int:
     compiled = workdir_lib.compiled_programs(
         session.config.train.compilation_cache, session.workdir
     )
-    with compiled, session.mirror, session.checkpoints, session.log:
+    # The log is closed last: what is copied elsewhere matters more than who follows it.
+    with compiled, session.log, session.mirror, session.checkpoints:
         distributed.before_end(lambda: results.record_end(session.workdir, "failed"))
         step, state = session.restore_or_init()
         if distributed.is_main():
