@@ -155,7 +155,9 @@ def test_what_fails_is_said_once_and_the_rest_goes_on(stand_in, monkeypatch, war
         for step in range(1, 20):
             log.write(step, {"loss": 1.0})
             if call != "finish" and step == 10:
+                ends = time.monotonic() + 60.0
                 while feed._process is None or feed._process.poll() is None:
+                    assert time.monotonic() < ends
                     time.sleep(0.01)
     (sentence,) = warnings()
     assert f"nothing more goes to W&B: {call} has failed. with details;" in sentence
