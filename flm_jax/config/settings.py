@@ -197,6 +197,13 @@ class TrainConfig:
     checkpoints: str = knob(
         "", "gs:// or s3://bucket/folder that they are written to directly ('' = in the workdir)"
     )
+    wandb: str = knob(
+        "", "Weights & Biases project, or ENTITY/PROJECT, that is sent the log ('' = none)"
+    )
+    profile_steps: tuple[int, ...] = knob(
+        (), "FIRST,COUNT: steps whose trace jax.profiler writes to the folder profile (() = none)",
+        at_least=1,
+    )  # fmt: skip
     mirror: str = knob("", "where checkpoints are copied to, as fsspec takes it ('' = nowhere)")
     compilation_cache: str = knob(
         "workdir", "folder of compiled programs (workdir = its folder compiled, off = none)"
@@ -280,6 +287,8 @@ CHANGEABLE = (
     "train.nonfinite",
     "train.nonfinite_limit",
     "train.spike_factor",
+    "train.wandb",
+    "train.profile_steps",
     "train.mirror",
     "train.compilation_cache",
     "train.eval_rows",

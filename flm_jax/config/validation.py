@@ -4,6 +4,7 @@ import collections.abc
 import dataclasses
 import importlib.util
 import math
+import re
 from typing import Any, Protocol
 
 from flm_jax import knobs, registry
@@ -199,12 +200,46 @@ def _check_training(config: Config) -> list[str]:
             f"train.max_minutes={minutes:g} decides the last step when the time before the decay "
             f"is over, so optim.decay_fraction={fraction:g} must be at most {MOST_DECAY:g}"
         )
+    problems += [*_check_wandb(config.train.wandb), *_check_profile(config.train)]
     if config.train.checkpoints and config.train.mirror:
         problems.append(
             f"train.mirror={config.train.mirror} copies checkpoints of a local folder, but with "
             f"train.checkpoints={config.train.checkpoints} there are none; set one of them to ''"
         )
     return problems
+
+
+def _check_wandb(project: str) -> list[str]:
+    if not project:
+        return []
+    if not re.fullmatch(r"([^/\\#?%:]+/)?[^/\\#?%:]{1,128}", project):
+        return [
+            f"train.wandb={project} must be PROJECT or ENTITY/PROJECT, without any other of "
+            "/ \\ # ? % :; try train.wandb=flm"
+        ]
+    if importlib.util.find_spec("wandb") is None:
+        return [
+            f"train.wandb={project} needs the library wandb, which is not installed; run "
+            "pip install 'flm_jax[wandb]' or set train.wandb=''"
+        ]
+    return []
+
+
+def _check_profile(train: settings.TrainConfig) -> list[str]:
+    if not train.profile_steps:
+        return []
+    shown = f"train.profile_steps={','.join(map(str, train.profile_steps))}"
+    if len(train.profile_steps) != 2:
+        return [f"{shown} must be two numbers, FIRST,COUNT; try train.profile_steps=10,3"]
+    first, count = train.profile_steps
+    if first < 2:
+        return [f"{shown} begins with step {first}, which compiles; begin with step 2 or later"]
+    if (last := first + count - 1) > train.steps:
+        return [
+            f"{shown} goes on to step {last}, but train.steps={train.steps}; begin earlier or "
+            "trace fewer"
+        ]
+    return []
 
 
 def _check_mesh(mesh: settings.MeshConfig) -> list[str]:

@@ -8,5 +8,5 @@ files.py        a file is written whole or not at all; folders.py, locks.py, win
 download.py     one file from the web
 memory.py       the memory that the C library keeps
 progress.py     bars and waiting lines on stderr
-runlog.py       numbers over time, in files
+runlog.py       numbers over time, in files; wandb_feed.py sends them to Weights & Biases
 """

@@ -1,9 +1,10 @@
-"""Numbers over time: a JSONL log (always), TensorBoard (if tensorboardX is there).
+"""Numbers over time: a JSONL log (always), TensorBoard (if tensorboardX is there), and followers.
 
 ``metrics.jsonl`` holds one JSON object a line: ``step``, ``time`` (unix seconds) and any number of
 named values. JSON has no NaN or infinity, so these are written as the strings ``"nan"``, ``"inf"``
 and ``"-inf"``; `read` turns them back into floats. Only the process that owns the workdir (host 0)
-may open a `MetricsLog`.
+may open a `MetricsLog`. A follower gets all that is logged, and the samples and the report of the
+run; `flm_jax.host.wandb_feed` is one.
 """
 
 import contextlib
@@ -12,8 +13,8 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat
 
 from absl import logging
 
@@ -28,6 +29,18 @@ TENSORBOARD_FOLDER = "tensorboard"
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
+class Follower(Protocol):
+    """Somewhere else that a run is shown; it neither raises nor waits."""
+
+    def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None: ...
+
+    def write_samples(self, step: int, texts: Sequence[str]) -> None: ...
+
+    def write_report(self, path: pathlib.Path) -> None: ...
+
+    def close(self, failed: bool = False) -> None: ...
+
+
 class MetricsLog:
     """Append-only log of scalars in `workdir`, safe against kill -9 at any moment.
 
@@ -40,6 +53,7 @@ class MetricsLog:
         self._tensorboard = tensorboard
         self._events: tensorboardX.SummaryWriter | None = None
         self._purge_step = None
+        self._followers: list[Follower] = []
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _drop_torn_end(self.path)
@@ -60,6 +74,25 @@ class MetricsLog:
         if events is not None:
             for name, value in values.items():
                 events.add_scalar(name, float(value), step)
+        for follower in self._followers:
+            follower.write(step, values)
+
+    def follow(self, follower: Follower) -> None:
+        """Tells it everything from now on; it is closed with the log."""
+        self._followers.append(follower)
+
+    def write_samples(self, step: int, texts: Sequence[str]) -> None:
+        """Samples of this step, for TensorBoard and followers; the caller keeps them in a file."""
+        step = int(step)
+        if (events := self._event_writer()) is not None:
+            events.add_text("samples", _as_markdown(texts), step)
+        for follower in self._followers:
+            follower.write_samples(step, texts)
+
+    def write_report(self, path: pathlib.Path) -> None:
+        """The page of a run that has ended, for followers."""
+        for follower in self._followers:
+            follower.write_report(path)
 
     def truncate_after(self, step: int) -> None:
         """Drop every row with a later step, atomically: call it after restoring a checkpoint."""
@@ -71,18 +104,25 @@ class MetricsLog:
         self._close_events()
         self._purge_step = int(step) + 1  # TensorBoard hides what an older event file has later
 
-    def close(self) -> None:
-        """Never fails: a line that could not be written was an error when it was to be written."""
+    def close(self, failed: bool = False) -> None:
+        """Never fails: a line that could not be written was an error when it was to be written.
+
+        Args:
+          failed: whether the run ended with an exception; for followers.
+        """
         with contextlib.suppress(OSError):
             self._file.close()
         with contextlib.suppress(OSError):
             self._close_events()
+        for follower in self._followers:
+            follower.close(failed)
+        self._followers = []
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, kind, *_):
+        self.close(failed=kind is not None)
 
     def _event_writer(self) -> "tensorboardX.SummaryWriter | None":
         if self._events is not None and not _is_alive(self._events):
@@ -173,6 +213,15 @@ def _drop_torn_end(path: pathlib.Path) -> None:
         os.truncate(path, end)
 
 
+def _as_markdown(texts: Sequence[str]) -> str:
+    """Each text as it stands, for TensorBoard: in Markdown four spaces begin what is literal."""
+    parts = []
+    for i, text in enumerate(texts):
+        lines = "\n".join(f"    {line}" for line in text.splitlines()) or "    "
+        parts.append(f"**{i}**\n\n{lines}\n")
+    return "\n".join(parts)
+
+
 class Window:
     """Running means of a step's metrics since the last log line, and the speed meanwhile."""
 
@@ -185,6 +234,7 @@ class Window:
         self._count = 0
         self._timed = 0
         self._seconds = 0.0
+        self._waited = 0.0
 
     def add(self, values: dict[str, float]) -> None:
         """Metrics of one more step."""
@@ -192,10 +242,14 @@ class Window:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
-    def add_time(self, seconds: float) -> None:
-        """Seconds of one more step; leave out steps that compiled something."""
+    def add_time(self, seconds: float, waited: float = 0.0) -> None:
+        """Seconds of one more step; leave out steps that compiled something.
+
+        ``waited``: how many of them its batch was waited for.
+        """
         self._timed += 1
         self._seconds += seconds
+        self._waited += waited
 
     def means(self) -> dict[str, float]:
         return {name: value / max(1, self._count) for name, value in self._sums.items()}
@@ -203,3 +257,11 @@ class Window:
     def tokens_per_second(self) -> float | None:
         """None until a step has been timed."""
         return self._timed * self._tokens / self._seconds if self._seconds else None
+
+    def seconds_per_step(self) -> float | None:
+        """None until a step has been timed."""
+        return self._seconds / self._timed if self._seconds else None
+
+    def share_waited(self) -> float | None:
+        """For batches, of the time of steps; None until a step has been timed."""
+        return self._waited / self._seconds if self._seconds else None

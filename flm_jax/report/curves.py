@@ -9,7 +9,7 @@ from flm_jax.report.markup import details, is_number, note, number
 from flm_jax.report.strip import spread
 from flm_jax.report.workdir import Run, why
 
-MAX_OTHERS = 12
+MAX_OTHERS = 16
 _CROSS_ENTROPY = "cross-entropy, nats per token"
 _TAU = re.compile(r"eval/loss_tau_([0-9.]+)$")
 

@@ -10,5 +10,6 @@ summary.py    the last words of a run: samples, table, commands to go on
 incidents.py  numbers that are not finite, norms that leap, exceptions
 reproduce.py  a step that was not finite, repeated
 stop.py       signals that ask for an orderly end
+meter.py      how well the machine is used: MFU, waiting for data, memory; profile.py: a trace
 estimate.py   how long a run will take here; from cost.py and products.py
 """

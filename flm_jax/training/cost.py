@@ -1,24 +1,50 @@
 """What a network evaluation costs by formula, and how fast this machine multiplies matrices."""
 
+import dataclasses
 import math
+import re
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from flm_jax import config as config_lib
+from flm_jax.flow.net import Net
+from flm_jax.flow.trees import Params
+from flm_jax.host import numerics
 
-# Dense bf16 peaks in FLOP/s per chip, as the vendors state them; matched on the device's name.
-PEAKS = {
+# Dense peaks in FLOP/s per chip, as the vendors state them; the first name that is among the words
+# of the device's counts.
+PEAKS = {  # of bfloat16
+    "GB200": 2500e12,
+    "B200": 2250e12,
+    "GH200": 989e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5p": 459e12,
+    "TPU v5": 459e12,  # what JAX calls a v5p
     "TPU v6 lite": 918e12,
 }
+# Of float32 operands at JAX's default precision: TF32 on these GPUs, one bfloat16 pass on TPUs.
+FLOAT32_PEAKS = {
+    "GH200": 495e12,
+    "H200": 495e12,
+    "H100 PCIe": 378e12,
+    "H100 NVL": 418e12,
+    "H100": 495e12,
+    "A100": 156e12,
+    "L40S": 183e12,
+    "L4": 60e12,
+} | {name: peak for name, peak in PEAKS.items() if name.startswith("TPU")}
 
 
 def evaluation_flops(
@@ -35,6 +61,51 @@ def evaluation_flops(
         "attention": 4.0 * model.depth * length * width,
         "head": 2.0 * width * vocab_size,
     }
+
+
+def training_flops(
+    model: config_lib.ModelConfig,
+    vocab_size: int,
+    tokens: int,
+    length: int,
+    evaluations: float,
+    derivatives: float = 0.0,
+) -> float:
+    """Model FLOPs of a training step, over all devices: what is computed again is not counted.
+
+    Args:
+      tokens: of the batch, in rows of ``length``.
+      evaluations: of networks, per token; one is differentiated, which costs two more.
+      derivatives: of these with a forward derivative, which costs each once more.
+    """
+    once = sum(evaluation_flops(model, vocab_size, length).values())
+    return tokens * once * (evaluations + 2.0 + derivatives)
+
+
+class Calls:
+    """Counts the tokens that networks are asked about, while a program is traced.
+
+    ``fused_head`` False gives the networks the head of the official method: differentiated as it
+    stands, with no gradient made ahead.
+    """
+
+    def __init__(self, fused_head: bool = True):
+        self.tokens = 0
+        self.fused_head = fused_head
+
+    def counting(self, make: Callable[[Params], Net]) -> Callable[[Params], Net]:
+        """``make`` with networks that count; what they compute stays the same."""
+
+        def made(params):
+            net = make(params)
+
+            def backbone(params, h_BLD, *rest):
+                self.tokens += h_BLD.shape[0] * h_BLD.shape[1]
+                return net.backbone(params, h_BLD, *rest)
+
+            return dataclasses.replace(net, backbone=backbone, fused_head=self.fused_head)
+
+        return made
 
 
 class MatrixRate:
@@ -75,8 +146,16 @@ class MatrixRate:
 
 
 def known_peak(device_kind: str, dtype: str) -> float | None:
-    """The vendor's bf16 peak of a device; None for other types and unknown devices."""
-    if dtype != "bfloat16":
+    """The vendor's peak in FLOP/s of a device for products of this type; None where unknown.
+
+    For float32 it is that of JAX's default precision, and unknown if another one is asked for.
+    """
+    if dtype == "float32" and numerics.setting("jax_default_matmul_precision") not in (
+        None, "default",
+    ):  # fmt: skip
         return None
-    found = [peak for name, peak in PEAKS.items() if name.lower() in device_kind.lower()]
-    return found[0] if found else None
+    table = {"bfloat16": PEAKS, "float32": FLOAT32_PEAKS}.get(dtype, {})
+    for name, peak in table.items():
+        if re.search(rf"\b{name}\b", device_kind, re.IGNORECASE):
+            return peak
+    return None

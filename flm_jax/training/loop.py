@@ -22,6 +22,8 @@ from flm_jax.host.command import pasteable
 from flm_jax.inference import TOKENIZER_FOLDER
 from flm_jax.training import estimate, incidents, results, summary
 from flm_jax.training import workdir as workdir_lib
+from flm_jax.training.meter import Meter
+from flm_jax.training.profile import Profile
 from flm_jax.training.session import Session
 from flm_jax.training.step import TrainState
 from flm_jax.training.stop import StopRequest
@@ -65,12 +67,15 @@ def go(session: Session, finish: Finish | None = None) -> int:
     compiled = workdir_lib.compiled_programs(
         session.config.train.compilation_cache, session.workdir
     )
-    with compiled, session.mirror, session.checkpoints, session.log:
+    # The log is closed last: what is copied elsewhere matters more than who follows it.
+    with compiled, session.log, session.mirror, session.checkpoints:
         distributed.before_end(lambda: results.record_end(session.workdir, "failed"))
         step, state = session.restore_or_init()
         if distributed.is_main():
             session.data.tokenizer.save(session.workdir / TOKENIZER_FOLDER)
-        if step < session.horizon and not session.time_is_up():
+        begins = step < session.horizon and not session.time_is_up()
+        session.follow(at_once=begins)
+        if begins:
             results.write_run(session, step, "running")
             for notice in session.experiment.loss.notices(session.config.train.batch_size):
                 if distributed.is_main():
@@ -104,6 +109,9 @@ class Loop:
         self.progress = progress.Progress(self.knobs.steps, step)
         self.window = runlog.Window(self.knobs.batch_size * session.config.data.length)
         self.spikes = incidents.Spikes(self.knobs.spike_factor)
+        self.meter = Meter(session)
+        steps = self.knobs.profile_steps if distributed.is_main() else ()
+        self.profile = Profile(steps, session.workdir, step, session.say)
 
     def __call__(self, state: TrainState) -> tuple[int, TrainState, str]:
         """(step, state, why it ended) after the last step, which is saved."""
@@ -112,7 +120,10 @@ class Loop:
         saved, why, pending, metric = self.step, "", None, None
         compiling = True
         try:
+            if self.step < session.horizon:
+                self.meter.prepare()
             while self.step < session.horizon:
+                self.profile.before(self.step + 1)
                 start = time.perf_counter()
                 # Nothing may go to the device or come from it but what is meant to.
                 with jax.transfer_guard("disallow"):
@@ -124,9 +135,12 @@ class Loop:
                         why = "time limit" if wish == _TIME_IS_UP else "signal"
                         self.stop.signal = None if wish == _TIME_IS_UP else wish - _TIME_IS_UP
                         break
-                    inputs = session.inputs(mask)
+                    inputs = self.meter.inputs(mask, None if pending is None else pending[1])
                     self.read += 1
-                    state, values = session.train_step(state, session.frozen, *inputs, train_key)
+                    with self.profile.named(self.step + 1):
+                        state, values = session.train_step(
+                            state, session.frozen, *inputs, train_key
+                        )
                     self.step += 1
                     before, pending = pending, (self.step, values, inputs)
                     if before is not None:
@@ -137,13 +151,15 @@ class Loop:
                 if any(due) or last:
                     before, pending = pending, None
                     self.note(*before)
+                self.profile.wait(self.step, values)
                 seconds = time.perf_counter() - start
                 session.clockwork.train_s += seconds
                 if compiling:
                     session.clockwork.compile_s += seconds
                     compiling = False
                 else:
-                    self.window.add_time(seconds)
+                    self.window.add_time(seconds, self.meter.waited)
+                self.profile.after(self.step)
                 # A checkpoint can be the best one only if its held-out loss is known.
                 rated = due[0] or (due[2] and knobs.keep_best and knobs.eval_every)
                 metric = session.evaluate(state, self.step) if rated or last else None
@@ -164,6 +180,7 @@ class Loop:
                 raise
             raise sentence from error
         finally:
+            self.profile.close(self.step)
             self.progress.close()
             session.batches.close()
         with progress.Waiting("writing the checkpoint"):
@@ -196,8 +213,7 @@ class Loop:
             speed = self.window.tokens_per_second()
             self.progress.update(step, values["loss"], speed, self.seconds_left())
         if step % self.knobs.log_every == 0 or step == self.session.horizon:
-            speed = self.window.tokens_per_second()
-            extra = {} if speed is None else {"tokens_per_second": speed}
+            extra = self.meter.read(self.window)
             if skipped:
                 extra["skipped_steps"] = skipped
             self.session.log.write(step, self.window.means() | extra)

@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,17 @@ from flm_jax.data import Batches, load_data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.flow.at import STUDENT
-from flm_jax.host import distributed, files, hub, memory, numerics, progress, runlog, sharding
+from flm_jax.host import (
+    distributed,
+    files,
+    hub,
+    memory,
+    numerics,
+    progress,
+    runlog,
+    sharding,
+    wandb_feed,
+)
 from flm_jax.inference import FlowModel, checkpoints_of
 from flm_jax.inference.heldout import HeldOut
 from flm_jax.training import dtype, optim
@@ -52,6 +63,12 @@ class NoLog(contextlib.AbstractContextManager):
         pass
 
     def truncate_after(self, step: int) -> None:
+        pass
+
+    def write_samples(self, step: int, texts: Sequence[str]) -> None:
+        pass
+
+    def write_report(self, path: pathlib.Path) -> None:
         pass
 
     def __exit__(self, *_):
@@ -355,7 +372,7 @@ class Session:
         return self._model
 
     def write_samples(self, state: step_lib.TrainState, step: int) -> None:
-        """A few samples at the last step count, in samples/step_N.jsonl."""
+        """A few samples at the last step count, in samples/step_N.jsonl and where the log goes."""
         samples = self.model(state, step).generate(num_samples=PERIODIC_SAMPLES, seed=0)
         if not distributed.is_main():
             return
@@ -363,6 +380,20 @@ class Session:
         path = self.workdir / "samples" / f"step_{step:08d}.jsonl"
         path.parent.mkdir(exist_ok=True)
         files.write_atomically(path, "\n".join(lines) + "\n")
+        self.log.write_samples(step, samples.texts)
+
+    def follow(self, at_once: bool) -> None:
+        """Has Weights & Biases told of everything from now on, if train.wandb names a project.
+
+        ``at_once``: the run appears there now, not with what is logged first.
+        """
+        project = self.config.train.wandb
+        if project and isinstance(self.log, runlog.MetricsLog):
+            chosen = config_lib.to_dict(self.config)
+            feed = wandb_feed.WandbFeed(self.workdir, project, chosen)
+            if at_once:
+                feed.begin()
+            self.log.follow(feed)
 
     def save(
         self, state: step_lib.TrainState, step: int, metric: float | None, give_back: int = 0

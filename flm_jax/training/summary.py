@@ -26,6 +26,8 @@ def finish(session: Session, state: TrainState, step: int, why: str) -> None:
     if why == "time limit":
         heading = f"was stopped by train.max_minutes={session.config.train.max_minutes:g}"
     page = report.write(session.workdir)
+    if not were_there:
+        session.log.write_report(page)
     lines = [
         "",
         f"The run {heading} at step {step} of {session.config.train.steps}.",

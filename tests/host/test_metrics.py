@@ -124,6 +124,27 @@ def test_tensorboard_files_appear_and_hide_dropped_steps(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+def test_samples_are_text_in_tensorboard_as_they_stand(tmp_path, monkeypatch):
+    tensorboardX = pytest.importorskip("tensorboardX")
+    found = []
+    monkeypatch.setattr(
+        tensorboardX.SummaryWriter, "add_text", lambda self, *args: found.append(args)
+    )
+    with runlog.MetricsLog(tmp_path) as log:
+        log.write_samples(np.int64(8), ["a <b> *c*", "", "one\n\ntwo"])
+    ((tag, text, step),) = found
+    assert (tag, step) == ("samples", 8)
+    assert text.split("\n") == [
+        "**0**", "", "    a <b> *c*", "", "**1**", "", "    ", "", "**2**", "", "    one", "    ",
+        "    two", "",
+    ]  # fmt: skip
+    monkeypatch.undo()
+    with runlog.MetricsLog(tmp_path / "real") as log:
+        log.write_samples(8, ["red cat"])
+    (events,) = (tmp_path / "real" / "tensorboard").glob("events*")
+    assert b"red cat" in events.read_bytes()
+
+
 def test_without_tensorboardX_there_is_one_notice(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     absl_logger = std_logging.getLogger("absl")

@@ -21,6 +21,7 @@ from flm_jax.samplers.loops import LoopSampler
 from flm_jax.sampling import Sampling
 from flm_jax.training import cost, dtype, optim
 from flm_jax.training import step as step_lib
+from flm_jax.training.cost import Calls
 
 RATE_SECONDS = 0.2  # per shape, after every repeat
 
@@ -34,32 +35,6 @@ class Plan:
     vocab_size: int
     sampling_steps: int
     repeats: int
-
-
-class Calls:
-    """Counts the tokens that networks are asked about, while a program is traced.
-
-    ``fused_head`` False gives the networks the head of the official method: differentiated as it
-    stands, with no gradient made ahead.
-    """
-
-    def __init__(self, fused_head: bool = True):
-        self.tokens = 0
-        self.fused_head = fused_head
-
-    def counting(self, make: Callable[[Params], Net]) -> Callable[[Params], Net]:
-        """``make`` with networks that count; what they compute stays the same."""
-
-        def made(params):
-            net = make(params)
-
-            def backbone(params, h_BLD, *rest):
-                self.tokens += h_BLD.shape[0] * h_BLD.shape[1]
-                return net.backbone(params, h_BLD, *rest)
-
-            return dataclasses.replace(net, backbone=backbone, fused_head=self.fused_head)
-
-        return made
 
 
 @dataclasses.dataclass(frozen=True)

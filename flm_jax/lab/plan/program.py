@@ -15,7 +15,7 @@ from flm_jax.flow.trees import Params
 from flm_jax.host import numerics, sharding
 from flm_jax.inference import programs as programs_lib
 from flm_jax.inference.programs import Programs
-from flm_jax.lab.benchmark.measure import Calls, abstract, frozen_models, networks
+from flm_jax.lab.benchmark.measure import abstract, frozen_models, networks
 from flm_jax.lab.benchmark.vocabulary import vocabulary_size
 from flm_jax.losses import LOSSES
 from flm_jax.models.dit import count_parameters
@@ -24,6 +24,7 @@ from flm_jax.samplers.tokens import TokenSampler
 from flm_jax.tokenizers.characters import Characters
 from flm_jax.training import optim
 from flm_jax.training import step as step_lib
+from flm_jax.training.cost import Calls
 
 
 @dataclasses.dataclass(frozen=True)
