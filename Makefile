@@ -14,7 +14,7 @@ DOCS_STAMP := $(DOCS_VENV)/.installed
 
 help:
 	@echo "make quickstart   install, train a small model on names, sample, write runs/quickstart/report.html"
-	@echo "make test         install, then the tests, each short: under six minutes on two cores"
+	@echo "make test         install, then the tests, each short: some ten minutes on two cores"
 	@echo "make test-slow    the long ones: kills, meshes, the recorded set, more variants"
 	@echo "make lint         ruff check, format check and types        make format   apply both"
 	@echo "make docs         the site, into site/                      make release VERSION=x.y.z"
