@@ -56,10 +56,13 @@ def session_of(folder: pathlib.Path, loss: str, parts: int = 1) -> types.SimpleN
     """What a session has that the formula asks for, over shapes; teachers as the student."""
     two_times = loss in ("psd", "lsd")
     config = tiny.run_config(
-        folder, loss={"name": loss, "options": {}},
-        model__two_times=two_times, optim__accumulation_steps=parts,
-        teacher="planned" if two_times else "", sampler__name="flow_map" if two_times else "euler",
-    )  # fmt: skip
+        folder,
+        loss={"name": loss, "options": {}},
+        model__two_times=two_times,
+        optim__accumulation_steps=parts,
+        teacher="planned" if two_times else "",
+        sampler__name="flow_map" if two_times else "euler",
+    )
     config_lib.validate(config, {"loss": LOSSES, "sampler": SAMPLERS})
     experiment = Experiment(config, 20)
     frozen = measure.frozen_models(experiment)
