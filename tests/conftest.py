@@ -29,7 +29,7 @@ from flm_jax.lab.parity.runner import forget_programs
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-CACHE = os.environ.get("FLM_JAX_TEST_CACHE", "~/.cache/flm_jax/test-compile-cache")
+CACHE = os.environ.setdefault("FLM_JAX_TEST_CACHE", "~/.cache/flm_jax/test-compile-cache")
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import conftest
 import tiny
 
 from flm_jax import config as config_lib
@@ -93,7 +92,8 @@ def environment(devices: int) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "XLA_FLAGS": f"{fast} --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
-        "JAX_COMPILATION_CACHE_DIR": os.path.expanduser(conftest.CACHE) + "-processes",
+        "JAX_COMPILATION_CACHE_DIR": os.path.expanduser(os.environ["FLM_JAX_TEST_CACHE"])
+        + "-processes",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "PYTHONPATH": str(ROOT),
