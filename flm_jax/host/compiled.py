@@ -5,6 +5,7 @@ JAX_COMPILATION_CACHE_DIR or in Python, stays.
 """
 
 import contextlib
+import gc
 import hashlib
 import os
 import pathlib
@@ -70,3 +71,21 @@ def _processor() -> str:
     features = next((x for x in lines if x.startswith(("flags", "Features"))), "")
     words = " ".join([platform.machine(), platform.processor(), *sorted(features.split())])
     return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def needed_bytes(program: jax.stages.Compiled) -> int | None:
+    """What a compiled program needs on one device, its arguments included; None if it is not known.
+
+    Results in the place of arguments count once.
+    """
+    used = program.memory_analysis()
+    if used is None:
+        return None
+    parts = used.argument_size_in_bytes, used.output_size_in_bytes, used.temp_size_in_bytes
+    return sum(parts) - used.alias_size_in_bytes
+
+
+def forget() -> None:
+    """Frees the programs of networks that are gone: of many networks they would fill the memory."""
+    gc.collect()
+    jax.clear_caches()

@@ -9,7 +9,6 @@ Several processes share the files: each draws its part on its own devices.
 
 import contextlib
 import dataclasses
-import gc
 import pathlib
 import re
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import jax
 from flm_jax import inference
 from flm_jax.errors import UserError
 from flm_jax.evals import artefact
-from flm_jax.host import distributed
+from flm_jax.host import compiled, distributed
 from flm_jax.inference import FlowModel
 from flm_jax.inference.programs import counted
 from flm_jax.lab.compare import grid
@@ -72,8 +71,7 @@ def draw(trained: Trained, points: Sequence[Point], count: int, which: str) -> l
     distributed.meet("samples")
     found = [writer.stored(point) for point in points]
     del model, writer
-    gc.collect()
-    jax.clear_caches()  # every point has a program of its own
+    compiled.forget()  # every point has a program of its own
     return [one for one in found if one is not None]
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from flm_jax.config import SamplerConfig
 from flm_jax.flow.at import STUDENT
 from flm_jax.host import numerics
+from flm_jax.host.compiled import needed_bytes
 from flm_jax.inference import FlowModel
 from flm_jax.inference.programs import Program
 from flm_jax.lab.compare.results import Point, Setting, split
@@ -197,11 +198,7 @@ class _Run:
 
 def _memory(compiled: Callable) -> int:
     """Bytes that a compiled program needs on its device; 0 where the compiler does not say."""
-    found = compiled.memory_analysis() if isinstance(compiled, jax.stages.Compiled) else None
-    if found is None:
-        return 0
-    parts = found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes
-    return sum(parts) - found.alias_size_in_bytes
+    return (needed_bytes(compiled) or 0) if isinstance(compiled, jax.stages.Compiled) else 0
 
 
 def room() -> float:

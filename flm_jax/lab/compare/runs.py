@@ -1,17 +1,14 @@
 """The training runs of a comparison: ordinary ones, each in a folder of its own."""
 
 import dataclasses
-import gc
 import json
 import math
 import pathlib
 
-import jax
-
 from flm_jax import config as config_lib
 from flm_jax import experiment
 from flm_jax.errors import UserError
-from flm_jax.host import distributed, runlog
+from flm_jax.host import compiled, distributed, runlog
 from flm_jax.lab.compare.methods import METHODS
 from flm_jax.training import incidents, loop, results
 from flm_jax.training.session import Session
@@ -138,8 +135,7 @@ def train(training: Training, base: config_lib.Config) -> None:
         code = 0
         if distributed.is_main():
             print(error, flush=True)
-    gc.collect()
-    jax.clear_caches()  # programs of runs that are over would add up
+    compiled.forget()
     if code:
         raise SystemExit(code)
     distributed.meet("a run has ended")

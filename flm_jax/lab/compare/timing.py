@@ -7,16 +7,13 @@ this machine is kept in ``latencies.json`` beside the results.
 
 import contextlib
 import dataclasses
-import gc
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from flm_jax import inference
-from flm_jax.host import distributed, files, progress
+from flm_jax.host import compiled, distributed, files, progress
 from flm_jax.lab.compare import latency, rates
 from flm_jax.lab.compare.drawing import Trained
 from flm_jax.lab.compare.results import Point
@@ -96,5 +93,4 @@ def _timed(network: Trained, points: Sequence[Point]):
             ),
         )
     del model
-    gc.collect()
-    jax.clear_caches()
+    compiled.forget()

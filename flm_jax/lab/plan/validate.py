@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from flm_jax import config as config_lib
-from flm_jax.host import numerics
+from flm_jax.host import compiled, numerics
 from flm_jax.lab.plan import program, timing
 from flm_jax.lab.plan.memory import memory
 from flm_jax.losses import LOSSES
@@ -94,14 +94,9 @@ def compare(name: str, shape: Shape) -> Row:
 @numerics.pinned()
 def measured(config: config_lib.Config, vocab_size: int) -> int:
     """Bytes that the compiled training step holds on one device."""
-    used = program.build(config, vocab_size).lowered().compile().memory_analysis()
+    used = compiled.needed_bytes(program.build(config, vocab_size).lowered().compile())
     assert used is not None  # XLA has an account of every program for a CPU
-    return (
-        used.argument_size_in_bytes
-        + used.output_size_in_bytes
-        - used.alias_size_in_bytes
-        + used.temp_size_in_bytes
-    )
+    return used
 
 
 @numerics.pinned()
