@@ -5,8 +5,9 @@ size, kernels. Time is not known: that needs the chip.
 """
 
 import dataclasses
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,13 +28,15 @@ class Found:
     """One program, compiled for one mesh. Bytes are those of one device.
 
     Attributes:
+      program: "training step", or "sampler, 8 steps".
       arguments, temporaries, results: what a step is given (and gives back in the same place), what
         it takes besides, and results in places of their own.
       of_vocabulary: arrays of at least a row of V entries for every token of the micro-batch on a
         device, which the projected space does without.
-      seconds: that compiling took.
+      seconds: that tracing and compiling took.
     """
 
+    program: str
     chip: Chip
     mesh: tuple[int, int, int]
     arguments: int
@@ -44,7 +47,6 @@ class Found:
     largest: hlo.Array
     kernels: Mapping[str, int]
     seconds: float
-    program: str = "training step"
 
     @property
     def memory(self) -> int:
@@ -55,54 +57,56 @@ class Found:
         return self.memory <= predict.room(self.chip)
 
 
-@numerics.pinned()
 def training_step(work: Work, chip: Chip, mesh: tuple[int, int, int]) -> Found:
     """The training step of a work on such a mesh.
 
     Raises UserError as `topology.devices` does.
     """
-    data, fsdp, tensor = mesh
-    devices = topology.devices(chip, data * fsdp * tensor)
-    made = sharding.make_mesh(mesh, devices)
-    with target.compiling_for(target.of_devices(devices)):
-        built = program.build(work.config, work.vocab_size, made)
-        start = time.perf_counter()
-        name = f"compiling for {data * fsdp * tensor} x {chip.name}"
-        with progress.Waiting(name):
-            step = built.lowered().compile()
-    tokens = work.tokens / (data * fsdp * work.config.optim.accumulation_steps)
-    limit = tokens * work.vocab_size / tensor
-    return _found(step, chip, mesh, limit, time.perf_counter() - start)
+
+    def lowered(made: jax.sharding.Mesh) -> tuple[jax.stages.Lowered, str]:
+        return program.build(work.config, work.vocab_size, made).lowered(), "training step"
+
+    return _compiled(lowered, work, chip, mesh, work.tokens / work.config.optim.accumulation_steps)
 
 
-@numerics.pinned()
 def sampler(work: Work, chip: Chip, mesh: tuple[int, int, int], steps: int) -> Found:
     """The program that writes ``sampler.batch_size`` texts in so many steps, on such a mesh.
 
     Raises UserError as `topology.devices` does.
     """
+
+    def lowered(made: jax.sharding.Mesh) -> tuple[jax.stages.Lowered, str]:
+        found, taken = program.sampler(work.config, work.vocab_size, made, steps)
+        return found, f"sampler, {counted(taken)}"
+
+    tokens = work.config.sampler.batch_size * work.config.data.length
+    return _compiled(lowered, work, chip, mesh, tokens)
+
+
+@numerics.pinned()
+def _compiled(
+    lowered: Callable[[jax.sharding.Mesh], tuple[jax.stages.Lowered, str]],
+    work: Work,
+    chip: Chip,
+    mesh: tuple[int, int, int],
+    tokens: float,
+) -> Found:
+    """A program and its name, compiled for chips; it has so many tokens at one time, on all."""
     data, fsdp, tensor = mesh
-    devices = topology.devices(chip, data * fsdp * tensor)
+    number = math.prod(mesh)
+    devices = topology.devices(chip, number)
     made = sharding.make_mesh(mesh, devices)
     with target.compiling_for(target.of_devices(devices)):
         start = time.perf_counter()
-        name = f"compiling the sampler for {data * fsdp * tensor} x {chip.name}"
-        with progress.Waiting(name):
-            lowered, steps = program.sampler(work.config, work.vocab_size, made, steps)
-            step = lowered.compile()
-    tokens = work.config.sampler.batch_size * work.config.data.length / (data * fsdp)
-    limit = tokens * work.vocab_size / tensor
-    found = _found(step, chip, mesh, limit, time.perf_counter() - start)
-    return dataclasses.replace(found, program=f"sampler, {counted(steps)}")
-
-
-def _found(
-    step: jax.stages.Compiled, chip: Chip, mesh: tuple[int, int, int], limit: float, seconds: float
-) -> Found:
+        with progress.Waiting(f"compiling for {number} x {chip.name}"):
+            traced, name = lowered(made)
+            step = traced.compile()
+    seconds = time.perf_counter() - start
+    limit = tokens / (data * fsdp) * work.vocab_size / tensor
     used, read = step.memory_analysis(), hlo.Program(step.as_text() or "")
     assert used is not None  # compilers of TPUs and GPUs keep account
     return Found(
-        chip, mesh,
+        name, chip, mesh,
         arguments=used.argument_size_in_bytes,
         temporaries=used.temp_size_in_bytes,
         results=used.output_size_in_bytes - used.alias_size_in_bytes,

@@ -213,7 +213,7 @@ def sampler(
     if not isinstance(rule, TokenSampler):
         made = jax.eval_shape(constant, shapes)
         constant_shape = abstract(made, jax.tree.map(lambda _: everywhere, made))
-    sampling = dataclasses.replace(config.sampler, steps=(steps,)).sampling(steps)
+    sampling = config.sampler.sampling(steps)
     programs = Programs(models, Characters("a"), mesh)  # of which only BOS is asked
     batch = programs.whole_batch(config.sampler.batch_size)
     lowered = programs.lowered(
