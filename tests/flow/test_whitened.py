@@ -176,7 +176,7 @@ def test_both_spaces_agree_where_the_table_can_be_inverted():
         posterior = flow.posterior(flow.noisy(z, tokens_BL, rho_B), rho_B)
         errors.append(flow.squared_error(posterior, tokens_BL))
         nats.append(posterior.log_prob(tokens_BL))
-    assert float(errors[0].mean()) > 0.01
+    assert float(errors[0].mean()) > 0.05
     np.testing.assert_allclose(errors[1], errors[0], rtol=1e-3, atol=1e-9)
     np.testing.assert_allclose(nats[1], nats[0], rtol=1e-3, atol=1e-9)
 
