@@ -57,6 +57,13 @@ def told(made: Net, seed: int = 0, scale: float = 0.5) -> Net:
     return dataclasses.replace(made, params=params, self_conditioning=True)
 
 
+def narrow(made: Net) -> Net:
+    """A network with self-conditioning, its table cut to three columns."""
+    params = made.params
+    params = params | {"embed": {"table": params["embed"]["table"][:, :3]}, "in": params["in"][:3]}
+    return dataclasses.replace(made, params=params | {"told": params["told"][:3, :3]})
+
+
 def counted(made: Net, calls: list) -> Net:
     """The same network; the times of the first token of every evaluation are put into ``calls``."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small_nets
 import tiny
+from jaxprs import most_vectors
 
 from flm_jax import config as config_lib
 from flm_jax.flow import clock as clock_lib
@@ -77,24 +78,6 @@ def test_the_gradient_of_the_table_is_the_projected_dense_one(name, monkeypatch)
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-8)
 
 
-def largest_with_vocabulary(jaxpr, vocab_size: int) -> int:
-    """The most vectors over the vocabulary that any array has, in a jaxpr and those inside it."""
-    largest = 0
-    for equation in jaxpr.eqns:
-        for variable in (*equation.invars, *equation.outvars):
-            size = int(np.prod(getattr(variable.aval, "shape", ())))
-            if size and size % vocab_size == 0:
-                largest = max(largest, size // vocab_size)
-        for inner in jax.tree.leaves(
-            list(equation.params.values()),
-            is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                largest = max(largest, largest_with_vocabulary(inner, vocab_size))
-    return largest
-
-
 NEW = {
     "psd": {},
     "psd squared": {"distance": "squared", "target": "ema", "rescale": True},
@@ -122,7 +105,7 @@ def test_no_array_over_batch_positions_and_vocabulary(name):
 
     def largest(make_space):
         traced = jax.make_jaxpr(lambda p: jax.value_and_grad(value)(p, make_space))
-        return largest_with_vocabulary(traced(params["student"]).jaxpr, vocab_size)
+        return most_vectors(traced(params["student"]).jaxpr, vocab_size)
 
     joint_width = 3 * WIDTH + TEACHER  # the joint table is (V, 13)
     assert chunk <= largest(Projected) <= max(chunk, joint_width) < B * length

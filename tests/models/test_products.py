@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from jax.typing import DTypeLike
+from jaxprs import equations
 
 from flm_jax.models import dit, products
 from flm_jax.models.dit import KEPT_MEGABYTES, POLICIES, kept, remembered
@@ -74,18 +75,6 @@ def test_they_pass_a_scan_that_computes_its_body_again(policy):
             strict=True,
         ):  # fmt: skip
             np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-10)
-
-
-def equations(jaxpr):
-    """All equations of a jaxpr, of inner ones, too."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in jax.tree.leaves(
-            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-        ):
-            inner = inner.jaxpr if hasattr(inner, "jaxpr") else inner
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
 
 
 def traced(function, *point):

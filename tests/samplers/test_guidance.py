@@ -8,23 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from given_texts import CLOCK, GIVEN, KEYS, SOME, STEPS, TOKENS, B, L, V, write
+from jaxprs import most_vectors
 
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import maps
 from flm_jax.flow.at import GUIDE, STUDENT
-from flm_jax.flow.randomness import folded, sequence_keys
+from flm_jax.flow.randomness import folded
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.samplers import Churn, Euler, FlowMap, LeftToRight, Refinement, TwoModel
-from flm_jax.samplers.base import Carry, Given
+from flm_jax.samplers.base import Carry
 from flm_jax.samplers.guidance import PURPOSE, Ask
 from flm_jax.sampling import Sampling, SamplingKnobs
 
-V, B, L, STEPS = given_nets.V, 3, 5, 4
-CLOCK = clock_lib.build(V)
-KEYS = sequence_keys(jax.random.key(3), jnp.arange(B))
-TOKENS = np.random.default_rng(1).integers(0, V, (B, L)).astype(np.int32)
-SOME = np.asarray([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]], bool)
-GIVEN = Given(TOKENS, SOME)
 SAMPLERS = {
     "euler": Euler(),
     "churn": Churn(share=0.5),
@@ -41,20 +37,6 @@ def networks(kind: str, dtype=jnp.float32):
     roles = SEEDS if kind == OTHER else [STUDENT]
     made = {role: given_nets.net(SEEDS[role], dtype) for role in roles}
     return {role: given_nets.told(net) for role, net in made.items()}
-
-
-def write(sampler, nets, make_space=Projected, *, keys=KEYS, dense=None, **knobs):
-    given, trajectory = knobs.pop("given", None), knobs.pop("trajectory", True)
-    sampling = Sampling(**({"steps": STEPS} | knobs))
-
-    @jax.jit
-    def call(given):
-        at = tiny.at(nets, make_space, CLOCK)
-        start = None if dense is None else at.space.from_dense(dense)
-        options = dict(start=start, trajectory=trajectory, given=given)
-        return sampler.run(at, keys, sampling, L, **options)
-
-    return call(given)
 
 
 def said(net, x_BLV, tau_B, aim_B=None, given_BL=None, estimate_BLV=None):
@@ -116,17 +98,10 @@ def test_both_spaces_agree(name, kind):
         nets = networks(kind, jnp.float64)
         # The joint table of two networks has more columns than tokens, so no dense noise is seen.
         if kind == OTHER:
-            nets = {role: narrow(net) for role, net in nets.items()}
+            nets = {role: given_nets.narrow(net) for role, net in nets.items()}
         found = [write(sampler, nets, make, **options) for make in (OneHot, Projected)]
     np.testing.assert_array_equal(*(one.tokens_BL for one in found))
     np.testing.assert_allclose(*(one.trajectory.confidence_SBL for one in found), rtol=3e-3)
-
-
-def narrow(net):
-    """The same network with a table of three columns."""
-    params = net.params
-    params = params | {"embed": {"table": params["embed"]["table"][:, :3]}, "in": params["in"][:3]}
-    return dataclasses.replace(net, params=params | {"told": params["told"][:3, :3]})
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -242,23 +217,6 @@ def test_nothing_as_large_as_the_vocabulary_for_every_token_exists(name):
 
 def tiny_head(net):
     return dataclasses.replace(net, head_chunk=8)
-
-
-def most_vectors(jaxpr, vocab_size: int) -> int:
-    """The most vectors over the vocabulary in any array that a program computes."""
-    most = 0
-    for equation in jaxpr.eqns:
-        for variable in equation.outvars:
-            size = int(np.prod(variable.aval.shape))
-            most = max(most, size // vocab_size if size and size % vocab_size == 0 else 0)
-        for inner in jax.tree.leaves(
-            list(equation.params.values()),
-            is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                most = max(most, most_vectors(inner, vocab_size))
-    return most
 
 
 @pytest.mark.parametrize("row", [LeftToRight, TwoModel])

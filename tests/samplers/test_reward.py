@@ -3,12 +3,14 @@
 import dataclasses
 
 import given_nets
+import given_texts
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_guidance import most_vectors, narrow
+from given_texts import CLOCK, GIVEN, KEYS, SOME, TOKENS, B, L, V
+from jaxprs import most_vectors
 
 from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import maps
@@ -16,16 +18,9 @@ from flm_jax.flow.at import GUIDE, STUDENT
 from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.samplers import Churn, Euler, FlowMap
-from flm_jax.samplers.base import Given
 from flm_jax.samplers.reward import Ending
 from flm_jax.sampling import Sampling
 
-V, B, L, STEPS = given_nets.V, 3, 5, 4
-CLOCK = clock_lib.build(V)
-KEYS = sequence_keys(jax.random.key(3), jnp.arange(B))
-TOKENS = np.random.default_rng(1).integers(0, V, (B, L)).astype(np.int32)
-SOME = np.asarray([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]], bool)
-GIVEN = Given(TOKENS, SOME)
 WANTED = (1, 4)
 
 
@@ -34,18 +29,9 @@ def wanted(ending: Ending) -> jax.Array:
     return jnp.sum(ending.probability(WANTED), axis=1)
 
 
-def write(sampler, nets, make_space=Projected, *, keys=KEYS, dense=None, **knobs):
-    given, trajectory = knobs.pop("given", None), knobs.pop("trajectory", True)
-    sampling = Sampling(**({"steps": STEPS, "reward": wanted} | knobs))
-
-    @jax.jit
-    def call(given):
-        at = tiny.at(nets, make_space, CLOCK)
-        start = None if dense is None else at.space.from_dense(dense)
-        options = dict(start=start, trajectory=trajectory, given=given)
-        return sampler.run(at, keys, sampling, L, **options)
-
-    return call(given)
+def write(sampler, nets, make_space=Projected, **options):
+    """With the reward that tokens are wanted, if no other one is named."""
+    return given_texts.write(sampler, nets, make_space, **({"reward": wanted} | options))
 
 
 def test_an_ending_says_the_same_as_its_array():
@@ -121,7 +107,7 @@ def test_both_spaces_agree(name, strength, guided):
         if guided:
             knobs |= {"guide": "another checkpoint", "guidance": 2.0}
             nets |= {GUIDE: given_nets.net(5, jnp.float64)}
-            nets = {role: narrow(given_nets.told(net)) for role, net in nets.items()}
+            nets = {role: given_nets.narrow(given_nets.told(net)) for role, net in nets.items()}
         found = [write(sampler, nets, make, **knobs) for make in (OneHot, Projected)]
     np.testing.assert_array_equal(*(one.tokens_BL for one in found))
     np.testing.assert_allclose(*(one.trajectory.confidence_SBL for one in found), rtol=3e-3)

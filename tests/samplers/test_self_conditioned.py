@@ -3,27 +3,19 @@
 import dataclasses
 
 import given_nets
+import given_texts
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from given_texts import CLOCK, GIVEN, KEYS, SOME, STEPS, TOKENS, B, L, V
 
-from flm_jax.flow import clock as clock_lib
 from flm_jax.flow import maps
 from flm_jax.flow.posterior import Posterior
-from flm_jax.flow.randomness import sequence_keys
 from flm_jax.flow.space import OneHot, Projected
 from flm_jax.samplers import Churn, Euler, FlowMap, Refinement
-from flm_jax.samplers.base import Given
-from flm_jax.sampling import Sampling
 
-V, B, L, STEPS = given_nets.V, 3, 5, 4
-CLOCK = clock_lib.build(V)
-KEYS = sequence_keys(jax.random.key(3), jnp.arange(B))
-TOKENS = np.random.default_rng(1).integers(0, V, (B, L)).astype(np.int32)
-SOME = np.asarray([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]], bool)
-GIVEN = Given(TOKENS, SOME)
 SAMPLERS = {
     "euler": Euler(),
     "churn": Churn(),
@@ -36,18 +28,8 @@ def network(scale: float = 0.5, dtype=jnp.float32):
     return given_nets.told(given_nets.net(dtype=dtype), scale=scale)
 
 
-def write(sampler, net, make_space=Projected, *, dense=None, **knobs):
-    given, trajectory = knobs.pop("given", None), knobs.pop("trajectory", True)
-    sampling = Sampling(**({"steps": STEPS} | knobs))
-
-    @jax.jit
-    def call(given):
-        at = tiny.at({"student": net}, make_space, CLOCK)
-        start = None if dense is None else at.space.from_dense(dense)
-        options = dict(start=start, trajectory=trajectory, given=given)
-        return sampler.run(at, KEYS, sampling, L, **options)
-
-    return call(given)
+def write(sampler, net, make_space=Projected, **options):
+    return given_texts.write(sampler, {"student": net}, make_space, **options)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
