@@ -10,7 +10,8 @@ example that draws texts (sample.py), and a README; pip install 'flm_jax[export]
 them. Batch and length stay open unless they are given. Denoisers and flow maps have jumps,
 baselines do not.
 
-hub: weights (safetensors), config, tokenizer and a model card, whose licence is yours to fill in.
+hub: weights (safetensors; --dtype=float16 makes them half as large), config, tokenizer and a model
+card, whose licence is yours to fill in.
 Uploaded as USER/REPO it is read by flm_jax.load("hf://USER/REPO") and --checkpoint=hf://USER/REPO.
 """
 
@@ -36,6 +37,11 @@ class Options(Loading):
     )
     batch: int | None = knob(None, "texts of a call of the graph; any by default", at_least=1)
     length: int | None = knob(None, "tokens of a text; any by default", at_least=3)
+    dtype: str = knob(
+        "float32",
+        "of the weights of --format=hub (float16 = half the size, values rounded to 11 bits)",
+        choices=("float32", "float16"),
+    )
 
 
 def run(options: Options) -> None:
@@ -58,10 +64,14 @@ def run(options: Options) -> None:
     given = [name for name, size in sizes.items() if size is not None]
     if options.format == hub.HUB and given and (knows or given != ["length"]):
         raise UserError(f"--{given[0]} is for graphs; --format={hub.HUB} has all sizes, so omit it")
+    if options.format != hub.HUB and options.dtype != "float32":
+        raise UserError(
+            f"--dtype={options.dtype} is for --format={hub.HUB}; a graph has float32, so omit it"
+        )
     loading["path"] = source
     model, weights = inference.load(**loading), options.weights or "ema"
     if options.format == hub.HUB:
-        hub.write(model, output, weights, source if is_workdir else None)
+        hub.write(model, output, weights, source if is_workdir else None, options.dtype)
         print(
             f"wrote {output}: {model!r}\n"
             f"fill in the licence in {output}/README.md, then upload:  hf upload USER/REPO {output}"

@@ -27,10 +27,12 @@ def write(
     destination: pathlib.Path,
     weights: str = "ema",
     workdir: pathlib.Path | None = None,
+    dtype: str = "float32",
 ) -> None:
     """Writes the folder, whole or not at all.
 
-    ``workdir``: of its run, where run.json and results.json tell what the card says of it.
+    ``workdir``: of its run, where run.json and results.json tell what the card says of it;
+    ``dtype``: of the file, see `release.write`.
 
     Raises UserError for a correction, which needs its teacher, for a config that names somebody's
     own classes, and a destination that is taken.
@@ -47,7 +49,7 @@ def write(
     if results.get("step") != model.step or weights != "ema":
         results = {}  # of other weights than these
     with files.appearing(destination) as folder:
-        release.write(folder, made, __version__)
+        release.write(folder, made, __version__, dtype)
         text = card(model, weights, run, results)
         (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from flm_jax import config as config_lib
+from flm_jax import shipped
 from flm_jax.checkpoint import Checkpoints
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
@@ -39,8 +40,9 @@ def load(
     """The model of a training run of ours, or of an official checkpoint.
 
     Args:
-      path: the run's ``--workdir``; a folder of `flm export --format=hub`; an official Lightning
-        ``.ckpt``, ``.safetensors`` file, or folder with config.json and model.safetensors; or
+      path: the run's ``--workdir``; the name of a model that comes with the package, as "stories"
+        (`flm_jax.shipped`); a folder of `flm export --format=hub`; an official Lightning ``.ckpt``,
+        ``.safetensors`` file, or folder with config.json and model.safetensors; or
         hf://USER/REPO[@REVISION], which is one of these folders on a hub (`host.hub`). Nothing in
         such a file is ever executed.
       weights: "ema" (the default), "raw" (the trained parameters), or "ema:DECAY": one of several
@@ -81,16 +83,21 @@ def load(
 
 
 def place(path: str | pathlib.Path) -> pathlib.Path:
-    """Where a model is on this machine: hf://USER/REPO is downloaded, ~ replaced."""
-    return hub.fetch(str(path)) if hub.is_address(path) else folders.expanded(path)
+    """Where a model is on this machine: hf://USER/REPO is downloaded, ~ replaced.
+
+    The name of a shipped model means that one, unless there is a file or folder of this name.
+    """
+    if hub.is_address(path):
+        return hub.fetch(str(path))
+    return shipped.find(path) or folders.expanded(path)
 
 
 def is_workdir(path: pathlib.Path) -> bool:
     """Whether a path is a run's workdir (not an official checkpoint); UserError if neither."""
     if not path.exists():
         raise UserError(
-            f"there is no file or folder {path}; give the --workdir of a training run or an "
-            "official checkpoint"
+            f"there is no file or folder {path}; give the --workdir of a training run, an "
+            f"official checkpoint, or a model that is here already: {', '.join(shipped.names())}"
         )
     if not path.is_dir() or (path / "model.safetensors").is_file():
         return False

@@ -1,7 +1,8 @@
 """A trained model of ours as a folder for a model hub: what others need to write with it, no more.
 
     config.json         "model_type": "flm_jax", the config, training step, kind of weights, a hash
-    model.safetensors   one set of parameters, float32, under names like blocks/qkv/kernel
+    model.safetensors   one set of parameters, float32 or float16, under names like
+                        blocks/qkv/kernel
     tokenizer/          as tokenizers save themselves
     README.md           the model card (`flm_jax.export.hub`)
 
@@ -28,6 +29,7 @@ from flm_jax.interop.hub_layout import CONFIG_FILE, WEIGHTS_FILE
 
 MODEL_TYPE = "flm_jax"
 TOKENIZER_FOLDER = "tokenizer"
+DTYPES = "float32", "float16"
 _AGAIN = "get the folder again"
 # What says where things were on the machine of the training, and nothing about the model.
 _PLACES = (
@@ -56,17 +58,25 @@ class Release:
         return flat.nested(self.arrays)
 
 
-def write(folder: pathlib.Path, release: Release, version: str) -> None:
+def write(folder: pathlib.Path, release: Release, version: str, dtype: str = "float32") -> None:
     """Writes it into a folder that is there; ``version`` is that of flm_jax.
 
-    Paths of this machine in the config are left out, or cut to their last part. Raises UserError
-    for a config that names somebody's own classes.
+    Paths of this machine in the config are left out, or cut to their last part. ``dtype``, one of
+    DTYPES, is that of the file; a model is float32 again when it is read. Raises UserError for a
+    config that names somebody's own classes, and weights too large for the dtype.
     """
     from safetensors.numpy import save_file
 
     config = without_places(release.config)
     _check_names(config, release.tokenizer.name, "it cannot be loaded elsewhere; share the code")
-    save_file(dict(release.arrays), folder / WEIGHTS_FILE, metadata={"format": "flax"})
+    with np.errstate(over="ignore"):  # the sentence below says it
+        arrays = {name: array.astype(dtype) for name, array in release.arrays.items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"{name} has values that {dtype} cannot hold; write the model as float32"
+            )
+    save_file(arrays, folder / WEIGHTS_FILE, metadata={"format": "flax"})
     (folder / WEIGHTS_FILE).chmod(0o644)  # save_file makes it private
     about = {
         "model_type": MODEL_TYPE,
@@ -100,7 +110,7 @@ def read(folder: pathlib.Path) -> Release:
     try:
         if _hash(path) != about["sha256"]:
             raise UserError(f"{path} is not the file that was written (its SHA-256); {_AGAIN}")
-        arrays = load_file(path)
+        arrays = {name: array.astype(np.float32) for name, array in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); {_AGAIN}") from error
     tokenizer = tokenizers.load(folder / TOKENIZER_FOLDER)

@@ -104,6 +104,24 @@ def test_results_of_other_weights_are_left_out(made, tmp_path):
         flm_jax.load(tmp_path / "raw", weights="ema")
 
 
+def test_half_the_size_is_float32_again_when_read(made, tmp_path, capsys):
+    workdir, whole = made
+    words = f"--checkpoint={workdir}", "--dtype=float16"
+    assert not commands.call("export", *words, "--format=hub", f"--output={tmp_path / 'half'}")
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", whole)]
+    assert sizes[0] < 0.6 * sizes[1]
+    run, half = inference.load(workdir), flm_jax.load(tmp_path / "half")
+    pairs = zip(release.flat.leaves(run.params), release.flat.leaves(half.params), strict=True)
+    for (name, exact), (_, rounded) in pairs:
+        assert rounded.dtype == np.float32, name
+        np.testing.assert_array_equal(rounded, np.asarray(exact).astype(np.float16), err_msg=name)
+    assert commands.call("export", *words, "--format=onnx", f"--output={tmp_path / 'x'}") == 2
+    assert "--dtype=float16 is for --format=hub" in capsys.readouterr().err
+    large = release.Release(run.config, run.tokenizer, {"a/b": np.float32([1e6])}, 0, "ema")
+    with pytest.raises(UserError, match="a/b has values that float16 cannot hold"):
+        release.write(tmp_path, large, "0", "float16")
+
+
 def test_a_run_can_start_from_it_but_nothing_is_converted(made, tmp_path):
     source = sources.read(str(made[1]), None, "init_from")  # with its own tokenizer
     assert (source.step, source.kind) == (untrained.STEP, "flow map")
