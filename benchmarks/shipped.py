@@ -43,7 +43,7 @@ def read(path: str) -> dict[str, list[str]]:
     by_steps = defaultdict(list)
     for line in pathlib.Path(path).read_text("utf-8").splitlines():
         row = json.loads(line)
-        by_steps[f"{pathlib.Path(path).stem} {row.get('steps', '')}".strip()].append(row["text"])
+        by_steps[f"{pathlib.Path(path).stem} {row.get('sampler_steps', '')}".strip()].append(row["text"])
     return by_steps
 
 
@@ -66,7 +66,8 @@ def main(truth_path: str, fresh_path: str, train_path: str, *samples: str) -> No
     sets = {name: texts for path in samples for name, texts in read(path).items()}
     count = max((len(texts) for texts in sets.values()), default=512)
     print(
-        "| | texts | words a text | nats / character | known words | known 4-grams | distinct-4 | copied |"
+        "| | texts | words a text | nats / character | known words | known 4-grams | distinct-4 "
+        "| copied |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name, texts in {**sets, "fresh texts": rest[:count]}.items():
