@@ -43,7 +43,9 @@ def read(path: str) -> dict[str, list[str]]:
     by_steps = defaultdict(list)
     for line in pathlib.Path(path).read_text("utf-8").splitlines():
         row = json.loads(line)
-        by_steps[f"{pathlib.Path(path).stem} {row.get('sampler_steps', '')}".strip()].append(row["text"])
+        by_steps[f"{pathlib.Path(path).stem} {row.get('sampler_steps', '')}".strip()].append(
+            row["text"]
+        )
     return by_steps
 
 

@@ -4,10 +4,16 @@
     GET  /api/models/USER/REPO/tree/SHA             [{"type", "path", "size", "oid", "lfs"}]
     HEAD, GET  /USER/REPO/resolve/SHA/FILE          small files at once, large ones by /cdn/
     GET  /cdn/SHA256                                with ranges
+    POST /api/repos/create                          {"url"}; 409 where it is there
+    POST /api/models/USER/REPO/preupload/REVISION   {"files": [{"path", "uploadMode"}]}
+    POST /USER/REPO.git/info/lfs/objects/batch      {"objects": [{"oid", "actions"}]}
+    PUT  /cdn/SHA256
+    POST /api/models/USER/REPO/commit/REVISION      JSON lines to {"commitUrl", "commitOid"}
 
 What goes wrong is set on `FakeHub`.
 """
 
+import base64
 import contextlib
 import hashlib
 import http.server
@@ -32,6 +38,8 @@ class FakeHub(http.server.ThreadingHTTPServer):
       truncated: bytes of a connection to a large file after which it is closed; 0 = never.
       stalls: connections to a large file that say nothing after their first bytes.
       broken: status of every answer, such as 503; 0 = none.
+      writer: the token that may write; "" for none.
+      arrived: large files by SHA-256, before they are committed.
       asked: method and path of every request; ranges: those of the large file.
     """
 
@@ -41,6 +49,7 @@ class FakeHub(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repo, self.token, self.gated = repo, "", False
         self.truncated = self.stalls = self.broken = 0
+        self.writer, self.arrived = "", dict[str, bytes]()
         self.asked: list[str] = []
         self.ranges: list[str | None] = []
         paths = [path for path in folder.rglob("*") if path.is_file()]
@@ -79,6 +88,49 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.answer()
+
+    def do_POST(self) -> None:
+        self.write()
+
+    def do_PUT(self) -> None:
+        self.write()
+
+    def write(self) -> None:
+        hub, path = self.server, self.path.partition("?")[0]
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        hub.asked.append(f"{self.command} {path}")
+        if hub.broken:
+            return self.say(hub.broken, b"out of order")
+        if path.startswith("/cdn/"):
+            hub.arrived[path.removeprefix("/cdn/")] = sent
+            return self.say(200, b"")
+        if self.headers.get("Authorization") != f"Bearer {hub.writer}":
+            return self.refuse(403 if self.headers.get("Authorization") else 401, "Forbidden")
+        if path == "/api/validate-yaml":
+            return self.json({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            return self.json({"url": f"{hub.endpoint}/{hub.repo}"})
+        if path.endswith("/objects/batch"):
+            found = json.loads(sent)["objects"]
+            for one in found:
+                one["actions"] = {"upload": {"href": f"{hub.endpoint}/cdn/{one['oid']}"}}
+            return self.json({"transfer": "basic", "objects": found})
+        if not path.endswith("/main"):
+            return self.refuse(404, "RevisionNotFound")
+        if "/preupload/" in path:
+            modes = {name["path"]: name["path"] == LARGE for name in json.loads(sent)["files"]}
+            files = [
+                {"path": name, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+                for name, large in modes.items()
+            ]
+            return self.json({"files": files})
+        for line in map(json.loads, sent.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                hub.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                hub.files[value["path"]] = hub.arrived[value["oid"]]
+        self.json({"commitUrl": f"{hub.endpoint}/{hub.repo}/commit/{SHA}", "commitOid": SHA})
 
     def answer(self) -> None:
         hub, path = self.server, urllib.parse.unquote(self.path.partition("?")[0])

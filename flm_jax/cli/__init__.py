@@ -20,6 +20,7 @@ from flm_jax.registry import nearest
 
 # The words of a command to its module here.
 COMMANDS = {
+    "quickstart": "quickstart",
     "train": "train",
     "generate": "generate",
     "evaluate": "evaluate",
@@ -28,6 +29,7 @@ COMMANDS = {
     "inspect": "inspect",
     "convert": "convert",
     "export": "export",
+    "push": "push",
     "plan": "plan",
     "benchmark": "benchmark",
     "benchmark data": "benchmark_data",

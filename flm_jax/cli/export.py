@@ -12,7 +12,7 @@ baselines do not.
 
 hub: weights (safetensors; --dtype=float16 makes them half as large), config, tokenizer and a model
 card, whose licence is yours to fill in.
-Uploaded as USER/REPO it is read by flm_jax.load("hf://USER/REPO") and --checkpoint=hf://USER/REPO.
+flm push uploads it; it is read by flm_jax.load("hf://USER/REPO") and --checkpoint=hf://USER/REPO.
 """
 
 import dataclasses
@@ -74,7 +74,8 @@ def run(options: Options) -> None:
         hub.write(model, output, weights, source if is_workdir else None, options.dtype)
         print(
             f"wrote {output}: {model!r}\n"
-            f"fill in the licence in {output}/README.md, then upload:  hf upload USER/REPO {output}"
+            f"fill in the licence in {output}/README.md, then upload:  "
+            f"flm push --folder={output} --repo=hf://USER/REPO"
         )
         return
     folder.write(model, options.format, output, **sizes, weights=weights)

@@ -26,6 +26,7 @@ from flm_jax.data.prepared import Prepared
 from flm_jax.data.published import PUBLISHED
 from flm_jax.data.python_prose import PythonProse
 from flm_jax.data.rows import Rows
+from flm_jax.data.short_stories import ShortStories
 from flm_jax.data.synthetic import Synthetic
 from flm_jax.data.tasks import TASKS
 from flm_jax.data.text_files import TextFiles
@@ -35,6 +36,7 @@ from flm_jax.data.wrap import split_row
 DATASETS: dict[str, type[Corpus]] = {
     "prepared": Prepared,
     "python_prose": PythonProse,
+    "short_stories": ShortStories,
     "synthetic": Synthetic,
     "text_files": TextFiles,
     "unicode_names": UnicodeNames,

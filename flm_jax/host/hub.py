@@ -9,6 +9,7 @@ import errno
 import os
 import pathlib
 import re
+import types
 from collections.abc import Iterator
 
 from flm_jax.errors import UserError, first_line
@@ -26,6 +27,8 @@ _FILES = (
     "encoder.json",
     "merges.txt",
 )
+# A release of ours (`interop.release`), its card included.
+_RELEASED = ("config.json", "model.safetensors", "tokenizer/*", "README.md")
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
 _ON = ("1", "true", "yes", "on")
 
@@ -41,22 +44,8 @@ def fetch(address: str) -> pathlib.Path:
     not there or not to be read, a connection that fails, and a disk that is full. A file that
     breaks off is continued as long as more of it comes; whole files are kept for the next call.
     """
-    found = _ADDRESS.fullmatch(address)
-    if found is None:
-        raise UserError(
-            f"{address} is not the address of a model; write hf://USER/REPO or "
-            "hf://USER/REPO@REVISION"
-        )
-    try:
-        import huggingface_hub as hub
-    except ImportError:
-        raise UserError(
-            f"{address} needs the package huggingface_hub, which is not installed; run pip install "
-            "'flm_jax[hub]'"
-        ) from None
-    repo, revision = found["repo"], found["revision"]
-    endpoint = os.environ.get("HF_ENDPOINT", ENDPOINT).rstrip("/")
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in _ON
+    repo, revision = _parts(address)
+    hub, endpoint, offline = _library(address), _endpoint(), _offline()
     with _sentences(repo, revision, endpoint, offline):
         return pathlib.Path(
             hub.snapshot_download(
@@ -69,6 +58,93 @@ def fetch(address: str) -> pathlib.Path:
                 local_files_only=offline,
             )
         )
+
+
+def push(folder: pathlib.Path, address: str, private: bool = False) -> str:
+    """Uploads a release (`interop.release`) as one commit; returns the address of that commit.
+
+    The repository is made unless it is there; what it holds stays in its history. Nothing is
+    committed unless every file has arrived.
+
+    Raises UserError for an address that is none, a missing library or token, a token that may not
+    write, a revision that is not there, and a connection that fails.
+    """
+    repo, revision = _parts(address)
+    hub, endpoint = _library(address), _endpoint()
+    if _offline():
+        raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
+    api = hub.HfApi(endpoint=endpoint, library_name="flm_jax")
+    with _writing(repo, revision, endpoint):
+        api.create_repo(repo, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            revision=revision,
+            commit_message="A model of flm_jax",
+            allow_patterns=[*_RELEASED],
+        )
+    return str(done.commit_url)
+
+
+def _parts(address: str) -> tuple[str, str | None]:
+    """(USER/REPO, revision or None) of hf://USER/REPO[@REVISION]."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        raise UserError(
+            f"{address} is not the address of a model; write hf://USER/REPO or "
+            "hf://USER/REPO@REVISION"
+        )
+    return found["repo"], found["revision"]
+
+
+def _library(address: str) -> types.ModuleType:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f"{address} needs the package huggingface_hub, which is not installed; run pip install "
+            "'flm_jax[hub]'"
+        ) from None
+    return huggingface_hub
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", ENDPOINT).rstrip("/")
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in _ON
+
+
+@contextlib.contextmanager
+def _writing(repo: str, revision: str | None, endpoint: str) -> Iterator[None]:
+    """What the library raises while it uploads, in one sentence."""
+    from huggingface_hub import errors
+
+    again = "nothing was committed, so try again later"
+    try:
+        yield
+    except errors.LocalTokenNotFoundError:
+        raise UserError(
+            "there is no token to write with; set HF_TOKEN, or run hf auth login"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise UserError(
+                f"{endpoint} refuses to write {repo} ({status}); set HF_TOKEN to a token of "
+                f"{repo.partition('/')[0]} that may write"
+            ) from error
+        if status == 404:
+            raise UserError(
+                f"{repo} has no branch {revision or 'main'} at {endpoint}; omit the revision, or "
+                "make that branch first"
+            ) from error
+        raise UserError(f"{endpoint} answered {status} for {repo}; {again}") from error
+    except errors.HFValidationError as error:
+        raise UserError(f"{repo} is no name of a model ({first_line(error)})") from None
+    except Exception as error:  # of the HTTP library, which has changed from version to version
+        raise UserError(f"cannot upload {repo} ({first_line(error)}); {again}") from error
 
 
 @contextlib.contextmanager

@@ -325,7 +325,13 @@ class FlowModel:
         return choose_sampler.choose(self.experiment, with_teacher, name, options, knobs, length)
 
     def text(self, tokens_L: np.ndarray) -> str:
-        """The text of one row; documents of a packed row are separated by a line break."""
+        """The text of one row; documents of a packed row are separated by a line break.
+
+        A row that is one document (``data.packing=one_per_row``) ends at its end mark.
+        """
+        if self.config.data.packing.startswith("one_per_row"):
+            ended = np.flatnonzero(tokens_L == self.tokenizer.eos_id)
+            tokens_L = tokens_L[: ended[0]] if ended.size else tokens_L
         special = self.tokenizer.bos_id, self.tokenizer.eos_id, self.tokenizer.pad_id
         ends = np.flatnonzero(np.isin(tokens_L, [token for token in special if token is not None]))
         documents = (self.tokenizer.decode(part.tolist()) for part in np.split(tokens_L, ends))

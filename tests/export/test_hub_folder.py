@@ -205,3 +205,47 @@ def test_a_released_model_is_loaded_from_a_hub(made, tmp_path, monkeypatch, caps
     assert not commands.call("export", address, "--format=hub", f"--output={tmp_path / 'again'}")
     one, other = ((f / "model.safetensors").read_bytes() for f in (made[1], tmp_path / "again"))
     assert one == other
+
+
+def test_a_folder_is_pushed_and_loaded_again(made, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("huggingface_hub", reason="the extra [hub]")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    folder, empty = copied(made, tmp_path), tmp_path / "empty"
+    empty.mkdir()
+    (folder / "notes.txt").write_text("mine")  # is not part of a release
+
+    def push(repo="someone/names", source=folder):
+        code = commands.call("push", f"--folder={source}", f"--repo={repo}")
+        shown = capsys.readouterr()
+        return code, shown.err if code else shown.out
+
+    with fake_hub.serving(empty) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        server.writer = "secret"
+        assert push(source=empty)[1].startswith(f"error: {empty} is no folder that flm export")
+        assert "does not say the licence yet; replace FILL_IN" in push()[1]
+        card = folder / "README.md"
+        card.write_text(card.read_text().replace("FILL_IN", "mit"))
+        assert "is not the address of a model" in push("hf://names")[1]
+        assert "HF_TOKEN" in push()[1] and not server.files
+        monkeypatch.setenv("HF_TOKEN", "wrong")
+        assert "refuses to write someone/names (403)" in push()[1]
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        server.broken = 500
+        assert "nothing was committed, so try again later" in push()[1] and not server.files
+        server.broken = 0
+        assert "has no branch other" in push("hf://someone/names@other")[1]
+        code, shown = push()
+        assert not code and 'flm_jax.load("hf://someone/names")' in shown
+        assert server.files.keys() == {
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != "notes.txt"
+        }
+        model = flm_jax.load("hf://someone/names")
+    assert repr(model) == repr(flm_jax.load(folder))
