@@ -168,13 +168,27 @@ def with_holes(tokenizer: Tokenizer, text: str) -> list[int | None]:
     at = 0
     for hole in found:
         piece = text[at : hole.start()]
-        parts += tokens_of(tokenizer, piece.rstrip() if joined else piece)
+        encode = _behind if at else tokens_of
+        parts += encode(tokenizer, piece.rstrip() if joined else piece)
         count = hole["count"]
         if count is not None and not (count.isascii() and count.isdigit() and int(count)):
             raise UserError(f"{hole[0]} is no number of open tokens; write for example [MASK:5]")
         parts += [None] * int(count or 1)
         at = hole.end()
-    return parts + tokens_of(tokenizer, text[at:])
+    return parts + _behind(tokenizer, text[at:])
+
+
+def _behind(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text with something before it, as those of " it." behind an open token.
+
+    SentencePiece has a space before whatever it is given, so the text is given behind a mark.
+    """
+    tokens = tokens_of(tokenizer, text)
+    for mark in (".", "a"):  # the second one for a text that begins with the first
+        before, whole = tokenizer.encode(mark), tokenizer.encode(mark + text)
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+    return tokens
 
 
 def _joins_spaces(tokenizer: Tokenizer) -> bool:

@@ -1,6 +1,7 @@
 """Prompts, infilling, editing, scoring, refining: what is given, what is read, what is refused."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,16 @@ def test_holes_are_open_tokens():
     # Tokens that begin with their space: that before a hole belongs to the open token.
     found = given_lib.with_holes(pieces, "red [MASK] [MASK] sun")
     assert found == [*pieces.encode("red"), None, None, *pieces.encode(" sun")]
+
+
+def test_behind_a_hole_no_space_is_added():
+    """SentencePiece has a space before all that it encodes, also before what is a text's middle."""
+    text = "the red cat sleeps . a dog runs ."
+    made = TOKENIZERS["sentencepiece"](vocab_size=22).build(lambda: [text] * 50)
+    for holes in ("the [MASK] cat sleeps .", "the [MASK:2]. a dog", "the c[MASK]t", "[MASK] a dog"):
+        found = given_lib.with_holes(made, holes)
+        held = "".join("_" if token is None else made.piece(token) for token in found)
+        assert held.strip() == re.sub(r" ?\[MASK(:2)?\]", lambda m: "__" if m[1] else "_", holes)
 
 
 @pytest.mark.parametrize(
