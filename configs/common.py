@@ -53,6 +53,8 @@ ANY_ORDER = {
 # Of a network trained with given tokens: rounds of one or a few evaluations, each of which keeps
 # its share of the most probable tokens.
 FAST_SAMPLER = {"name": "refinement", "rounds": 16, "threshold": -1.0, "gamma": 0.0}
+# Every round begins at tau = 0, with nothing but noise and what is given: early times matter most.
+EARLY_TIMES = {"tau_spread": 1.5, "tau_centre": -1.5}
 # In smaller batches AdamW learns faster (benchmarks/recipe.md): Muon moves all directions alike,
 # also those in which a gradient is nothing but noise.
 MUON_TOKENS = 4_096
@@ -217,12 +219,14 @@ def fast(config: ConfigDict) -> None:
     """... one of our own recipe: better text from the same minutes (benchmarks/recipe.md).
 
     Any tokens are given in training, so that the model writes in rounds which keep what is sure,
-    and continues prompts and fills gaps, too. Large batches have Muon for the matrices of the
+    and continues prompts and fills gaps, too; times are early ones more often. Large batches have Muon for the matrices of the
     blocks.
     """
     if config.train.batch_size * config.data.length >= MUON_TOKENS:
         config.optim.name = "muon"
     give_tokens(config)
+    if config.loss.name == "flow_matching":
+        config.loss.options.update(EARLY_TIMES)
     if config.stage in ("pretrain", "distill", *ANY_ORDER):
         config.sampler.update(FAST_SAMPLER)
 

@@ -37,13 +37,13 @@ def imported_configs():
 
 
 def test_our_configs_are_found_from_any_folder(elsewhere):
-    assert config_lib.load("quickstart").data.name == "unicode_names"
+    assert config_lib.load("quickstart").data.name == "short_stories"
     assert config_lib.load("configs/quickstart.py:distill", {"teacher": "a"}).stage == "distill"
     assert config_lib.load("quickstart:distill") == config_lib.load(
         str(ROOT / "configs/quickstart.py:distill")
     )
     (elsewhere / "quickstart").mkdir()  # the workdir of another run, say
-    assert config_lib.load("quickstart").data.name == "unicode_names"
+    assert config_lib.load("quickstart").data.name == "short_stories"
     (elsewhere / "configs").mkdir()
     (elsewhere / "configs/quickstart.py").write_text("def get_config():\n    return {'seed': 9}")
     for name in ("quickstart", "configs/quickstart.py"):

@@ -89,6 +89,8 @@ def test_our_own_recipe_is_one_word(name, stage):
     assert fast.optim.name == "muon"  # all have large batches
     given = fast.loss.options.get("given", "")
     assert (given == "uniform") == (fast.loss.name in ("flow_matching", "psd"))
+    early = fast.loss.options.get("tau_centre", 0.0) < 0.0  # rounds begin at tau = 0
+    assert early == (fast.loss.name == "flow_matching")
     rounds = stage in ("pretrain", "distill", *common.ANY_ORDER)
     assert (fast.sampler.name == "refinement") == rounds
     own, official = config_lib.to_dict(fast), config_lib.to_dict(load(name, stage, **teacher))
