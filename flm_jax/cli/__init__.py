@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": "inspect",
     "convert": "convert",
     "export": "export",
+    "demo": "demo",
     "plan": "plan",
     "benchmark": "benchmark",
     "benchmark data": "benchmark_data",

@@ -1,0 +1,66 @@
+"""A folder on the loopback: nobody else can reach it."""
+
+import functools
+import http.server
+import os
+import pathlib
+import sys
+import webbrowser
+
+from flm_jax.errors import UserError
+
+HOST = "127.0.0.1"
+
+
+class _Files(http.server.SimpleHTTPRequestHandler):
+    """Files with the types that browsers insist on, whatever this machine's tables say."""
+
+    extensions_map = {
+        **http.server.SimpleHTTPRequestHandler.extensions_map,
+        ".js": "text/javascript",
+        ".css": "text/css",
+        ".json": "application/json",
+        ".wasm": "application/wasm",
+    }
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing: the terminal has the address."""
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "no-store")  # the next demo may have the same port
+        super().end_headers()
+
+
+class Server:
+    """Takes its port at once; port 0 is any free one. UserError if it is taken."""
+
+    def __init__(self, port: int):
+        try:
+            self._server = http.server.ThreadingHTTPServer((HOST, port), _Files)
+        except OSError as error:
+            raise UserError(
+                f"--port={port} cannot be used ({error.strerror or error}); choose another one, or "
+                "leave it out for any free port"
+            ) from None
+
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self._server.server_address[1]}/"
+
+    def serve(self, folder: pathlib.Path) -> None:
+        """Until Ctrl-C."""
+        handler = functools.partial(_Files, directory=str(folder))
+        self._server.RequestHandlerClass = handler  # pyright: ignore
+        try:
+            self._server.serve_forever()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._server.server_close()
+
+
+def show(address: str) -> None:
+    """Opens it in a browser where there is a screen: not one in the terminal."""
+    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if has_screen or sys.platform in ("darwin", "win32"):
+        webbrowser.open(address)
