@@ -93,7 +93,7 @@ export class Network {
 
   /** What the network says of a state, a plain (L, W): tokens, confidence and mean, p as a state.
 
-      `given` is {tokens, mask} or null, `t` the time of tau_s by the clock, `estimate` the last mean
+      `given` is {tokens, mask} or null, and in the state already; `t` the time of tau_s by the clock, `estimate` the last mean
       (zeros at first) of a network with self-conditioning. */
   predict(state, { tauS, tauT, t, given = null, estimate = null }) {
     const { length, settings, stateWidth } = this, mask = given ? given.mask : null;

@@ -56,7 +56,7 @@ export function write(network, way, options) {
   return way === "rounds" ? inRounds(network, options) : steps(network, way === "fresh", options);
 }
 
-const clockOf = (network) => {
+export const clockOf = (network) => {
   if (!("clock/knots" in network.tensors)) return new Clock(null);
   const table = (name) => network.tensors[`clock/${name}`].data;
   const names = ["knots", "low", "scale", "coefficients"];
@@ -101,8 +101,8 @@ export function* steps(network, fresh, options) {
     const asked = { tauS, tauT: fresh ? 1 : tauT, t, given, estimate };
     const { tokens, confidence, mean } = network.predict(state, asked);
     if (i < count - 1) {
-      let move = { keep: 0, add: then, size: 1 - then };
-      if (!fresh) move = twoTimes ? jump(t, then, 0) : euler(t, then, model.eps);
+      const move = twoTimes ? jump(t, fresh ? 1 : then, 0) : euler(t, fresh ? 1 : then, model.eps);
+      if (fresh) Object.assign(move, { add: move.add - (1 - then), size: 1 - then });
       const noise = fresh ? noiseOf(network, options, STEP, i) : null;
       state = moved(network, state, mean, move, noise, given?.mask);
       estimate = estimate && mean;
