@@ -14,7 +14,6 @@ from flm_jax.export import jump as jump_lib
 from flm_jax.export.jump import Jump
 from flm_jax.inference import FlowModel
 
-
 # Together every option of the network, with and without given tokens, in both spaces.
 VARIANTS = {
     "denoiser": dict(),

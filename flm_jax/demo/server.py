@@ -47,8 +47,12 @@ class Server:
     def address(self) -> str:
         return f"http://{HOST}:{self._server.server_address[1]}/"
 
+    def stop(self) -> None:
+        """Ends `serve`, which another thread does."""
+        self._server.shutdown()
+
     def serve(self, folder: pathlib.Path) -> None:
-        """Until Ctrl-C."""
+        """Until Ctrl-C, or until it is stopped."""
         handler = functools.partial(_Files, directory=str(folder))
         self._server.RequestHandlerClass = handler  # pyright: ignore
         try:

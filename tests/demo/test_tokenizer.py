@@ -32,7 +32,9 @@ def strings():
             letters.insert(draw.randint(0, len(letters)), draw.choice(ODD))
         found.append("".join(letters))
     while len(found) < COUNT - 4:
-        letters = (chr(draw.choice((draw.randrange(0x250), draw.randrange(0x11000)))) for _ in "12345")
+        letters = (
+            chr(draw.choice((draw.randrange(0x250), draw.randrange(0x11000)))) for _ in "12345"
+        )
         found.append("".join(x for x in letters if unicodedata.category(x) != "Cs"))
     return [*found, "", " ", "   ", "a  b "]
 

@@ -56,7 +56,8 @@ class Column {
     const part = (what) => this.node.querySelector(what);
     part("h2").textContent = `${model.name.replaceAll("_", " ")}, ${model.kind}`;
     part(".facts").textContent = `${model.parameters.toLocaleString("en")} parameters, `
-      + `${model.length} tokens of ${model.vocab_size.toLocaleString("en")}`;
+      + `${model.length} tokens of ${model.vocab_size.toLocaleString("en")}, `
+      + `training step ${model.training_step.toLocaleString("en")}`;
     this.timing = part(".timing");
     this.player = new Player(part(".player"));
     this.player.stage.addEventListener("drawn", () => this.mark());
@@ -81,7 +82,7 @@ class Column {
   /** The way of the page, or its own where it does not have that one. */
   way(asked) { return asked in ways(this.model) ? asked : this.model.way; }
 
-  /** What the prompt gives it: null for nothing. UserError-like sentences are thrown. */
+  /** What the prompt gives it: null for nothing. An error has a sentence. */
   prompted(text) {
     if (!text || !this.encode) return null;
     if (!this.takesTokens) throw new Error("It was not trained with given tokens, so it takes no beginning.");
@@ -112,6 +113,7 @@ class Column {
     [this.frames, this.milliseconds, this.finished] = [[], [], null];
     this.kept = given ? given.mask.slice() : new Uint8Array(model.length);
     let last = null;
+    this.timing.ariaBusy = "true";  // read out when it is done
     const rounds = Math.ceil(steps / 2);  // what writes best in docs/writing.md
     const whole = await written(this, way, { steps, seed, given, rounds }, (frame, milliseconds) => {
       last = frame;
@@ -122,6 +124,7 @@ class Column {
     });
     if (!whole) return false;
     this.finished = last;
+    this.timing.ariaBusy = "false";
     if (this.frames.length) this.player.draw();
     return true;
   }
@@ -203,6 +206,7 @@ class Column {
 /** Asks every model, one after the other, so that none waits for another's arithmetic. */
 async function ask(givenOf) {
   const steps = Number(find("steps").value), seed = Number(find("seed").value) || 0;
+  document.body.dataset.state = "busy";
   for (const column of columns) {
     try {
       const whole = await column.write(find("way").value, steps, seed, givenOf(column));
@@ -211,6 +215,7 @@ async function ask(givenOf) {
       column.fail(error.message);
     }
   }
+  document.body.dataset.state = "idle";
 }
 
 function showSteps() {

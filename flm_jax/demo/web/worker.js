@@ -2,7 +2,7 @@
 
 import { readSafetensors } from "./arrays.js";
 import { Network } from "./network.js";
-import { write } from "./sampling.js";
+import { ways, write } from "./sampling.js";
 
 const networks = new Map();
 let latest = 0;
@@ -21,6 +21,9 @@ async function loaded(folder) {
   const weights = await fetched(`${folder}/model.safetensors`, "arrayBuffer");
   const network = new Network(model, readSafetensors(weights));
   networks.set(folder, await network.settle(await fetched("product.wasm", "arrayBuffer")));
+  for (const way of Object.keys(ways(model))) {  // what is timed later is compiled then
+    [...write(network, way, { steps: 2, rounds: 1, seed: 0 })];
+  }
   postMessage({ folder, model });
 }
 
