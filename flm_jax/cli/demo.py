@@ -1,7 +1,7 @@
 """Watch models write, in the browser: from noise to text, side by side, with their milliseconds.
 
     flm demo --checkpoint=runs/q
-    flm demo --checkpoint=runs/q,runs/q_fmlm,runs/q_ar
+    flm demo --checkpoint=runs/q --checkpoint=runs/q_fmlm --checkpoint=runs/q_ar
     flm demo --checkpoint=runs/q_fmlm --output=page --noserve
 
 A page with the models in it is written into a folder and served on this machine until Ctrl-C; the
@@ -24,8 +24,9 @@ from flm_jax.knobs import knob
 class Options:
     checkpoint: tuple[str, ...] = knob(
         (),
-        "one to three models, with commas between them: workdirs, hf://USER/REPO, official files",
+        "a workdir, hf://USER/REPO or an official file; up to three, with commas or one by one",
         nonempty=True,
+        repeated=True,
         needed="--checkpoint=PATH is missing; give a run's --workdir, or up to three of them",
     )
     output: str = knob("", "folder to be made and kept; by default one that goes with the command")

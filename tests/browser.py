@@ -17,7 +17,6 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
 DRIVER = shutil.which("chromedriver") or ""
-pytestmark = pytest.mark.slow
 
 
 @contextlib.contextmanager
