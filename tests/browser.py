@@ -22,8 +22,8 @@ DRIVER = shutil.which("chromedriver") or ""
 @contextlib.contextmanager
 def served(folder: pathlib.Path) -> Iterator[str]:
     """The address of a folder on the loopback."""
-    server = Server(0)
-    thread = threading.Thread(target=server.serve, args=(folder,))
+    server = Server(folder)
+    thread = threading.Thread(target=server.serve)
     thread.start()
     try:
         yield server.address

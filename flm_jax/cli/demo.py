@@ -50,12 +50,13 @@ def run(options: Options) -> None:
             files.check_new(output)
         else:
             output = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()), "page")
-        site = server.Server(options.port) if options.serve else None
+        site = server.Server(output, options.port) if options.serve else None
 
         from flm_jax import inference
 
         models = [inference.load(path) for path in options.checkpoint]
-        folder.write(models, output)
+        names = [pathlib.PurePath(path).name for path in options.checkpoint]
+        folder.write(list(zip(names, models, strict=True)), output)
         if options.output:
             print(f"wrote {output}: {', '.join(map(repr, models))}")
         if site is None:
@@ -66,7 +67,7 @@ def run(options: Options) -> None:
         print(f"{site.address}  (Ctrl-C ends it)", flush=True)
         if options.open:
             server.show(site.address)
-        site.serve(output)
+        site.serve()
 
 
 COMMAND = Command(__doc__, Options, run)

@@ -58,21 +58,21 @@ def check_count(checkpoints: Sequence[str]) -> None:
 
 
 @numerics.pinned()
-def write(models: Sequence[FlowModel], destination: pathlib.Path) -> None:
-    """Writes the folder, whole or not at all.
+def write(models: Sequence[tuple[str, FlowModel]], destination: pathlib.Path) -> None:
+    """Writes the folder, whole or not at all, of models with what the page calls them.
 
     Raises UserError for a model that the page cannot run, and a destination that is taken.
     """
     files.check_new(destination)
-    for model in models:
+    for _, model in models:
         check(model)
     with files.appearing(destination) as folder:
         for file in page():
             (folder / file.name).write_bytes(file.read_bytes())
-        names = [f"model{i}" for i in range(1, len(models) + 1)]
-        _write_json(folder / "models.json", names)
-        for name, model in zip(names, models, strict=True):
-            write_model(model, folder / name)
+        folders = [f"model{i}" for i in range(1, len(models) + 1)]
+        _write_json(folder / "models.json", folders)
+        for place, (name, model) in zip(folders, models, strict=True):
+            write_model(model, folder / place, name)
 
 
 def page() -> Iterator[Traversable]:
@@ -101,13 +101,13 @@ def check(model: FlowModel) -> None:
         )
 
 
-def write_model(model: FlowModel, folder: pathlib.Path) -> None:
-    """Makes the folder of a model; `check` comes first."""
+def write_model(model: FlowModel, folder: pathlib.Path, name: str = "") -> None:
+    """Makes the folder of a model, of that name on the page; `check` comes first."""
     from safetensors.numpy import save
 
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(save(arrays(model)))
-    _write_json(folder / "model.json", described(model))
+    _write_json(folder / "model.json", {"name": name, **described(model)})
 
 
 def arrays(model: FlowModel) -> dict[str, np.ndarray]:
@@ -137,7 +137,6 @@ def described(model: FlowModel) -> dict[str, Any]:
     has_fresh_noise = sampler.name == "churn" or sampler.gamma > 0.5
     way = "rounds" if experiment.loss.needs.given else "fresh" if has_fresh_noise else "flow"
     return {
-        "name": config.data.name,
         "kind": model.kind,
         "training_step": model.step,
         "parameters": count_parameters(model.params),

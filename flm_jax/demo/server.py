@@ -32,11 +32,15 @@ class _Files(http.server.SimpleHTTPRequestHandler):
 
 
 class Server:
-    """Takes its port at once; port 0 is any free one. UserError if it is taken."""
+    """Of a folder, which may be made later. It takes its port at once; 0 is any free one.
 
-    def __init__(self, port: int):
+    Raises UserError if the port is taken.
+    """
+
+    def __init__(self, folder: pathlib.Path, port: int = 0):
+        handler = functools.partial(_Files, directory=str(folder))
         try:
-            self._server = http.server.ThreadingHTTPServer((HOST, port), _Files)
+            self._server = http.server.ThreadingHTTPServer((HOST, port), handler)
         except OSError as error:
             raise UserError(
                 f"--port={port} cannot be used ({error.strerror or error}); choose another one, or "
@@ -51,10 +55,8 @@ class Server:
         """Ends `serve`, which another thread does."""
         self._server.shutdown()
 
-    def serve(self, folder: pathlib.Path) -> None:
+    def serve(self) -> None:
         """Until Ctrl-C, or until it is stopped."""
-        handler = functools.partial(_Files, directory=str(folder))
-        self._server.RequestHandlerClass = handler  # pyright: ignore
         try:
             self._server.serve_forever()
         except KeyboardInterrupt:

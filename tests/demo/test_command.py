@@ -32,7 +32,8 @@ def test_a_folder_for_a_static_host(run, tmp_path, capsys):
     page = tmp_path / "page"
     assert json.loads((page / "models.json").read_text()) == ["model1", "model2"]
     model = json.loads((page / "model1" / "model.json").read_text())
-    assert (model["kind"], model["given"], model["length"]) == ("denoiser", True, 12)
+    assert (model["name"], model["kind"]) == ("flow_matching", "denoiser")
+    assert (model["given"], model["length"]) == (True, 12)
     for path in page.rglob("*"):  # a static host may run as another user
         assert path.stat().st_mode & 0o044 == 0o044, path
     pages = [p.read_text() for p in page.iterdir() if p.suffix in (".html", ".js", ".css")]

@@ -24,7 +24,7 @@ def written(tmp_path_factory):
         untrained.of_loss(place, "psd", "flow_map"),
         untrained.of_loss(place, "autoregressive", "autoregressive", sampler__steps=(11,)),
     ]
-    folder.write([inference.load(run) for run in runs], place / "site" / "page")
+    folder.write([(run.name, inference.load(run)) for run in runs], place / "site" / "page")
     return place / "site"
 
 
@@ -169,7 +169,8 @@ def test_pictures(page):
     assert (svg_type, gif_type) == ("image/svg+xml", "image/gif")
     root = xml.etree.ElementTree.fromstring(svg)
     shown = "".join(root.itertext())
-    assert "4 evaluations" in shown and len(root.findall("{*}rect")) == 1 + 4 * LENGTH
+    assert "flow_matching · 4 evaluations" in shown
+    assert len(root.findall("{*}rect")) == 1 + 4 * LENGTH
     assert gif[:6] == b"GIF89a" and gif[-1:] == b"\x3b"
     assert gif.count(b"\x21\xf9\x04") == 4  # the beginning of a frame
 

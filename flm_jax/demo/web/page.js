@@ -54,8 +54,8 @@ class Column {
     this.kept = new Uint8Array(model.length);
     this.node = find("column").content.cloneNode(true).firstElementChild;
     const part = (what) => this.node.querySelector(what);
-    part("h2").textContent = `${model.name.replaceAll("_", " ")}, ${model.kind}`;
-    part(".facts").textContent = `${model.parameters.toLocaleString("en")} parameters, `
+    part("h2").textContent = model.name;
+    part(".facts").textContent = `${model.kind} of ${model.parameters.toLocaleString("en")} parameters, `
       + `${model.length} tokens of ${model.vocab_size.toLocaleString("en")}, `
       + `training step ${model.training_step.toLocaleString("en")}`;
     this.timing = part(".timing");
@@ -76,8 +76,6 @@ class Column {
 
   /** Whether tokens can be given to it. */
   get takesTokens() { return this.model.given || this.model.settings.causal; }
-
-  get title() { return this.node.querySelector("h2").textContent; }
 
   /** The way of the page, or its own where it does not have that one. */
   way(asked) { return asked in ways(this.model) ? asked : this.model.way; }
@@ -112,6 +110,7 @@ class Column {
     const { model } = this, way = this.way(asked), causal = model.settings.causal;
     [this.frames, this.milliseconds, this.finished] = [[], [], null];
     this.kept = given ? given.mask.slice() : new Uint8Array(model.length);
+    this.sure = new Float32Array(model.length).fill(1);  // the probability of every token
     let last = null;
     this.timing.ariaBusy = "true";  // read out when it is done
     const rounds = Math.ceil(steps / 2);  // what writes best in docs/writing.md
@@ -134,9 +133,10 @@ class Column {
     const { pieces } = this.model;
     const tokens = Array.from(frame.tokens, (token, l) => {
       if (frame.written && !frame.written[l]) return ["·", " unwritten", 0, "not written yet"];
-      const [text, extra] = pieces[token], confidence = frame.confidence[l];
-      const given = frame.given?.[l] ? "given" : confidence.toFixed(2);
-      return [text, extra, Math.min(9, Math.floor(10 * confidence)), `${text}  ${given}`];
+      if (!frame.given?.[l]) this.sure[l] = frame.confidence[l];  // and so a round commits it
+      const [text, extra] = pieces[token], sure = this.sure[l];
+      const level = Math.min(9, Math.floor(10 * sure));
+      return [text, extra, level, `${text}  ${this.kept[l] ? "given" : sure.toFixed(2)}`];
     });
     const round = frame.round === undefined ? "" : `round ${frame.round + 1} · `;
     const tau = Number(frame.tau.toPrecision(2));
@@ -198,7 +198,7 @@ class Column {
 
   gif() { if (this.frames.length) save(gif(this.frames, this.caption), "noise-to-text.gif"); }
 
-  get caption() { return `${this.title} · ${this.timing.textContent}`; }
+  get caption() { return `${this.model.name} · ${this.timing.textContent}`; }
 }
 
 // The controls.
