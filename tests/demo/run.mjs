@@ -29,6 +29,9 @@ const answers = {
     const asked = { tauS, tauT, t, given: given(told), estimate: floats(estimate) ?? null };
     return { t, ...listed(network.predict(floats(state), asked)) };
   },
+  times({ taus }) {
+    return taus.map((tau) => clockOf(network).toT(tau));
+  },
   write({ way, raws, ...options }) {
     const raw = raws && ((purpose, i) => floats(raws[`${purpose},${i}`]));
     const frames = write(network, way, { ...options, given: given(options.given) ?? null, raw });

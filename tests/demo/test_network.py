@@ -60,6 +60,15 @@ def test_the_network_is_the_jump(tmp_path, name):
     assert len(np.unique(tokens)) > 1
 
 
+def test_the_clock_is_that_of_the_library_to_the_last_digit(tmp_path):
+    """Near both ends, too, where t changes 1e10 times as fast as tau."""
+    jump = jump_lib.of_model(model(tmp_path))
+    near = 2.0 ** -np.arange(1, 40)
+    taus = np.concatenate([np.linspace(0, 1, 33), near, 1 - near]).astype(np.float32)
+    [found] = ask(tmp_path, [{"what": "times", "taus": taus}], jump.model)
+    np.testing.assert_allclose(found, jump.portable.clock.to_t(taus), atol=3e-6)
+
+
 def library(made, rule, raw, given, steps_noise=None, steps=STEPS):
     """Tokens and confidence (S, L) of the library's sampler for one text."""
     net = made.portable.net(made.model.params, made.temperature)
