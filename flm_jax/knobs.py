@@ -12,7 +12,8 @@ def knob(default: Any, meaning: str, **limits: Any) -> Any:
     values of earlier versions mean, by their text in small letters.
 
     For options of commands (`flm_jax.cli.options`) also: ``word`` (given without its name),
-    ``needed`` (the sentence when it is missing) and ``each`` (of a dict: the fields of its values).
+    ``needed`` (the sentence when it is missing), ``repeated`` (of a tuple: it can be given several
+    times) and ``each`` (of a dict: the fields of its values).
     """
     metadata = {"meaning": meaning, "limits": limits}
     if isinstance(default, dict):  # a dict cannot be hashed, so it takes part in == but not in hash

@@ -30,6 +30,7 @@ COMMANDS = {
     "convert": "convert",
     "export": "export",
     "push": "push",
+    "demo": "demo",
     "plan": "plan",
     "benchmark": "benchmark",
     "benchmark data": "benchmark_data",

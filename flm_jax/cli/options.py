@@ -173,7 +173,9 @@ def parse(kind: type[T], words: Sequence[str]) -> T:
         elif name not in known:
             overrides[name.removeprefix("config.")] = text
         elif known[name].goes_to == name:
-            values[name] = known[name].read(text)
+            more = values.get(name, ()) if known[name].limits.get("repeated") else ()
+            value = known[name].read(text)
+            values[name] = (*more, *value) if more else value
         else:
             values.setdefault(known[name].goes_to, {})[name] = known[name].read(text)
     if "config" in known:

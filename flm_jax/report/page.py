@@ -40,9 +40,11 @@ def document(title: str, top: str, links: Sequence[tuple[str, str]], sections: s
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(title)} · flm_jax</title>\n"
-        f"<style>\n{_file('style.css')}</style>\n</head>\n<body>\n<main>\n"
+        f"<style>\n{_files('colours.css', 'style.css', 'strip.css')}</style>\n</head>\n<body>\n"
+        "<main>\n"
         f"{top}<nav>{listed}</nav>\n{sections}"
-        f"</main>\n<script>\n{_file('script.js')}</script>\n</body>\n</html>\n"
+        '</main>\n<script type="module">\n'
+        f"{_files('player.js', 'script.js')}</script>\n</body>\n</html>\n"
     )
 
 
@@ -58,5 +60,6 @@ def _not_drawn(error: Exception) -> str:
     return note(f"This part could not be drawn: {type(error).__name__}: {error}")
 
 
-def _file(name: str) -> str:
-    return resources.files("flm_jax.report").joinpath(name).read_text(encoding="utf-8")
+def _files(*names: str) -> str:
+    folder = resources.files("flm_jax.report")
+    return "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)

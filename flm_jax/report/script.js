@@ -1,12 +1,3 @@
-"use strict";
-
-function element(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
 function nearest(xs, x) {
   let low = 0, high = xs.length - 1;
   while (high - low > 1) {
@@ -72,38 +63,10 @@ for (const plot of document.querySelectorAll(".plot")) {
 }
 
 /* The denoising strip: a slider through all frames. */
-for (const player of document.querySelectorAll(".player")) {
-  const frames = JSON.parse(player.querySelector("script").textContent);
-  const slider = player.querySelector("input"), stage = player.querySelector(".stage");
-  const output = player.querySelector("output"), button = player.querySelector("button");
-  let timer = null;
-  const show = () => {
-    const frame = frames[Number(slider.value)];
-    output.textContent = slider.value + " · " + frame.at;
-    stage.replaceChildren(...frame.sequences.map((sequence) => {
-      const row = element("div", "tokens");
-      for (const [text, extra, level, title] of sequence) {
-        const token = element("i", "c" + level + extra, text);
-        token.title = title;
-        row.append(token);
-      }
-      return row;
-    }));
-  };
-  const stop = () => { clearInterval(timer); timer = null; button.textContent = "play"; };
-  button.addEventListener("click", () => {
-    if (timer) { stop(); return; }
-    if (Number(slider.value) === frames.length - 1) slider.value = 0;
-    button.textContent = "pause";
-    timer = setInterval(() => {
-      slider.value = Number(slider.value) + 1;
-      show();
-      if (Number(slider.value) === frames.length - 1) stop();
-    }, Math.max(60, 5000 / frames.length));
-  });
-  slider.addEventListener("input", () => { stop(); show(); });
-  player.hidden = false;
-  show();
+for (const node of document.querySelectorAll(".player")) {
+  const player = new Player(node);
+  player.show(JSON.parse(node.querySelector("script").textContent));
+  node.hidden = false;
 }
 
 for (const button of document.querySelectorAll("button.copy")) {

@@ -112,7 +112,7 @@ def _player(frames: list[dict], count: int) -> str:
     """A slider through all frames; the script fills and shows it."""
     data = [
         {
-            "at": f"τ {frame['tau']:.3g} · t {frame['t']:.3g}",
+            "at": f"{i} · τ {frame['tau']:.3g} · t {frame['t']:.3g}",
             "sequences": [
                 [
                     [*shown(piece), level(confidence), f"{piece}  {confidence:.2f}"]
@@ -121,7 +121,7 @@ def _player(frames: list[dict], count: int) -> str:
                 for sequence in frame["sequences"][:count]
             ],
         }
-        for frame in frames
+        for i, frame in enumerate(frames)
     ]
     return (
         f'<div class="player" hidden><label>step <input type="range" min="0" '

@@ -62,6 +62,16 @@ class SentencePiece(base.Tokenizer):
                 "train it with bos_id and eos_id set"
             )
 
+    @property
+    def model(self) -> bytes:
+        """The .model file."""
+        return self._model
+
+    @property
+    def stand_in(self) -> str:
+        """The character that the model sees for U+2581; "" where that is read as a space."""
+        return _STAND_IN if self._keeps_mark else ""
+
     @functools.cached_property
     def _processor(self):
         import sentencepiece

@@ -2,29 +2,13 @@
 
 import numpy as np
 import pytest
-from exported import computed, inputs, model
+from exported import VARIANTS, computed, inputs, model
 
 from flm_jax.export import jump as jump_lib
 from flm_jax.export import onnx_model
 
 onnx = pytest.importorskip("onnx", reason="the extra [export] writes ONNX")
 runtime = pytest.importorskip("onnxruntime", reason="it runs the graphs")
-
-# Together every option of the network, with and without given tokens, in both spaces.
-VARIANTS = {
-    "denoiser": dict(),
-    "flow_map": dict(two_times=True),
-    "denoiser_onehot": dict(space="onehot", given=True, clock={"name": "identity"}),
-    "flow_map_onehot": dict(space="onehot", two_times=True, given=True, model__input_scale=0.5),
-    "modern": dict(
-        two_times=True, given=True, model__norm="rms", model__mlp="swiglu", model__qk_norm=True,
-        model__self_conditioning=True, model__input_scale=1.0, model__loss_weighting=True,
-    ),
-    "plain": dict(
-        model__learned_positions=12, model__tied_head=True, model__logit_cap=0.0,
-        model__attention_cap=0.0, sampler__denoiser_temperature=0.7, model__dtype="bfloat16",
-    ),
-}  # fmt: skip
 
 
 def session(folder):

@@ -36,8 +36,9 @@ MAY_IMPORT = {
     "training": LAYER_1 | LAYER_2 | LAYER_3,
     # What leaves the house reads trained models; nothing but the command line knows it.
     "export": LAYER_1 | LAYER_2 | LAYER_3,
+    "demo": LAYER_1 | LAYER_2 | LAYER_3 | {"export"},
     "lab": LAYER_1 | LAYER_2 | LAYER_3 | {"training", "configs"},
-    "cli": LAYER_1 | LAYER_2 | LAYER_3 | {"training", "lab", "export"},
+    "cli": LAYER_1 | LAYER_2 | LAYER_3 | {"training", "lab", "export", "demo"},
     "main": {"cli"},
     "__main__": {"cli"},
     "flm_jax": {"inference"},  # the public names in flm_jax/__init__.py, lazily

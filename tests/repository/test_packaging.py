@@ -99,9 +99,12 @@ def test_the_configs_of_clone_editable_install_and_wheel(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     python, site = environment("wheel")
     with zipfile.ZipFile(wheel) as archive:  # installing is unpacking, where all is Python
-        packed = {name.partition("/")[0] for name in archive.namelist()}
+        names = set(archive.namelist())
+        packed = {name.partition("/")[0] for name in names}
         archive.extractall(site)
     assert packed == {"flm_jax", wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"}
+    files = (path for path in source.glob("flm_jax/**/*.*") if "__pycache__" not in path.parts)
+    assert {path.relative_to(source).as_posix() for path in files} - names == set()
     shutil.rmtree(source)
     assert run(python, CHECK, project) == site / "flm_jax/configs"
     run(python, CHECK_WITHOUT, other)
