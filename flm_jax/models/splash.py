@@ -61,4 +61,6 @@ def attend(
     )
     # Scaled in the type of the inputs: exact for heads of 64, whose scale is a power of two.
     q_BHLK, k_BHLK, v_BHLK = (x.swapaxes(1, 2) for x in (q_BLHK * width**-0.5, k_BLHK, v_BLHK))
-    return jax.vmap(one_row)(q_BHLK, k_BHLK, v_BHLK).swapaxes(1, 2)
+    out_BHLK = jax.vmap(one_row)(q_BHLK, k_BHLK, v_BHLK)
+    assert isinstance(out_BHLK, jax.Array)  # without residuals
+    return out_BHLK.swapaxes(1, 2)

@@ -42,7 +42,7 @@ def test_a_collective_counts_as_often_as_its_loop_runs():
         return total(x)
 
     (found,) = read(summed, (8, 3, 7), axis="data").collectives
-    assert found == hlo.Collective("all-reduce", Array("f32", (1, 3, 7)), 5)
+    assert found == hlo.Collective("all-reduce", Array("f32", (1, 3, 7)), 5, 84)
     assert found.bytes == 5 * 4 * 21
 
 
@@ -102,8 +102,8 @@ def test_a_program_as_tpus_have_it():
     """No known trip count, layouts in the shapes, asynchronous collectives, kernels."""
     found = hlo.Program(TEXT)
     assert found.collectives == (
-        hlo.Collective("all-gather", Array("bf16", (16, 64)), 12),
-        hlo.Collective("all-to-all", Array("f32", (2, 4)), 1),
+        hlo.Collective("all-gather", Array("bf16", (16, 64)), 12, 2048),
+        hlo.Collective("all-to-all", Array("f32", (2, 4)), 1, 32),
     )
     assert found.kernels == {"splash_fwd": 12}
     assert Array("f32", (4, 100)) not in found.arrays and found.arrays[Array("f32", (4,))] == 1
@@ -165,6 +165,22 @@ def test_a_scan_reads_each_layer_once():
     found = moved.moved(read(blocks, (12, 64, 64), (8, 64)))
     weights, stream = 4 * 12 * 64 * 64, 4 * 8 * 64
     assert weights + 12 * 2 * stream <= found < 3.2 * weights + 12 * 5 * stream
+
+
+@pytest.mark.parametrize(
+    "line, kind, size",
+    [
+        ("(f32[8], bf16[4,4]) all-gather(%x, %x)", "all-gather", 64),
+        ("((f32[2], bf16[4]), (f32[8], bf16[16])) all-gather-start(%x, %x)", "all-gather", 64),
+        ("(f32[8], f32[2]) all-reduce-start(%x, %x)", "all-reduce", 40),
+        ("((f32[8], f32[16]), (f32[2], f32[4])) reduce-scatter-start(%x)", "reduce-scatter", 96),
+        ("(f32[6], f32[6], u32[], u32[]) collective-permute-start(%x)", "collective-permute", 24),
+    ],
+)
+def test_arrays_that_travel_together_count_together(line, kind, size):
+    text = f"ENTRY %main (x: f32[8]) -> f32[4] {{\n  %s = {line}, channel_id=2\n}}\n"
+    (found,) = hlo.Program(text).collectives
+    assert (found.kind, found.size, found.bytes) == (kind, size, size)
 
 
 def test_a_loop_that_ends_by_data_counts_once():

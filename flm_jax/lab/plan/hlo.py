@@ -78,20 +78,21 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind and largest array.
+    """All collectives of one kind, size and largest array.
 
     Attributes:
       times: that one runs in a step.
-      bytes: of the largest array of each, on one device: what is gathered, or what is reduced.
+      size: of all arrays that travel in one, on one device: what is gathered, or what is reduced.
     """
 
     kind: str
     array: Array
     times: int
+    size: float
 
     @property
     def bytes(self) -> float:
-        return self.times * self.array.bytes
+        return self.times * self.size
 
 
 class Program:
@@ -139,13 +140,16 @@ class Program:
     @functools.cached_property
     def collectives(self) -> tuple[Collective, ...]:
         """Most bytes first."""
-        found: collections.Counter[tuple[str, Array]] = collections.Counter()
+        found: collections.Counter[tuple[str, Array, float]] = collections.Counter()
         for name, instruction in self._instructions(self.times):
             kind = instruction.kind.removesuffix("-start")
             if kind in COLLECTIVES and instruction.arrays:
-                largest = max(instruction.arrays, key=lambda array: array.bytes)
-                found[kind, largest] += self.times[name]
-        made = (Collective(kind, array, times) for (kind, array), times in found.items())
+                arrays = _travelling(instruction)
+                largest = max(arrays, key=lambda array: array.bytes)
+                found[kind, largest, sum(array.bytes for array in arrays)] += self.times[name]
+        made = (
+            Collective(kind, array, times, size) for (kind, array, size), times in found.items()
+        )
         return tuple(sorted(made, key=lambda one: -one.bytes))
 
     @functools.cached_property
@@ -196,6 +200,20 @@ class Program:
         if len(bounds) == 1 and compared == [last]:
             return int(bounds[0].rest.split(")")[0])
         return 1
+
+
+def _travelling(collective: Instruction) -> tuple[Array, ...]:
+    """The arrays of a collective: several of a kind may be combined to one.
+
+    An asynchronous one but all-reduce results in what goes in and what comes out (and scalars that
+    say where it is).
+    """
+    kind, arrays = collective.kind, collective.arrays
+    if not kind.endswith("-start") or kind == "all-reduce-start":
+        return arrays
+    both = tuple(array for array in arrays if array.shape) or arrays
+    half = len(both) // 2
+    return both[:half] if kind == "reduce-scatter-start" and half else both[half:]
 
 
 def _is_count(constant: Instruction) -> bool:

@@ -1,0 +1,50 @@
+"""The programs that `make test-accelerators` compiles, and what is stated of each.
+
+Stated is what the compilers of jax 0.10.2 said on the day of the table, so that what grows by more
+than `programs.SLACK` is noticed; a program that has become smaller gets its new numbers here.
+"""
+
+from programs import Program, Stated
+
+SPLASH = ("splash_mha_fwd", "splash_mha_dkv", "splash_mha_dq")
+PROGRAMS = {
+    Program("v5p-128", (64, 1, 1), "owt"): Stated(2.72, 2.18, {"all-reduce": (35, 523.0)}, SPLASH),
+    Program("v5e-8", (8, 1, 1), "owt:distill", steps=1): Stated(
+        0.53, 0.42, {"all-gather": (1, 0.2)}, ("splash_mha_fwd",)
+    ),
+    Program("h200x1", (1, 1, 1), "lm1b", overrides=("model.dtype=float32",)): Stated(2.23, 8.62),
+    Program("h200x8", (1, 8, 1), "owt"): Stated(
+        0.35,
+        7.63,
+        {"all-gather": (27, 422.9), "all-reduce": (32, 312.3), "reduce-scatter": (12, 56.7)},
+    ),
+    Program("h200x8", (1, 4, 2), "lm1b:any_order"): Stated(
+        0.47,
+        2.19,
+        {
+            "collective-permute": (126, 329.2),
+            "all-gather": (52, 321.3),
+            "all-reduce": (112, 274.8),
+            "reduce-scatter": (12, 56.7),
+            "all-to-all": (12, 14.3),
+        },
+    ),
+    Program("h200x1", (1, 1, 1), "owt:distill"): Stated(3.4, 13.1),
+    Program("h200x8", (8, 1, 1), "owt:mdlm"): Stated(2.72, 7.97, {"all-reduce": (32, 493.9)}),
+    Program("h200x8", (2, 4, 1), "lm1b:distill"): Stated(
+        0.71,
+        3.08,
+        {
+            "all-gather": (65, 1296.4),
+            "all-reduce": (46, 338.1),
+            "reduce-scatter": (12, 184.1),
+            "collective-permute": (20, 289.7),
+        },
+    ),
+    Program(
+        "h200x1", (1, 1, 1), "lm1b:distill", steps=32, overrides=("sampler.batch_size=128",)
+    ): Stated(0.56, 0.71),
+    Program("h200x8", (8, 1, 1), "owt:distill", steps=1): Stated(
+        0.53, 0.51, {"all-gather": (1, 0.2)}
+    ),
+}
