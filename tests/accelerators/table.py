@@ -8,24 +8,27 @@ from programs import Program, Stated
 
 SPLASH = ("splash_mha_fwd", "splash_mha_dkv", "splash_mha_dq")
 PROGRAMS = {
-    Program("v5p-128", (64, 1, 1), "owt"): Stated(2.72, 2.18, {"all-reduce": (35, 523.0)}, SPLASH),
+    Program("v5p-128", (64, 1, 1), "owt"): Stated(2.72, 2.18, {"all-reduce": (35, 651.0)}, SPLASH),
     Program("v5e-8", (8, 1, 1), "owt:distill", steps=1): Stated(
         0.53, 0.42, {"all-gather": (1, 0.2)}, ("splash_mha_fwd",)
     ),
+    Program(
+        "v5p-128", (32, 1, 2), "lm1b:distill", steps=32, overrides=("sampler.batch_size=4096",)
+    ): Stated(0.47, 0.65, {"all-reduce": (132, 1562.5), "all-gather": (1, 2.1)}),
     Program("h200x1", (1, 1, 1), "lm1b", overrides=("model.dtype=float32",)): Stated(2.23, 8.62),
     Program("h200x8", (1, 8, 1), "owt"): Stated(
         0.35,
         7.63,
-        {"all-gather": (27, 422.9), "all-reduce": (32, 312.3), "reduce-scatter": (12, 56.7)},
+        {"all-gather": (27, 677.7), "reduce-scatter": (12, 184.1), "all-reduce": (32, 312.3)},
     ),
     Program("h200x8", (1, 4, 2), "lm1b:any_order"): Stated(
         0.47,
         2.19,
         {
-            "collective-permute": (126, 329.2),
-            "all-gather": (52, 321.3),
+            "all-gather": (52, 833.2),
+            "reduce-scatter": (12, 169.9),
+            "collective-permute": (126, 338.9),
             "all-reduce": (112, 274.8),
-            "reduce-scatter": (12, 56.7),
             "all-to-all": (12, 14.3),
         },
     ),
