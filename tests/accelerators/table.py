@@ -9,6 +9,17 @@ from programs import Program, Stated
 SPLASH = ("splash_mha_fwd", "splash_mha_dkv", "splash_mha_dq")
 PROGRAMS = {
     Program("v5p-128", (64, 1, 1), "owt"): Stated(2.72, 2.18, {"all-reduce": (35, 651.0)}, SPLASH),
+    Program("v5p-128", (1, 32, 2), "owt:any_order"): Stated(
+        0.08,
+        2.89,
+        {
+            "all-gather": (271, 1760.9),
+            "all-reduce": (203, 1589.4),
+            "collective-permute": (382, 292.7),
+            "all-to-all": (12, 1.9),
+        },
+        SPLASH,
+    ),
     Program("v5e-8", (8, 1, 1), "owt:distill", steps=1): Stated(
         0.53, 0.42, {"all-gather": (1, 0.2)}, ("splash_mha_fwd",)
     ),
