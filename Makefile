@@ -9,13 +9,18 @@ STAMP := $(VENV)/.installed
 # The site has an environment of its own, without JAX.
 DOCS_VENV ?= .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.installed
+# The compilers of accelerators, too: one each, large (1.3 and 4.4 GB); no accelerator is needed.
+TPU_STAMP := .venv-tpu/.installed
+GPU_STAMP := .venv-gpu/.installed
 
-.PHONY: help install quickstart test test-slow lint format docs release clean
+.PHONY: help install quickstart test test-slow test-accelerators compile-all lint format docs release clean
 
 help:
 	@echo "make quickstart   install, train a small model on names, sample, write runs/quickstart/report.html"
 	@echo "make test         install, then the tests, each short: some ten minutes on two cores"
 	@echo "make test-slow    the long ones: kills, meshes, the recorded set, more variants"
+	@echo "make test-accelerators   programs of published size by the compilers of TPUs and GPUs: 15 minutes"
+	@echo "make compile-all  many more of them, into benchmarks/compiled_all.md; hours, goes on where it stopped"
 	@echo "make lint         ruff check, format check and types        make format   apply both"
 	@echo "make docs         the site, into site/                      make release VERSION=x.y.z"
 
@@ -36,10 +41,34 @@ quickstart: $(STAMP)
 	$(BIN)/python -m flm_jax.main --config=configs/quickstart.py:distill --workdir=runs/quickstart_fmlm
 
 test: $(STAMP)
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not accelerators'
 
 test-slow: $(STAMP)
 	$(PYTEST) -m slow
+
+$(TPU_STAMP): EXTRAS := tpu,accelerators
+$(GPU_STAMP): EXTRAS := cuda,accelerators
+# One after the other: both write flm_jax.egg-info.
+$(GPU_STAMP): | $(TPU_STAMP)
+$(TPU_STAMP) $(GPU_STAMP): setup.cfg pyproject.toml
+	@echo "installing flm_jax and a compiler ($(EXTRAS)) into $(@D) (some minutes) ..."
+	@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(@D); $(PYTHON) -m venv $(@D); }
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@touch $@
+
+# Each compiler in a process of its own, at the same time.
+test-accelerators: $(TPU_STAMP) $(GPU_STAMP)
+	@$(MAKE) --no-print-directory -j2 test-compiler-tpu test-compiler-gpu
+
+test-compiler-%: .venv-%/.installed
+	FLM_JAX_COMPILER=$* .venv-$*/bin/python -m pytest -v -m accelerators tests/accelerators
+
+compile-all: $(TPU_STAMP) $(GPU_STAMP)
+	@$(MAKE) --no-print-directory -j2 compile-all-tpu compile-all-gpu
+	.venv-gpu/bin/python tests/accelerators/compile_all.py table
+
+compile-all-%: .venv-%/.installed
+	.venv-$*/bin/python tests/accelerators/compile_all.py $*
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -66,4 +95,4 @@ release:
 	@$(PYTHON) .ci/release.py $(VERSION) $(if $(COMMIT),--commit)
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) site build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS_VENV) .venv-tpu .venv-gpu site build dist *.egg-info .pytest_cache .ruff_cache

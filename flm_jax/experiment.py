@@ -21,7 +21,7 @@ from flm_jax.flow.space import Space
 from flm_jax.host import bfloat16, sharding
 from flm_jax.losses import LOSSES
 from flm_jax.losses.base import Loss
-from flm_jax.models import dit, kernels
+from flm_jax.models import attention, dit, kernels
 from flm_jax.samplers import SAMPLERS
 from flm_jax.samplers.base import Sampler
 from flm_jax.sampling import SamplingKnobs
@@ -63,9 +63,11 @@ class Experiment:
         # Decided before where it must last: by training, which writes it down.
         dtype = bfloat16.settled(self.config.model.dtype)
         model = dataclasses.replace(self.config.model, dtype=dtype)
-        attention = kernels.settle(model, forward_derivatives=forward)
-        settings = dataclasses.replace(model, attention=attention)
-        return dit.build(settings, self.vocab_size, sharding.gather(self.mesh))
+        long = attention.is_long(self.config.data.length, model.width // model.heads)
+        form = kernels.settle(model, forward_derivatives=forward, long=long)
+        settings = dataclasses.replace(model, attention=form)
+        mesh = self.mesh
+        return dit.build(settings, self.vocab_size, sharding.gather(mesh), sharding.share(mesh))
 
     @functools.cached_property
     def clock(self) -> clock_lib.Clock:

@@ -51,8 +51,8 @@ class ModelConfig:
     attention_cap: float = knob(50.0, "soft cap of attention scores (0 = off)", at_least=0)
     attention: str = knob(
         "auto",
-        "form of attention (chunked = less memory, tokamax = kernel; auto = by length, device)",
-        choices=("auto", "einsum", "chunked", "tokamax"),
+        "form (chunked = less memory; splash (TPU), tokamax = kernels; auto = by length, device)",
+        choices=("auto", "einsum", "chunked", "splash", "tokamax"),
     )
     learned_positions: int = knob(
         0,
@@ -77,6 +77,11 @@ class ModelConfig:
         "gelu", "MLP (swiglu = gated, of as many parameters)", choices=("gelu", "swiglu")
     )
     qk_norm: bool = knob(False, "RMS norm of queries and keys, per head")
+    stream_dtype: str = knob(
+        "float32",
+        "type of the residual stream between blocks (bfloat16 = half its memory, rounded)",
+        choices=("float32", "bfloat16"),
+    )
     dtype: str = knob(
         "float32",
         "dtype of matrix products (auto = bfloat16 where it is faster, decided as a run begins)",

@@ -59,7 +59,7 @@ def validate(config: Config, tables: collections.abc.Mapping[str, Any]) -> None:
     problems = [sentence for value in values if (sentence := knobs.problem(*value))]
     if not problems:  # relations between values mean little while the values are wrong
         problems += _check_model(config.model)
-        problems += _check_attention(config.model)
+        problems += _check_attention(config)
         problems += _check_training(config)
         problems += _check_mesh(config.mesh)
         problems += _check_decode(config.sampler)
@@ -158,7 +158,14 @@ def _check_model(model: settings.ModelConfig) -> list[str]:
     return []
 
 
-def _check_attention(model: settings.ModelConfig) -> list[str]:
+def _check_attention(config: settings.Config) -> list[str]:
+    model, length = config.model, config.data.length
+    if model.attention == "splash" and length % 128:
+        return [
+            "model.attention='splash' is a kernel for lengths that are multiples of 128 but "
+            f"data.length={length}; set model.attention='auto' or "
+            f"data.length={-(-length // 128) * 128}"
+        ]
     if model.attention == "tokamax" and importlib.util.find_spec("tokamax") is None:
         return [
             "model.attention='tokamax' needs the library tokamax, which is not installed; "
@@ -363,10 +370,11 @@ def _check_loss(config: Config, loss: Objective, name: str) -> list[str]:
             f"masked_teacher={config.masked_teacher!r} is set but loss {name!r} uses none; "
             "remove it, or give loss any_order --config.loss.options.at_zero_fraction=0.25"
         )
-    if config.model.attention == "tokamax" and loss.needs.forward_derivatives:
+    attention = config.model.attention
+    if attention in ("splash", "tokamax") and loss.needs.forward_derivatives:
         problems.append(
-            f"loss {name!r} takes forward derivatives, which model.attention='tokamax' has not; "
-            "set model.attention='auto' or 'chunked'"
+            f"loss {name!r} takes forward derivatives, which model.attention={attention!r} has "
+            "not; set model.attention='auto' or 'chunked'"
         )
     if config.model.input_scale and not (loss.denoises or loss.is_correction):
         problems.append(

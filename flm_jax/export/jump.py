@@ -116,6 +116,7 @@ class Jump:
         """The experiment in a form that needs no sizes while it is traced, all in float32."""
         config = self.model.config
         changed = dataclasses.replace(config.model, attention="einsum", dtype="float32")
+        changed = dataclasses.replace(changed, stream_dtype="float32")
         config = dataclasses.replace(config, model=changed)
         return dataclasses.replace(self.model.experiment, config=config, mesh=None)
 

@@ -5,13 +5,15 @@ and the EMA; ``tensor`` shares the vocabulary dimension. Models know nothing of 
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.custom_derivatives import linear_call
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -32,8 +34,17 @@ SMALL = 2**16  # entries; smaller arrays are replicated
 
 
 def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of (data, fsdp, tensor) over ``devices`` of JAX (all by default)."""
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    """A mesh of (data, fsdp, tensor) over ``devices`` of JAX (all by default).
+
+    An axis may take a part of a physical one, as tensor=2 of 4 x 4 x 4 chips does.
+    """
+    options = {"axis_types": (AxisType.Auto,) * 3}
+    try:
+        return jax.make_mesh(shape, AXES, devices=devices, **options)
+    except NotImplementedError:  # it splits no physical axis
+        found = list(jax.devices() if devices is None else devices)[: math.prod(shape)]
+        placed = mesh_utils.create_device_mesh(shape, found, allow_split_physical_axes=True)
+        return Mesh(placed, AXES, **options)
 
 
 def partition(path: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:
@@ -121,6 +132,38 @@ class Gather:
 def gather(mesh: Mesh | None) -> Gather | None:
     """What brings parameters together; None where each device has them whole."""
     return None if mesh is None or mesh.shape["fsdp"] == 1 else Gather(mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Calls a function on the rows and heads that each device has: JAX divides no kernel itself.
+
+    Heads are shared by ``tensor`` where it divides their number; else it repeats them.
+    """
+
+    mesh: Mesh
+
+    def divides(self, rows: int) -> bool:
+        """Whether each device has as many of these rows."""
+        return rows % batch_devices(self.mesh) == 0
+
+    def __call__(self, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+        """``function`` of arrays (B, L, H, K) that gives such an array."""
+        heads = arrays[0].shape[2] % self.mesh.shape["tensor"] == 0
+        spec = P(("data", "fsdp"), None, "tensor" if heads else None)
+        divided = jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=(spec,) * len(arrays),
+            out_specs=spec,
+            check_vma=False,  # which kernels do not say
+        )
+        return divided(*arrays)
+
+
+def share(mesh: Mesh | None) -> Share | None:
+    """What divides a kernel over devices; None where there is one."""
+    return None if mesh is None or mesh.size == 1 else Share(mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,10 +1,11 @@
 """Attention, bidirectional or causal, with rotary positions and a soft cap on the scores.
 
-Three forms of the same function behind `attend`:
+Four forms of the same function behind `attend`:
 
     einsum    all scores at once; the reference that the others are tested against
     chunked   the scores of a block of queries at a time, again in the backward pass: memory
               O(block * L) instead of O(L * L), the arithmetic of the reference row by row
+    splash    JAX's kernel for TPUs (`models/splash.py`); no forward-mode derivative
     tokamax   a kernel of that library (`models/kernels.py`); no forward-mode derivative
 
 The first two are ordinary JAX: every derivative works through them, forward mode included.
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from flm_jax.models import kernels
+from flm_jax.models import kernels, splash
 from flm_jax.models.products import device_kind
 
 ROTARY_BASE = 10_000.0
@@ -71,15 +72,22 @@ def attend(
     backend: str = "auto",
     *,
     causal: bool = False,
+    share: splash.Share | None = None,
 ) -> jax.Array:
     """softmax(cap * tanh(q k' / sqrt(K) / cap)) v, (B, L, H, K); ``cap`` 0 means no cap.
 
     Scores and softmax are in at least float32; the products read the type of the inputs.
     ``visible_LM`` says which keys a query may see (all of them without it); with ``causal`` only
     those at its own and earlier positions. ``backend`` is a form from the top of this file, or
-    "auto": "chunked" where sequences are long (`is_long`), else "einsum".
+    "auto": "chunked" where sequences are long (`is_long`), else "einsum". That is taken, too, where
+    "splash" has no kernel. ``share`` divides a kernel over devices (None: there is one).
     """
     length, head_width = q_BLHK.shape[1], q_BLHK.shape[3]
+    if backend == "splash":
+        if visible_LM is None and splash.fits(q_BLHK.shape, share):
+            form = functools.partial(splash.attend, cap=cap, causal=causal)
+            return share(form, q_BLHK, k_BMHK, v_BMHK) if share else form(q_BLHK, k_BMHK, v_BMHK)
+        backend = "auto"
     if backend == "auto":
         backend = "chunked" if is_long(length, head_width) else "einsum"
     if backend == "einsum":

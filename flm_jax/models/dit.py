@@ -1,7 +1,8 @@
 """The diffusion transformer (DiT) of the official code, as pure functions.
 
-h (B, L, D) and one or two times -> features (B, L, D) for the vocabulary head. Residual stream,
-norms, time embedding and softmax are at least float32; products in the blocks read ``dtype``.
+h (B, L, D) and one or two times -> features (B, L, D) for the vocabulary head. Norms, time
+embedding, softmax and sums of the residual stream are at least float32, and so is the stream itself
+from block to block unless ``stream_dtype`` is bfloat16; products in the blocks read ``dtype``.
 
 Parameters are one nested dict; the blocks are stacked along a leading layer axis:
 
@@ -41,6 +42,7 @@ from flm_jax.models.conditioning import Conditioning, take, with_given
 from flm_jax.models.layers import Linear, LossWeight, Norm, TimeEmbedding, modulate, uniform
 from flm_jax.models.products import device_kind
 from flm_jax.models.settings import Settings
+from flm_jax.models.splash import Share
 from flm_jax.models.text_dropout import STREAM, by_text
 
 # Logits of an automatic chunk, MiB: on CPU near what the caches hold, else large enough to keep a
@@ -111,6 +113,7 @@ class Block(nn.Module):
     rms: bool = False
     mlp: str = GELU
     qk_norm: bool = False
+    share: Share | None = None
 
     @nn.compact
     def __call__(
@@ -146,9 +149,10 @@ class Block(nn.Module):
                 jax.lax.dynamic_update_slice_in_dim(cache[1], v_BH1K, position, axis=2),
             )
         else:
-            mixed = attend(q, k, v, self.attention_cap, None, self.attention, causal=self.causal)
+            forms = self.attention_cap, None, self.attention
+            mixed = attend(q, k, v, *forms, causal=self.causal, share=self.share)
         mixed = linear(width, name="attention_out", use_bias=False)(mixed.reshape(h_BLD.shape))
-        h_BLD = h_BLD + gate_a * drop(mixed)
+        h_BLD = self.added(h_BLD, gate_a * drop(mixed))
 
         u = modulate(norm(name="norm_mlp")(h_BLD), shift_m, scale_m)
         # The backward pass keeps what goes into the gelu, not its tanh and its result: wide arrays
@@ -160,8 +164,13 @@ class Block(nn.Module):
         else:
             gated = jax.checkpoint(lambda gate, x: nn.silu(gate) * x)
             hidden = gated(linear(inner, name="mlp_gate")(u), linear(inner, name="mlp_in")(u))
-        h_BLD = h_BLD + gate_m * drop(linear(width, name="mlp_out")(hidden))
-        return h_BLD, cache
+        return self.added(h_BLD, gate_m * drop(linear(width, name="mlp_out")(hidden))), cache
+
+    @staticmethod
+    def added(h_BLD: jax.Array, change_BLD: jax.Array) -> jax.Array:
+        """The stream after a branch, in its own type; only the sum is rounded to it."""
+        wide = jnp.promote_types(h_BLD.dtype, jnp.float32)
+        return (h_BLD.astype(wide) + change_BLD).astype(h_BLD.dtype)
 
 
 class Final(nn.Module):
@@ -204,6 +213,8 @@ class DiT(nn.Module):
     qk_norm: bool = False
     trained: bool = False
     gather: Gather | None = None
+    share: Share | None = None
+    stream_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -236,6 +247,8 @@ class DiT(nn.Module):
             rotary = tuple(jax.lax.dynamic_slice_in_dim(table, position, 1) for table in rotary)
         if self.learned_positions:
             h_BLD = h_BLD + self.place(h_BLD.shape[1], h_BLD.shape[2], position)[None]
+        if self.stream_dtype != jnp.float32:
+            h_BLD = h_BLD.astype(self.stream_dtype)
         if cache is None:
             blocks = self.blocks(deterministic, h_BLD.shape)
             h_BLD, _ = blocks(h_BLD, conditioning, rotary, None, None)
@@ -313,7 +326,7 @@ class DiT(nn.Module):
     def of_block(self, deterministic: bool) -> tuple:
         """The arguments of a `Block`."""
         sizes = self.heads, self.mlp_ratio, self.dropout, self.attention_cap, self.dtype
-        forms = self.rms, self.mlp, self.qk_norm
+        forms = self.rms, self.mlp, self.qk_norm, self.share
         return *sizes, deterministic, self.causal, self.attention, *forms
 
     def blocks(self, deterministic: bool, shape: tuple[int, ...]) -> nn.Module:
@@ -499,11 +512,17 @@ class Model:
         )
 
 
-def build(settings: Settings, vocab_size: int, gather: Gather | None = None) -> Model:
+def build(
+    settings: Settings,
+    vocab_size: int,
+    gather: Gather | None = None,
+    share: Share | None = None,
+) -> Model:
     """The model of these settings for a vocabulary of ``vocab_size`` tokens.
 
     With ``mask_token`` the network has one token more, the last, that no tokenizer writes.
-    ``gather`` brings parameters together that devices share; None: they are whole.
+    ``gather`` brings parameters together that devices share; None: they are whole. ``share``
+    divides kernels over devices; None: there is one.
 
     Raises UserError for a causal network that is to see times or estimates.
     """
@@ -532,6 +551,8 @@ def build(settings: Settings, vocab_size: int, gather: Gather | None = None) -> 
         learned_positions=settings.learned_positions,
         self_conditioning=settings.self_conditioning,
         gather=gather,
+        share=share,
+        stream_dtype=jnp.dtype(settings.stream_dtype),
         rms=settings.norm == "rms",
         mlp=settings.mlp,
         qk_norm=settings.qk_norm,

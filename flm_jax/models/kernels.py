@@ -1,4 +1,4 @@
-"""Attention kernels of tokamax, an optional library (the extra [kernels]).
+"""Which kernel attention takes, and those of tokamax, an optional library (the extra [kernels]).
 
 Its "mosaic" kernels have a soft cap forward and backward on Hopper and Blackwell GPUs and on TPUs
 (its Triton kernel forward only, cuDNN not at all). They have no forward-mode derivative, and JAX
@@ -23,21 +23,37 @@ def installed() -> bool:
     return importlib.util.find_spec("tokamax") is not None
 
 
-def settle(model: Settings, forward_derivatives: bool) -> str:
+def settle(model: Settings, forward_derivatives: bool, long: bool) -> str:
     """What "attention" of a network's settings means here: "auto" is a kernel where that is safe.
 
-    That is: installed, bfloat16, one device of a kind that has one, and a loss that takes no
-    forward derivatives. What remains "auto" is decided by the length (`attention.attend`).
-    "tokamax" becomes "auto" where it is not installed: a checkpoint trained with it is read
-    anywhere (`config.validate` refuses to train).
+    That is: bfloat16, heads of a width that kernels have, a loss that takes no forward derivatives,
+    and TPUs with ``long`` sequences ("splash"), or tokamax installed and one device of a kind that
+    it has kernels for. What remains "auto" is decided by the length (`attention.attend`). "tokamax"
+    where it is not installed, and "splash" without TPUs, become "auto": a checkpoint trained with
+    them is read anywhere (`config.validate` and `config.validate_devices` refuse to train).
     """
+    chips = target.current()
     if model.attention == "tokamax":
         return "tokamax" if installed() else "auto"
+    if model.attention == "splash":
+        return "splash" if chips.platform == "tpu" else "auto"
     if model.attention != "auto" or forward_derivatives or model.dtype != "bfloat16":
         return model.attention
-    fits = model.width // model.heads in HEAD_WIDTHS and installed()
+    if model.width // model.heads not in HEAD_WIDTHS:
+        return "auto"
+    if chips.platform == "tpu" and long:
+        return "splash"
+    return "tokamax" if installed() and chips.devices == 1 and supported(chips) else "auto"
+
+
+def check(model: Settings) -> None:
+    """Raises UserError where training with these settings would not have the kernel they name."""
     chips = target.current()
-    return "tokamax" if fits and chips.devices == 1 and supported(chips) else "auto"
+    if model.attention == "splash" and chips.platform != "tpu":
+        raise UserError(
+            f"model.attention='splash' is a kernel for TPUs but this is for {chips.device_kind}; "
+            "set model.attention='auto' or 'chunked'"
+        )
 
 
 def supported(chips: Target) -> bool:

@@ -64,6 +64,9 @@ class Settings(Protocol):
     def dtype(self) -> str: ...
 
     @property
+    def stream_dtype(self) -> str: ...
+
+    @property
     def remat(self) -> str: ...
 
     @property

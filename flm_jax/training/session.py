@@ -33,6 +33,7 @@ from flm_jax.host import (
 )
 from flm_jax.inference import FlowModel, checkpoints_of
 from flm_jax.inference.heldout import HeldOut
+from flm_jax.models import kernels
 from flm_jax.training import dtype, optim
 from flm_jax.training import step as step_lib
 from flm_jax.training import workdir as workdir_lib
@@ -97,6 +98,7 @@ class Session:
         self.clockwork.data_s = time.perf_counter() - start
 
         shape = config_lib.validate_devices(config, jax.device_count(), jax.process_count())
+        kernels.check(config.model)
         self.mesh = sharding.make_mesh(shape)
         self.experiment = Experiment(config, self.data.tokenizer.vocab_size, self.mesh)
         self.experiment.sampler()  # refused before training if it does not fit the vocabulary

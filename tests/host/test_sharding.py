@@ -71,6 +71,17 @@ def test_partition_rules(path, shape, expected):
     assert sharding.partition(path, shape, mesh_of((1, 4, 2)).shape) == expected
 
 
+def test_an_axis_may_take_a_part_of_a_physical_one(monkeypatch):
+    """Where JAX's own mesh would not, as tensor=2 of 4 x 4 x 4 chips."""
+
+    def refuses(*arguments, **options):
+        raise NotImplementedError("Failed to find assignment")
+
+    wanted = mesh_of((2, 2, 2)), mesh_of((1, 2, 1))
+    monkeypatch.setattr(jax, "make_mesh", refuses)
+    assert (mesh_of((2, 2, 2)), mesh_of((1, 2, 1))) == wanted
+
+
 def test_without_fsdp_nothing_is_cut_by_it():
     mesh = mesh_of((8, 1, 1))
     assert sharding.partition("params/blocks/qkv/kernel", (12, 256, 768), mesh.shape) == P()

@@ -106,6 +106,15 @@ def test_rematerialisation_trades_memory_for_products():
     assert kept[0] < kept[1] and timing.flops(with_it) > timing.flops(without)
 
 
+def test_a_bfloat16_stream_is_kept_in_half_the_memory():
+    found = [
+        memory_lib.memory(work_of(model_stream_dtype=dtype), (1, 1, 1), True)
+        for dtype in ("float32", "bfloat16")
+    ]
+    wide, narrow = (memory.pop(memory_lib.RESIDUALS) for memory in found)
+    assert wide == 2 * narrow > 0 and found[0] == found[1]
+
+
 def test_scores_of_blocks_of_queries_have_no_square_of_the_length():
     """Heads of width 32 are long from 224 positions on; a block has up to 128 queries."""
 

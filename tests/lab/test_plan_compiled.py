@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from flm_jax import target
 from flm_jax.errors import UserError
 from flm_jax.host import sharding
-from flm_jax.lab.plan import chips, compiled, hlo, predict, program, topology, validate
+from flm_jax.lab.plan import chips, compiled, hlo, moved, predict, program, topology, validate
 from flm_jax.lab.plan.hlo import Array
 
 MESH = sharding.make_mesh((8, 1, 1))
@@ -42,7 +42,7 @@ def test_a_collective_counts_as_often_as_its_loop_runs():
         return total(x)
 
     (found,) = read(summed, (8, 3, 7), axis="data").collectives
-    assert found == hlo.Collective("all-reduce", Array("f32", (1, 3, 7)), 5)
+    assert found == hlo.Collective("all-reduce", Array("f32", (1, 3, 7)), 5, 84)
     assert found.bytes == 5 * 4 * 21
 
 
@@ -83,7 +83,7 @@ HloModule jit_step, is_scheduled=true
 %body (b: (s32[], f32[8])) -> (s32[], f32[8]) {
   %b = (s32[], f32[8]) parameter(0)
   %y = bf16[16,64]{1,0:T(8,128)(2,1)S(1)} all-gather(%b), channel_id=1
-  %k = f32[8]{0} custom-call(%y), custom_call_target="tpu_custom_call"
+  %splash_fwd.2.1 = f32[8]{0} custom-call(%y), custom_call_target="tpu_custom_call"
   ROOT %t = (s32[], f32[8]) tuple(%b, %k)
 }
 
@@ -102,11 +102,85 @@ def test_a_program_as_tpus_have_it():
     """No known trip count, layouts in the shapes, asynchronous collectives, kernels."""
     found = hlo.Program(TEXT)
     assert found.collectives == (
-        hlo.Collective("all-gather", Array("bf16", (16, 64)), 12),
-        hlo.Collective("all-to-all", Array("f32", (2, 4)), 1),
+        hlo.Collective("all-gather", Array("bf16", (16, 64)), 12, 2048),
+        hlo.Collective("all-to-all", Array("f32", (2, 4)), 1, 32),
     )
-    assert found.kernels == {"tpu_custom_call": 12}
+    assert found.kernels == {"splash_fwd": 12}
     assert Array("f32", (4, 100)) not in found.arrays and found.arrays[Array("f32", (4,))] == 1
+
+
+MOVED = """\
+HloModule moving
+
+%slice (p: f32[12,100], i: s32[]) -> f32[1,100] {
+  %p = f32[12,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %cast = bf16[12,100]{1,0} convert(%p)
+  ROOT %one = f32[1,100]{1,0} dynamic-slice(%cast, %i, %i), dynamic_slice_sizes={1,100}
+}
+
+%update (q: f32[12,100], u: f32[1,100], j: s32[]) -> f32[12,100] {
+  %q = f32[12,100]{1,0} parameter(0)
+  %u = f32[1,100]{1,0} parameter(1)
+  %j = s32[] parameter(2)
+  ROOT %new = f32[12,100]{1,0} dynamic-update-slice(%q, %u, %j, %j)
+}
+
+%body (b: (s32[], f32[12,100], f32[12,100])) -> (s32[], f32[12,100], f32[12,100]) {
+  %b = (s32[], f32[12,100], f32[12,100]) parameter(0)
+  %i = s32[] get-tuple-element(%b), index=0
+  %w = f32[12,100]{1,0} get-tuple-element(%b), index=1
+  %k = f32[12,100]{1,0} get-tuple-element(%b), index=2
+  %x = f32[1,100]{1,0} fusion(%w, %i), kind=kLoop, calls=%slice
+  %f = f32[1,100]{1,0:S(1)} negate(%x)
+  %n = f32[12,100]{1,0} fusion(%k, %f, %i), kind=kLoop, calls=%update
+  ROOT %t = (s32[], f32[12,100], f32[12,100]) tuple(%i, %w, %n)
+}
+
+%cond (c: (s32[], f32[12,100], f32[12,100])) -> pred[] {
+  ROOT %c = pred[] parameter(0)
+}
+
+ENTRY %main (a: (s32[], f32[12,100], f32[12,100])) -> f32[3,100] {
+  %a = (s32[], f32[12,100], f32[12,100]) parameter(0)
+  %l = (s32[], f32[12,100], f32[12,100]) while(%a), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %r = f32[12,100]{1,0} get-tuple-element(%l), index=2
+  ROOT %s = f32[3,100]{1,0} slice(%r), slice={[0:3], [0:100]}
+}
+"""  # noqa: E501
+
+
+def test_bytes_that_move_are_those_of_slices_and_updates():
+    """A layer: the slice is read and written, negated into fast memory, and written in place."""
+    layer = 400 + 4 + 400, 400, 4 + 400  # indices have four bytes
+    assert moved.moved(hlo.Program(MOVED)) == 12 * sum(layer) + 2 * 1200
+
+
+def test_a_scan_reads_each_layer_once():
+    """By the compiler of this machine: weights, and the stream into and out of each layer."""
+
+    def blocks(weights, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    found = moved.moved(read(blocks, (12, 64, 64), (8, 64)))
+    weights, stream = 4 * 12 * 64 * 64, 4 * 8 * 64
+    assert weights + 12 * 2 * stream <= found <= 3 * weights + 12 * 5 * stream
+
+
+@pytest.mark.parametrize(
+    "line, kind, size",
+    [
+        ("(f32[8], bf16[4,4]) all-gather(%x, %x)", "all-gather", 64),
+        ("((f32[2], bf16[4]), (f32[8], bf16[16])) all-gather-start(%x, %x)", "all-gather", 64),
+        ("(f32[8], f32[2]) all-reduce-start(%x, %x)", "all-reduce", 40),
+        ("((f32[8], f32[16]), (f32[2], f32[4])) reduce-scatter-start(%x)", "reduce-scatter", 96),
+        ("(f32[6], f32[6], u32[], u32[]) collective-permute-start(%x)", "collective-permute", 24),
+    ],
+)
+def test_arrays_that_travel_together_count_together(line, kind, size):
+    text = f"ENTRY %main (x: f32[8]) -> f32[4] {{\n  %s = {line}, channel_id=2\n}}\n"
+    (found,) = hlo.Program(text).collectives
+    assert (found.kind, found.size, found.bytes) == (kind, size, size)
 
 
 def test_a_loop_that_ends_by_data_counts_once():
@@ -189,6 +263,13 @@ def test_arrays_of_the_vocabulary_are_found(described, space, dense):
     assert "all-reduce" in said and "fits" in said and "4 x v5e" in said
     numbers = compiled.as_json(found)
     assert numbers["memory_bytes"] == found.memory > 0
+    assert numbers["moved_bytes"] == found.moved > found.arguments
+    least = found.least
+    assert least is not None and "ms at the vendor's rates: products reach between" in said
+    assert least.memory == found.moved / 819e9
+    assert least.links == sum(one.bytes for one in found.collectives) / 200e9 > 0
+    low, high = compiled.utilisation(least)
+    assert 0 < low < high < 1
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(work.state))
     batch = 2 * 4 * np.prod((SHAPE["batch"], SHAPE["length"])) / 4
     assert found.arguments == pytest.approx(state + batch, rel=0.02)

@@ -13,8 +13,9 @@ from flm_jax import config as config_lib
 from flm_jax import target
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
+from flm_jax.host import sharding
 from flm_jax.losses import LOSSES
-from flm_jax.models import attention, kernels
+from flm_jax.models import attention, kernels, splash
 from flm_jax.samplers import SAMPLERS
 from flm_jax.target import Target
 
@@ -254,6 +255,17 @@ def test_a_kernel_is_refused_for_losses_with_forward_derivatives(monkeypatch):
         assert (sentence in said) == refused
 
 
+def test_splash_is_refused_where_there_is_no_such_kernel():
+    with pytest.raises(UserError, match="for TPUs but this is for cpu; set model.attention='auto'"):
+        kernels.check(make(attention="splash").model)
+    with target.compiling_for(Target("tpu", "any", 8)):
+        kernels.check(make(attention="splash").model)
+    kernels.check(make(attention="chunked").model)
+    long = {"data": {"name": "d", "length": 200}, "model": {"attention": "splash"}}
+    with pytest.raises(UserError, match="multiples of 128 but data.length=200; .*length=256"):
+        config_lib.validate(config_lib.resolve(long | {"tokenizer": {"name": "t"}}), {})
+
+
 def test_a_kernel_is_not_divided_over_devices():
     with pytest.raises(UserError, match="not divided over devices but there are 8"):
         config_lib.validate_devices(make(attention="tokamax"), 8)
@@ -266,10 +278,10 @@ def test_auto_is_a_kernel_only_where_it_is_safe(monkeypatch):
     tpu, cpu = (Target(platform, "any", 1) for platform in ("tpu", "cpu"))
     model = config_lib.ModelConfig(dtype="bfloat16")
 
-    def settled(chips, model=model, jvp=False, count=1, there=True):
+    def settled(chips, model=model, jvp=False, count=1, there=True, long=False):
         monkeypatch.setattr(kernels, "installed", lambda: there)
         with target.compiling_for(dataclasses.replace(chips, devices=count)):
-            return kernels.settle(model, jvp)
+            return kernels.settle(model, jvp, long)
 
     assert settled(hopper) == settled(tpu) == "tokamax"
     assert settled(ampere) == settled(cpu) == settled(hopper, there=False) == "auto"
@@ -277,6 +289,76 @@ def test_auto_is_a_kernel_only_where_it_is_safe(monkeypatch):
     assert settled(hopper, dataclasses.replace(model, dtype="float32")) == "auto"
     assert settled(hopper, dataclasses.replace(model, attention="einsum")) == "einsum"
     assert settled(cpu, dataclasses.replace(model, attention="tokamax")) == "tokamax"
+    assert settled(tpu, long=True) == settled(tpu, count=64, there=False, long=True) == "splash"
+    assert settled(tpu, long=True, jvp=True) == settled(tpu, count=64) == "auto"
+    assert settled(tpu, dataclasses.replace(model, heads=24), long=True) == "auto"
+    assert settled(cpu, long=True, there=False) == "auto"
+    splash = dataclasses.replace(model, attention="splash")
+    assert settled(tpu, splash) == "splash" and settled(cpu, splash) == "auto"
+
+
+# The kernel for TPUs, interpreted here
+
+
+@pytest.mark.parametrize(
+    "cap, causal, dtype, length, tolerance",
+    [(50.0, False, "float32", 256, 1e-5), (2.0, False, "float32", 128, 1e-5),
+     (0.0, True, "float32", 256, 1e-5), (50.0, False, "bfloat16", 128, 3e-2)],
+)  # fmt: skip
+def test_splash_is_the_reference(monkeypatch, cap, causal, dtype, length, tolerance):
+    """On one device, and with rows and heads on eight."""
+    interpret_splash(monkeypatch)
+    point, direction = inputs(jnp.dtype(dtype), length, width=64, rows=4)
+    wide = tuple(x.astype(jnp.float32) for x in point)
+    mesh = sharding.make_mesh((2, 2, 2))
+
+    @jax.jit
+    def all_three(point, wide):
+        def of(backend, share=None):
+            return lambda q, k, v: attention.attend(
+                q, k, v, cap, None, backend, causal=causal, share=share
+            )
+
+        wanted = derivatives(of("einsum"), wide, direction, False)
+        mine = (derivatives(of("splash", s), point, direction, False) for s in (None, shared))
+        return wanted, *mine
+
+    shared = sharding.share(mesh)
+    wanted, *found = all_three(point, wide)
+    for one in found:
+        assert {x.dtype for x in jax.tree.leaves(one)} == {jnp.dtype(dtype)}
+        for mine, reference in zip(*map(jax.tree.leaves, (one, wanted)), strict=True):
+            error = np.abs(np.asarray(mine, np.float32) - reference).max()
+            assert error < tolerance * np.abs(reference).max()
+
+
+def interpret_splash(monkeypatch):
+    """Without a TPU; what is called is counted."""
+    real, calls = splash.attend, []
+
+    def interpreted(*arrays, **options):
+        calls.append([x.shape for x in arrays])
+        return real(*arrays, **options, interpret=True)
+
+    monkeypatch.setattr(splash, "attend", interpreted)
+    return calls
+
+
+def test_splash_is_left_where_it_has_no_kernel(monkeypatch):
+    """Lengths, masks, and rows that the devices do not divide; a device has its rows and heads."""
+    calls = interpret_splash(monkeypatch)
+    shared = sharding.share(sharding.make_mesh((2, 2, 2)))
+
+    def shape(rows, length, visible=None, share=shared):
+        q, k, v = inputs(np.float32, length, width=64, rows=rows)[0]
+        form = functools.partial(attention.attend, cap=50.0, backend="splash", share=share)
+        return jax.eval_shape(form, q, k, v, visible_LM=visible).shape
+
+    assert shape(4, 130) == (4, 130, H, 64) and shape(3, 128) == (3, 128, H, 64)
+    assert shape(4, 128, jnp.ones((128, 128), bool)) == (4, 128, H, 64)
+    assert not calls
+    assert shape(4, 128) == (4, 128, H, 64) and calls == [[(1, 128, 1, 64)] * 3]
+    assert shape(3, 128, share=None) == (3, 128, H, 64) and calls[1:] == [[(3, 128, H, 64)] * 3]
 
 
 # The optional library

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxprs
 import numpy as np
 import pytest
 import tiny
@@ -240,6 +241,41 @@ def test_knobs_of_memory_and_speed_change_no_number(changes):
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
     for mine, reference in zip(*map(jax.tree.leaves, (gradient, wanted_gradient)), strict=True):
         np.testing.assert_allclose(mine, reference, rtol=1e-3, atol=1e-6)
+
+
+def test_a_bfloat16_stream_is_kept_in_half_the_bytes_and_close():
+    """Between blocks and for their backward pass; features and parameters stay float32."""
+    params, tokens, depth = (
+        tiny.params(tiny.model()),
+        tiny.batch().tokens_BL,
+        tiny.model().module.depth,
+    )
+
+    def loss(params, dtype):
+        posterior = (
+            tiny.model(stream_dtype=dtype, remat="full", dropout=0.0)
+            .net(params)(hidden(), TAU)
+            .posterior
+        )
+        assert posterior.features_BLD.dtype == jnp.float32
+        return -jnp.mean(posterior.log_prob(tokens))
+
+    def kept(dtype):
+        """Types of what the scan over the blocks keeps of the stream."""
+        jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss(p, dtype)))(params).jaxpr
+        scans = [e for e in jaxprs.equations(jaxpr) if e.primitive.name == "scan"]
+        results = [v.aval for e in scans for v in e.outvars]
+        return {aval.dtype for aval in results if aval.shape == (depth, B, L, D)}
+
+    for dtype in ("float32", "bfloat16"):
+        assert kept(dtype) == {jnp.dtype(dtype)}
+    wanted, wanted_gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, "float32")))(params)
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, "bfloat16")))(params)
+    assert 0 < abs(value / wanted - 1) < 2**-9
+    for mine, reference in zip(*map(jax.tree.leaves, (gradient, wanted_gradient)), strict=True):
+        assert mine.dtype == jnp.float32
+        error = jnp.linalg.norm((mine - reference).ravel())
+        assert error < 2**-5 * jnp.linalg.norm(reference.ravel()) + 1e-6
 
 
 def test_dropout_is_on_if_and_only_if_there_is_a_key():

@@ -8,4 +8,8 @@ predict.py     the mesh, the largest batch, the whole run
 count.py       FLOPs counted in a traced program
 validate.py    the formulas against compiled programs on this machine
 report.py      a prediction in words, and as JSON
+topology.py    chips described to their compilers
+compiled.py    what a compiler says of a step, or of a sampler
+hlo.py         a compiled program's text: collectives, arrays, kernels
+moved.py       and the bytes that it moves
 """

@@ -15,7 +15,7 @@ import jax
 from flm_jax import target
 from flm_jax.host import numerics, progress, sharding
 from flm_jax.inference.programs import counted
-from flm_jax.lab.plan import hlo, predict, program, topology
+from flm_jax.lab.plan import hlo, moved, predict, program, timing, topology
 from flm_jax.lab.plan.chips import Chip
 from flm_jax.lab.plan.program import Work
 
@@ -33,7 +33,10 @@ class Found:
         it takes besides, and results in places of their own.
       of_vocabulary: arrays of at least a row of V entries for every token of the micro-batch on a
         device, which the projected space does without.
+      moved: bytes that a step reads from the chip's memory and writes to it (`moved.py`).
       seconds: that tracing and compiling took.
+      least: seconds of a training step's parts if each reached the vendor's rates: products by
+        formula, memory and links by the bytes of this program.
     """
 
     program: str
@@ -46,7 +49,9 @@ class Found:
     of_vocabulary: Mapping[hlo.Array, int]
     largest: hlo.Array
     kernels: Mapping[str, int]
+    moved: float
     seconds: float
+    least: timing.Seconds | None = None
 
     @property
     def memory(self) -> int:
@@ -66,7 +71,26 @@ def training_step(work: Work, chip: Chip, mesh: tuple[int, int, int]) -> Found:
     def lowered(made: jax.sharding.Mesh) -> tuple[jax.stages.Lowered, str]:
         return program.build(work.config, work.vocab_size, made).lowered(), "training step"
 
-    return _compiled(lowered, work, chip, mesh, work.tokens / work.config.optim.accumulation_steps)
+    tokens = work.tokens / work.config.optim.accumulation_steps
+    found = _compiled(lowered, work, chip, mesh, tokens)
+    return dataclasses.replace(found, least=_least(work, found))
+
+
+def _least(work: Work, found: Found) -> timing.Seconds:
+    """The parts of a step at the vendor's rates."""
+    predicted = timing.seconds(work, found.chip, found.mesh, share=1.0)
+    rate = timing.link_rate(found.chip, math.prod(found.mesh))
+    sent = sum(one.bytes for one in found.collectives)
+    return dataclasses.replace(
+        predicted, memory=found.moved / (1e9 * found.chip.memory_gbs), links=sent / rate
+    )
+
+
+def utilisation(least: timing.Seconds) -> tuple[float, float]:
+    """Products' share of the peak if nothing hides behind them, and if all that can does."""
+    rest = least.memory + least.links
+    alone = least.products + least.noise
+    return least.products / (alone + rest), least.products / max(alone, rest)
 
 
 def sampler(work: Work, chip: Chip, mesh: tuple[int, int, int], steps: int) -> Found:
@@ -114,6 +138,7 @@ def _compiled(
         of_vocabulary={a: n for a, n in read.arrays.items() if a.entries >= limit},
         largest=max(read.arrays, key=lambda array: array.bytes),
         kernels=read.kernels,
+        moved=moved.moved(read),
         seconds=seconds,
     )  # fmt: skip
 
@@ -179,6 +204,8 @@ def report(found: Found) -> str:
         f"  memory         {found.memory / 1e9:.2f} of {found.chip.memory_gb:g} GB per chip: "
         f"{verdict}; state {found.arguments / 1e9:.2f}, temporaries "
         f"{found.temporaries / 1e9:.2f}, other results {found.results / 1e9:.2f}",
+        f"  memory traffic {found.moved / 1e9:.1f} GB a step",
+        *([] if found.least is None else [_in_words(found.least)]),
         f"  largest array  {found.largest}, {found.largest.bytes / 1e6:.1f} MB",
         f"  vocabulary     {arrays or 'no array of all tokens and the vocabulary'}",
         f"  collectives    {total / 1e9:.3f} GB a step on each chip" + ":" * bool(shown),
@@ -188,6 +215,17 @@ def report(found: Found) -> str:
         "whose length depends on data does, counts once",
     ]
     return "\n".join(lines)
+
+
+def _in_words(least: timing.Seconds) -> str:
+    """The parts of a step, and what follows for the whole."""
+    low, high = utilisation(least)
+    parts = dataclasses.asdict(least).items()
+    listed = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in parts)
+    return (
+        f"  at least       {listed} ms at the vendor's rates: products reach between "
+        f"{100 * low:.0f} and {100 * high:.0f} % of the peak"
+    )
 
 
 def as_json(found: Found) -> dict[str, Any]:
@@ -207,5 +245,7 @@ def as_json(found: Found) -> dict[str, Any]:
             for one in found.collectives
         ],
         "kernels": dict(found.kernels),
+        "moved_bytes": found.moved,
+        "least_seconds": None if found.least is None else dataclasses.asdict(found.least),
         "compile_seconds": found.seconds,
     }

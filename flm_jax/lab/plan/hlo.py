@@ -26,9 +26,12 @@ BYTES = {
 _NO_KERNELS = re.compile(
     r"AllocateBuffer|Bitcast|Bitpacked|AssumeGather|Async\w*(Start|Done)|Sharding|LayoutConstraint"
 )
+_PALLAS_TPU = "tpu_custom_call"
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_FAST = "S(1)"  # of a layout: the memory inside of a TPU
 _CALLED = re.compile(r"(body|condition|calls|to_apply)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -60,24 +63,36 @@ class Instruction:
     kind: str  # of operation: "fusion", "all-gather"; an asynchronous one is counted at its start
     arrays: tuple[Array, ...]  # of its result
     rest: str  # operands and attributes
+    bytes: float = 0.0  # of its result in the main memory
+
+    @property
+    def operands(self) -> list[str]:
+        """Names."""
+        return _OPERAND.findall(self.rest.split(")")[0])
+
+    @property
+    def called(self) -> str:
+        """The computation that a fusion is made of; else ""."""
+        return next((name for how, name in _called(self) if how == "calls"), "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind and largest array.
+    """All collectives of one kind, size and largest array.
 
     Attributes:
       times: that one runs in a step.
-      bytes: of the largest array of each, on one device: what is gathered, or what is reduced.
+      size: of all arrays that travel in one, on one device: what is gathered, or what is reduced.
     """
 
     kind: str
     array: Array
     times: int
+    size: float
 
     @property
     def bytes(self) -> float:
-        return self.times * self.array.bytes
+        return self.times * self.size
 
 
 class Program:
@@ -88,7 +103,7 @@ class Program:
     """
 
     def __init__(self, text: str):
-        self._computations, self._entry = _parse(text)
+        self.computations, self._entry = _parse(text)
 
     @functools.cached_property
     def times(self) -> Mapping[str, int]:
@@ -97,7 +112,7 @@ class Program:
 
         def visit(name: str, times: int) -> None:
             found[name] += times
-            for instruction in self._computations.get(name, ()):
+            for instruction in self.computations.get(name, ()):
                 for how, called in _called(instruction):
                     trips = self._trips(instruction) if how == "body" else 1
                     visit(called, times * trips)
@@ -113,7 +128,7 @@ class Program:
         def visit(name: str) -> None:
             if name not in found:
                 found.add(name)
-                for instruction in self._computations.get(name, ()):
+                for instruction in self.computations.get(name, ()):
                     if instruction.kind not in ("fusion", "custom-call"):
                         for how, called in _called(instruction):
                             if how != "to_apply" or instruction.kind == "call":
@@ -125,13 +140,16 @@ class Program:
     @functools.cached_property
     def collectives(self) -> tuple[Collective, ...]:
         """Most bytes first."""
-        found: collections.Counter[tuple[str, Array]] = collections.Counter()
+        found: collections.Counter[tuple[str, Array, float]] = collections.Counter()
         for name, instruction in self._instructions(self.times):
             kind = instruction.kind.removesuffix("-start")
             if kind in COLLECTIVES and instruction.arrays:
-                largest = max(instruction.arrays, key=lambda array: array.bytes)
-                found[kind, largest] += self.times[name]
-        made = (Collective(kind, array, times) for (kind, array), times in found.items())
+                arrays = _travelling(instruction)
+                largest = max(arrays, key=lambda array: array.bytes)
+                found[kind, largest, sum(array.bytes for array in arrays)] += self.times[name]
+        made = (
+            Collective(kind, array, times, size) for (kind, array, size), times in found.items()
+        )
         return tuple(sorted(made, key=lambda one: -one.bytes))
 
     @functools.cached_property
@@ -145,13 +163,19 @@ class Program:
 
     @functools.cached_property
     def kernels(self) -> Mapping[str, int]:
-        """Custom calls that compute something, by target, with how often they run in a step."""
+        """Custom calls that compute something, with how often they run in a step.
+
+        By target, but kernels written in Pallas for TPUs, which share one, by their own name.
+        """
         found: collections.Counter[str] = collections.Counter()
         for name, instruction in self._instructions(self.times):
             if instruction.kind == "custom-call":
                 target = _TARGET.search(instruction.rest)
                 if target and not _NO_KERNELS.search(target[1]):
-                    found[target[1]] += self.times[name]
+                    called = target[1]
+                    if called == _PALLAS_TPU:
+                        called = re.sub(r"(\.\d+)*$", "", instruction.name)
+                    found[called] += self.times[name]
             elif instruction.kind == "fusion" and "__triton" in instruction.rest:
                 kind = re.search(r'"kind":"(__triton\w*)"', instruction.rest)
                 found[kind[1] if kind else "__triton"] += self.times[name]
@@ -161,7 +185,7 @@ class Program:
         self, names: Mapping[str, int] | frozenset[str]
     ) -> Iterator[tuple[str, Instruction]]:
         for name in names:
-            for instruction in self._computations.get(name, ()):
+            for instruction in self.computations.get(name, ()):
                 yield name, instruction
 
     def _trips(self, loop: Instruction) -> int:
@@ -169,13 +193,27 @@ class Program:
         if known := _TRIPS.search(loop.rest):
             return int(known[1])
         condition = next((called for how, called in _called(loop) if how == "condition"), "")
-        inside = self._computations.get(condition, ())
+        inside = self.computations.get(condition, ())
         bounds = [one for one in inside if one.kind == "constant" and _is_count(one)]
         compared = [one for one in inside if one.kind == "compare" and "direction=LT" in one.rest]
         last = inside[-1] if inside else None
         if len(bounds) == 1 and compared == [last]:
             return int(bounds[0].rest.split(")")[0])
         return 1
+
+
+def _travelling(collective: Instruction) -> tuple[Array, ...]:
+    """The arrays of a collective: several of a kind may be combined to one.
+
+    An asynchronous one but all-reduce results in what goes in and what comes out (and scalars that
+    say where it is).
+    """
+    kind, arrays = collective.kind, collective.arrays
+    if not kind.endswith("-start") or kind == "all-reduce-start":
+        return arrays
+    both = tuple(array for array in arrays if array.shape) or arrays
+    half = len(both) // 2
+    return both[:half] if kind == "reduce-scatter-start" and half else both[half:]
 
 
 def _is_count(constant: Instruction) -> bool:
@@ -200,10 +238,12 @@ def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             entry = head[2] if head[1] else entry
         elif current is not None and (found := _INSTRUCTION.match(line)):
             name, kind_of_result, kind, rest = found.groups()
+            printed = [one for one in _ARRAY.findall(kind_of_result) if one[0] in BYTES]
             arrays = tuple(
                 Array(dtype, tuple(map(int, filter(None, shape.split(",")))))
-                for dtype, shape in _ARRAY.findall(kind_of_result)
-                if dtype in BYTES
+                for dtype, shape, _ in printed
             )
-            current.append(Instruction(name, kind, arrays, rest))
+            slow = [a for a, one in zip(arrays, printed, strict=True) if _FAST not in one[2]]
+            size = sum(array.bytes for array in slow)
+            current.append(Instruction(name, kind, arrays, rest, size))
     return computations, entry

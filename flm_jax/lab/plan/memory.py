@@ -8,12 +8,13 @@ derivative (LSD and ESD 0.5), bytes of float32 except where ``model.dtype`` halv
     state          parameters, two moments, EMA: exact, shared as `sharding` does it
     gradient       the size of the parameters, twice with accumulation
     frozen         teachers: exact
-    residuals      n D (N + 1), what rematerialised layers keep; N times 9 n D more where they keep
+    residuals      n D (N + 1), what rematerialised layers keep, of two bytes with
+                   ``model.stream_dtype`` bfloat16; N times 9 n D more where they keep
                    results of products; without rematerialisation N times 22 n D and four arrays of
                    attention scores more
     block          23 n D and 4.5 arrays of attention scores: one block while its gradient is made.
                    Where attention takes blocks of queries (`models.attention`) the scores are those
-                   of one block and none are kept; a kernel (model.attention=tokamax) has none
+                   of one block and none are kept; a kernel (splash, tokamax) has none
     head           2.75 + 1.8 e + 3.9 d arrays (chunk, V); block and head are not needed at the same
                    time, but 0.3 of the smaller one is not reused
     space          projected: 4 n W and 4 W^2, and no array of the vocabulary: the noise's gradient
@@ -74,7 +75,8 @@ def memory(work: Work, mesh: tuple[int, int, int], accelerator: bool) -> dict[st
         STATE: bytes_per_chip(work.state, mesh),
         GRADIENT: params * (2 if config.optim.accumulation_steps > 1 else 1),
         FROZEN: bytes_per_chip(work.frozen, mesh),
-        RESIDUALS: BYTES * tokens * width * (depth + 1) + saved,
+        RESIDUALS: (2 if model.stream_dtype == "bfloat16" else BYTES) * tokens * width * (depth + 1)
+        + saved,
         BUSIEST: max(block, head) + NOT_REUSED * min(block, head),
     }
     if fsdp > 1:  # one layer's parameters at a time, and the head, come from the other chips
@@ -103,7 +105,7 @@ def remembered(model: config_lib.ModelConfig, rows: float, length: int, accelera
 
 def queries_at_once(model: config_lib.ModelConfig, length: int) -> int:
     """Queries of a sequence whose scores exist at one time, as `models.attention` decides it."""
-    if model.attention == "tokamax":
+    if model.attention in ("splash", "tokamax"):
         return 0
     return attention.queries(model.attention, length, model.width // model.heads)
 

@@ -105,17 +105,21 @@ def sent(work: Work, mesh: tuple[int, int, int]) -> float:
     return moved
 
 
+def link_rate(chip: Chip, chips: int) -> float:
+    """Bytes/s that each of so many chips can send to the others."""
+    crosses = 0 < chip.per_host < chips
+    return 1e9 * (chip.network_gbs if crosses else chip.link_gbs)
+
+
 def seconds(work: Work, chip: Chip, mesh: tuple[int, int, int], share: float) -> Seconds:
     """Of one step on a mesh of such chips whose products reach ``share`` of the peak."""
     data, fsdp, tensor = mesh
     chips = data * fsdp * tensor
     low = work.config.model.dtype == "bfloat16"
     peak = 1e12 * (chip.bf16_tflops if low else chip.float32_tflops)
-    crosses = 0 < chip.per_host < chips
-    rate = 1e9 * (chip.network_gbs if crosses else chip.link_gbs)
     return Seconds(
         products=flops(work) / (chips * peak * share),
         memory=traffic(work, mesh) / (1e9 * chip.memory_gbs),
         noise=noise_flops(work, mesh) / (1e12 * chip.exact_tflops * share),
-        links=sent(work, mesh) / rate if chips > 1 else 0.0,
+        links=sent(work, mesh) / link_rate(chip, chips) if chips > 1 else 0.0,
     )

@@ -25,6 +25,8 @@ _TPU_VARIABLES = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    # It would let one process have the chips; these have none.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
