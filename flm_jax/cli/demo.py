@@ -1,13 +1,13 @@
 """Watch models write, in the browser: from noise to text, side by side, with their milliseconds.
 
-    flm demo --checkpoint=runs/q
+    flm demo
     flm demo --checkpoint=runs/q --checkpoint=runs/q_fmlm --checkpoint=runs/q_ar
     flm demo --checkpoint=runs/q_fmlm --output=page --noserve
 
 A page with the models in it is written into a folder and served on this machine until Ctrl-C; the
 models run in the browser. --output keeps the folder, which any static host can serve, as
 python -m http.server --directory page does (a browser reads no models from file://). Denoisers,
-flow maps and autoregressive models, at most three.
+flow maps and autoregressive models, at most three; by default stories, which comes with the package.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from flm_jax.knobs import knob
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     checkpoint: tuple[str, ...] = knob(
-        (),
-        "a workdir, hf://USER/REPO or an official file; up to three, with commas or one by one",
+        ("stories",),
+        "a workdir, a model of the package, hf://USER/REPO or an official file; up to three, with "
+        "commas or one by one",
         nonempty=True,
         repeated=True,
-        needed="--checkpoint=PATH is missing; give a run's --workdir, or up to three of them",
     )
     output: str = knob("", "folder to be made and kept; by default one that goes with the command")
     port: int = knob(0, "port on this machine; 0 = any free one", at_least=0, at_most=65535)

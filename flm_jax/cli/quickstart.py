@@ -58,10 +58,11 @@ def show_model() -> None:
     print(f"1. {STORIES}, a model that comes with this package, writes\n", flush=True)
     folder = shipped.find(STORIES)
     model = inference.load(STORIES if folder is None else folder)
-    for steps in model.config.sampler.steps:
+    default = model.config.sampler.steps[-1]
+    for steps in (1, default, 2 * default):
         _show(model, f"{steps} network evaluation{'s' * (steps > 1)}", num_samples=3, steps=steps)
-    _show(model, f"a prompt: {_PROMPT}", num_samples=2, prompt=_PROMPT)
-    _show(model, f"a gap: {_GAP}", num_samples=2, infill=_GAP)
+    _show(model, f"a prompt: {_PROMPT}", num_samples=2, prompt=_PROMPT, steps=2 * default)
+    _show(model, f"a gap: {_GAP}", num_samples=2, infill=_GAP, steps=2 * default)
 
 
 def _show(model: "FlowModel", title: str, **asked: Any) -> None:

@@ -147,6 +147,7 @@ def described(model: FlowModel) -> dict[str, Any]:
         "bos_id": _bos_id(model),
         "way": "causal" if section.causal else way,
         "steps": min(STEPS, sampler.steps[-1]),
+        "rounds": sampler.rounds if sampler.name == "refinement" else STEPS // 2,
         "eps": sampler.options.get("eps", maps.EPS) if sampler.name == "euler" else maps.EPS,
         "grid_power": sampler.grid_power,
         "prior_scale": sampler.prior_scale,

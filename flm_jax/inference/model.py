@@ -327,10 +327,12 @@ class FlowModel:
     def text(self, tokens_L: np.ndarray) -> str:
         """The text of one row; documents of a packed row are separated by a line break.
 
-        A row that is one document (``data.packing=one_per_row``) ends at its end mark.
+        A row that is one document (``data.packing=one_per_row``) ends at its end mark, or where
+        it is filled up.
         """
         if self.config.data.packing.startswith("one_per_row"):
-            ended = np.flatnonzero(tokens_L == self.tokenizer.eos_id)
+            ends = self.tokenizer.eos_id, self.tokenizer.pad_id
+            ended = np.flatnonzero(np.isin(tokens_L, [e for e in ends if e is not None]))
             tokens_L = tokens_L[: ended[0]] if ended.size else tokens_L
         special = self.tokenizer.bos_id, self.tokenizer.eos_id, self.tokenizer.pad_id
         ends = np.flatnonzero(np.isin(tokens_L, [token for token in special if token is not None]))

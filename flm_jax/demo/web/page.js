@@ -113,7 +113,7 @@ class Column {
     this.sure = new Float32Array(model.length).fill(1);  // the probability of every token
     let last = null;
     this.timing.ariaBusy = "true";  // read out when it is done
-    const rounds = Math.ceil(steps / 2);  // what writes best in docs/writing.md
+    const rounds = Math.min(steps, model.rounds);
     const whole = await written(this, way, { steps, seed, given, rounds }, (frame, milliseconds) => {
       last = frame;
       this.frames.push(this.shown(frame, milliseconds));
