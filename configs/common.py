@@ -219,8 +219,8 @@ def fast(config: ConfigDict) -> None:
     """... one of our own recipe: better text from the same minutes (benchmarks/recipe.md).
 
     Any tokens are given in training, so that the model writes in rounds which keep what is sure,
-    and continues prompts and fills gaps, too; times are early ones more often. Large batches have Muon for the matrices of the
-    blocks.
+    and continues prompts and fills gaps, too; times are early ones more often. Large batches have
+    Muon for the matrices of the blocks.
     """
     if config.train.batch_size * config.data.length >= MUON_TOKENS:
         config.optim.name = "muon"

@@ -7,7 +7,7 @@
 A page with the models in it is written into a folder and served on this machine until Ctrl-C; the
 models run in the browser. --output keeps the folder, which any static host can serve, as
 python -m http.server --directory page does (a browser reads no models from file://). Denoisers,
-flow maps and autoregressive models, at most three; by default stories, which comes with the package.
+flow maps and autoregressive models, at most three; by default stories, which comes with flm_jax.
 """
 
 import contextlib

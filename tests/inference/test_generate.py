@@ -17,8 +17,11 @@ from commands import call, flm
 from runs import finished as finished  # a fixture
 
 import flm_jax
+from flm_jax import FlowModel
+from flm_jax import config as config_lib
 from flm_jax.cli.streams import NobodyReads
 from flm_jax.errors import UserError
+from flm_jax.experiment import Experiment
 from flm_jax.host import sharding
 
 
@@ -347,6 +350,12 @@ def test_documents_of_a_row_are_lines_of_its_text(model):
     row = [tokenizer.bos_id, *red, tokenizer.eos_id, *cat, tokenizer.eos_id, tokenizer.pad_id]
     assert model.text(np.asarray(row)) == "red\ncat"
     assert model.text(np.asarray([tokenizer.bos_id, tokenizer.eos_id])) == ""
+    # A row that is one document ends with it, whatever an undecided network says behind.
+    config = config_lib.changed(model.config, {"data.packing": "one_per_row"})
+    alone = FlowModel(Experiment(config, tokenizer.vocab_size), tokenizer, model.params)
+    assert alone.text(np.asarray(row)) == "red"
+    row[row.index(tokenizer.eos_id)] = tokenizer.pad_id
+    assert alone.text(np.asarray(row)) == "red"
 
 
 def test_a_trajectory_has_one_entry_per_evaluation(model):
