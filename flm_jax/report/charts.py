@@ -19,7 +19,10 @@ SMOOTH_FROM = 60  # points; shorter series are shown as they are
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line: name, points, a colour class (or a shade 0..100 of the sequential scale)."""
+    """One line: name, points, a colour class (or a shade 0..100 of the sequential scale).
+
+    ``dashes`` are those of an SVG file, "5 4".
+    """
 
     name: str
     x: np.ndarray
@@ -27,6 +30,7 @@ class Series:
     colour: str = "s1"
     shade: int | None = None
     dots: bool = False
+    dashes: str = ""
 
 
 def chart(
