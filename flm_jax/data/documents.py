@@ -11,12 +11,12 @@ import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from flm_jax import errors
-from flm_jax.data import first_bytes
+from flm_jax.data import base, first_bytes
 
 _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -345,7 +345,7 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True)
-class Located(Sequence[str]):
+class Located(base.Lazy):
     """Documents by index, read from their files when asked for.
 
     Attributes:
@@ -359,13 +359,5 @@ class Located(Sequence[str]):
     def __len__(self) -> int:
         return len(self.places_N3)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self.reader.read(place) for place in self.places_N3[index]]
-        return self.reader.read(self.places_N3[index])
+    def document(self, number: int) -> str:
+        return self.reader.read(self.places_N3[number])

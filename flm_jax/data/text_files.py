@@ -115,9 +115,6 @@ class TextFiles(base.Corpus):
             raise errors.UserError(self._nothing(split))
         return found
 
-    def detokenize(self, text: str) -> str:
-        return text
-
     def fingerprint(self, split: str) -> str:
         base.check_split(self, split)
         owner = split if self._files[split] else "train"
@@ -144,13 +141,8 @@ class TextFiles(base.Corpus):
 
     def describe(self) -> dict:
         """What `base.description` says, from the counts of the one pass; a split may be empty."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "licence": self.licence,
-            "documents": {split: len(self._found(split)) for split in self.splits},
-            "characters": {split: self._characters[split] for split in self.splits},
-        }
+        counts = {s: (len(self._found(s)), self._characters[s]) for s in self.splits}
+        return base.description(self, counts)
 
     def _found(self, split: str) -> documents.Located:
         base.check_split(self, split)

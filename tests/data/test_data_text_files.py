@@ -90,9 +90,10 @@ def test_one_document_and_a_validation_file_are_enough(tmp_path, document):
 def test_an_empty_test_split_is_told_only_to_who_asks_for_it(tmp_path):
     lines = [line for line in LINES if base.split_of(line) != "test"]
     corpus = text_files.TextFiles(put(tmp_path / "a.txt", "\n".join(lines)))
-    counted = base.description(text_files.TextFiles(put(tmp_path / "b.txt", "\n".join(LINES))))
-    assert corpus.describe()["documents"] == counted["documents"] | {"test": 0}
-    assert corpus.describe()["characters"] == counted["characters"] | {"test": 0}
+    whole = text_files.TextFiles(put(tmp_path / "b.txt", "\n".join(LINES)))
+    texts = {split: whole.source(split) for split in base.SPLITS} | {"test": []}
+    assert corpus.describe()["documents"] == {s: len(t) for s, t in texts.items()}
+    assert corpus.describe()["characters"] == {s: sum(map(len, t)) for s, t in texts.items()}
     with pytest.raises(errors.UserError, match="for the 'test' split; set options.test_path, or"):
         corpus.source("test")
 

@@ -18,7 +18,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Part(Protocol):
 
 
 @dataclasses.dataclass
-class Streamed(Sequence[str]):
+class Streamed(base.Lazy):
     """The documents of parts, or those from `first` up to `stop` only, as a sequence.
 
     Iterating is one pass over the parts. Reading by index goes forwards from the newest document
@@ -99,20 +99,8 @@ class Streamed(Sequence[str]):
             if not left:
                 return
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        wanted = self.first + index
+    def document(self, number: int) -> str:
+        wanted = self.first + number
         cursor = self._cursor
         if cursor is None or not self._is_ahead(cursor[0], wanted):
             self._cursor = cursor = wanted, self._from(wanted)
