@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flm_jax import data, errors
-from flm_jax.data import base, documents, text_files
+from flm_jax.data import base, documents, pieces, text_files
 
 LINES = [f"line {i} of the tale" for i in range(200)]
 
@@ -48,7 +48,7 @@ def test_kinds_of_files(tmp_path, name):
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
 def test_ways_to_cut(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(documents, "_CHUNK", chunk)
+    monkeypatch.setattr(pieces, "_CHUNK", chunk)
     text = "\ufeffOne\r\ntwo\n\n\n  \nthree é\n<|end|>\nfour<|end|><|end|>five <|end\n"
     path = put(tmp_path / "t.txt", text)
 
@@ -203,7 +203,7 @@ def test_damaged_gzip_files(tmp_path):
     ):
         (tmp_path / "a.txt.gz").write_bytes(content)
         corpus = text_files.TextFiles(str(tmp_path / "a.txt.gz"))
-        with pytest.raises(errors.UserError, match=r"a\.txt\.gz is not a complete gzip file"):
+        with pytest.raises(errors.UserError, match=r"a\.txt\.gz is damaged or not complete"):
             corpus.source("train")
 
 
@@ -310,7 +310,7 @@ def test_a_long_gzip_file_that_is_cut_off(tmp_path):
     noise = np.random.default_rng(0).integers(97, 123, (4000, 50)).astype(np.uint8)
     whole = gzip.compress(b"\n".join(row.tobytes() for row in noise))
     (tmp_path / "a.txt.gz").write_bytes(whole[:-999])
-    with pytest.raises(errors.UserError, match=r"a\.txt\.gz is not a complete gzip file .*again"):
+    with pytest.raises(errors.UserError, match=r"a\.txt\.gz is damaged or not complete .*again"):
         text_files.TextFiles(str(tmp_path / "a.txt.gz")).source("train")
 
 
