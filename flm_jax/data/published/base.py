@@ -100,7 +100,7 @@ class Published(base.Corpus, unfinished=True):
                 return found
         if download and self.downloads:
             for file in self.downloads:
-                fetch(file, self._download_folder(), progress.bar)
+                fetch(file, self._download_folder())
             if found := self.recognise(self._download_folder()):
                 return found
         raise errors.UserError(self._nowhere(download))
