@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,16 +52,23 @@ def to_params(state: Mapping[str, np.ndarray]) -> Params:
     shapes = {name: array.shape for name, array in state.items()}
     sizes = layout.sizes_of(shapes, "the state")
     layout.check(shapes, sizes, "the state")
+    return tree_of(layout.entries(sizes), sizes.depth, state)
+
+
+def tree_of(
+    entries: Iterable[layout.Entry], depth: int, state: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """The part of our tree (float32) that some entries are, of a network with ``depth`` blocks."""
     params: dict[str, Any] = {}
     stacks: dict[tuple[str, ...], np.ndarray] = {}
-    for entry in layout.entries(sizes):
+    for entry in entries:
         array = np.asarray(state[entry.name], np.float32)
         array = array.T if entry.transpose else array
         if entry.layer is None:
             _set(params, entry.path, np.ascontiguousarray(array))
         else:
             if entry.path not in stacks:
-                stacks[entry.path] = np.empty((sizes.depth, *array.shape), np.float32)
+                stacks[entry.path] = np.empty((depth, *array.shape), np.float32)
                 _set(params, entry.path, stacks[entry.path])
             stacks[entry.path][entry.layer] = array
     return params
