@@ -4,9 +4,12 @@ import abc
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flm_jax.tokenizers import base
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class LibraryTokenizer(base.Tokenizer, unfinished=True):
@@ -14,7 +17,7 @@ class LibraryTokenizer(base.Tokenizer, unfinished=True):
 
     @functools.cached_property
     @abc.abstractmethod
-    def _tokenizer(self):
+    def _tokenizer(self) -> "tokenizers.Tokenizer":
         """The object of the library."""
 
     @abc.abstractmethod
