@@ -6,6 +6,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import overload
 
 from flm_jax import errors
 from flm_jax.contracts import Contract
@@ -81,14 +82,32 @@ class MemoryCorpus(Corpus, unfinished=True):
         check_split(self, split)
         return self._documents[split]
 
-    def detokenize(self, text: str) -> str:
-        return text
-
     def fingerprint(self, split: str) -> str:
         return hash_texts(self.source(split))
 
     def describe(self) -> dict:
-        return description(self)
+        texts = {split: self.source(split) for split in self.splits}
+        counts = {split: (len(own), sum(map(len, own))) for split, own in texts.items()}
+        return description(self, counts)
+
+
+class Lazy(Sequence[str]):
+    """Documents that are read one by one, when they are asked for."""
+
+    @abc.abstractmethod
+    def document(self, number: int) -> str:
+        """The one of that number, below the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self.document(number) for number in range(len(self))[index]]
+        return self.document(range(len(self))[index])
 
 
 @functools.lru_cache(maxsize=8)
@@ -100,15 +119,14 @@ def hash_texts(texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def description(corpus: Corpus) -> dict:
-    """The dict that `describe` returns, by counting; `corpus` has `kind` and `licence` as well."""
-    counts = {split: corpus.source(split) for split in corpus.splits}
+def description(corpus: Corpus, counts: Mapping[str, tuple[int, int | None]]) -> dict:
+    """The dict that `describe` returns, of (documents, characters) by split; None: not counted."""
     return {
         "name": corpus.name,
         "kind": corpus.kind,
         "licence": corpus.licence,
-        "documents": {split: len(texts) for split, texts in counts.items()},
-        "characters": {split: sum(map(len, texts)) for split, texts in counts.items()},
+        "documents": {split: count[0] for split, count in counts.items()},
+        "characters": {split: count[1] for split, count in counts.items()},
     }
 
 

@@ -2,23 +2,20 @@
 
 import array
 import dataclasses
-import functools
 import gzip
 import io
 import json
 import pathlib
 import re
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from flm_jax import errors
-from flm_jax.data import first_bytes
+from flm_jax.data import base, first_bytes, pieces
 
-_CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -41,17 +38,6 @@ def kind_of(path: pathlib.Path, format_: str = "auto") -> tuple[str, bool]:
         return ("jsonl" if format_ == "jsonl" else "txt"), zipped
     last = "".join(names[:-1][-1:] if zipped else names[-1:])
     return ("jsonl" if last in _JSON_LINES else "txt"), zipped
-
-
-def unreadable(path: pathlib.Path, error: Exception) -> str:
-    """The sentence for a file that cannot be opened or unzipped."""
-    if isinstance(error, (gzip.BadGzipFile, EOFError, zlib.error)):
-        return f"{path} is not a complete gzip file ({error}); copy it again"
-    return f"cannot read {path}: {getattr(error, 'strerror', None) or error}; correct the path"
-
-
-class _TooLong(Exception):
-    """A document has more bytes than it may; carries the line it begins in."""
 
 
 class Reader:
@@ -95,11 +81,9 @@ class Reader:
           UserError: a file is unreadable, or not text, or another kind of text than its name says.
         """
         for number, path in enumerate(self._files):
-            try:
+            with pieces.reading(path):
                 head = self._file(number).read(first_bytes.SIZE)
                 self._file(number).seek(0)
-            except (OSError, EOFError, zlib.error) as error:
-                raise errors.UserError(unreadable(path, error)) from error
             kind = self._kinds[path][0]
             if found := first_bytes.complaint(head, kind, self._guessed, self._document):
                 raise errors.UserError(f"{path} {found}")
@@ -133,12 +117,10 @@ class Reader:
         """The document at a place that `scan` gave."""
         number, start, size = map(int, place)
         path = self._files[number]
-        try:
+        with pieces.reading(path):
             file = self._file(number)
             file.seek(start)
             data = file.read(size)
-        except (OSError, EOFError, zlib.error) as error:
-            raise errors.UserError(unreadable(path, error)) from error
         if len(data) < size:
             raise errors.UserError(f"{path} became shorter while it was read; start again")
         return self._text(path, data, 0)[0] or ""
@@ -160,29 +142,18 @@ class Reader:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": None}
 
-    def _pieces(self, number: int, document: str) -> Iterator[tuple[int, bytes, int]]:
-        """(first byte, bytes, number of its first line) of each piece of a file."""
-        document = document or self._document
+    def _pieces(self, number: int, document: str) -> pieces.Pieces:
         try:
-            file = self._file(number)
-            file.seek(0)
-            if document == "file":
-                pieces = _whole(file, self._longest)
-            elif document == "line":
-                pieces = _lines(file, self._longest)
-            elif document == "paragraph":
-                pieces = _paragraphs(file, self._longest)
-            else:
-                pieces = _separated(file, document.encode(), self._longest)
-            yield from pieces
-        except _TooLong as error:
+            with pieces.reading(self._files[number]):
+                file = self._file(number)
+                file.seek(0)
+                yield from pieces.cut(file, document or self._document, self._longest)
+        except pieces.TooLong as error:
             raise errors.UserError(
                 f"{self._files[number]} has a document of more than {self._longest:,} bytes from "
                 f"line {error} on; cut the text finer with options.document, or raise "
                 "options.longest_document if there is memory enough (some hundred times as much)"
             ) from None
-        except (OSError, EOFError, zlib.error) as error:
-            raise errors.UserError(unreadable(self._files[number], error)) from error
 
     def _text(self, path: pathlib.Path, data: bytes, line: int) -> tuple[str | None, bool]:
         """(document, is it all text); "" if it is to be omitted, None if JSON has no text."""
@@ -256,70 +227,6 @@ class Reader:
         return None
 
 
-def _whole(file: io.BufferedIOBase, longest: int) -> Iterator[tuple[int, bytes, int]]:
-    data = file.read(longest + 1) if longest < 1 << 62 else file.read()
-    if len(data) > longest:
-        raise _TooLong(1)
-    if data:
-        yield 0, data, 1
-
-
-def _lines(file: io.BufferedIOBase, longest: int) -> Iterator[tuple[int, bytes, int]]:
-    start = 0
-    # Never more than `longest` and a bit of a line is in memory.
-    for number, line in enumerate(iter(functools.partial(file.readline, longest + 2), b""), 1):
-        if len(line) > longest and len(line.rstrip(b"\r\n")) > longest:
-            raise _TooLong(number)
-        yield start, line, number
-        start += len(line)
-
-
-def _paragraphs(file: io.BufferedIOBase, longest: int) -> Iterator[tuple[int, bytes, int]]:
-    held: list[bytes] = []
-    size, first, first_line = 0, 0, 1
-    for start, line, number in _lines(file, longest):
-        if not line.strip():
-            if held:
-                yield first, b"".join(held), first_line
-            held = []
-            continue
-        if not held:
-            size, first, first_line = 0, start, number
-        size += len(line)
-        if size > longest:
-            raise _TooLong(first_line)
-        held.append(line)
-    if held:
-        yield first, b"".join(held), first_line
-
-
-def _separated(
-    file: io.BufferedIOBase, separator: bytes, longest: int
-) -> Iterator[tuple[int, bytes, int]]:
-    """Pieces between separators; never holds more than one piece and one chunk."""
-    start, line, searched = 0, 1, 0
-    rest = bytearray()
-    while chunk := file.read(_CHUNK):
-        rest += chunk
-        begin = 0
-        while (end := rest.find(separator, max(begin, searched))) >= 0:
-            if end - begin > longest:
-                raise _TooLong(line)
-            piece = bytes(rest[begin:end])
-            yield start + begin, piece, line
-            line += piece.count(b"\n") + separator.count(b"\n")
-            begin = end + len(separator)
-        del rest[:begin]
-        start += begin
-        searched = max(0, len(rest) - len(separator) + 1)
-        if searched > longest:
-            raise _TooLong(line)
-    if len(rest) > longest:
-        raise _TooLong(line)
-    if rest:
-        yield start, bytes(rest), line
-
-
 class Places:
     """Gathers places; many of them are kept in a nameless file, so memory stays small."""
 
@@ -345,7 +252,7 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True)
-class Located(Sequence[str]):
+class Located(base.Lazy):
     """Documents by index, read from their files when asked for.
 
     Attributes:
@@ -359,13 +266,5 @@ class Located(Sequence[str]):
     def __len__(self) -> int:
         return len(self.places_N3)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self.reader.read(place) for place in self.places_N3[index]]
-        return self.reader.read(self.places_N3[index])
+    def document(self, number: int) -> str:
+        return self.reader.read(self.places_N3[number])

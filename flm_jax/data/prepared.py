@@ -3,7 +3,6 @@
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import overload
 
 from flm_jax import config, errors, tokenizers
 from flm_jax.data import base, statistics
@@ -59,23 +58,14 @@ class Prepared(base.Corpus):
         base.check_split(self, split)
         return _Texts(self._rows[split], self.tokenizer)
 
-    def detokenize(self, text: str) -> str:
-        return text
-
     def fingerprint(self, split: str) -> str:
         base.check_split(self, split)
         return self._rows[split].fingerprint
 
     def describe(self) -> dict:
         """See `Corpus.describe`; nobody has counted the characters."""
-        documents = {split: self._rows[split].manifest["documents"] for split in self.splits}
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "licence": self.licence,
-            "documents": documents,
-            "characters": dict.fromkeys(documents),
-        }
+        counts = {split: (self._rows[split].manifest["documents"], None) for split in self.splits}
+        return base.description(self, counts)
 
     def rows(self, split: str, section: config.DataConfig) -> Rows:
         """The rows of a split, if they are what the data section of a config asks for.
@@ -120,20 +110,12 @@ class Prepared(base.Corpus):
             )
 
 
-class _Texts(Sequence[str]):
+class _Texts(base.Lazy):
     def __init__(self, rows: Rows, tokenizer: tokenizers.Tokenizer):
         self._rows, self._tokenizer = rows, tokenizer
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._tokenizer.decode(self._rows[index])
+    def document(self, number: int) -> str:
+        return self._tokenizer.decode(self._rows[number])

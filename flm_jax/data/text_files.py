@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import logging
 
 from flm_jax import errors
-from flm_jax.data import base, documents, paths
+from flm_jax.data import base, documents, paths, pieces
 from flm_jax.host import progress
 
 _HASHED_FULLY = 64 << 20  # bytes; of larger files the ends, the size and the date are hashed
@@ -115,9 +115,6 @@ class TextFiles(base.Corpus):
             raise errors.UserError(self._nothing(split))
         return found
 
-    def detokenize(self, text: str) -> str:
-        return text
-
     def fingerprint(self, split: str) -> str:
         base.check_split(self, split)
         owner = split if self._files[split] else "train"
@@ -144,13 +141,8 @@ class TextFiles(base.Corpus):
 
     def describe(self) -> dict:
         """What `base.description` says, from the counts of the one pass; a split may be empty."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "licence": self.licence,
-            "documents": {split: len(self._found(split)) for split in self.splits},
-            "characters": {split: self._characters[split] for split in self.splits},
-        }
+        counts = {s: (len(self._found(s)), self._characters[s]) for s in self.splits}
+        return base.description(self, counts)
 
     def _found(self, split: str) -> documents.Located:
         base.check_split(self, split)
@@ -241,16 +233,13 @@ def _file_hash(path: pathlib.Path, format_: str) -> bytes:
     The kind of file is part of it: the same bytes are read differently as .txt and as .jsonl.
     """
     digest = hashlib.sha256(json.dumps(documents.kind_of(path, format_)).encode())
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            if size <= _HASHED_FULLY:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-            else:
-                digest.update(f"{size} {path.stat().st_mtime_ns}".encode())
-                digest.update(file.read(1 << 20))
-                file.seek(-(1 << 20), 2)
-                digest.update(file.read())
-    except OSError as error:
-        raise errors.UserError(documents.unreadable(path, error)) from error
+    with pieces.reading(path), path.open("rb") as file:
+        size = path.stat().st_size
+        if size <= _HASHED_FULLY:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            digest.update(f"{size} {path.stat().st_mtime_ns}".encode())
+            digest.update(file.read(1 << 20))
+            file.seek(-(1 << 20), 2)
+            digest.update(file.read())
     return digest.digest()

@@ -1,22 +1,23 @@
 """Documents to tokens, in this process or in several, with results in the order of the corpus."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import itertools
 import multiprocessing
 import os
-import queue
 import signal
-import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
 from flm_jax import errors, tokenizers
+from flm_jax.host import processes
 
 DOCUMENTS, CHARACTERS = 1000, 1 << 19  # a chunk has at most so many, but at least one document
 _AHEAD = 3  # chunks per process that are being worked on or wait
+_encode: "Encode"  # of a worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,88 +114,35 @@ def in_order(todo: Iterator[Chunk], encode: Encode, workers: int) -> Iterator[En
     if not workers:
         yield from map(encode, todo)
         return
-    crew: list[_Process] = []
-    waiting: collections.deque[_Process] = collections.deque()
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start, (encode,)
+    )
+    waiting: collections.deque[concurrent.futures.Future[Encoded]] = collections.deque()
     try:
-        for number, chunk in enumerate(todo):
-            if number < workers:
-                crew.append(_Process(encode))
-            process = crew[number % workers]
-            process.send(chunk)
-            waiting.append(process)
+        for chunk in todo:
+            waiting.append(pool.submit(_encoded, chunk))
             if len(waiting) == workers * _AHEAD:
-                yield waiting.popleft().receive()
+                yield waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().receive()
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise errors.UserError(
+            "a tokenizing process died, perhaps for lack of memory; run again with fewer "
+            "--workers, what is done is kept"
+        ) from error
     finally:
-        for process in crew:
-            process.stop()
+        pool.shutdown(cancel_futures=True)
 
 
-class _Process:
-    """One worker: chunks go in, results come out in the same order."""
-
-    def __init__(self, encode: Encode):
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, encode), daemon=True)
-        self._process.start()
-        theirs.close()  # so that the worker's end is the only one, and its death is noticed
-
-    def send(self, chunk: Chunk) -> None:
-        try:
-            self._connection.send(chunk)
-        except OSError:
-            raise self._died() from None
-
-    def receive(self) -> Encoded:
-        try:
-            result = self._connection.recv()
-        except (EOFError, OSError):
-            raise self._died() from None
-        if isinstance(result, errors.UserError):
-            raise result
-        if isinstance(result, str):
-            raise RuntimeError(f"a tokenizing process failed:\n{result}")
-        return result
-
-    def stop(self) -> None:
-        self._connection.close()
-        self._process.kill()
-        self._process.join()
-
-    def _died(self) -> errors.UserError:
-        self._process.join(5)
-        return errors.UserError(
-            f"a tokenizing process died (exit code {self._process.exitcode}), perhaps for lack of "
-            "memory; run again with fewer --workers, what is done is kept"
-        )
-
-
-def _work(connection, encode: Encode) -> None:
-    """The life of a worker. It ends when its parent does, however that came about."""
+def _start(encode: Encode) -> None:
+    """Makes a worker ready. It ends when its parent does, however that came about."""
+    global _encode
+    _encode = encode
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread here, many processes
-    todo: queue.Queue[Chunk] = queue.Queue()
-    threading.Thread(target=_receive, args=(connection, todo), daemon=True).start()
-    while True:
-        chunk = todo.get()
-        try:
-            result = encode(chunk)
-        except errors.UserError as error:
-            result = error
-        except Exception:
-            result = traceback.format_exc()
-        try:
-            connection.send(result)
-        except OSError:
-            return
+    processes.end_with_parent()
 
 
-def _receive(connection, todo: queue.Queue) -> None:
-    """Takes chunks at once, so that the parent never waits for its pipe while we wait for ours."""
-    while True:
-        try:
-            todo.put(connection.recv())
-        except (EOFError, OSError):
-            os._exit(0)
+def _encoded(chunk: Chunk) -> Encoded:
+    """What a worker does with a chunk; the tokenizer, which is large, came once."""
+    return _encode(chunk)

@@ -15,11 +15,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
+
+import tqdm
 
 from flm_jax.errors import UserError
-from flm_jax.host import folders, locks
+from flm_jax.host import folders, locks, progress
 
 _CHUNK = 1 << 18
 _HOPELESS = (400, 401, 403, 404, 405, 410, 451)
@@ -44,19 +45,6 @@ class Download:
     size: int = 0
 
 
-class Bar(Protocol):
-    """What is used of a bar of tqdm."""
-
-    n: float
-
-    def update(self, n: float = 1, /) -> object: ...
-
-    def close(self) -> object: ...
-
-
-MakeBar = Callable[..., Bar]  # called with total, initial, desc, unit, unit_scale
-
-
 class _Again(Exception):
     """The connection broke; another attempt may go on from here."""
 
@@ -64,7 +52,6 @@ class _Again(Exception):
 def fetch(
     download: Download,
     folder: str | os.PathLike,
-    bar: MakeBar | None = None,
     attempts: int = 6,
     wait: float = 1.0,
     timeout: float = 60.0,
@@ -75,7 +62,6 @@ def fetch(
     behind it. FILE appears only when size and SHA-256 are right.
 
     Args:
-      bar: called with total, initial, desc, unit, unit_scale for a tqdm bar; None for none.
       attempts: connections in a row that bring nothing before it gives up.
       wait: seconds before the second attempt; doubled each time.
       timeout: seconds of silence that count as a broken connection.
@@ -99,7 +85,7 @@ def fetch(
             raise UserError(f"another process is downloading {path}; wait until it is done")
         if path.is_file():  # the other process was just ready
             return path
-        _fill(download, file, part, bar, attempts, wait, timeout)
+        _fill(download, file, part, attempts, wait, timeout)
         _check(download, part)
         part.rename(path)
     _tag_file(part).unlink(missing_ok=True)
@@ -110,19 +96,18 @@ def _fill(
     download: Download,
     file: BinaryIO,
     part: pathlib.Path,
-    bar: MakeBar | None,
     attempts: int,
     wait: float,
     timeout: float,
 ) -> None:
     """Appends to the open file until it is whole."""
     failures = 0
-    progress = _Progress(download, bar)
-    try:
+    options = {"unit": "B", "unit_scale": True, "delay": progress.DELAY}
+    with progress.bar(desc=f"downloading {download.file}", **options) as bar:
         while True:
             before = file.tell()
             try:
-                _once(download, file, part, progress, timeout)
+                _once(download, file, part, bar, timeout)
                 return
             except _Again as error:
                 failures = 1 if file.tell() > before else failures + 1
@@ -139,12 +124,10 @@ def _fill(
             pause = wait * 2 ** (failures - 1)
             print(f"{download.file}: {reason}; trying again in {pause:.0f} s", file=sys.stderr)
             time.sleep(pause * random.uniform(0.75, 1.25))
-    finally:
-        progress.close()
 
 
 def _once(
-    download: Download, file: BinaryIO, part: pathlib.Path, progress: "_Progress", timeout: float
+    download: Download, file: BinaryIO, part: pathlib.Path, bar: tqdm.tqdm, timeout: float
 ) -> None:
     """One connection; returns when the file is whole, raises _Again when it broke."""
     start = file.tell()
@@ -163,8 +146,9 @@ def _once(
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             total = _begin(answer.status, answer.headers, file, part, start)
             _check_space(part, (total or download.size) - file.tell())
-            progress.start(total, file.tell())
-            _copy(answer, file, part, progress)
+            bar.total = total or download.size or None
+            bar.update(file.tell() - bar.n)
+            _copy(answer, file, part, bar)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing behind what is here: it is whole, or not a part of this
             total = _last_number(error.headers.get("Content-Range"))
@@ -214,7 +198,7 @@ def _check_space(part: pathlib.Path, needed: int) -> None:
 
 
 def _copy(
-    answer: http.client.HTTPResponse, file: BinaryIO, part: pathlib.Path, progress: "_Progress"
+    answer: http.client.HTTPResponse, file: BinaryIO, part: pathlib.Path, bar: tqdm.tqdm
 ) -> None:
     while True:
         data = answer.read1(_CHUNK)  # what has arrived is kept if the rest does not come
@@ -225,7 +209,7 @@ def _copy(
             file.flush()
         except OSError as error:
             raise _unwritable(part, error) from error
-        progress.update(len(data))
+        bar.update(len(data))
 
 
 def _check(download: Download, part: pathlib.Path) -> None:
@@ -246,35 +230,6 @@ def _check(download: Download, part: pathlib.Path) -> None:
             f"{download.address} is not the published file: it {wrong}; it was deleted, try again "
             "or get the file in another way"
         )
-
-
-class _Progress:
-    """A bar that appears with the first byte and outlives broken connections."""
-
-    def __init__(self, download: Download, make: MakeBar | None):
-        self._download, self._make = download, make
-        self._bar: Bar | None = None
-
-    def start(self, total: int | None, done: int) -> None:
-        if self._make is None:
-            return
-        if self._bar is None:
-            self._bar = self._make(
-                desc=f"downloading {self._download.file}",
-                total=total or self._download.size or None,
-                initial=done,
-                unit="B",
-                unit_scale=True,
-            )
-        self._bar.update(done - self._bar.n)
-
-    def update(self, count: int) -> None:
-        if self._bar is not None:
-            self._bar.update(count)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _empty(file: BinaryIO) -> int:

@@ -121,16 +121,13 @@ def _export(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
         named = {"name": official.ANY_ORDER, "skip_time_reparam": config.clock.name == "identity"}
         carried["algo"] = {**(given.get("algo") or {}), **named}
     with files.appearing(destination) as folder:
-        hub_layout.write(
-            folder / "model",
-            jax.device_get(transfer.untied(model.params)),
+        hub_layout.put(
+            folder,
+            hub_layout.from_params(jax.device_get(transfer.untied(model.params))),
             heads=config.model.heads,
             length=config.data.length,
             config=carried,
         )
-        for file in (folder / "model").iterdir():
-            file.rename(folder / file.name)
-        (folder / "model").rmdir()
         model.tokenizer.save(folder / settings.TOKENIZER_FOLDER)
     print(
         f"wrote {destination}: {dit.count_parameters(model.params):,} parameters "

@@ -8,14 +8,14 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from flm_jax.errors import UserError
 from flm_jax.flow.trees import Params
+from flm_jax.host import files
 from flm_jax.interop import layout
 
 WEIGHTS_FILE = "model.safetensors"
@@ -52,16 +52,23 @@ def to_params(state: Mapping[str, np.ndarray]) -> Params:
     shapes = {name: array.shape for name, array in state.items()}
     sizes = layout.sizes_of(shapes, "the state")
     layout.check(shapes, sizes, "the state")
+    return tree_of(layout.entries(sizes), sizes.depth, state)
+
+
+def tree_of(
+    entries: Iterable[layout.Entry], depth: int, state: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """The part of our tree (float32) that some entries are, of a network with ``depth`` blocks."""
     params: dict[str, Any] = {}
     stacks: dict[tuple[str, ...], np.ndarray] = {}
-    for entry in layout.entries(sizes):
+    for entry in entries:
         array = np.asarray(state[entry.name], np.float32)
         array = array.T if entry.transpose else array
         if entry.layer is None:
             _set(params, entry.path, np.ascontiguousarray(array))
         else:
             if entry.path not in stacks:
-                stacks[entry.path] = np.empty((sizes.depth, *array.shape), np.float32)
+                stacks[entry.path] = np.empty((depth, *array.shape), np.float32)
                 _set(params, entry.path, stacks[entry.path])
             stacks[entry.path][entry.layer] = array
     return params
@@ -107,39 +114,39 @@ def write(
     """Write our `params` as `folder`/model.safetensors (float32) and config.json, whole or not.
 
     `config` is an official config (say from an import) whose "algo" and "model" settings are
-    carried on, with the sizes of `params`. Raises UserError if one of the files exists already.
+    carried on, with the sizes of `params`. Raises UserError if the folder exists and is not empty.
     """
+
+    folder = pathlib.Path(folder)
+    state = from_params(params)  # what is wrong with them is told before anything is written
+    files.check_new(folder)
+    with files.appearing(folder) as made:
+        put(made, state, heads=heads, length=length, config=config)
+    return folder
+
+
+def put(
+    folder: pathlib.Path,
+    state: dict[str, np.ndarray],
+    *,
+    heads: int,
+    length: int | None,
+    config: Mapping[str, Any] | None,
+) -> None:
+    """Both files, of what `from_params` gives, in a folder that is there; raises OSError."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    folder = pathlib.Path(folder)
-    state = from_params(params)
     sizes = layout.sizes_of({name: array.shape for name, array in state.items()}, "the parameters")
     heads = layout.heads_of(sizes.hidden_size, None, heads, "the model")
-    taken = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if (folder / name).exists()]
-    if taken or (folder.exists() and not folder.is_dir()):
-        what = folder / taken[0] if taken else folder
-        raise UserError(f"{what} exists already; choose another destination or remove it first")
-    state[layout.INV_FREQ] = layout.inv_freq(sizes.hidden_size, heads)
+    buffer = {layout.INV_FREQ: layout.inv_freq(sizes.hidden_size, heads)}
     text = json.dumps(_config(sizes, heads, length, config), indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
-        ) as made:
-            weights_file, config_file = (pathlib.Path(made, n) for n in (WEIGHTS_FILE, CONFIG_FILE))
-            save_file(state, weights_file, metadata={"format": "pt"})
-            config_file.write_text(text, encoding="utf-8")
-            shutil.copymode(config_file, weights_file)  # save_file makes it private
-            folder.mkdir(exist_ok=True)
-            for file in (weights_file, config_file):
-                os.replace(file, folder / file.name)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot write the model to {folder} ({error}); free space or choose another "
-            "destination"
-        ) from None
-    return folder
+        save_file(state | buffer, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # save_file makes it private
 
 
 def _config(

@@ -7,7 +7,7 @@ them. Long series are thinned to the extremes of some hundred bins, so a page st
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,7 +19,10 @@ SMOOTH_FROM = 60  # points; shorter series are shown as they are
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line: name, points, a colour class (or a shade 0..100 of the sequential scale)."""
+    """One line: name, points, a colour class (or a shade 0..100 of the sequential scale).
+
+    ``dashes`` are those of an SVG file, "5 4".
+    """
 
     name: str
     x: np.ndarray
@@ -27,6 +30,7 @@ class Series:
     colour: str = "s1"
     shade: int | None = None
     dots: bool = False
+    dashes: str = ""
 
 
 def chart(
@@ -179,16 +183,9 @@ def _view(
         keep = thin(position, y)
         return keep, 1000 * position[keep], 1000 * (high - y[keep]) / (high - low)
 
-    grid = "".join(
-        f'<path class="grid" d="M0 {1000 * (high - y) / (high - low):.1f}H1000"/>' for y in y_ticks
-    )
-    shaded = ""
     if band is not None:
-        left, right = (1000 * min(max(float(place(np.float64(x))), 0.0), 1.0) for x in band)
-        shaded = (
-            f'<rect class="band" data-colour="s2" x="{left:.1f}" y="0" '
-            f'width="{right - left:.1f}" height="1000"/>'
-        )
+        left, right = (min(max(float(place(np.float64(x))), 0.0), 1.0) for x in band)
+        band = left, right
     faint, strong, hover = [], [], []
     for line in lines:
         if line.raw is not None:
@@ -208,21 +205,53 @@ def _view(
                 "y": [_round(y) for y in line.y[keep]],
             }
         )
-    y_labels = "".join(
-        f'<span style="top:{100 * (high - y) / (high - low):.2f}%">{label}</span>'
-        for y, label in zip(y_ticks, tick_labels(y_ticks), strict=True)
-    )
-    x_labels = "".join(
-        f'<span style="left:{100 * float(place(np.float64(x))):.2f}%">{label}</span>'
-        for x, label in zip(x_ticks, tick_labels(x_ticks), strict=True)
-    )
     data = {"x": [x_low, x_high], "y": [low, high], "log": view == "log", "series": hover}
+    return framed(
+        view,
+        [(float(place(np.float64(x))), label) for x, label in labelled(x_ticks)],
+        [((high - y) / (high - low), label) for y, label in labelled(y_ticks)],
+        escape(x_label),
+        _summary(lines),
+        "".join([*faint, *strong]),
+        band,
+        f'<script type="application/json">{as_json(data)}</script>',
+    )
+
+
+def labelled(values: Sequence[float]) -> Iterator[tuple[float, str]]:
+    """Values with short labels."""
+    yield from zip(values, tick_labels(values), strict=True)
+
+
+def framed(
+    view: str,
+    x_labels: Sequence[tuple[float, str]],
+    y_labels: Sequence[tuple[float, str]],
+    x_name: str,
+    summary: str,
+    inside: str = "",
+    band: tuple[float, float] | None = None,
+    above: str = "",
+) -> str:
+    """Return a plot in its frame; places (0..1) are from the left and from the top.
+
+    `inside` is SVG on 1000 x 1000, and `above` HTML that lies on it; `band` is shaded.
+    """
+    shaded = ""
+    if band is not None:
+        left, right = (1000 * edge for edge in band)
+        shaded = (
+            f'<rect class="band" data-colour="s2" x="{left:.1f}" y="0" '
+            f'width="{right - left:.1f}" height="1000"/>'
+        )
+    grid = "".join(f'<path class="grid" d="M0 {1000 * y:.1f}H1000"/>' for y, _ in y_labels)
+    y_texts = "".join(f'<span style="top:{100 * y:.2f}%">{label}</span>' for y, label in y_labels)
+    x_texts = "".join(f'<span style="left:{100 * x:.2f}%">{label}</span>' for x, label in x_labels)
     return (
-        f'<div class="view {view}"><div class="y">{y_labels}</div><div class="plot">'
+        f'<div class="view {view}"><div class="y">{y_texts}</div><div class="plot">'
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(_summary(lines))}">{shaded}{grid}{"".join(faint)}{"".join(strong)}</svg>'
-        f'<script type="application/json">{as_json(data)}</script></div>'
-        f'<div class="x">{x_labels}</div><div class="x-name">{escape(x_label)}</div></div>'
+        f'aria-label="{escape(summary)}">{shaded}{grid}{inside}</svg>{above}</div>'
+        f'<div class="x">{x_texts}</div><div class="x-name">{x_name}</div></div>'
     )
 
 

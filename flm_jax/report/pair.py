@@ -7,7 +7,7 @@ import numpy as np
 
 from flm_jax.evals import verdict
 from flm_jax.evals.verdict import Pairs
-from flm_jax.report.charts import Series, chart, tick_labels, ticks
+from flm_jax.report.charts import Series, chart, framed, labelled, ticks
 from flm_jax.report.markup import escape, is_number, plural
 from flm_jax.report.workdir import Json, Run
 
@@ -56,36 +56,25 @@ def _scatter(rows: Sequence[Json], pairs: Pairs) -> str:
         )
         for place, point in pairs.points.items()
     ]
-    x_ticks, y_ticks = ticks(left, right, 6), ticks(bottom, top)
-    band = [1000 * (edge - left) / (right - left) for edge in matched]
-    grid = "".join(
-        f'<path class="grid" d="M0 {1000 * (top - y) / (top - bottom):.1f}H1000"/>' for y in y_ticks
-    )
-    y_labels = "".join(
-        f'<span style="top:{100 * (top - y) / (top - bottom):.2f}%">{label}</span>'
-        for y, label in zip(y_ticks, tick_labels(y_ticks), strict=True)
-    )
-    x_labels = "".join(
-        f'<span style="left:{100 * (x - left) / (right - left):.2f}%">{label}</span>'
-        for x, label in zip(x_ticks, tick_labels(x_ticks), strict=True)
-    )
     keys = "".join(
         f'<span class="key" data-colour="{_COLOURS[kind]}">{name}</span>'
         for kind, name in (("model", "model"), ("data", "real text"), ("yardstick", "baselines"))
         if any(mark.kind == kind for mark in marks)
     )
-    summary = "; ".join(mark.help for mark in marks)
+    plot = framed(
+        "lin",
+        [((x - left) / (right - left), label) for x, label in labelled(ticks(left, right, 6))],
+        [((top - y) / (top - bottom), label) for y, label in labelled(ticks(bottom, top))],
+        "distinct-4 between samples: alike on the left, different on the right",
+        "; ".join(mark.help for mark in marks),
+        band=((matched[0] - left) / (right - left), (matched[1] - left) / (right - left)),
+        above=_dots(marks),
+    )
     return (
         f'<figure class="chart scatter"><figcaption><b>Likelihood and diversity</b>{keys}'
         f'<span class="unit">nats per {pairs.unit}, lower is likelier · band: as diverse as real '
         f'text, where alone "best" is said</span></figcaption>'
-        f'<div class="view lin"><div class="y">{y_labels}</div><div class="plot">'
-        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(summary)}"><rect class="band" data-colour="s2" x="{band[0]:.1f}" '
-        f'y="0" width="{band[1] - band[0]:.1f}" height="1000"/>{grid}'
-        f"</svg>{_dots(marks)}</div>"
-        f'<div class="x">{x_labels}</div><div class="x-name">distinct-4 between samples: '
-        "alike on the left, different on the right</div></div></figure>"
+        f"{plot}</figure>"
     )
 
 

@@ -1,7 +1,7 @@
 """Ancestral sampling of diffusions on tokens: the baselines MDLM (masked) and Duo (uniform).
 
 The state is tokens int32 (B, L), not a point in a vector space, so these samplers bring their own
-loop, `run`. ``steps`` network evaluations divide t = 1 ... 0 evenly; the last one goes to t = 0,
+loop, `write`. ``steps`` network evaluations divide t = 1 ... 0 evenly; the last one goes to t = 0,
 where no noise is left. The option ``last`` has the official form instead, whose "N steps" are N + 1
 evaluations: a grid down to t = 1e-5 and one evaluation there.
 
@@ -35,15 +35,13 @@ import numpy as np
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
 from flm_jax.flow import discrete
-from flm_jax.flow.at import At
 from flm_jax.flow.net import Net
 from flm_jax.flow.posterior import Posterior
 from flm_jax.flow.randomness import folded, random_tokens, two_each, uniforms
 from flm_jax.flow.vocabulary import nucleus
 from flm_jax.samplers import psi as psi_lib
-from flm_jax.samplers.base import Given, Trajectory, Written
+from flm_jax.samplers.base import Request, Trajectory, Written
 from flm_jax.samplers.tokens import TokenSampler
-from flm_jax.sampling import Sampling
 
 RANDOM, CONFIDENCE, DRAWN = "random", "confidence", "drawn"  # orders of masked tokens
 NONE, ANCESTRAL, GREEDY = "none", "ancestral", "greedy"  # last evaluations
@@ -177,20 +175,8 @@ class Ancestral(TokenSampler, unfinished=True):
         likely_BL = posterior.argmax()
         return likely_BL, jnp.exp(posterior.log_prob(likely_BL))
 
-    def run(
-        self,
-        at: At,
-        keys_B: jax.Array,
-        sampling: Sampling,
-        length: int,
-        *,
-        start: jax.Array | None = None,
-        noise: jax.Array | None = None,
-        trajectory: bool = False,
-        bos_id: int | None = None,
-        given: Given | None = None,
-    ) -> Written:
-        """Tokens int32 (B, L) of all steps; see `samplers.base.Sampler.run`.
+    def write(self, asked: Request) -> Written:
+        """Tokens int32 (B, L) of all steps; see `samplers.base.Request`.
 
         The trajectory's ``states`` are tokens (S + 1, B, L), its times run from 0 (noise) to 1.
         ``start`` are given tokens (B, L) at t = 1; there is no other noise to be given, and all
@@ -200,6 +186,7 @@ class Ancestral(TokenSampler, unfinished=True):
 
         Raises UserError for knobs that only samplers of vectors have.
         """
+        at, keys_B, sampling, length, start, _, trajectory, _, given = asked
         self.refuse(sampling)
         net, steps = at.student, sampling.steps
         keys_steps = folded(keys_B, 1)

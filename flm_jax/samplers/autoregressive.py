@@ -12,13 +12,11 @@ import numpy as np
 
 from flm_jax.contracts import Needs
 from flm_jax.errors import UserError
-from flm_jax.flow.at import At
 from flm_jax.flow.net import CausalNet
 from flm_jax.flow.randomness import folded
 from flm_jax.flow.vocabulary import first_largest
-from flm_jax.samplers.base import Given, Trajectory, Written
+from flm_jax.samplers.base import Given, Request, Trajectory, Written
 from flm_jax.samplers.tokens import TokenSampler
-from flm_jax.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,33 +58,20 @@ class LeftToRight(TokenSampler):
                 "to draw; leave one out"
             )
 
-    def run(
-        self,
-        at: At,
-        keys_B: jax.Array,
-        sampling: Sampling,
-        length: int,
-        *,
-        start: jax.Array | None = None,
-        noise: jax.Array | None = None,
-        trajectory: bool = False,
-        bos_id: int | None = None,
-        given: Given | None = None,
-    ) -> Written:
-        """Tokens int32 (B, L), the first one BOS; see `samplers.base.Sampler.run`.
+    def write(self, asked: Request) -> Written:
+        """Tokens int32 (B, L), the first one BOS; see `samplers.base.Request`.
 
         In the trajectory, positions that are not written yet hold BOS with confidence 0; written
         ones keep the probability with which they were drawn.
 
-        Args:
-          sampling: its steps are network evaluations, one per token after the first: length - 1.
-          start: given first tokens (B,).
-          noise: given Gumbel noise (L - 1, B, V), of all tokens.
-          given: the beginning of every sequence; its first token replaces BOS.
+        Steps are network evaluations, one per token after the first: length - 1. ``start`` are
+        given first tokens (B,), ``noise`` is given Gumbel noise (L - 1, B, V), of all tokens. What
+        is given is the beginning of every sequence; its first token replaces BOS.
 
         Raises UserError for another number of steps, without a BOS, and for knobs that only
         samplers of vectors have.
         """
+        at, keys_B, sampling, length, start, noise, trajectory, bos_id, given = asked
         self.refuse(sampling)
         net, steps = at.student, sampling.steps
         if not isinstance(net, CausalNet):

@@ -1,7 +1,7 @@
 """What a sampler is: it writes sequences of tokens in so many network evaluations.
 
 Samplers of vectors are one rule, a `Move` for every step, in the loops of `samplers/loops.py`;
-samplers of tokens bring a loop of their own, `Sampler.run`.
+samplers of tokens bring a loop of their own, `Sampler.write`.
 """
 
 import abc
@@ -144,6 +144,32 @@ class Written(NamedTuple):
         return cls(tokens_BL, jnp.full(tokens_BL.shape[:1], steps), trajectory)
 
 
+class Request(NamedTuple):
+    """What a sampler is to write.
+
+    Attributes:
+      keys_B: one for every sequence (`randomness.sequence_keys`).
+      sampling: knobs that `Sampler.without_effect` has no objection to.
+      length: tokens of a sequence.
+      start: a given raw noise (B, L, space.noise_width) instead of a drawn one.
+      noise: given raw noise of the steps, (steps - 1, B, L, space.noise_width).
+      trajectory: whether to return what happened on the way; then no sequence stops early,
+        whatever the patience.
+      bos_id: the tokenizer's BOS, for samplers that start from it.
+      given: tokens that are not written but given; `check_given` has no objection to them.
+    """
+
+    at: At
+    keys_B: jax.Array
+    sampling: Sampling
+    length: int
+    start: jax.Array | None = None
+    noise: jax.Array | None = None
+    trajectory: bool = False
+    bos_id: int | None = None
+    given: Given | None = None
+
+
 class Sampler(Contract, unfinished=True):
     """How samples are written: a frozen dataclass, a row of `flm_jax.samplers.SAMPLERS`.
 
@@ -169,33 +195,16 @@ class Sampler(Contract, unfinished=True):
         """What sentences call it."""
         return f"the sampler {type(self).__name__}"
 
-    @abc.abstractmethod
-    def run(
-        self,
-        at: At,
-        keys_B: jax.Array,
-        sampling: Sampling,
-        length: int,
-        *,
-        start: jax.Array | None = None,
-        noise: jax.Array | None = None,
-        trajectory: bool = False,
-        bos_id: int | None = None,
-        given: Given | None = None,
-    ) -> Written:
-        """Writes one sequence of ``length`` tokens for every key (`randomness.sequence_keys`).
+    def run(self, at: At, keys_B: jax.Array, sampling: Sampling, length: int, **more) -> Written:
+        """Writes one sequence of ``length`` tokens for every key, as a `Request` with these says.
 
         `check_vocabulary` has no objection to the vocabulary of the student.
-
-        Args:
-          sampling: knobs that `without_effect` has no objection to.
-          start: a given raw noise (B, L, space.noise_width) instead of a drawn one.
-          noise: given raw noise of the steps, (steps - 1, B, L, space.noise_width).
-          trajectory: whether to return what happened on the way; then no sequence stops early,
-            whatever the patience.
-          bos_id: the tokenizer's BOS, for samplers that start from it.
-          given: tokens that are not written but given; `check_given` has no objection to them.
         """
+        return self.write(Request(at, keys_B, sampling, length, **more))
+
+    @abc.abstractmethod
+    def write(self, asked: Request) -> Written:
+        """What `run` does."""
 
     def check_given(self, mask_BL: np.ndarray) -> None:
         """UserError for places, bool (B, L), at which it cannot take given tokens."""

@@ -28,7 +28,7 @@ from flm_jax.flow import maps
 from flm_jax.flow.at import At
 from flm_jax.flow.randomness import folded
 from flm_jax.samplers import guidance
-from flm_jax.samplers.base import Carry, Given, Move, Sampler, Trajectory, Written
+from flm_jax.samplers.base import Carry, Given, Move, Request, Sampler, Trajectory, Written
 from flm_jax.samplers.reward import shift
 from flm_jax.sampling import NOTHING_GIVEN, Sampling
 
@@ -52,23 +52,12 @@ class LoopSampler(Sampler, unfinished=True):
         """The share of the noise's variance that a step draws anew."""
         return 0.0
 
-    def run(
-        self,
-        at: At,
-        keys_B: jax.Array,
-        sampling: Sampling,
-        length: int,
-        *,
-        start: jax.Array | None = None,
-        noise: jax.Array | None = None,
-        trajectory: bool = False,
-        bos_id: int | None = None,
-        given: Given | None = None,
-    ) -> Written:
-        steps = Steps(self, at, keys_B, sampling, length, noise, given)
-        if sampling.patience > 0 and not trajectory:
-            return until_stable(steps, start)
-        return whole_grid(steps, start, trajectory)
+    def write(self, asked: Request) -> Written:
+        at, keys_B, sampling, length = asked[:4]
+        steps = Steps(self, at, keys_B, sampling, length, asked.noise, asked.given)
+        if sampling.patience > 0 and not asked.trajectory:
+            return until_stable(steps, asked.start)
+        return whole_grid(steps, asked.start, asked.trajectory)
 
 
 @dataclasses.dataclass(frozen=True)

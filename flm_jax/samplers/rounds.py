@@ -28,7 +28,7 @@ from flm_jax.flow import maps
 from flm_jax.flow.at import STUDENT, At
 from flm_jax.flow.randomness import folded, uniforms
 from flm_jax.samplers import guidance, loops
-from flm_jax.samplers.base import Given, Move, Sampler, Trajectory, Written
+from flm_jax.samplers.base import Given, Move, Request, Sampler, Trajectory, Written
 from flm_jax.sampling import Sampling
 
 AUTO, JUMP, EULER, FRESH = "auto", "jump", "euler", "fresh"
@@ -144,27 +144,14 @@ class RoundSampler(Sampler, unfinished=True):
         """Whether the round has anything to do, (B,); it is skipped if it has not for any row."""
         return jnp.any(open_BL, axis=1)
 
-    def run(
-        self,
-        at: At,
-        keys_B: jax.Array,
-        sampling: Sampling,
-        length: int,
-        *,
-        start: jax.Array | None = None,
-        noise: jax.Array | None = None,
-        trajectory: bool = False,
-        bos_id: int | None = None,
-        given: Given | None = None,
-    ) -> Written:
-        """See `samplers.base.Sampler.run`; the steps are the evaluations of all rounds together.
+    def write(self, asked: Request) -> Written:
+        """See `samplers.base.Request`; the steps are the evaluations of all rounds together.
 
         Rounds in which nothing is open are not evaluated, and not counted, except for a trajectory.
-
-        Args:
-          noise: given raw noise for the beginnings of the rounds after the first one,
-            (rounds - 1, B, L, space.noise_width).
+        Given noise is that of the beginnings of the rounds after the first one,
+        (rounds - 1, B, L, space.noise_width).
         """
+        at, keys_B, sampling, length, start, noise, trajectory, _, given = asked
         if given is None:
             shape = keys_B.shape[0], length
             given = Given(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
@@ -197,7 +184,7 @@ class RoundSampler(Sampler, unfinished=True):
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """The evaluations of one run in ``count`` rounds; ``noise`` as in `RoundSampler.run`.
+    """The evaluations of one run in ``count`` rounds; ``noise`` as in `RoundSampler.write`.
 
     ``fixed_BL``, bool, is what was given from the beginning.
     """

@@ -100,6 +100,11 @@ def sha256(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
+def without_surrogates(text: str) -> str:
+    """The text with "?" for lone surrogates: they are not UTF-8, and libraries refuse them."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def save_files(folder: str | os.PathLike, meta: Meta, files: dict[str, bytes]) -> None:
     """Writes model files, then the meta file with their SHA-256.
 

@@ -4,11 +4,10 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from flm_jax import errors
 from flm_jax.host.download import Download
-from flm_jax.tokenizers import base, vocabulary_files
+from flm_jax.tokenizers import base, library, vocabulary_files
 
 _FILE = "vocab.txt"
 _HUB_NAMES = ("bert-base-uncased", "google-bert/bert-base-uncased")
@@ -25,7 +24,7 @@ _SPECIALS = (_PAD, _UNKNOWN, _CLS, _SEP, _MASK)
 _LONGEST_WORD = 100  # characters; a longer word becomes [UNK], as in the original
 
 
-class Bert(base.Tokenizer):
+class Bert(library.LibraryTokenizer):
     """WordPiece on lower-cased text without accents; text is not recovered exactly.
 
     BOS and EOS are both [CLS]: the official code looks up the EOS id in a way that gives [CLS], and
@@ -95,28 +94,8 @@ class Bert(base.Tokenizer):
         tokenizer.add_special_tokens(list(_SPECIALS))
         return tokenizer
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_tokenizer"}
-
-    def _content(self) -> bytes:
-        return "".join(f"{token}\n" for token in self._tokens).encode()
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
-
-    @functools.cached_property
-    def _fingerprint(self) -> str:
-        return base.sha256(self.name, self._content())
-
-    def encode(self, text: str) -> list[int]:
-        text = vocabulary_files.without_surrogates(text)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        texts = [vocabulary_files.without_surrogates(text) for text in texts]
-        rows = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [row.ids for row in rows]
+    def _files(self) -> dict[str, bytes]:
+        return {_FILE: "".join(f"{token}\n" for token in self._tokens).encode()}
 
     def decode(self, ids: Iterable[int]) -> str:
         """Words joined by spaces, punctuation attached; special tokens but [UNK] are omitted."""
@@ -136,10 +115,6 @@ class Bert(base.Tokenizer):
 
     def piece(self, token: int) -> str:
         return self._tokens[int(token)]
-
-    def save(self, folder: str | os.PathLike) -> None:
-        meta = {"name": self.name, "fingerprint": self.fingerprint}
-        base.save_files(folder, meta, {_FILE: self._content()})
 
 
 @dataclasses.dataclass(frozen=True)

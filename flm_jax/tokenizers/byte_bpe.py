@@ -6,18 +6,17 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from flm_jax import errors
 from flm_jax.host import files, folders
-from flm_jax.tokenizers import base, vocabulary_files
+from flm_jax.tokenizers import base, library
 
 _FILE = "byte_bpe.json"
 _SPECIALS = ("[PAD]", "[BOS]", "[EOS]")
 _SMALLEST_VOCABULARY = len(_SPECIALS) + 256
 
 
-class ByteBpe(base.Tokenizer):
+class ByteBpe(library.LibraryTokenizer):
     """[PAD], [BOS], [EOS], the 256 bytes, then merges: decode(encode(text)) == text for any text.
 
     "[BOS]" written out in a text is text like any other.
@@ -52,29 +51,8 @@ class ByteBpe(base.Tokenizer):
         tokenizer.decoder = decoders.ByteLevel()
         return tokenizer
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_tokenizer"}
-
-    def _content(self) -> bytes:
-        return json.dumps({"tokens": self._tokens, "merges": self._merges}).encode()
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
-
-    @functools.cached_property
-    def _fingerprint(self) -> str:
-        return base.sha256(self.name, self._content())
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(
-            vocabulary_files.without_surrogates(text), add_special_tokens=False
-        ).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        texts = [vocabulary_files.without_surrogates(text) for text in texts]
-        rows = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [row.ids for row in rows]
+    def _files(self) -> dict[str, bytes]:
+        return {_FILE: json.dumps({"tokens": self._tokens, "merges": self._merges}).encode()}
 
     def decode(self, ids: Iterable[int]) -> str:
         kept = [int(i) for i in ids if int(i) >= len(_SPECIALS)]
@@ -83,10 +61,6 @@ class ByteBpe(base.Tokenizer):
     def piece(self, token: int) -> str:
         token = int(token)
         return _SPECIALS[token] if token < len(_SPECIALS) else self.decode([token])
-
-    def save(self, folder: str | os.PathLike) -> None:
-        meta = {"name": self.name, "fingerprint": self.fingerprint}
-        base.save_files(folder, meta, {_FILE: self._content()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +100,7 @@ class ByteBpeRecipe(base.Recipe):
             return _parse(path.read_bytes(), str(path))
         except (OSError, errors.UserError):  # not there, or damaged: make it again
             made = self._train(documents)
-        files.write_atomically(path, made._content())
+        files.write_atomically(path, made._files()[_FILE])
         return made
 
     @classmethod
@@ -151,9 +125,7 @@ class ByteBpeRecipe(base.Recipe):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(
-            map(vocabulary_files.without_surrogates, documents()), trainer
-        )
+        tokenizer.train_from_iterator(map(base.without_surrogates, documents()), trainer)
         model = json.loads(tokenizer.to_str())["model"]
         tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
         if len(tokens) < self.vocab_size:

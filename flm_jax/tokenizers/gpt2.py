@@ -9,7 +9,7 @@ from typing import Any
 
 from flm_jax import errors
 from flm_jax.host.download import Download
-from flm_jax.tokenizers import base, vocabulary_files
+from flm_jax.tokenizers import base, library, vocabulary_files
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "[PAD]"
@@ -33,7 +33,7 @@ _PUBLISHED = (
 )
 
 
-class Gpt2(base.Tokenizer):
+class Gpt2(library.LibraryTokenizer):
     """Byte-level BPE: any text goes in, and decode(encode(text)) == text.
 
     BOS and EOS are both <|endoftext|>. As in the official code, "<|endoftext|>" and "[PAD]" written
@@ -120,31 +120,18 @@ class Gpt2(base.Tokenizer):
         tokenizer.add_special_tokens([AddedToken(s, normalized=False) for s in specials])
         return tokenizer
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_tokenizer"}
-
     def _files(self) -> dict[str, bytes]:
         ordered = sorted(self._vocab, key=self._vocab.__getitem__)
         vocab = json.dumps({token: self._vocab[token] for token in ordered}, ensure_ascii=False)
         merges = "".join(f"{left} {right}\n" for left, right in self._merges)
         return {_VOCAB: vocab.encode(), _MERGES: b"#version: 0.2\n" + merges.encode()}
 
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
+    def _facts(self) -> dict[str, Any]:
+        return {"pad": self.pad_id is not None}
 
     @functools.cached_property
     def _fingerprint(self) -> str:
         return base.sha256(self.name, str(self.pad_id), *self._files().values())
-
-    def encode(self, text: str) -> list[int]:
-        text = vocabulary_files.without_surrogates(text)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        texts = [vocabulary_files.without_surrogates(text) for text in texts]
-        rows = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [row.ids for row in rows]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -159,10 +146,6 @@ class Gpt2(base.Tokenizer):
 
     def piece(self, token: int) -> str:
         return self._tokenizer.decode([int(token)], skip_special_tokens=False)
-
-    def save(self, folder: str | os.PathLike) -> None:
-        meta = {"name": self.name, "fingerprint": self.fingerprint, "pad": self.pad_id is not None}
-        base.save_files(folder, meta, self._files())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,7 +100,7 @@ class SentencePiece(base.Tokenizer):
         return text.replace(_STAND_IN, _SPACE) if self._keeps_mark else text
 
     def _readable(self, text: str) -> str:
-        text = _without_surrogates(text)
+        text = base.without_surrogates(text)
         if _SPACE not in text:
             return text
         if self._keeps_mark:
@@ -205,25 +205,20 @@ def _read(path: pathlib.Path) -> SentencePiece:
         ) from error
 
 
-def _without_surrogates(text: str) -> str:
-    """The text with "?" for lone surrogates: they are not UTF-8, and SentencePiece refuses them."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _text_fingerprint(documents: base.Documents, known: str) -> str:
     """The fingerprint if it is known; else the hash of the text itself."""
     if known:
         return known
     digest = hashlib.sha256()
     for text in documents():
-        digest.update(bytes.fromhex(base.sha256(_without_surrogates(text))))
+        digest.update(bytes.fromhex(base.sha256(base.without_surrogates(text))))
     return digest.hexdigest()
 
 
 def _sentences(documents: Iterable[str]) -> Iterator[str]:
     """The text in pieces that the trainer accepts, cut at a space where there is one."""
     for text in documents:
-        text, start = _without_surrogates(text).replace(_SPACE, _STAND_IN), 0
+        text, start = base.without_surrogates(text).replace(_SPACE, _STAND_IN), 0
         while len(text) - start > _LONGEST_SENTENCE:
             end = text.rfind(" ", start + 1, start + _LONGEST_SENTENCE)
             end = end if end > 0 else start + _LONGEST_SENTENCE

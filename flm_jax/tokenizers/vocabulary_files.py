@@ -98,8 +98,3 @@ def tidy(text: str) -> str:
     for sought, replacement in _TIDIED:
         text = text.replace(sought, replacement)
     return text
-
-
-def without_surrogates(text: str) -> str:
-    """The text with "?" for lone surrogates: they are not UTF-8, and the library refuses them."""
-    return text.encode("utf-8", "replace").decode()

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import pathlib
 import signal
@@ -12,7 +11,6 @@ import threading
 import time
 import tracemalloc
 import types
-from unittest.mock import Mock
 
 import numpy as np
 import published_layouts as layouts
@@ -343,21 +341,12 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_shard(tokenizer, tmp_path, smal
         packing.prepare_split(make_order(tokenizer, "wrap"), tmp_path)
 
 
-def test_a_worker_that_died_before_it_is_given_text():
-    process = object.__new__(workers._Process)
-    process._connection, theirs = multiprocessing.Pipe()
-    theirs.close()
-    process._process = Mock(exitcode=-9)
-    with pytest.raises(errors.UserError, match=r"process died \(exit code -9\), perhaps for lack"):
-        process.send(None)
-
-
 @pytest.mark.parametrize(
     ("how", "error", "sentence"),
     [
-        ("exit", errors.UserError, r"process died \(exit code 9\).*fewer --workers"),
+        ("exit", errors.UserError, "process died, perhaps.*fewer --workers"),
         ("user", errors.UserError, "^no good$"),
-        ("bug", RuntimeError, "(?s)process failed.*ValueError: a bug"),
+        ("bug", ValueError, "^a bug$"),
     ],
 )
 def test_what_goes_wrong_in_a_process_is_told_here(tokenizer, tmp_path, how, error, sentence):

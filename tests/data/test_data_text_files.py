@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flm_jax import data, errors
-from flm_jax.data import base, documents, text_files
+from flm_jax.data import base, documents, pieces, text_files
 
 LINES = [f"line {i} of the tale" for i in range(200)]
 
@@ -48,7 +48,7 @@ def test_kinds_of_files(tmp_path, name):
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
 def test_ways_to_cut(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(documents, "_CHUNK", chunk)
+    monkeypatch.setattr(pieces, "_CHUNK", chunk)
     text = "\ufeffOne\r\ntwo\n\n\n  \nthree é\n<|end|>\nfour<|end|><|end|>five <|end\n"
     path = put(tmp_path / "t.txt", text)
 
@@ -90,9 +90,10 @@ def test_one_document_and_a_validation_file_are_enough(tmp_path, document):
 def test_an_empty_test_split_is_told_only_to_who_asks_for_it(tmp_path):
     lines = [line for line in LINES if base.split_of(line) != "test"]
     corpus = text_files.TextFiles(put(tmp_path / "a.txt", "\n".join(lines)))
-    counted = base.description(text_files.TextFiles(put(tmp_path / "b.txt", "\n".join(LINES))))
-    assert corpus.describe()["documents"] == counted["documents"] | {"test": 0}
-    assert corpus.describe()["characters"] == counted["characters"] | {"test": 0}
+    whole = text_files.TextFiles(put(tmp_path / "b.txt", "\n".join(LINES)))
+    texts = {split: whole.source(split) for split in base.SPLITS} | {"test": []}
+    assert corpus.describe()["documents"] == {s: len(t) for s, t in texts.items()}
+    assert corpus.describe()["characters"] == {s: sum(map(len, t)) for s, t in texts.items()}
     with pytest.raises(errors.UserError, match="for the 'test' split; set options.test_path, or"):
         corpus.source("test")
 
@@ -202,7 +203,7 @@ def test_damaged_gzip_files(tmp_path):
     ):
         (tmp_path / "a.txt.gz").write_bytes(content)
         corpus = text_files.TextFiles(str(tmp_path / "a.txt.gz"))
-        with pytest.raises(errors.UserError, match=r"a\.txt\.gz is not a complete gzip file"):
+        with pytest.raises(errors.UserError, match=r"a\.txt\.gz is damaged or not complete"):
             corpus.source("train")
 
 
@@ -309,7 +310,7 @@ def test_a_long_gzip_file_that_is_cut_off(tmp_path):
     noise = np.random.default_rng(0).integers(97, 123, (4000, 50)).astype(np.uint8)
     whole = gzip.compress(b"\n".join(row.tobytes() for row in noise))
     (tmp_path / "a.txt.gz").write_bytes(whole[:-999])
-    with pytest.raises(errors.UserError, match=r"a\.txt\.gz is not a complete gzip file .*again"):
+    with pytest.raises(errors.UserError, match=r"a\.txt\.gz is damaged or not complete .*again"):
         text_files.TextFiles(str(tmp_path / "a.txt.gz")).source("train")
 
 

@@ -226,5 +226,6 @@ def test_cells_that_are_no_text():
 def test_what_tfds_cannot_read(monkeypatch, tmp_path):
     broken = Mock(builder_from_directory=Mock(side_effect=NotImplementedError("tfrecord")))
     monkeypatch.setattr(columns, "library", lambda *_: broken)
-    with pytest.raises(UserError, match=r"without TensorFlow \(tfrecord\); prepare it with file_f"):
+    sentence = r"without TensorFlow \(NotImplementedError: tfrecord\); prepare it with file_format="
+    with pytest.raises(UserError, match=sentence):
         Split(tmp_path, "train", "text")._source()

@@ -12,6 +12,7 @@ import zipfile
 import published_layouts as layouts
 import pytest
 
+from flm_jax.data import pieces
 from flm_jax.data.published import PUBLISHED, files, streams
 from flm_jax.data.published.lm1b import Lm1b
 from flm_jax.data.published.openwebtext import OpenWebText
@@ -436,7 +437,7 @@ def test_lines_of_100_megabytes_are_refused_in_little_memory(tmp_path):
 
 
 def test_a_mark_on_the_border_of_two_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_BLOCK", 7)
+    monkeypatch.setattr(pieces, "_CHUNK", 7)
     (tmp_path / "a.txt").write_text("one<|endoftext|>two <|endof three<|endoftext|>four")
     part = files.Separated(tmp_path / "a.txt", "<|endoftext|>")
     assert list(part.documents()) == ["one", "two <|endof three", "four"]

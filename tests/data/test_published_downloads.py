@@ -5,11 +5,13 @@ import errno
 import fcntl
 import hashlib
 import http.server
+import io
 import threading
 from unittest.mock import Mock
 
 import published_layouts as layouts
 import pytest
+import tqdm
 
 from flm_jax.data.published.lm1b import Lm1b
 from flm_jax.data.published.text8 import Text8
@@ -240,27 +242,26 @@ def test_a_disk_that_fills_up_on_the_way(tmp_path):
         download._copy(Mock(read1=lambda _: b"data"), full, tmp_path / "a.part", Mock())
 
 
-def test_a_bar_that_knows_where_it_is(site, tmp_path):
+def test_a_bar_that_knows_where_it_is(site, tmp_path, monkeypatch):
     shown = []
 
-    class Bar:
-        def __init__(self, **options):
-            shown.append(options)
-            self.n = options["initial"]
-
-        def update(self, count):
-            self.n += count
-            shown.append(self.n)
+    class Bar(tqdm.tqdm):
+        def update(self, n=1):
+            super().update(n)
+            shown.append((self.desc, self.total, self.n))
 
         def close(self):
             shown.append("closed")
+            super().close()
 
+    monkeypatch.setattr(download.progress, "bar", lambda **o: Bar(file=io.StringIO(), **o))
     site.plan = ["cut", "ok"]
-    file = Download(site.address, "file.bin", SHA)
-    fetch(file, tmp_path, Bar, wait=0.001)
-    assert shown[0]["total"] == len(CONTENT) and shown[0]["desc"] == "downloading file.bin"
-    numbers = shown[1:-1]
-    assert numbers == sorted(numbers) and numbers[-1] == len(CONTENT) and shown[-1] == "closed"
+    fetch(Download(site.address, "file.bin", SHA), tmp_path, wait=0.001)
+    updates = [one for one in shown if one != "closed"]
+    assert shown[len(updates)] == "closed"  # tqdm closes it again when it is forgotten
+    assert {update[:2] for update in updates} == {("downloading file.bin", len(CONTENT))}
+    numbers = [update[2] for update in updates]
+    assert numbers == sorted(numbers) and numbers[-1] == len(CONTENT)
 
 
 @pytest.fixture

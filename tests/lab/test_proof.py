@@ -12,8 +12,9 @@ from flm_jax.configs import proof as proof_config
 from flm_jax.data.synthetic import LANGUAGES
 from flm_jax.errors import UserError
 from flm_jax.lab import proof
-from flm_jax.lab.proof import plot, runs, tables, ways
+from flm_jax.lab.proof import runs, tables, ways
 from flm_jax.lab.proof.measuring import Measured, Point
+from flm_jax.report import svg
 
 CITY = Measured(
     "city_pairs",
@@ -163,7 +164,7 @@ def test_without_a_diversity_to_match_the_best_way_counts():
 
 
 def test_the_plot_has_a_curve_per_way_and_a_mark_per_number_of_evaluations():
-    picture = ElementTree.fromstring(plot.picture(found(CITY).curves("city_pairs"), "city_pairs"))
+    picture = ElementTree.fromstring(svg.draw(found(CITY).picture("city_pairs")))
     names = [element.tag.split("}")[1] for element in picture.iter()]
     assert names.count("polyline") == 3 and names.count("circle") == 4
     texts = [element.text for element in picture.iter() if element.tag.endswith("text")]

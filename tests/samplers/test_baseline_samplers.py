@@ -105,19 +105,21 @@ def bayes(alpha_t: float, alpha_s: float, now: int, law: np.ndarray) -> np.ndarr
 
 def test_a_uniform_step_has_the_law_of_bayes():
     law, now, size = np.asarray([0.5, 0.3, 0.15, 0.05]), 2, 20_000
+    posterior = Posterior(
+        jnp.zeros((size, 1, 1)), Head(jnp.zeros((1, 4)), jnp.log(law), cap=0.0, chunk=size)
+    )
+    tokens = jnp.full((size, 1), now, jnp.int32)
+
+    @jax.jit
+    def step(k, t, s):
+        return AncestralUniform().step(posterior, tokens, Step(0, t, s), k)
+
     for alpha_t, alpha_s in ((0.2, 0.5), (0.6, 0.7), (0.3, 1.0)):
         weights = discrete.uniform_step_back(alpha_t, alpha_s, jnp.asarray(law[now]), 4)
         mixture = weights.stay * np.eye(4)[now] + weights.predict * law + weights.jump / 4
         expected = bayes(alpha_t, alpha_s, now, law)
         np.testing.assert_allclose(mixture / weights.total, expected, rtol=1e-5)
-        posterior = Posterior(
-            jnp.zeros((size, 1, 1)), Head(jnp.zeros((1, 4)), jnp.log(law), cap=0.0, chunk=size)
-        )
-        tokens = jnp.full((size, 1), now, jnp.int32)
-        step = jax.jit(lambda k, p=posterior, x=tokens, t=alpha_t, s=alpha_s: (
-            AncestralUniform().step(p, x, Step(0, t, s), k)
-        ))  # fmt: skip
-        assert deviation(step(keys(size)), expected) < 5
+        assert deviation(step(keys(size), alpha_t, alpha_s), expected) < 5
 
 
 def test_a_masked_step_has_the_law_of_the_prediction_and_the_mask():

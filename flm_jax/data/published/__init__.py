@@ -1,5 +1,6 @@
 """Published corpora, each in the layouts in which it is handed out; one file and one row each.
 
+../pieces.py reading files, and cutting them into documents
 streams.py   documents of parts as a sequence that is never held in memory
 files.py     parts: lines, stories, archives
 columns.py   parts: Parquet and Arrow (optional: pyarrow)

@@ -69,9 +69,6 @@ class Published(base.Corpus, unfinished=True):
     def _open(self, split: str) -> streams.Streamed:
         return streams.Streamed(self._parts[split], f"{self.name} {split}")
 
-    def detokenize(self, text: str) -> str:
-        return text
-
     def fingerprint(self, split: str) -> str:
         base.check_split(self, split)
         found = (part.fingerprint() for part in self._parts[split])
@@ -79,16 +76,10 @@ class Published(base.Corpus, unfinished=True):
 
     def describe(self) -> dict:
         """See `Corpus.describe`; one pass over all files."""
-        counts = {
-            split: _count(self.source(split), f"{self.name} {split}") for split in self.splits
-        }
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "licence": self.licence,
-            "documents": {split: count[0] for split, count in counts.items()},
-            "characters": {split: count[1] for split, count in counts.items()},
-        }
+        return base.description(
+            self,
+            {split: _count(self.source(split), f"{self.name} {split}") for split in self.splits},
+        )
 
     def _find(self, path: str, download: bool) -> Parts:
         if path:
@@ -109,7 +100,7 @@ class Published(base.Corpus, unfinished=True):
                 return found
         if download and self.downloads:
             for file in self.downloads:
-                fetch(file, self._download_folder(), progress.bar)
+                fetch(file, self._download_folder())
             if found := self.recognise(self._download_folder()):
                 return found
         raise errors.UserError(self._nowhere(download))

@@ -1,5 +1,6 @@
 """Parts that are Parquet or Arrow files, and those of the `datasets` library; all optional."""
 
+import contextlib
 import dataclasses
 import importlib
 import pathlib
@@ -102,26 +103,17 @@ def cells(values: Iterable, place: pathlib.Path | str, column: str) -> Iterator[
         yield text
 
 
-def reading(path: pathlib.Path):
-    """`streams.reading`, for the errors of pyarrow as well."""
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """`pieces.reading`, for the errors of pyarrow as well."""
     arrow = library("pyarrow", "parquet", f"reading {path}")
-    return _Reading(path, arrow.ArrowException)
-
-
-@dataclasses.dataclass
-class _Reading:
-    path: pathlib.Path
-    kind: type[Exception]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, (OSError, self.kind)):
-            reason = str(error).partition("\n")[0]
-            raise errors.UserError(
-                f"{self.path} is damaged or not complete ({reason}); download or copy it again"
-            ) from error
+    try:
+        yield
+    except (OSError, arrow.ArrowException) as error:
+        raise errors.UserError(
+            f"{path} is damaged or not complete ({errors.first_line(error)}); download or copy it "
+            "again"
+        ) from error
 
 
 def _check_column(path: pathlib.Path, column: str, schema) -> None:

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import IO
 
 from flm_jax import errors
-from flm_jax.data import paths
+from flm_jax.data import paths, pieces
+from flm_jax.data.pieces import reading
 from flm_jax.data.published import streams
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-_BLOCK = 1 << 20
 _TAR_END = 1024  # bytes, all zero
 _BLANK_LINES = re.compile("\n\n\n+")
 
@@ -25,7 +25,7 @@ _BLANK_LINES = re.compile("\n\n\n+")
 @contextlib.contextmanager
 def opened(path: pathlib.Path, member: str = "") -> Iterator[IO[bytes]]:
     """The bytes of a file, decompressed by its name, or of a member of a .zip or .tgz archive."""
-    with streams.reading(path):
+    with reading(path):
         if not member:
             with _OPENERS.get(path.suffix, open)(path, "rb") as file:
                 yield file
@@ -49,7 +49,7 @@ def members(path: pathlib.Path) -> list[str]:
 
     Raises UserError for an archive that is damaged.
     """
-    with streams.reading(path):
+    with reading(path):
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 return archive.namelist()
@@ -65,7 +65,7 @@ def streamed_tar(path: pathlib.Path) -> Iterator[tarfile.TarFile]:
 
     Raises UserError if it is damaged; also if it just stops, which the library takes for its end.
     """
-    with streams.reading(path):
+    with reading(path):
         if path.suffix == ".tar":
             with path.open("rb") as file:
                 file.seek(max(0, file.seek(0, 2) - _TAR_END))
@@ -92,8 +92,7 @@ class Lines:
 
     def documents(self) -> Iterator[str]:
         with opened(self.path, self.member) as file:
-            for number, line in _numbered(file):
-                text = streams.text_of(line, self.path, f"{self.member or 'it'}: line {number}")
+            for text in _decoded(file, "line", self.path, f"{self.member or 'it'}: line"):
                 if not self.strip:
                     yield text if text.strip() else ""
                 elif text := text.strip():
@@ -107,9 +106,15 @@ class Lines:
         return None
 
 
-def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines from number 1 on; of one that is too long just enough to notice it."""
-    return enumerate(iter(lambda: file.readline(streams.LONGEST + 1), b""), start=1)
+def _decoded(file: IO[bytes], document: str, path: pathlib.Path, where: str) -> Iterator[str]:
+    """The pieces of a file (`pieces.cut`), UTF-8 decoded; messages count them behind ``where``."""
+    number = 0
+    try:
+        for _, data, _ in pieces.cut(file, document, streams.LONGEST):
+            number += 1
+            yield streams.text_of(data, path, f"{where} {number}")
+    except pieces.TooLong:
+        streams.check_length(streams.LONGEST + 1, path, f"{where} {number + 1}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,20 +125,10 @@ class Separated:
     separator: str
 
     def documents(self) -> Iterator[str]:
-        rest, separator, number = b"", self.separator.encode(), 0
         with opened(self.path) as file:
-            while block := file.read(_BLOCK):
-                *whole, rest = (rest + block).split(separator)
-                streams.check_length(len(rest), self.path, f"document {number + len(whole) + 1}")
-                for data in whole:
-                    number += 1
-                    if text := self._text(data, number):
-                        yield text
-            if text := self._text(rest, number + 1):
-                yield text
-
-    def _text(self, data: bytes, number: int) -> str:
-        return streams.text_of(data, self.path, f"document {number}").strip()
+            for text in _decoded(file, self.separator, self.path, "document"):
+                if text := text.strip():
+                    yield text
 
     def fingerprint(self) -> str:
         return streams.combined("Separated", self.separator, streams.file_hash(self.path))
@@ -159,9 +154,9 @@ class TarLines:
                 if not (entry.isfile() and wanted.search(entry.name)):
                     continue
                 found = True
-                for number, line in _numbered(_extracted(archive, entry)):
-                    where = f"{entry.name}: line {number}"
-                    if text := streams.text_of(line, self.path, where).strip():
+                file = _extracted(archive, entry)
+                for text in _decoded(file, "line", self.path, f"{entry.name}: line"):
+                    if text := text.strip():
                         yield text
         if not found:
             raise errors.UserError(
@@ -225,7 +220,7 @@ class Folder:
 
     def documents(self) -> Iterator[str]:
         for path in self._files():
-            with streams.reading(path):
+            with reading(path):
                 streams.check_length(path.stat().st_size, path, "it")
                 text = streams.text_of(path.read_bytes(), path, "it")
             yield _BLANK_LINES.sub("\n\n", text).strip()
@@ -234,7 +229,7 @@ class Folder:
         return [p for p in paths.visible(self.path) if p.name.endswith(".txt")]
 
     def fingerprint(self) -> str:
-        with streams.reading(self.path):
+        with reading(self.path):
             facts = [(str(p.relative_to(self.path)), p.stat().st_size) for p in self._files()]
         return streams.combined("Folder", *facts)
 

@@ -60,10 +60,9 @@ def _loaded(place: pathlib.Path, subset: str, key: str) -> base.Parts | None:
         else:
             made = library.load_dataset(str(place), subset or None)
     except Exception as error:  # the library raises what it likes for a folder that it cannot read
-        reason = str(error).strip().partition("\n")[0]
         raise errors.UserError(
-            f"the library datasets cannot read {place} ({reason}); correct options.path or "
-            "options.subset"
+            f"the library datasets cannot read {place} ({errors.first_line(error)}); correct "
+            "options.path or options.subset"
         ) from error
     tables = made if isinstance(made, dict) else {"train": made}
     for table in tables.values():

@@ -8,22 +8,18 @@ read forwards in one pass, by index from the nearest place that is known.
 import contextlib
 import dataclasses
 import functools
-import gzip
 import hashlib
 import json
-import lzma
 import pathlib
-import tarfile
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 
 from flm_jax import errors
 from flm_jax.data import base
+from flm_jax.data.pieces import reading
 from flm_jax.host import files, progress
 
 _HASHED_FULLY = 16 << 20  # bytes; of larger files samples, the size and the date count
@@ -33,7 +29,6 @@ _SELF_CHECKING = (".gz", ".tgz", ".xz", ".zip", ".parquet")
 _SAVED_EVERY = 30.0  # seconds, while documents are counted
 _RULES = "1"  # raise it when the same files would give other documents
 LONGEST = 12_000_000  # bytes of a document; tokenizing takes some hundred times as much memory
-_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 
 
 class Part(Protocol):
@@ -56,7 +51,7 @@ class Part(Protocol):
 
 
 @dataclasses.dataclass
-class Streamed(Sequence[str]):
+class Streamed(base.Lazy):
     """The documents of parts, or those from `first` up to `stop` only, as a sequence.
 
     Iterating is one pass over the parts. Reading by index goes forwards from the newest document
@@ -99,20 +94,8 @@ class Streamed(Sequence[str]):
             if not left:
                 return
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        wanted = self.first + index
+    def document(self, number: int) -> str:
+        wanted = self.first + number
         cursor = self._cursor
         if cursor is None or not self._is_ahead(cursor[0], wanted):
             self._cursor = cursor = wanted, self._from(wanted)
@@ -204,43 +187,22 @@ def file_hash(path: pathlib.Path, dated: bool = True) -> str:
     one the size and both ends, so that a copy on another machine has the same hash.
     """
     digest = hashlib.sha256()
-    try:
+    with reading(path), path.open("rb") as file:
         stat = path.stat()
         packed = path.name.endswith(_SELF_CHECKING)
-        with path.open("rb") as file:
-            if stat.st_size <= (2 * _SAMPLE if packed else _HASHED_FULLY):
-                return hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(
-                f"{stat.st_size} {'' if packed or not dated else stat.st_mtime_ns}".encode()
-            )
-            last = 1 if packed else _SAMPLES - 1
-            for i in range(last + 1):
-                file.seek((stat.st_size - _SAMPLE) * i // last)
-                digest.update(file.read(_SAMPLE))
-    except OSError as error:
-        raise errors.UserError(sentence(path, error)) from error
+        if stat.st_size <= (2 * _SAMPLE if packed else _HASHED_FULLY):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{stat.st_size} {'' if packed or not dated else stat.st_mtime_ns}".encode())
+        last = 1 if packed else _SAMPLES - 1
+        for i in range(last + 1):
+            file.seek((stat.st_size - _SAMPLE) * i // last)
+            digest.update(file.read(_SAMPLE))
     return digest.hexdigest()
 
 
 def combined(*facts: object) -> str:
     """SHA-256 (hex) of facts."""
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def reading(path: pathlib.Path) -> Iterator[None]:
-    """Turns whatever can go wrong with a file into one sentence."""
-    try:
-        yield
-    except (OSError, *_DAMAGED) as error:
-        raise errors.UserError(sentence(path, error)) from error
-
-
-def sentence(path: pathlib.Path, error: Exception) -> str:
-    """What is wrong with a file, and what to do."""
-    if isinstance(error, (gzip.BadGzipFile, *_DAMAGED)):
-        return f"{path} is damaged or not complete ({error}); download or copy it again"
-    return f"cannot read {path}: {getattr(error, 'strerror', None) or error}; correct the path"
 
 
 def text_of(data: bytes, path: pathlib.Path, where: str) -> str:

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from flm_jax import errors
+from flm_jax.data.pieces import reading
 from flm_jax.data.published import base, columns, streams
 from flm_jax.host import folders
 
@@ -29,7 +30,7 @@ class Split:
             builder = tfds.builder_from_directory(str(self.folder))
             return builder.as_data_source(split=self.split)
         except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = errors.first_line(error)
             raise errors.UserError(
                 f"TFDS cannot read {self.folder} without TensorFlow ({reason}); prepare it with "
                 "file_format='array_record'"
@@ -47,7 +48,7 @@ class Split:
             yield value if isinstance(value, str) else streams.text_of(value, self.folder, where)
 
     def fingerprint(self) -> str:
-        with streams.reading(self.folder):
+        with reading(self.folder):
             paths = sorted(p for p in self.folder.iterdir() if p.is_file())
             facts = [(p.name, p.stat().st_size) for p in paths]
         info = streams.file_hash(self.folder / "dataset_info.json")

@@ -20,7 +20,7 @@ from flm_jax.experiment import Experiment
 from flm_jax.host import files, numerics, progress
 from flm_jax.lab.benchmark import LATENCY
 from flm_jax.lab.benchmark.vocabulary import vocabulary_size
-from flm_jax.lab.compare import latency
+from flm_jax.lab.compare import grid, latency
 from flm_jax.lab.compare.results import OPTION, Point, Setting
 from flm_jax.lab.plan import program
 from flm_jax.samplers.ancestral import RANDOM, AncestralMasked
@@ -92,8 +92,7 @@ def points(
     """All that is measured of a model: its config's sampler, and the cache where it has one."""
     name = model.config.sampler.name
     rule, _ = latency.chosen(model, "", (), 1, length)
-    only = rule.steps_for(length)
-    for number in (only,) if only else dict.fromkeys(evaluations):
+    for number in grid.counts(rule, evaluations, length):
         yield Point(method, number, name)
         can_cache = isinstance(rule, AncestralMasked) and rule.order == RANDOM and not rule.cache
         if can_cache and number > 1:

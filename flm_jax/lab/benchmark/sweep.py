@@ -8,13 +8,17 @@ plots.
 import csv
 import io
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from flm_jax.errors import UserError
 from flm_jax.host import files, progress
-from flm_jax.lab.benchmark import loglog
+from flm_jax.report.charts import Series
+from flm_jax.report.svg import Picture, draw
 
 Numbers = dict[str, Any]  # of one point, as JSON
 SPACES = ("projected", "onehot")
@@ -156,7 +160,7 @@ def picture(rows: list[Numbers]) -> str:
     if all(r["width"] == base["width"] for r in rows):
         del axes["D"]
     rows = [r for r in rows if "tokens_per_second" in r]
-    panels = []
+    pictures = []
     for y_label, y in (
         ("ms per step", lambda r: r["ms_per_step"]),
         ("peak memory, MiB", lambda r: r["peak_memory_bytes"] / 2**20),
@@ -164,8 +168,22 @@ def picture(rows: list[Numbers]) -> str:
         for x_label, x in axes.items():
             others = [other for label, other in axes.items() if label != x_label]
             kept = [r for r in rows if all(other(r) == other(base) for other in others)]
-            lines = {
-                space: sorted((x(r), y(r)) for r in kept if r["space"] == space) for space in SPACES
-            }
-            panels.append(loglog.Panel(f"{y_label} against {x_label}", x_label, y_label, lines))
-    return loglog.draw(panels, columns=len(axes))
+            lines = []
+            for space, colour in zip(SPACES, ("s1", "s2"), strict=True):
+                found = sorted((x(r), y(r)) for r in kept if r["space"] == space)
+                if found:
+                    law = "" if (power := slope(found)) is None else f", exponent {power:.2f}"
+                    lines.append(Series(space + law, *np.array(found, float).T, colour=colour))
+            title = f"{y_label} against {x_label}; exponents at the end"
+            pictures.append(
+                Picture("", title, x_label, y_label, tuple(lines), log_x=True, log_y=True)
+            )
+    return draw(*pictures, columns=len(axes))
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float | None:
+    """Exponent of the power law between the last two points; None if there are fewer."""
+    if len(points) < 2 or points[-1][0] == points[-2][0]:
+        return None
+    (x0, y0), (x1, y1) = points[-2:]
+    return math.log(y1 / y0) / math.log(x1 / x0)

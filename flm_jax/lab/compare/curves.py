@@ -1,6 +1,5 @@
 """What the pictures of a comparison show, from results.json: the same for pages and files."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,30 +10,10 @@ from flm_jax.lab.compare.findings import Results
 from flm_jax.lab.compare.frontier import DIVERSITY, ENTROPY
 from flm_jax.lab.compare.tables import NAMES
 from flm_jax.report.charts import Series
+from flm_jax.report.svg import Picture
 
 _BANDS = {ENTROPY: 0.1, DIVERSITY: verdict.MATCHED}
 _COLOURS = tuple(f"s{i}" for i in (1, 3, 4, 5, 6, 7, 9, 10))  # s2 is real text, s8 landmarks
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """Lines over one axis.
-
-    Attributes:
-      name: an identifier.
-      log_x: whether x goes by factors.
-      band: the range of x that counts as that of real text.
-      level: the value of real text, a line across; None without.
-    """
-
-    name: str
-    title: str
-    x_label: str
-    y_label: str
-    series: tuple[Series, ...]
-    log_x: bool = False
-    band: tuple[float, float] | None = None
-    level: float | None = None
 
 
 def every(results: Results) -> list[Picture]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from flm_jax.experiment import Experiment
 from flm_jax.lab.compare.results import OPTION, Point, Setting, split
+from flm_jax.samplers.base import Sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +119,13 @@ def points(
     length = experiment.config.data.length
     for way in ways(experiment, most):
         options = split(way.settings)[1]
-        only = experiment.sampler(way.sampler, options).steps_for(length)
-        for count in [only] if only else evaluations:
+        for count in counts(experiment.sampler(way.sampler, options), evaluations, length):
             enough = any(length <= other < count for other in evaluations)
             if count >= way.at_least and not (way.in_turn and enough):
                 yield Point(method, count, way.sampler, way.settings)
+
+
+def counts(rule: Sampler, evaluations: Sequence[int], length: int) -> list[int]:
+    """Those numbers of evaluations in which a sampler writes: the only one, or all."""
+    only = rule.steps_for(length)
+    return [only] if only else list(dict.fromkeys(evaluations))

@@ -27,10 +27,11 @@ from flm_jax.evals.diversity import GROUP
 from flm_jax.evals.judged import encode_each, score_each
 from flm_jax.evals.mauve import mauve
 from flm_jax.host import files, progress
-from flm_jax.lab.compare import findings, page, plots, sentences, tables
+from flm_jax.lab.compare import curves, findings, page, sentences, tables
 from flm_jax.lab.compare.measured import Measured
 from flm_jax.lab.compare.reference import Reference, reference
 from flm_jax.lab.compare.results import Drawn, Point
+from flm_jax.report import svg
 from flm_jax.tokenizers.base import sha256
 
 __all__ = ["Reference", "measure", "real", "reference", "render", "report"]
@@ -118,7 +119,7 @@ def render(folder: pathlib.Path) -> list[pathlib.Path]:
         "tables.md": tables.markdown(results["title"], said, made),
         "tables.tex": tables.latex(made),
         "report.html": page.render(results, said, made),
-        **{f"{name}.svg": picture for name, picture in plots.pictures(results).items()},
+        **{f"{one.name}.svg": svg.draw(one) for one in curves.every(results)},
     }
     for name, content in contents.items():
         files.write_atomically(folder / name, content)

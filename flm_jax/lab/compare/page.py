@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from flm_jax.lab.compare import curves, tables
-from flm_jax.lab.compare.curves import Picture
 from flm_jax.lab.compare.findings import Results
 from flm_jax.lab.compare.tables import BEST, TIED, Cell, Table
 from flm_jax.report.charts import Series, chart
 from flm_jax.report.markup import details, escape, facts, note, plural, section, tabs
 from flm_jax.report.page import document
+from flm_jax.report.svg import Picture
 
 _LEAD = (
     "Likelihood can be bought with diversity, so methods are compared at equal diversity: all "

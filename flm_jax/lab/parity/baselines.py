@@ -49,27 +49,21 @@ def compare_loss(
     read: Callable[..., dict[str, jax.Array]],
     make_clock: Callable[[], clock_lib.Clock] = clock_lib.identity,
 ) -> None:
-    """A loss on recorded ``draws``, by our names and theirs.
-
-    ``read`` makes the values on the way of calls of the loss's ``methods`` (`objective.Observer`).
-    """
+    """`objective.compare_on_tokens` on recorded ``draws``, by our names and theirs."""
     family = networks.Family.read(case, cap=NO_CAP)
-    observer = objective.Observer(tuple((type(loss), name) for name in methods), read)
-    for bits in (64, 32):
-        with checks.precision(bits):
-            found, gradient = objective.run(
-                family.params(), *recorded(case, draws), make_clock(),
-                models=networks.chunked(family.models, bits), loss=loss, space="onehot",
-                observer=observer,
-            )  # fmt: skip
-            del found["out/num_tokens"]  # not recorded
-            for name, array in found.items():
-                if np.issubdtype(array.dtype, np.integer):
-                    checks.exact(name, array, case[name])
-                else:
-                    checks.recorded(name, array)
-            for name, ours in family.official(gradient).items():
-                checks.gradient(name, ours, case[f"grad/{name}"].astype(np.float64))
+
+    def check(found):
+        del found["out/num_tokens"]  # not recorded
+        for name, array in found.items():
+            if np.issubdtype(array.dtype, np.integer):
+                checks.exact(name, array, case[name])
+            else:
+                checks.recorded(name, array)
+
+    objective.compare_on_tokens(
+        case, checks, family, family.params, loss, functools.partial(recorded, case, draws),
+        methods, read, check, make_clock,
+    )  # fmt: skip
 
 
 def recorded(case: Case, names: dict[str, str]) -> tuple[Batch, dict[str, jax.Array]]:

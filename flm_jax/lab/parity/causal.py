@@ -1,8 +1,6 @@
 """The kind baselines/ar*: the autoregressive baseline, a causal network without time."""
 
-import collections
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,7 @@ from flm_jax.flow.at import At
 from flm_jax.flow.space import OneHot
 from flm_jax.flow.trees import Params, Tree
 from flm_jax.host import numerics
-from flm_jax.interop import layout
+from flm_jax.interop import hub_layout, layout
 from flm_jax.lab.parity import networks
 from flm_jax.lab.parity.checks import Checks
 from flm_jax.lab.parity.goldens import Case, GoldenError
@@ -93,6 +91,7 @@ class Causal:
         sizes = layout.Sizes(
             case.option("vocab_size"), width, 1, case.option("n_blocks"), mlp_ratio, False, False
         )
+        self.depth = sizes.depth
         self.entries = [e for e in layout.entries(sizes) if e.name in self.tensors]
         unknown = set(self.tensors) - {entry.name for entry in self.entries}
         if unknown:
@@ -112,22 +111,9 @@ class Causal:
 
     def params(self) -> Params:
         """Our parameter tree in the float type of the current precision."""
-        params: dict[str, Any] = {}
-        layers = collections.defaultdict(list)
-        for entry in self.entries:
-            tensor = networks.wide(self.tensors[entry.name])
-            layers[entry.path].append(tensor.T if entry.transpose else tensor)
-        stacked = {entry.path for entry in self.entries if entry.layer is not None}
-        for path, arrays in layers.items():
-            branch = functools.reduce(lambda tree, key: tree.setdefault(key, {}), path[:-1], params)
-            branch[path[-1]] = jnp.stack(arrays) if path in stacked else arrays[0]
-        return params
+        tree = hub_layout.tree_of(self.entries, self.depth, self.tensors)
+        return jax.tree.map(networks.wide, tree)
 
     def official(self, tree: Tree) -> dict[str, np.ndarray]:
         """A tree shaped like parameters under the official names."""
-        found = {}
-        for entry in self.entries:
-            leaf = np.asarray(functools.reduce(dict.__getitem__, entry.path, tree))
-            leaf = leaf if entry.layer is None else leaf[entry.layer]
-            found[entry.name] = leaf.T if entry.transpose else leaf
-        return found
+        return networks.named_by(self.entries, tree)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -94,9 +94,14 @@ def official(tree: Tree, sizes: layout.Sizes) -> dict[str, np.ndarray]:
 
     Unlike `hub_layout.from_params` it keeps float64.
     """
+    return named_by(layout.entries(sizes), tree)
+
+
+def named_by(entries: Iterable[layout.Entry], tree: Tree) -> dict[str, np.ndarray]:
+    """The same of some entries."""
     tree = jax.tree.map(np.asarray, tree)
     named = {}
-    for entry in layout.entries(sizes):
+    for entry in entries:
         leaf = functools.reduce(dict.__getitem__, entry.path, tree)
         array = leaf if entry.layer is None else leaf[entry.layer]
         named[entry.name] = array.T if entry.transpose else array

@@ -202,6 +202,36 @@ def compare(
                 gradients(case, checks, gradient, family, space, clean_VD)
 
 
+def compare_on_tokens(
+    case: Case,
+    checks: Checks,
+    family: networks.Family,
+    params: Callable[[], dict[str, Params]],
+    loss: Loss,
+    recorded: Callable[[], tuple[Batch, dict[str, jax.Array]]],
+    methods: tuple[str, ...],
+    read: Callable[..., dict[str, jax.Array]],
+    check: Callable[[dict[str, jax.Array]], None],
+    make_clock: Callable[[], clock_lib.Clock] = clock_lib.identity,
+    precisions: tuple[int, ...] = (64, 32),
+) -> None:
+    """A loss of diffusion on tokens: its values, handed to ``check``, and every gradient.
+
+    ``read`` makes the values on the way of calls of the loss's ``methods`` (`Observer`).
+    """
+    observer = Observer(tuple((type(loss), name) for name in methods), read)
+    for bits in precisions:
+        with checks.precision(bits):
+            found, gradient = run(
+                params(), *recorded(), make_clock(),
+                models=networks.chunked(family.models, bits), loss=loss, space="onehot",
+                observer=observer,
+            )  # fmt: skip
+            check(found)
+            for name, ours in family.official(gradient).items():
+                checks.gradient(name, ours, case[f"grad/{name}"].astype(np.float64))
+
+
 def gradients(
     case: Case,
     checks: Checks,

@@ -198,7 +198,7 @@ def sdtt_loss(case: Case, checks: Checks) -> None:
             wide = case[name.replace("/", "64/", 1)]
             close_in_part(checks, name, *(view(x) for x in (array, case[name], wide)))
 
-    compare_loss(
+    objective.compare_on_tokens(
         case, checks, family, params, loss, recorded, names, observed, check,
         precisions=(64,) if of_log_differences else (64, 32),
     )  # fmt: skip
@@ -225,33 +225,6 @@ def compare(checks: Checks, name: str, array: Any) -> None:
         return
     of_network = name.endswith("log_p") or name.startswith("out/")
     checks.recorded(name, array, floor64=UNROUNDED64 if of_network else FLOAT64)
-
-
-def compare_loss(
-    case: Case,
-    checks: Checks,
-    family: networks.Family,
-    params: Callable[[], dict[str, Params]],
-    loss: Loss,
-    recorded: Callable[[], tuple[Batch, dict[str, jax.Array]]],
-    methods: tuple[str, ...],
-    read: Callable[..., dict[str, jax.Array]],
-    check: Callable[[dict[str, jax.Array]], None],
-    make_clock: Callable[[], clock_lib.Clock] = clock_lib.identity,
-    precisions: tuple[int, ...] = (64, 32),
-) -> None:
-    """A loss on recorded draws: its values, handed to ``check``, and every gradient."""
-    observer = objective.Observer(tuple((type(loss), name) for name in methods), read)
-    for bits in precisions:
-        with checks.precision(bits):
-            found, gradient = objective.run(
-                params(), *recorded(), make_clock(),
-                models=networks.chunked(family.models, bits), loss=loss, space="onehot",
-                observer=observer,
-            )  # fmt: skip
-            check(found)
-            for name, ours in family.official(gradient).items():
-                checks.gradient(name, ours, case[f"grad/{name}"].astype(np.float64))
 
 
 def batch_of(tokens_BL: np.ndarray, mask_BL: np.ndarray, first: int = 0, size: int = 0) -> Batch:
@@ -396,7 +369,7 @@ def dcd_loss(case: Case, checks: Checks) -> None:
             checks.close(f"{alpha} of the clock", ours, found[alpha], nearest)
 
     family = dataclasses.replace(family, models=family.models[:2])
-    compare_loss(
+    objective.compare_on_tokens(
         case, checks, family, params, loss, recorded, ("times", "dt", "seen", "alpha", "compare"),
         observed, check, functools.partial(Table.read, case),
     )  # fmt: skip
@@ -531,13 +504,5 @@ def train(
             teacher = {n: x for n, x in state.loss[TEACHER].items() if n != UPDATES}
             trees["final_teacher"] = teacher
             for name, tree in trees.items():
-                trained(case, checks, name, networks.official(tree, family.sizes))
-
-
-def trained(case: Case, checks: Checks, name: str, ours: dict[str, np.ndarray]) -> None:
-    """The arrays of all parameters, as float32 training left them."""
-    record = case_record(case, "fp32_vs_fp64")[name]
-    for parameter, array in ours.items():
-        expected = case[f"out/{name}/{parameter}"]
-        tolerance = max(TIMES_RECORD * record, ULPS * largest(expected))
-        checks.close(f"out/{name}/{parameter}", array, expected, tolerance)
+                ours = networks.official(tree, family.sizes)
+                training.compare_tree(case, checks, f"out/{name}", ours, name)

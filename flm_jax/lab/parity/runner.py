@@ -7,13 +7,12 @@ import itertools
 import multiprocessing
 import os
 import pathlib
-import threading
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
 
 from flm_jax.errors import UserError
-from flm_jax.host import numerics
+from flm_jax.host import numerics, processes
 from flm_jax.lab.parity import (
     any_order,
     baselines,
@@ -162,16 +161,9 @@ def collect_rarely() -> None:
 
 
 def start_worker() -> None:
-    """A worker whose parent was killed would wait for work for ever; this ends it."""
+    """Makes a process of the pool ready."""
     collect_rarely()
-
-    def watch():
-        parent = multiprocessing.parent_process()
-        assert parent is not None  # a worker has one
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    processes.end_with_parent()
 
 
 def together(cases: list[Case]) -> list[list[Case]]:

@@ -199,7 +199,8 @@ def compare(
     trees = {"out/final_param": state.params, "out/final_ema": state.ema}
     if checks.bits == trees_at:
         for name, tree in trees.items():
-            _tree32(case, checks, name, networks.official(tree, sizes))
+            key = f"{name.removeprefix('out/')}_max_abs"
+            compare_tree(case, checks, name, networks.official(tree, sizes), key)
     if checks.bits == 64:
         for name, tree in trees.items():
             _tree64(case, checks, name, networks.official(tree, sizes), space)
@@ -211,9 +212,11 @@ def compare(
     _moments(case, checks, state.opt_state, sizes)
 
 
-def _tree32(case: Case, checks: Checks, name: str, ours: dict[str, np.ndarray]) -> None:
-    """The arrays of all parameters, as float32 training left them."""
-    record, key = case_record(case, "fp32_vs_fp64"), f"{name.removeprefix('out/')}_max_abs"
+def compare_tree(
+    case: Case, checks: Checks, name: str, ours: dict[str, np.ndarray], key: str
+) -> None:
+    """The arrays of all parameters, as float32 training left them; ``key`` of their record."""
+    record = case_record(case, "fp32_vs_fp64")
     if key not in record:
         raise GoldenError(f"the manifest has no record {key!r}")
     for parameter, array in ours.items():

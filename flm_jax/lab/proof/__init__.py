@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from flm_jax.errors import UserError
 from flm_jax.host import files
-from flm_jax.lab.proof import measuring, plot, runs, tables
+from flm_jax.lab.proof import measuring, runs, tables
+from flm_jax.report.svg import draw
 
 BEFORE = {  # the method whose run must be there first; of all others: "flm"
     "flm": "",
@@ -69,7 +70,7 @@ def save(folder: pathlib.Path, found: tables.Tables) -> None:
     files.write_atomically(folder / "proof.md", found.text())
     for task in found.tasks:
         name = task.replace(", ", "_").replace(" ", "_")
-        files.write_atomically(folder / f"{name}.svg", plot.picture(found.curves(task), task))
+        files.write_atomically(folder / f"{name}.svg", draw(found.picture(task)))
 
 
 def check(

@@ -1,10 +1,13 @@
 """The tables of the proof: a row for every way of writing, a column for every number of steps."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from flm_jax.lab.proof.measuring import RIGHT, VALID, Measured, Point
+from flm_jax.report.charts import Series
+from flm_jax.report.svg import Picture
 
 TITLES = {
     VALID: "valid samples",
@@ -26,6 +29,8 @@ OF_OPEN_LANGUAGES = ("distinct", "log_likelihood")  # for languages too large fo
 REAL = Point("held-out data", "", 0)
 OURS, THEIRS, FACTOR = "any_order", "mdlm", 4  # who is compared, and by how many times as much
 NEAR = 0.05  # of distinct-4, to be compared
+COLOURS = tuple(f"s{number}" for number in range(1, 11))  # of a picture
+DASHES = ("", "5 4", "2 3", "9 3 2 3")  # of the ways in which one method writes
 
 
 class Task:
@@ -66,15 +71,35 @@ class Tables:
     def minutes(self, language: str, method: str, value: float) -> None:
         self._minutes.setdefault((language, method), []).append(value)
 
-    def curves(self, task: str) -> dict[str, list[tuple[int, float]]]:
-        """(evaluations, share) of every way of writing."""
-        made: dict[str, list[tuple[int, float]]] = {}
+    def picture(self, task: str) -> Picture:
+        """The share of right texts against evaluations.
+
+        A method has one colour; its other ways of writing ("flm, grid 4") are dashed.
+        """
         one = self.tasks[task]
+        methods: dict[str, dict[str, list[tuple[int, float]]]] = {}
         for point in one.found[one.column]:
             if point.evaluations:
-                share = one.mean(one.column, point)
-                made.setdefault(point.curve, []).append((point.evaluations, share))
-        return made
+                curves = methods.setdefault(point.method, {})
+                percent = 100.0 * one.mean(one.column, point)
+                curves.setdefault(point.curve, []).append((point.evaluations, percent))
+        lines = [
+            Series(name, *np.array(sorted(points), float).T, colour=colour, dashes=dashes)
+            for curves, colour in zip(methods.values(), itertools.cycle(COLOURS))
+            for (name, points), dashes in zip(curves.items(), itertools.cycle(DASHES))
+        ]
+        # Powers of two: other numbers would stand in their place.
+        numbers = sorted({int(n) for line in lines for n in line.x if not int(n) & (int(n) - 1)})
+        return Picture(
+            task,
+            f"{task}: right texts against network evaluations",
+            "evaluations",
+            "right texts, %",
+            tuple(lines),
+            log_x=True,
+            y_range=(0.0, 100.0),
+            x_ticks=tuple(numbers),
+        )
 
     def text(self) -> str:
         blocks = [self.section(name, task) for name, task in self.tasks.items()]
