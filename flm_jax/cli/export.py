@@ -12,7 +12,8 @@ baselines do not.
 
 hub: weights (safetensors; --dtype=float16 makes them half as large), config, tokenizer and a model
 card, whose licence is yours to fill in.
-flm push uploads it; it is read by flm_jax.load("hf://USER/REPO") and --checkpoint=hf://USER/REPO.
+It is read by flm_jax.load("hf://USER/REPO") and --checkpoint=hf://USER/REPO when it was uploaded,
+which flm push does.
 """
 
 import dataclasses

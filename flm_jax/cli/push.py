@@ -21,7 +21,9 @@ from flm_jax.knobs import knob
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     folder: str = knob(
-        "", "that flm export --format=hub made", needed="--folder=FOLDER is missing; name one"
+        "",
+        "that flm export --format=hub made",
+        needed="--folder=FOLDER is missing; name one",
     )
     repo: str = knob(
         "", "hf://USER/REPO or hf://USER/REPO@BRANCH", needed="--repo=hf://USER/REPO is missing"
