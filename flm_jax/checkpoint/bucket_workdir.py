@@ -18,6 +18,8 @@ import pathlib
 import threading
 from typing import Any
 
+from absl import logging
+
 from flm_jax.checkpoint import stores
 from flm_jax.checkpoint.address import Address
 from flm_jax.checkpoint.lease import Lease, Lost
@@ -109,6 +111,19 @@ class BucketWorkdir(Address):
         """Lets the next command have it."""
         if self._lease is not None:
             self._lease.release()
+
+    def check_held(self) -> None:
+        """Raises Lost if another command has taken it over.
+
+        Without a network nobody can say; then nothing can be committed either.
+        """
+        try:
+            if self._lease is not None:
+                self._lease.renew()
+        except Lost:
+            raise
+        except UserError as error:
+            logging.warning("%s", error)
 
     @property
     def lost(self) -> Lost | None:

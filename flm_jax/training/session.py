@@ -378,8 +378,8 @@ class Session:
 
         Raises Lost when another command has taken the workdir over.
         """
-        if self.bucket is not None and self.bucket.lost is not None:
-            raise self.bucket.lost
+        if self.bucket is not None:
+            self.bucket.check_held()
         position = self.batches.get_state()
         position["next_row"] -= give_back * self.config.train.batch_size
         meta = {

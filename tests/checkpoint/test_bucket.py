@@ -1,9 +1,6 @@
 """Checkpoints in a bucket, against stand-ins of Google Cloud Storage and of S3 on the loopback."""
 
-import contextlib
 import hashlib
-import importlib
-import importlib.util
 import json
 import os
 import re
@@ -12,12 +9,11 @@ import socket
 import subprocess
 import sys
 import textwrap
-import uuid
 
-import fake_store
 import jax
 import jax.numpy as jnp
 import pytest
+from fake_store import KINDS, new_place
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from processes import free_port
 from test_checkpoint import (
@@ -35,39 +31,10 @@ from flm_jax.errors import UserError
 LARGEST = 12_000  # bytes of the file with the numbers of `make_params`, about
 
 
-KINDS = {"gs": ("gcsfs", "fake_gcs", "gcs"), "s3": ("s3fs", "fake_s3", "s3")}
-
-
-@pytest.fixture(scope="module")
-def servers():
-    """A stand-in by its scheme, running from when it is first asked for to the end."""
-    with contextlib.ExitStack() as running:
-        started = {}
-
-        def get(scheme: str):
-            library, module, extra = KINDS[scheme]
-            if importlib.util.find_spec(library) is None:
-                pytest.skip(f"needs pip install 'flm_jax[{extra}]'")
-            if scheme not in started:
-                server = importlib.import_module(module).Server()
-                started[scheme] = running.enter_context(fake_store.serving(server, "bucket"))
-            return started[scheme]
-
-        yield get
-
-
 # The long tests take one of the two stores in `make test`.
 LONG = pytest.mark.parametrize(
     "server", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
 )
-
-
-@pytest.fixture(params=KINDS)
-def server(servers, request):
-    server = servers(request.param)
-    server.requests.clear()
-    yield server
-    server.refuse = lambda method, bucket, name: 0
 
 
 @pytest.fixture
@@ -75,16 +42,6 @@ def s3(servers):
     server = servers("s3")
     yield server
     server.refuse, server.md5_etags = lambda method, bucket, name: 0, True
-
-
-def new_place(server) -> str:
-    return f"{server.scheme}://bucket/{uuid.uuid4().hex}/run"
-
-
-@pytest.fixture
-def url(server):
-    """An empty folder of the bucket."""
-    return new_place(server)
 
 
 def names(server, url: str, step: int | str = "") -> list[str]:
@@ -392,8 +349,7 @@ def test_what_is_wrong_with_a_bucket_is_said_at_once(server, url, monkeypatch):
     Bucket(url).check()
     nowhere = f"{server.scheme}://no-such-bucket/run"
     assert checked(nowhere) == (
-        f"{nowhere}: there is no bucket no-such-bucket; make it, or "
-        "check its name"
+        f"{nowhere}: there is no bucket no-such-bucket; make it, or check its name"
     )
     for method in ("GET", "POST" if server.scheme == "gs" else "PUT", "DELETE"):
         for status in (401, 403):
