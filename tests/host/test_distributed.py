@@ -235,21 +235,27 @@ def test_the_notice_of_the_runtime_saves_on_all(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_dead_process_ends_the_other(victim, tmp_path):
+@pytest.mark.parametrize(
+    ("victim", "code", "said"),
+    [
+        (0, -signal.SIGABRT, "the JAX distributed service detected fatal errors"),
+        (1, watchdog.EXIT_CODE, "Gloo"),
+    ],
+)
+def test_a_dead_process_ends_the_other(victim, code, said, tmp_path):
+    """With a code that launchers restart: at once here, where the network breaks with it."""
     file = config_file(
         tmp_path, train__log_every=1, train__steps=100000, train__sample_every=0,
-        train__eval_every=0, train__watchdog_seconds=6.0,
+        train__eval_every=0, train__watchdog_seconds=30.0,
     )  # fmt: skip
     with Job(file, tmp_path / "run") as job:
         job.wait_for_step(2)
         start = time.monotonic()
         job.send(victim, signal.SIGKILL)
-        codes = job.wait(60)
-    assert time.monotonic() - start < 6
-    assert codes[victim] == -signal.SIGKILL
-    assert codes[1 - victim] == watchdog.EXIT_CODE, job.shown()
-    assert f"error: process {victim} of 2 died" in job.output[1 - victim][1]
+        codes = job.wait(90)
+    assert time.monotonic() - start < 60
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == code, job.shown()
+    assert said in job.output[1 - victim][1]
 
 
 @pytest.mark.slow
@@ -302,11 +308,9 @@ def test_distillation_on_a_mesh_of_three_axes(finished, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_all_processes_with_the_whole_batch_kept(tmp_path):
-    """... and the mirror of the job has the step before."""
-    mirror = tmp_path / "mirror"
+    """... and the step before is saved."""
     file = config_file(
-        tmp_path, optim__learning_rate=1e38, train__log_every=1, train__mirror=f"file://{mirror}",
-        train__eval_every=0,
+        tmp_path, optim__learning_rate=1e38, train__log_every=1, train__eval_every=0,
     )  # fmt: skip
     with Job(file, tmp_path / "run") as job:
         assert job.wait() == [2, 2], job.shown()
@@ -319,4 +323,5 @@ def test_a_loss_that_is_not_finite_ends_all_processes_with_the_whole_batch_kept(
     session = loop.Session(config, tmp_path / "other")
     rows = [next(session.batches)["tokens"] for _ in range(step)]
     np.testing.assert_array_equal(kept, rows[-1])
-    assert (mirror / str(step - 1) / "MANIFEST.json").is_file(), job.shown()
+    saved = tmp_path / "run" / "checkpoints" / str(step - 1) / "MANIFEST.json"
+    assert saved.is_file(), job.shown()
