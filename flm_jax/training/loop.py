@@ -5,6 +5,7 @@ optimizer, EMA and the position in the data come from the newest good checkpoint
 randomness derives from seed and step. What the loop works on is in `flm_jax.training.session`.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -99,8 +100,13 @@ def go(session: Session, finish: Finish | None = None) -> int:
 def leave(session: Session) -> None:
     """What is done where another process ends this one: little, for nothing may keep it."""
     results.record_end(session.workdir, "failed")
-    if session.bucket is not None:
-        bringing = threading.Thread(target=session.bucket.push, daemon=True)
+    if (bucket := session.bucket) is not None:
+
+        def push():
+            with contextlib.suppress(UserError):
+                bucket.push()
+
+        bringing = threading.Thread(target=push, daemon=True)
         bringing.start()
         bringing.join(_PARTING_S)
 

@@ -66,11 +66,11 @@ def test_a_run_is_in_the_bucket_and_another_machine_goes_on(
     server, url, tmp_path, capsys, monkeypatch, machine
 ):
     monkeypatch.setattr(loop.summary, "finish", lambda *_: None)
-    config = config_of(tmp_path, sample_every=4)
+    config = config_of(tmp_path)
     assert loop.train(config, url) == 0
     there = set(names(server, url))
     assert WRITTEN <= there and "checkpoints/4/MANIFEST.json" in there
-    for folder in ("tensorboard", "tokenizer", "samples"):
+    for folder in ("tensorboard", "tokenizer"):
         assert any(name.startswith(f"{folder}/") for name in there)
     assert not any("probe" in name or "compiled" in name for name in there)
     assert not list(tmp_path.glob("first/**/checkpoints"))
