@@ -205,8 +205,7 @@ def session(
     ``join_seconds``, this process ends with `watchdog.EXIT_CODE`, so that the job is restarted. An
     exception in the body ends this process at once with exit code 2 (UserError), `EXIT_CODE`
     (TryAgain, a broken network) or 1, after telling the others, who end with the same code. If
-    another process dies, this one meets a broken network, which ends it with `EXIT_CODE`, or is
-    ended by the runtime after ``watchdog_seconds``.
+    another process dies, this one ends within ``watchdog_seconds`` with `EXIT_CODE`.
     """
     global _watchdog
     if cluster is None:
@@ -214,7 +213,10 @@ def session(
         return
     _start(cluster, watchdog_seconds, join_seconds)
     try:
-        _watchdog = Watchdog(jax.process_index(), jax.process_count(), _client())
+        _watchdog = Watchdog(
+            jax.process_index(), jax.process_count(), watchdog_seconds, _client(),
+            _coordinator_host(),
+        )  # fmt: skip
     except RuntimeError as error:
         if not is_network(error):
             raise
@@ -244,8 +246,9 @@ def _start(cluster: Cluster, watchdog_seconds: float, join_seconds: float) -> No
             process_id=cluster.process_id,
             local_device_ids=None if local is None else [local],
             cluster_detection_method=None if cluster.coordinator is None else "deactivate",
+            # The runtime's own checks stay as a second line: they end a process without a sentence.
             initialization_timeout=round(join_seconds + 60),
-            heartbeat_timeout_seconds=max(10, round(watchdog_seconds)),
+            heartbeat_timeout_seconds=max(10, round(2 * watchdog_seconds)),
             shutdown_timeout_seconds=60,
         )
     except ValueError as error:  # nothing here says who the others are
@@ -369,6 +372,14 @@ def _client():
     client = distributed.global_state.client
     assert client is not None
     return client
+
+
+def _coordinator_host() -> str:
+    from jax._src import distributed
+
+    address = distributed.global_state.coordinator_address
+    assert address is not None  # JAX fills it in where the platform knows
+    return address.rpartition(":")[0]
 
 
 def is_main() -> bool:

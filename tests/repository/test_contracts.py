@@ -118,6 +118,7 @@ FOREIGN = {
     "host/memory.py": 1,
     "host/numerics.py": 1,
     "host/sharding.py": 3,
+    "host/watchdog.py": 2,
     "interop/pickle_machine.py": 1,
     "interop/torch_checkpoint.py": 1,
     "lab/parity/objective.py": 1,
