@@ -48,7 +48,8 @@ class Loading(Reading):
 
     checkpoint: str = knob(
         "",
-        "workdir of a training run, hf://USER/REPO, or official .ckpt, .safetensors or folder",
+        "workdir of a training run (gs:// and s3://, too), hf://USER/REPO, or official .ckpt, "
+        ".safetensors or folder",
         needed="--checkpoint=PATH is missing; give a run's --workdir or a .ckpt file",
     )
     teacher: str | None = knob(

@@ -7,7 +7,7 @@
 #
 # Types: v4-N, v5p-N (N cores), v5e-N, v6e-N (N chips) are one slice; GPUxCOUNT is COUNT on each of
 # --hosts=N nodes (h100x8, h200x8, a100x8, l4x1, t4x1). CLAIM is a ReadWriteMany volume claim, seen
-# at /mnt/flm. Further: --topology=4x4 where a slice has another shape, --restarts=100,
+# at /mnt/flm; with --workdir=gs://BUCKET/FOLDER none is needed. Further: --topology=4x4 where a slice has another shape, --restarts=100,
 # --namespace=N, --context=C. IMAGE is built from launch/tpu.Dockerfile or launch/cuda.Dockerfile.
 # run leaves a running job alone and starts a failed one again; stop sends SIGTERM, which saves,
 # and the same run continues.
@@ -78,10 +78,11 @@ tpu_shape() {
 # shellcheck disable=SC2034
 render() {
   local word pairs=() key text
-  local NAME=$name IMAGE CLAIM HOSTS RESTARTS=$restarts ARGUMENTS ENVIRONMENT='[]' ANNOTATIONS='{}'
+  local NAME=$name IMAGE HOSTS RESTARTS=$restarts STORAGE ARGUMENTS ENVIRONMENT='[]' ANNOTATIONS='{}'
   local SELECTOR RESOURCE CHIPS
   IMAGE=$(quoted "$image")
-  CLAIM=$(quoted "$claim")
+  STORAGE='emptyDir: {}' # a disk of each pod's own
+  if [[ -n $claim ]]; then STORAGE="persistentVolumeClaim: {claimName: $(quoted "$claim")}"; fi
   if [[ $type =~ ^(v4|v5p|v5e|v5litepod|v6e)-([0-9]+)$ ]]; then
     RESOURCE=google.com/tpu
     case ${BASH_REMATCH[1]} in
@@ -120,7 +121,7 @@ render() {
   for word in "${flags[@]}"; do ARGUMENTS+=", $(quoted "$word")"; done
   ARGUMENTS+=']'
   text=$(<"$(dirname "${BASH_SOURCE[0]}")/gke_jobset.yaml")
-  for key in NAME ANNOTATIONS RESTARTS HOSTS SELECTOR IMAGE ENVIRONMENT RESOURCE CHIPS CLAIM ARGUMENTS; do
+  for key in NAME ANNOTATIONS RESTARTS HOSTS SELECTOR IMAGE ENVIRONMENT RESOURCE CHIPS STORAGE ARGUMENTS; do
     text=${text//"\${$key}"/"${!key}"}
   done
   printf '%s\n' "$text"
@@ -128,7 +129,8 @@ render() {
 
 run() {
   local yaml ended
-  for needed in type image claim; do [[ -n ${!needed} ]] || fail "--$needed=... is missing"; done
+  for needed in type image; do [[ -n ${!needed} ]] || fail "--$needed=... is missing"; done
+  [[ -n $claim || " ${flags[*]-}" =~ \ --workdir=(gs|s3):// ]] || fail "--claim=... is missing"
   [[ ${#flags[@]} -gt 0 ]] || fail "nothing to run; add -- --config=FILE --workdir=DIR"
   yaml=$(render)
   if [[ -n $dry ]]; then

@@ -6,8 +6,11 @@ import http.server
 import os
 import threading
 import urllib.parse
+import uuid
 from collections.abc import Iterator, Mapping
 
+# By scheme: the library, the module of the stand-in, the extra.
+KINDS = {"gs": ("gcsfs", "fake_gcs", "gcs"), "s3": ("s3fs", "fake_s3", "s3")}
 PAGE = 7  # entries of a listing at once, at most: few, so that clients have to go on
 
 
@@ -132,3 +135,8 @@ def serving(server: Store, *buckets: str) -> Iterator[Store]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def new_place(server: Store) -> str:
+    """An empty folder of the bucket."""
+    return f"{server.scheme}://bucket/{uuid.uuid4().hex}/run"

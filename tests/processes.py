@@ -21,10 +21,14 @@ TIMEOUT = 240  # of a whole job
 class Job:
     """``processes`` times the same command, with ``devices`` virtual devices each.
 
+    ``variables``: of the environment of each process, beside those that all have.
+
     Use as a context: what still runs at the end is killed.
     """
 
-    def __init__(self, config_file, workdir, processes=2, devices=1, *options, alone=False):
+    def __init__(
+        self, config_file, workdir, processes=2, devices=1, *options, alone=False, variables=None
+    ):
         port = free_port()
         self.processes = []
         for index in range(processes):
@@ -45,7 +49,7 @@ class Job:
                         *options,
                     ],
                     cwd=ROOT,
-                    env=environment(devices),
+                    env=environment(devices) | (variables[index] if variables else {}),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,

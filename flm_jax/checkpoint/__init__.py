@@ -13,17 +13,39 @@ nothing is renamed, a step counts when its manifest is there, which is written l
 
     checkpoints.py   Checkpoints: what the rest of the code uses
     folder.py        the place of the steps: a local folder
-    bucket.py        ... gs://bucket/folder or s3://..., written directly (train.checkpoints)
+    bucket.py        ... gs://bucket/folder or s3://..., written directly
+    bucket_workdir.py  the other files of a run whose workdir is in a bucket
+    lease.py         which command may write there
+    address.py       a place in a bucket, and what goes wrong there
     stores.py        what differs between the services that hold buckets
-    numbered.py      what a bucket and a mirror have in common
     s3_arrays.py     shows orbax the way to S3
     manifest.py      hashes, written and verified
     arrays.py        one item: its description, whether it fits, reading it
-    mirror.py        copies of committed steps in another place (train.mirror)
 """
 
+from flm_jax.checkpoint.address import Address, is_address, removal
+from flm_jax.checkpoint.bucket_workdir import (
+    CHECKPOINTS_FOLDER,
+    BucketWorkdir,
+    checkpoints_of,
+    fetched,
+    put,
+)
 from flm_jax.checkpoint.checkpoints import Checkpoints, NoGoodStep
 from flm_jax.checkpoint.manifest import MANIFEST, Damaged, verify
-from flm_jax.checkpoint.mirror import Mirror
 
-__all__ = ["MANIFEST", "Checkpoints", "Damaged", "Mirror", "NoGoodStep", "verify"]
+__all__ = [
+    "CHECKPOINTS_FOLDER",
+    "MANIFEST",
+    "Address",
+    "BucketWorkdir",
+    "Checkpoints",
+    "Damaged",
+    "NoGoodStep",
+    "checkpoints_of",
+    "fetched",
+    "is_address",
+    "put",
+    "removal",
+    "verify",
+]

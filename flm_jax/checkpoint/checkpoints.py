@@ -38,6 +38,7 @@ class Checkpoints:
         `save`.
       keep_latest: newest steps kept, at least 1.
       keep_best: steps with the lowest metric kept besides them.
+      before_commit: of steps in a bucket (`Bucket`).
 
     Reading touches nothing, so that others may look into the folder of a run. The first `save`
     removes what a killed save left behind and sets steps found damaged aside.
@@ -45,9 +46,15 @@ class Checkpoints:
     Raises UserError for a name that is not UTF-8, in which nothing could be saved.
     """
 
-    def __init__(self, folder: str | os.PathLike, keep_latest: int = 2, keep_best: int = 1):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        keep_latest: int = 2,
+        keep_best: int = 1,
+        before_commit: collections.abc.Callable[[], None] | None = None,
+    ):
         _check_name(str(folder))
-        self.bucket = Bucket(str(folder)) if "://" in str(folder) else None
+        self.bucket = Bucket(str(folder), before_commit) if "://" in str(folder) else None
         self._place: Bucket | Folder = self.bucket or Folder(folder)
         self._keep_latest = keep_latest
         self._keep_best = keep_best
@@ -201,11 +208,6 @@ class Checkpoints:
         """Names of the array items that a step holds."""
         folder = self.folder / str(step)
         return sorted(p.name for p in folder.iterdir() if (p / "_METADATA").is_file())
-
-    def adopt(self, folder: pathlib.Path, step: int) -> None:
-        """Makes a folder in here, written and verified by the caller, the one of this step."""
-        self._set_damaged_aside()
-        folder.rename(self.folder / str(step))
 
     def _candidates(self, step: int | None) -> list[int]:
         steps = self.steps()

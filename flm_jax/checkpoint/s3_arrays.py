@@ -49,8 +49,7 @@ def teach_orbax(spec_of: collections.abc.Callable[[str], dict[str, Any]]) -> Non
     except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"orbax-checkpoint {version.__version__} cannot be shown the way to {_SCHEME} "
-            f"({type(error).__name__}: {error}); install orbax-checkpoint 0.12.8, or have the "
-            "checkpoints copied there with --config.train.mirror"
+            f"({type(error).__name__}: {error}); install orbax-checkpoint 0.12.8"
         ) from error
 
 

@@ -25,6 +25,7 @@ class Store:
     scheme: ClassVar[str]
     library: ClassVar[str]
     extra: ClassVar[str]
+    removal: ClassVar[tuple[str, ...]]  # the command that removes a folder
     troubles: ClassVar[tuple[tuple[str, str, str], ...]]
 
     def file_system(self, url: str) -> FileSystem:
@@ -39,7 +40,7 @@ class Store:
             return self._file_system()
         except ImportError as error:
             raise UserError(
-                f"train.checkpoints={url} needs the library {self.library} and what comes with it "
+                f"{url} needs the library {self.library} and what comes with it "
                 f"({error}); run pip install 'flm_jax[{self.extra}]'"
             ) from error
 
@@ -73,6 +74,7 @@ class GoogleStorage(Store):
     """gs://, with application default credentials; the checksum is a CRC32C."""
 
     scheme, library, extra = "gs", "gcsfs", "gcs"
+    removal = "gcloud", "storage", "rm", "--recursive"
     troubles = (
         (
             r"\b40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED|Unauthorized|Forbidden|redentials|"
@@ -80,6 +82,11 @@ class GoogleStorage(Store):
             "access is refused",
             "log in with gcloud auth application-default login, or give the account the roles "
             "Storage Object Admin and Storage Legacy Bucket Reader on this bucket",
+        ),
+        (
+            r"TimeoutError|UNAVAILABLE|DEADLINE_EXCEEDED|ConnectionError",
+            "the service does not answer",
+            "check the network; the same command tries again",
         ),
     )
 
@@ -128,6 +135,7 @@ class S3(Store):
     """
 
     scheme, library, extra = "s3", "s3fs", "s3"
+    removal = "aws", "s3", "rm", "--recursive"
     troubles = (
         (
             r"NoCredentials|PartialCredentials|ProfileNotFound|CredentialRetrieval|TokenRetrieval|"

@@ -99,7 +99,10 @@ def run(options: Options) -> None:
 
     with options.session(asked.base.train.watchdog_seconds):
         driver.compare(
-            asked, folders.expanded(options.workdir), dry_run=options.dry_run, time=options.time
+            asked,
+            folders.local("--workdir", options.workdir),
+            dry_run=options.dry_run,
+            time=options.time,
         )
 
 
@@ -162,7 +165,11 @@ def _of_runs(options: Options) -> None:
     judging = Judging(judges=options.judges, truth=options.truth)
     with options.session(30.0):
         driver.compare_runs(
-            options.runs, folders.expanded(options.output), drawing(options), judging, options.data
+            options.runs,
+            folders.local("--output", options.output),
+            drawing(options),
+            judging,
+            options.data,
         )
 
 

@@ -66,7 +66,7 @@ def run(options: Options) -> None:
     from flm_jax.lab import proof
 
     proof.prove(
-        folders.expanded(options.workdir),
+        folders.local("--workdir", options.workdir),
         options.languages,
         options.methods,
         options.seeds,

@@ -2,6 +2,7 @@
 
     flm report --workdir=runs/q
     flm report --workdir=runs/q --open
+    flm report --workdir=gs://BUCKET/RUN
 
 The path of the page is printed.
 """
@@ -17,7 +18,7 @@ from flm_jax.knobs import knob
 class Options:
     workdir: str = knob(
         "",
-        "the folder that the run writes",
+        "the folder that the run writes, or gs:// or s3://BUCKET/FOLDER",
         needed="--workdir=DIR is missing; give the folder of a run, such as --workdir=runs/q",
     )
     open: bool = knob(False, "open the report in the browser")
@@ -26,8 +27,15 @@ class Options:
 def run(options: Options) -> None:
     from flm_jax import report
 
-    path = report.write(options.workdir)
-    print(path)
+    if "://" in options.workdir:
+        from flm_jax.checkpoint import fetched, put
+
+        path = report.write(fetched(options.workdir))
+        print(path)  # whether or not the bucket may be written to
+        print(put(options.workdir, path))
+    else:
+        path = report.write(options.workdir)
+        print(path)
     if options.open:
         webbrowser.open(path.resolve().as_uri())
 

@@ -1,6 +1,7 @@
 """Repeat a training step that was not finite, and say where it began.
 
     flm reproduce runs/q/nonfinite/step_00000120.npz
+    flm reproduce gs://BUCKET/RUN/nonfinite/step_00000120.npz
 
 The file holds the batch, its step, the seed and the config of the run; parameters and optimizer
 come from the newest checkpoint before that step (or from the beginning), and the steps between are
@@ -10,6 +11,7 @@ numbers are not finite again, 1 if they are finite.
 
 import dataclasses
 import json
+import posixpath
 
 from flm_jax.cli.command import Command
 from flm_jax.host import folders
@@ -28,10 +30,17 @@ class Options:
 
 
 def run(options: Options) -> int:
+    from flm_jax import inference
+    from flm_jax.checkpoint import fetched
     from flm_jax.training import reproduce
 
-    path = folders.expanded(options.file)
-    workdir = folders.expanded(options.workdir) if options.workdir else path.parent.parent
+    if "://" in options.file:
+        run = posixpath.dirname(posixpath.dirname(options.file))
+        name = options.file.removeprefix(f"{run}/")
+        path = fetched(run, name) / name
+    else:
+        path = folders.expanded(options.file)
+    workdir = inference.place(options.workdir) if options.workdir else path.parent.parent
     result = reproduce.reproduce(path, workdir)
     print(json.dumps(result, indent=1))
     print("reproduced" if result["reproduced"] else "NOT reproduced: all numbers are finite here")

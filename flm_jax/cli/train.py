@@ -10,7 +10,8 @@ continues. Results, samples and report.html are in the workdir.
 
 On several machines the same command runs on each; see launch/README.md. With --distributed (or
 under Slurm, on a TPU slice, with JAX_COORDINATOR_ADDRESS) the processes find each other. --workdir
-must then be on storage that all of them share.
+must then be on storage that all of them share, or in a bucket: --workdir=gs://BUCKET/FOLDER or
+s3://BUCKET/FOLDER, which needs no such storage (docs/operations.md).
 """
 
 import dataclasses
@@ -27,7 +28,9 @@ from flm_jax.knobs import knob
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Joining, Configured):
-    workdir: str = knob("", "folder of this run: checkpoints, logs, report")
+    workdir: str = knob(
+        "", "folder of this run, or gs:// or s3://BUCKET/FOLDER: checkpoints, logs, report"
+    )
 
 
 def run(options: Options) -> int:
@@ -45,21 +48,22 @@ def run(options: Options) -> int:
         return loop.train(config, workdir)
 
 
-def _workdir(given: str) -> pathlib.Path:
-    if "://" in given:
-        direct = given.startswith(("gs://", "s3://"))
-        raise UserError(
-            f"--workdir={given} is not a local or mounted folder; choose one, and have its "
-            f"checkpoints {'written' if direct else 'copied'} with "
-            f"--config.train.{'checkpoints' if direct else 'mirror'}={given}"
-        )
-    return folders.expanded(given)
+def _workdir(given: str) -> str | pathlib.Path:
+    if "://" not in given:
+        return folders.expanded(given)
+    from flm_jax.checkpoint import Address
+
+    return Address(given).url
 
 
-def _config(file: ConfigFile, workdir: pathlib.Path | None) -> config_lib.Config:
+def _config(file: ConfigFile, workdir: str | pathlib.Path | None) -> config_lib.Config:
     """The config of the file, or the one that the run began with; with what is given to change."""
     if file.path is not None or workdir is None:
         return file.value
+    if isinstance(workdir, str):
+        from flm_jax.checkpoint import fetched
+
+        workdir = fetched(workdir)
     stored = workdir / "config.json"
     if not stored.is_file():
         raise UserError(

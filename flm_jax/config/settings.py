@@ -199,9 +199,6 @@ class TrainConfig:
     spike_factor: float = knob(
         10.0, "gradient norms of so many medians of the last 100 are logged (0 = off)", at_least=0
     )
-    checkpoints: str = knob(
-        "", "gs:// or s3://bucket/folder that they are written to directly ('' = in the workdir)"
-    )
     wandb: str = knob(
         "", "Weights & Biases project, or ENTITY/PROJECT, that is sent the log ('' = none)"
     )
@@ -209,7 +206,6 @@ class TrainConfig:
         (), "FIRST,COUNT: steps whose trace jax.profiler writes to the folder profile (() = none)",
         at_least=1,
     )  # fmt: skip
-    mirror: str = knob("", "where checkpoints are copied to, as fsspec takes it ('' = nowhere)")
     compilation_cache: str = knob(
         "workdir", "folder of compiled programs (workdir = its folder compiled, off = none)"
     )
@@ -294,7 +290,6 @@ CHANGEABLE = (
     "train.spike_factor",
     "train.wandb",
     "train.profile_steps",
-    "train.mirror",
     "train.compilation_cache",
     "train.eval_rows",
     "train.eval_taus",
@@ -313,7 +308,7 @@ CHANGEABLE = (
 
 
 # Knobs of earlier versions, "section.key", that the stored config of an old run may still have.
-REMOVED: tuple[str, ...] = ()
+REMOVED: tuple[str, ...] = ("train.checkpoints", "train.mirror")
 
 
 def is_changeable(key: str) -> bool:

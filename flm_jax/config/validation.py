@@ -208,11 +208,6 @@ def _check_training(config: Config) -> list[str]:
             f"is over, so optim.decay_fraction={fraction:g} must be at most {MOST_DECAY:g}"
         )
     problems += [*_check_wandb(config.train.wandb), *_check_profile(config.train)]
-    if config.train.checkpoints and config.train.mirror:
-        problems.append(
-            f"train.mirror={config.train.mirror} copies checkpoints of a local folder, but with "
-            f"train.checkpoints={config.train.checkpoints} there are none; set one of them to ''"
-        )
     return problems
 
 

@@ -23,6 +23,13 @@ def expanded(path: str | os.PathLike) -> pathlib.Path:
         raise UserError(no_home(str(path))) from error
 
 
+def local(option: str, given: str) -> pathlib.Path:
+    """The folder that an option names; UserError if it is none of this machine."""
+    if "://" in given:
+        raise UserError(f"{option}={given} is not a local or mounted folder; choose one")
+    return expanded(given)
+
+
 def no_home(path: str = "~") -> str:
     """The sentence about a path that begins with a home folder, where there is none."""
     return (

@@ -13,10 +13,8 @@ conversion.py  official checkpoints to workdirs and back
 """
 
 from flm_jax.inference.loading import (
-    CHECKPOINTS_FOLDER,
     OF_OFFICIAL,
     TOKENIZER_FOLDER,
-    checkpoints_of,
     is_workdir,
     load,
     place,
@@ -26,13 +24,11 @@ from flm_jax.inference.model import FlowModel, Samples
 from flm_jax.samplers.base import Given
 
 __all__ = [
-    "CHECKPOINTS_FOLDER",
     "OF_OFFICIAL",
     "TOKENIZER_FOLDER",
     "FlowModel",
     "Given",
     "Samples",
-    "checkpoints_of",
     "is_workdir",
     "load",
     "place",

@@ -9,7 +9,7 @@ from absl import logging
 
 from flm_jax import config as config_lib
 from flm_jax import inference
-from flm_jax.checkpoint import Checkpoints
+from flm_jax.checkpoint import Checkpoints, checkpoints_of
 from flm_jax.errors import UserError
 from flm_jax.host import command, files, numerics, progress
 from flm_jax.interop import hub_layout, official, release, settings
@@ -40,7 +40,7 @@ def convert(source: str, destination: str, asked: Reading = Reading()) -> pathli
     Raises UserError, and writes nothing, if the source cannot be converted or the destination is
     there already (an empty folder may be).
     """
-    come, go = pathlib.Path(source).expanduser(), pathlib.Path(destination).expanduser()
+    come, go = inference.place(source), pathlib.Path(destination).expanduser()
     files.check_new(go)
     values = dataclasses.asdict(asked)
     if inference.is_workdir(come):
@@ -109,7 +109,7 @@ def _export(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
                 f"{source} was trained with {key}={ours}, which the official layout cannot say "
                 f"(its readers take {theirs}); only models with the official value can be exported"
             )
-    with Checkpoints(inference.checkpoints_of(config, source)) as checkpoints:
+    with Checkpoints(checkpoints_of(source)) as checkpoints:
         # Not of model.step: a training may have deleted that, and all steps say the same of this.
         _, meta = checkpoints.restore_meta(asked.step)
     given = meta.get("official") or {}

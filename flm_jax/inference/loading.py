@@ -9,7 +9,7 @@ from absl import logging
 
 from flm_jax import config as config_lib
 from flm_jax import shipped
-from flm_jax.checkpoint import Checkpoints
+from flm_jax.checkpoint import Checkpoints, checkpoints_of, fetched, is_address
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
 from flm_jax.host import folders, hub, numerics
@@ -19,7 +19,6 @@ from flm_jax.tokenizers import Tokenizer
 
 RAW, EMA = "raw", "ema"
 TOKENIZER_FOLDER = "tokenizer"
-CHECKPOINTS_FOLDER = "checkpoints"
 # What a workdir knows by itself.
 OF_OFFICIAL = ("tokenizer", "length", "heads", "logit_cap", "attention_cap", "clock")
 
@@ -43,8 +42,8 @@ def load(
       path: the run's ``--workdir``; the name of a model that comes with the package, as "stories"
         (`flm_jax.shipped`); a folder of `flm export --format=hub`; an official Lightning ``.ckpt``,
         ``.safetensors`` file, or folder with config.json and model.safetensors; or
-        hf://USER/REPO[@REVISION], which is one of these folders on a hub (`host.hub`). Nothing in
-        such a file is ever executed.
+        hf://USER/REPO[@REVISION], which is one of these folders on a hub (`host.hub`). A workdir
+        may be in a bucket: gs:// or s3://BUCKET/FOLDER. Nothing in such a file is ever executed.
       weights: "ema" (the default), "raw" (the trained parameters), or "ema:DECAY": one of several
         EMAs of an official .ckpt, or of a run with `optim.ema_decays`. Where an official file has
         no EMA, the default falls back to raw weights.
@@ -85,8 +84,11 @@ def load(
 def place(path: str | pathlib.Path) -> pathlib.Path:
     """Where a model is on this machine: hf://USER/REPO is downloaded, ~ replaced.
 
-    The name of a shipped model means that one, unless there is a file or folder of this name.
+    The name of a shipped model means that one, unless there is a file or folder of this name. For a
+    run in a bucket there is a local folder that stands for it; its checkpoints stay there.
     """
+    if is_address(path):
+        return fetched(str(path))
     if hub.is_address(path):
         return hub.fetch(str(path))
     return shipped.find(path) or folders.expanded(path)
@@ -128,7 +130,7 @@ def _load_workdir(
             "teacher; omit teacher"
         )
     abstract = jax.eval_shape(experiment.model.init, numerics.key(0))
-    with Checkpoints(checkpoints_of(config, folder)) as checkpoints:
+    with Checkpoints(checkpoints_of(folder)) as checkpoints:
         found, items, meta = checkpoints.restore({item: abstract}, step)
     frozen = {}
     if is_correction:
@@ -208,11 +210,6 @@ def _load_official(
         logging.warning("%s", notice)
     params = jax.tree.map(jnp.asarray, found.params())
     return FlowModel(experiment, read, params)
-
-
-def checkpoints_of(config: config_lib.Config, workdir: pathlib.Path) -> pathlib.Path | str:
-    """Where the checkpoints of a run lie: in its workdir, or in a bucket."""
-    return config.train.checkpoints or workdir / CHECKPOINTS_FOLDER
 
 
 def read_config(folder: pathlib.Path) -> config_lib.Config:

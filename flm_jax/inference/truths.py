@@ -13,8 +13,7 @@ from flm_jax.errors import UserError
 from flm_jax.evals import gpt2
 from flm_jax.evals.causal import CausalTruth
 from flm_jax.flow.net import CausalNet
-from flm_jax.host import folders
-from flm_jax.inference.loading import load
+from flm_jax.inference.loading import load, place
 from flm_jax.interop import llama_file, llama_vocabulary
 from flm_jax.models.decoder import decoder
 
@@ -28,7 +27,7 @@ def load_truth(path: str | pathlib.Path) -> CausalTruth:
 
     Raises UserError if there is no such model, or it is not autoregressive.
     """
-    source = folders.expanded(path)
+    source = place(path)
     if source.is_file():
         params, shape, length = llama_file.read(source)
         size = params["embed"]["table"].shape[0]

@@ -37,8 +37,6 @@ _PLACES = (
     "teacher",
     "masked_teacher",
     "data.cache_dir",
-    "train.checkpoints",
-    "train.mirror",
     "train.compilation_cache",
 )
 

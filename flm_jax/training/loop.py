@@ -5,8 +5,10 @@ optimizer, EMA and the position in the data come from the newest good checkpoint
 randomness derives from seed and step. What the loop works on is in `flm_jax.training.session`.
 """
 
-import pathlib
+import contextlib
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 
@@ -15,7 +17,6 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax.checkpoint import Mirror
 from flm_jax.errors import TryAgain, UserError
 from flm_jax.host import distributed, memory, numerics, progress, runlog, windows
 from flm_jax.host.command import pasteable
@@ -33,29 +34,34 @@ Finish = Callable[[Session, TrainState, int, str], None]  # of (session, state, 
 
 # What a process may want at a step; larger: _TIME_IS_UP + the number of a signal.
 _DECAY, _TIME_IS_UP = 1, 2
+_PARTING_S = 5.0
 
 
 @numerics.pinned()
-def train(config: config_lib.Config, workdir: pathlib.Path, finish: Finish | None = None) -> int:
+def train(
+    config: config_lib.Config, workdir: str | os.PathLike, finish: Finish | None = None
+) -> int:
     """Trains, or resumes, to ``config.train.steps`` and writes samples, results and the report.
 
     Expects a config that `config.validate` has passed. Returns the exit code: 0 when the run is
     complete or its time is up, 128 + signal number when it was asked to stop.
 
     Args:
+      workdir: a folder, or gs:// or s3://BUCKET/FOLDER.
       finish: what is done with the trained model; None: samples, results and the report.
 
     Raises UserError for what the user can mend, a non-finite loss included, and TryAgain for other
     exceptions in the loop, when what was good is saved. run.json says how the session ended.
     """
     windows.refuse("training")
-    with workdir_lib.locked(workdir), results.end_recorded(config, workdir):
-        config = workdir_lib.check(config, workdir)  # before devices are touched
+    with workdir_lib.opened(workdir) as (folder, bucket), results.end_recorded(folder):
+        # Before devices are touched.
+        config = workdir_lib.check(config, folder, bucket.url if bucket else "")
         memory.keep_small()
         numerics.check_devices()
         if not distributed.is_main():
             progress.silence()
-        return go(Session(config, workdir), finish)
+        return go(Session(config, folder, bucket), finish)
 
 
 def go(session: Session, finish: Finish | None = None) -> int:
@@ -67,9 +73,8 @@ def go(session: Session, finish: Finish | None = None) -> int:
     compiled = workdir_lib.compiled_programs(
         session.config.train.compilation_cache, session.workdir
     )
-    # The log is closed last: what is copied elsewhere matters more than who follows it.
-    with compiled, session.log, session.mirror, session.checkpoints:
-        distributed.before_end(lambda: results.record_end(session.workdir, "failed"))
+    with compiled, session.log, session.checkpoints:
+        distributed.before_end(lambda: leave(session))
         step, state = session.restore_or_init()
         if distributed.is_main():
             session.data.tokenizer.save(session.workdir / TOKENIZER_FOLDER)
@@ -90,6 +95,20 @@ def go(session: Session, finish: Finish | None = None) -> int:
             return 128 + stop.signal
         (finish or summary.finish)(session, state, step, why)
         return 0
+
+
+def leave(session: Session) -> None:
+    """What is done where another process ends this one: little, for nothing may keep it."""
+    results.record_end(session.workdir, "failed")
+    if (bucket := session.bucket) is not None:
+
+        def push():
+            with contextlib.suppress(UserError):
+                bucket.push()
+
+        bringing = threading.Thread(target=push, daemon=True)
+        bringing.start()
+        bringing.join(_PARTING_S)
 
 
 class NotFinite(Exception):
@@ -250,7 +269,9 @@ class Loop:
         if not distributed.is_main():
             return ""
         path = incidents.path_of(session.workdir, step)
-        command = pasteable("reproduce", str(path))
+        command = pasteable(
+            "reproduce", f"{session.place}/{path.relative_to(session.workdir).as_posix()}"
+        )
         facts = {
             "loss": values["loss"],
             "grad_norm": values["grad_norm"],
@@ -287,8 +308,6 @@ class Loop:
         row = f" and at the {in_a_row - 1} steps before" if in_a_row > 1 else ""
         remedy = "" if self.knobs.nonfinite == "skip" else ", or train.nonfinite=skip"
         kept = self.keep_batch(step, values, inputs)
-        if isinstance(session.mirror, Mirror):
-            session.mirror.try_sync("the same command tries again")
         distributed.meet("giving up")  # the first process that ends takes all others with it
         return UserError(
             f"{not_finite(values)} at step {step}{row}; {failure}{saved}; try a lower learning "
@@ -328,8 +347,6 @@ class Loop:
         except Exception as failure:  # the same trouble again: a full disk, a broken device
             if (also := incidents.describe(failure)) not in what:
                 what += f"; {also}"
-        if isinstance(session.mirror, Mirror):
-            session.mirror.try_sync("the same command tries again")
         newest = session.checkpoints.newest_known()
         got_on = ((newest or 0) if alone else self.step) > self.first
         saved = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"

@@ -8,10 +8,9 @@ import jax
 import numpy as np
 
 from flm_jax import config as config_lib
-from flm_jax.checkpoint import Checkpoints
+from flm_jax.checkpoint import Checkpoints, checkpoints_of
 from flm_jax.errors import UserError
 from flm_jax.host import numerics, progress, sharding
-from flm_jax.inference import checkpoints_of
 from flm_jax.training import step as step_lib
 from flm_jax.training.session import Session
 
@@ -24,13 +23,12 @@ def reproduce(path: pathlib.Path, workdir: pathlib.Path) -> dict:
     facts = _read(path)
     step = int(facts["step"])
     config = config_lib.from_json(str(facts["config"]))
-    place = checkpoints_of(config, workdir)
-    quiet = dataclasses.replace(config.train, checkpoints="", mirror="", spike_factor=0.0)
+    quiet = dataclasses.replace(config.train, spike_factor=0.0)
     config = dataclasses.replace(config, train=quiet)
     numerics.check_devices()
     with tempfile.TemporaryDirectory(prefix="flm_jax_reproduce_") as scratch:
         session = Session(config, pathlib.Path(scratch))
-        session.checkpoints = Checkpoints(place)
+        session.checkpoints = Checkpoints(checkpoints_of(workdir))
         with session.log:
             start, state = _state_before(session, step)
             mask, key = session.mask(), session.train_key()

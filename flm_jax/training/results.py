@@ -15,13 +15,13 @@ import jax
 import numpy as np
 
 from flm_jax import config as config_lib
-from flm_jax.checkpoint import Checkpoints
+from flm_jax.checkpoint import Checkpoints, checkpoints_of
 from flm_jax.errors import UserError
 from flm_jax.evals import EVALS, comparison
 from flm_jax.evals.comparison import Comparison, Written
 from flm_jax.experiment import Experiment
 from flm_jax.host import command, distributed, files
-from flm_jax.inference import FlowModel, Samples, checkpoints_of
+from flm_jax.inference import FlowModel, Samples
 from flm_jax.inference.programs import counted
 from flm_jax.inference.truths import known_truth
 from flm_jax.models import dit
@@ -36,7 +36,7 @@ SAMPLE_SEED = 0
 
 
 @contextlib.contextmanager
-def end_recorded(config: config_lib.Config, workdir: pathlib.Path):
+def end_recorded(workdir: pathlib.Path):
     """run.json does not go on saying "running" when the body has ended with an exception.
 
     The caller holds the workdir.
@@ -46,7 +46,7 @@ def end_recorded(config: config_lib.Config, workdir: pathlib.Path):
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(Exception):  # the exception matters more
-            newest = Checkpoints(checkpoints_of(config, workdir)).newest_known()
+            newest = Checkpoints(checkpoints_of(workdir)).newest_known()
             record_end(workdir, "interrupted" if interrupted else "failed", newest or 0)
         raise
 
@@ -101,8 +101,9 @@ def write_results(session: Session, state: TrainState, step: int, why: str) -> t
     """
     path = session.workdir / "results.json"
     found = _results_of(path, step, session.config)
-    if found is not None:
-        return found, True
+    # The file is in process 0's folder, and perhaps in no other.
+    if distributed.told("results", "there" if found is not None else "") == "there":
+        return found or {}, True
     write_run(session, step, why)  # training is over, whatever becomes of the samples
     start = time.perf_counter()
     found = results(session, session.model(state, step), step)

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from flm_jax import config as config_lib
-from flm_jax.checkpoint import Checkpoints, Mirror, NoGoodStep
+from flm_jax.checkpoint import BucketWorkdir, Checkpoints, checkpoints_of, is_address
 from flm_jax.data import Batches, load_data
 from flm_jax.errors import UserError
 from flm_jax.experiment import Experiment
@@ -31,7 +31,7 @@ from flm_jax.host import (
     sharding,
     wandb_feed,
 )
-from flm_jax.inference import FlowModel, checkpoints_of
+from flm_jax.inference import FlowModel
 from flm_jax.inference.heldout import HeldOut
 from flm_jax.models import kernels
 from flm_jax.training import dtype, optim
@@ -82,16 +82,16 @@ class Session:
     A subclass may open other checkpoints and batches (`open_checkpoints`, `open_batches`).
     """
 
-    def __init__(self, config: config_lib.Config, workdir: pathlib.Path):
+    def __init__(
+        self,
+        config: config_lib.Config,
+        workdir: pathlib.Path,
+        bucket: BucketWorkdir | None = None,
+    ):
         self.config = config
-        self.workdir = workdir
+        self.workdir, self.bucket = workdir, bucket
         self.clockwork = Clockwork()
         self.checkpoints = self.open_checkpoints()
-        self.mirror = contextlib.nullcontext()
-        if config.train.mirror and distributed.is_main():
-            self.mirror = Mirror(config.train.mirror, self.checkpoints, workdir, *self._keep())
-            if (stored := self.mirror.stored()) is not None:
-                config = dtype.as_stored(config, config_lib.from_json(stored))
         self.config = config = dtype.settled(config, self.say)
         start = time.perf_counter()
         self.data = load_data(config.data, config.tokenizer)
@@ -105,9 +105,7 @@ class Session:
         self._check_prompts()
         self.sources = load_sources(self.experiment, self.data)
         self._check_steps()
-        workdir_lib.claim(config, workdir)
-        if isinstance(self.mirror, Mirror):
-            self.mirror.claim(config_lib.to_json(config), self._check_mirror)
+        workdir_lib.claim(config, workdir, bucket)
         for model in self.sources.frozen.values():
             where = sharding.shardings(model.params, self.mesh)
             model.params = sharding.place(model.params, where)
@@ -127,7 +125,13 @@ class Session:
 
     def open_checkpoints(self) -> Checkpoints:
         """The checkpoints of the run; called before data and devices are looked at."""
-        return Checkpoints(checkpoints_of(self.config, self.workdir), *self._keep())
+        push = self.bucket and self.bucket.push
+        return Checkpoints(checkpoints_of(self.workdir), *self._keep(), before_commit=push)
+
+    @property
+    def place(self) -> str:
+        """The workdir as people know it: an address, or a path."""
+        return self.bucket.url if self.bucket else str(self.workdir)
 
     def open_batches(self) -> Batches:
         """This process's part of the training batches, from the first one on."""
@@ -158,7 +162,7 @@ class Session:
         newest, last = self.checkpoints.latest_step() or 0, self.config.train.steps
         if newest > last:
             raise UserError(
-                f"train.steps={last}, but {self.workdir} is at step {newest} already; give "
+                f"train.steps={last}, but {self.place} is at step {newest} already; give "
                 f"--config.train.steps={newest} or more, or choose another --workdir"
             )
 
@@ -166,11 +170,6 @@ class Session:
         params = self.experiment.model.init(key)
         loss, emas = self.experiment.loss, self.config.optim.more_emas
         return step_lib.init_state(params, self.optimizer, loss, self.horizon, emas)
-
-    def _check_mirror(self, stored: str) -> None:
-        what = f"train.mirror={self.config.train.mirror} "
-        other = "choose another place for the mirror"
-        workdir_lib.check_same(self.config, config_lib.from_json(stored), what, other)
 
     def _compile(self) -> None:
         replicated = sharding.replicated(self.mesh)
@@ -208,31 +207,8 @@ class Session:
         return 1 if knobs.nonfinite == "stop" else knobs.nonfinite_limit
 
     def restore_or_init(self) -> tuple[int, step_lib.TrainState]:
-        """The state to start from: this workdir's newest good checkpoint, that of the mirror where
-        there is none, init_from, or fresh.
-        """
-        fetched = self.checkpoints.latest_step() is None
-        if fetched:
-            self._fetch()
-        if self.checkpoints.latest_step() is None:
-            return 0, self.initial()
-        try:
-            return self.restore()
-        except NoGoodStep:
-            if fetched or not self.config.train.mirror:
-                raise
-        self._fetch()
-        return self.restore()
-
-    def _fetch(self) -> None:
-        """Brings a checkpoint of the mirror, for all processes."""
-        if isinstance(self.mirror, Mirror):
-            with progress.Waiting(f"looking for a checkpoint in {self.mirror.url}"):
-                step = self.mirror.fetch()
-            if step is not None:
-                self.say(f"checkpoint {step} came from {self.mirror.url}")
-        if self.config.train.mirror:
-            distributed.meet("mirror")
+        """The state to start from: this workdir's newest good checkpoint, init_from, or fresh."""
+        return (0, self.initial()) if self.checkpoints.latest_step() is None else self.restore()
 
     def initial(self) -> step_lib.TrainState:
         """The state before the first step."""
@@ -250,7 +226,7 @@ class Session:
         if meta["tokenizer"] != self.data.tokenizer.fingerprint:
             raise UserError(
                 f"the tokenizer now has fingerprint {self.data.tokenizer.fingerprint[:12]} but "
-                f"{self.workdir} was trained with {meta['tokenizer'][:12]}; "
+                f"{self.place} was trained with {meta['tokenizer'][:12]}; "
                 "restore its training text, or choose another --workdir"
             )
         abstract = jax.tree.map(
@@ -264,8 +240,8 @@ class Session:
         for name, seconds in meta["timings"].items():
             vars(self.clockwork)[name] += seconds
         self.log.truncate_after(step)
-        logging.info("resuming %s at step %d", self.workdir, step)
-        self.say(f"resuming {self.workdir} at step {step}")
+        logging.info("resuming %s at step %d", self.place, step)
+        self.say(f"resuming {self.place} at step {step}")
         self.horizon = min(meta.get("horizon", optim.NO_END), self.config.train.steps)
         if self.decay_began() and not self._decay_time():  # there is more time now
             self.horizon = self.config.train.steps
@@ -400,7 +376,12 @@ class Session:
     def save(
         self, state: step_lib.TrainState, step: int, metric: float | None, give_back: int = 0
     ) -> None:
-        """Saves in the background; ``give_back`` batches will be read again."""
+        """Saves in the background; ``give_back`` batches will be read again.
+
+        Raises Lost when another command has taken the workdir over.
+        """
+        if self.bucket is not None:
+            self.bucket.check_held()
         position = self.batches.get_state()
         position["next_row"] -= give_back * self.config.train.batch_size
         meta = {
@@ -413,7 +394,8 @@ class Session:
         }
         if teacher := self.config.teacher:  # config.json has it as typed in some folder
             whole = str(pathlib.Path(teacher).expanduser().resolve())
-            meta["teacher"] = teacher if hub.is_address(teacher) else whole
+            remote = hub.is_address(teacher) or is_address(teacher)
+            meta["teacher"] = teacher if remote else whole
         self.checkpoints.save(step, _items(state), meta, metric)
 
 

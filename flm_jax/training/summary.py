@@ -1,11 +1,11 @@
 """The end of a run for whoever reads along: results, the report, and the commands to go on."""
 
 import math
-import pathlib
 import shlex
 
 from flm_jax import config as config_lib
 from flm_jax import report
+from flm_jax.checkpoint import removal
 from flm_jax.evals import base as evals
 from flm_jax.host import distributed
 from flm_jax.host.command import pasteable
@@ -35,7 +35,7 @@ def finish(session: Session, state: TrainState, step: int, why: str) -> None:
         *_shown(found),
         "",
         f"report:        {page}",
-        *(f"{what + ':':<15}{line}" for what, line in commands(session.config, session.workdir)),
+        *(f"{what + ':':<15}{line}" for what, line in commands(session.config, session.place)),
         "               (or choose another --workdir)",
     ]
     print("\n".join(lines))
@@ -52,7 +52,7 @@ def _shown(found: dict) -> list[str]:
     return lines
 
 
-def commands(config: config_lib.Config, workdir: pathlib.Path) -> list[tuple[str, str]]:
+def commands(config: config_lib.Config, workdir: str) -> list[tuple[str, str]]:
     """What one may do next, each with a command that can be pasted into a shell."""
     counts = ",".join(map(str, config.sampler.steps))
     generate = pasteable("generate", f"--checkpoint={workdir}", f"--steps={counts}")
@@ -63,4 +63,4 @@ def commands(config: config_lib.Config, workdir: pathlib.Path) -> list[tuple[str
             minutes = math.ceil(2 * config.train.max_minutes)
             longer.append(f"--config.train.max_minutes={minutes}")
         found.append(("train longer", pasteable("train", f"--workdir={workdir}", *longer)))
-    return [*found, ("start over", shlex.join(["rm", "-r", str(workdir)]))]
+    return [*found, ("start over", shlex.join(removal(workdir)))]

@@ -51,8 +51,8 @@ def test_mistakes_get_a_sentence(begun, trained, tmp_path, capsys):
         ([f"--workdir={tmp_path}", "--config.seed=1"], "--config=FILE is missing"),
         ([f"--workdir={tmp_path / 'damaged'}"], "damaged/config.json is not JSON"),
         ([f"--workdir={tmp_path / 'odd'}"], "--config=FILE is missing"),
-        (["--workdir=gs://b/x"], "checkpoints written with --config.train.checkpoints=gs://b/x"),
-        (["--workdir=hf://b/x"], "checkpoints copied with --config.train.mirror=hf://b/x"),
+        (["--workdir=gs://b"], "gs://b names no folder in a bucket; write it like gs://b/run"),
+        (["--workdir=hf://b/x"], "hf://b/x is neither a local or mounted folder nor in a bucket"),
         ([f"--workdir={begun[1]}", "--config.train.stps=5"], "did you mean train.steps?"),
         ([f"--workdir={begun[1]}", "--steps=5"], "--config.train.steps or --config.sampler.st"),
     ):

@@ -23,7 +23,8 @@ from flm_jax.training import sources
 def made(tmp_path_factory):
     """(workdir, its released folder)."""
     folder = tmp_path_factory.mktemp("made")
-    told = {"model__self_conditioning": True, "model__mlp": "swiglu", "train__mirror": "/secret/m"}
+    told = {"model__self_conditioning": True, "model__mlp": "swiglu"}
+    told["train__compilation_cache"] = "/secret/m"
     workdir = untrained.of_loss(folder, "psd", "flow_map", {"given": "uniform"}, **told)
     run = {
         "command": f"flm train --config=mine.py --workdir={workdir}",
@@ -75,7 +76,9 @@ def test_nothing_tells_where_it_was_trained(made):
         content = (folder / name).read_bytes()
         assert str(workdir.parent).encode() not in content and b"/secret" not in content, name
     config = json.loads((folder / "config.json").read_text())["config"]
-    assert config["data"]["options"]["path"] == "corpus.txt" and config["train"]["mirror"] == ""
+    assert config["data"]["options"]["path"] == "corpus.txt" and (
+        config["train"]["compilation_cache"] == "workdir"
+    )
     assert release.cut("--a=/b/c") == "--a=c" and release.cut("C:\\d\\e") == "e"
     assert release.cut("a/b") == "a/b" and release.cut("--lr=3e-4") == "--lr=3e-4"
 

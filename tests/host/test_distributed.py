@@ -302,11 +302,9 @@ def test_distillation_on_a_mesh_of_three_axes(finished, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_all_processes_with_the_whole_batch_kept(tmp_path):
-    """... and the mirror of the job has the step before."""
-    mirror = tmp_path / "mirror"
+    """... and the step before is saved."""
     file = config_file(
-        tmp_path, optim__learning_rate=1e38, train__log_every=1, train__mirror=f"file://{mirror}",
-        train__eval_every=0,
+        tmp_path, optim__learning_rate=1e38, train__log_every=1, train__eval_every=0,
     )  # fmt: skip
     with Job(file, tmp_path / "run") as job:
         assert job.wait() == [2, 2], job.shown()
@@ -319,4 +317,5 @@ def test_a_loss_that_is_not_finite_ends_all_processes_with_the_whole_batch_kept(
     session = loop.Session(config, tmp_path / "other")
     rows = [next(session.batches)["tokens"] for _ in range(step)]
     np.testing.assert_array_equal(kept, rows[-1])
-    assert (mirror / str(step - 1) / "MANIFEST.json").is_file(), job.shown()
+    saved = tmp_path / "run" / "checkpoints" / str(step - 1) / "MANIFEST.json"
+    assert saved.is_file(), job.shown()

@@ -20,12 +20,11 @@ import jax
 import numpy as np
 
 from flm_jax import config as config_lib
-from flm_jax.checkpoint import Checkpoints
+from flm_jax.checkpoint import Checkpoints, checkpoints_of
 from flm_jax.data import Batches
 from flm_jax.data.rows import Rows
 from flm_jax.errors import UserError
 from flm_jax.host import numerics
-from flm_jax.inference import checkpoints_of
 from flm_jax.training import loop
 from flm_jax.training import workdir as workdir_lib
 from flm_jax.training.session import Session
@@ -142,7 +141,7 @@ class RecordedSession(Session):
 
     def open_checkpoints(self) -> Checkpoints:
         keep = self.config.train.keep_latest, self.config.train.keep_best
-        place = checkpoints_of(self.config, self.workdir)
+        place = checkpoints_of(self.workdir)
         return RecordedCheckpoints(place, keep, self.record)
 
     def open_batches(self) -> Batches:

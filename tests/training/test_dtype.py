@@ -51,17 +51,6 @@ def test_a_run_goes_on_with_the_type_it_began_with(finished, tmp_path, monkeypat
         loop.train(with_dtype(config, "bfloat16"), tmp_path / "run")
 
 
-def test_a_new_machine_goes_on_with_the_type_of_the_mirror(tmp_path, monkeypatch):
-    config = with_dtype(tiny.run_config(tmp_path), "auto")
-    train = dataclasses.replace(config.train, mirror=str(tmp_path / "mirror"))
-    config = dataclasses.replace(config, train=train)
-    monkeypatch.setattr(bfloat16, "speedup", lambda: 2.0)
-    begin(config, tmp_path / "one")
-    monkeypatch.setattr(bfloat16, "speedup", lambda: pytest.fail("it has been decided"))
-    begin(config, tmp_path / "two")
-    assert stored_dtype(tmp_path / "two") == "bfloat16"
-
-
 def test_process_0_decides_for_the_others(monkeypatch):
     """The second process's own CPU would choose otherwise, and is not asked."""
     config, board = with_dtype(config_lib.Config(), "auto"), {}

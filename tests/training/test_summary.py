@@ -17,7 +17,7 @@ ODD = "my runs [1]; it's"
 
 def words(config: config_lib.Config) -> dict[str, list[str]]:
     """The words that a shell makes of the commands, from the first one that is no program."""
-    found = {what: shlex.split(line) for what, line in summary.commands(config, pathlib.Path(ODD))}
+    found = {what: shlex.split(line) for what, line in summary.commands(config, ODD)}
     return {
         what: line[next(i for i, word in enumerate(line) if word in ("generate", "train", "rm")) :]
         for what, line in found.items()

@@ -298,7 +298,7 @@ def everything_in(folder: pathlib.Path) -> dict[pathlib.Path, tuple[bytes, int]]
 @pytest.mark.parametrize("there", ["a finished run", "a run without a checkpoint"])
 def test_a_second_command_changes_nothing_in_the_workdir(finished, tmp_path, there):
     """Neither config.json, which the first run is loaded with, nor its log, whose end may be torn,
-    nor its mirror, tokenizer or programs.
+    nor its tokenizer or programs.
     """
     config, original = finished
     workdir = copied(original, tmp_path)
@@ -311,7 +311,7 @@ def test_a_second_command_changes_nothing_in_the_workdir(finished, tmp_path, the
         for changed in (
             change(config, "clock", name="identity"),
             dataclasses.replace(config, seed=5),
-            change(config, "train", steps=99, mirror=str(tmp_path / "mirror")),
+            change(config, "train", steps=99),
         ):
             with pytest.raises(UserError, match="another process is training in .*wait for it"):
                 loop.train(changed, workdir)

@@ -78,7 +78,7 @@ class Training:
         optim["learning_rate"] = self.learning_rate
         optim["warmup_steps"] = min(optim["warmup_steps"], self.steps // 10)
         train |= {"steps": self.steps, "max_minutes": 0.0, "eval_every": 0, "sample_every": 0}
-        train |= {"keep_latest": 1, "keep_best": 0, "checkpoints": "", "mirror": ""}
+        train |= {"keep_latest": 1, "keep_best": 0}
         for key, most in (("save_every", SAVES), ("log_every", LOGS)):
             train[key] = min(train[key] or NEVER, max(1, math.ceil(self.steps / most)))
         train["compilation_cache"] = str(self.folder / COMPILED)
