@@ -82,7 +82,7 @@ def _import(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
     with files.appearing(destination) as folder:
         (folder / "config.json").write_text(config_lib.to_json(config), encoding="utf-8")
         tokenizer.save(folder / inference.TOKENIZER_FOLDER)
-        with Checkpoints(folder / inference.CHECKPOINTS_FOLDER) as checkpoints:
+        with Checkpoints(folder / CHECKPOINTS_FOLDER) as checkpoints:
             for _ in progress.bar(range(1), desc="writing", delay=2):
                 arrays = jax.tree.map(jnp.asarray, items)
                 checkpoints.save(STEP, arrays, meta, wait=True)
