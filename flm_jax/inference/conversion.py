@@ -9,7 +9,7 @@ from absl import logging
 
 from flm_jax import config as config_lib
 from flm_jax import inference
-from flm_jax.checkpoint import Checkpoints, checkpoints_of
+from flm_jax.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, checkpoints_of
 from flm_jax.errors import UserError
 from flm_jax.host import command, files, numerics, progress
 from flm_jax.interop import hub_layout, official, release, settings
