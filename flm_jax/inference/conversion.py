@@ -9,7 +9,7 @@ from absl import logging
 
 from flm_jax import config as config_lib
 from flm_jax import inference
-from flm_jax.checkpoint import Checkpoints, checkpoints_of
+from flm_jax.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, checkpoints_of
 from flm_jax.errors import UserError
 from flm_jax.host import command, files, numerics, progress
 from flm_jax.interop import hub_layout, official, release, settings
@@ -82,7 +82,7 @@ def _import(source: pathlib.Path, destination: pathlib.Path, asked: Reading) -> 
     with files.appearing(destination) as folder:
         (folder / "config.json").write_text(config_lib.to_json(config), encoding="utf-8")
         tokenizer.save(folder / inference.TOKENIZER_FOLDER)
-        with Checkpoints(folder / inference.CHECKPOINTS_FOLDER) as checkpoints:
+        with Checkpoints(folder / CHECKPOINTS_FOLDER) as checkpoints:
             for _ in progress.bar(range(1), desc="writing", delay=2):
                 arrays = jax.tree.map(jnp.asarray, items)
                 checkpoints.save(STEP, arrays, meta, wait=True)
