@@ -4,10 +4,13 @@ import contextlib
 import dataclasses
 import http.server
 import os
+import sys
 import threading
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping
+
+import fsspec
 
 # By scheme: the library, the module of the stand-in, the extra.
 KINDS = {"gs": ("gcsfs", "fake_gcs", "gcs"), "s3": ("s3fs", "fake_s3", "s3")}
@@ -127,6 +130,7 @@ def serving(server: Store, *buckets: str) -> Iterator[Store]:
     thread.start()
     before = {name: os.environ.get(name) for name in server.settings}
     os.environ.update(server.settings)
+    _forget_others()
     try:
         yield server
     finally:
@@ -135,6 +139,13 @@ def serving(server: Store, *buckets: str) -> Iterator[Store]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _forget_others() -> None:
+    """These libraries keep file systems, with the address of the server they were made for."""
+    for scheme, (library, _, _) in KINDS.items():
+        if library in sys.modules:
+            fsspec.get_filesystem_class(scheme).clear_instance_cache()
 
 
 def new_place(server: Store) -> str:

@@ -1,6 +1,5 @@
-"""Watch models write, in the browser: from noise to text, side by side, with their milliseconds.
+"""Watch models write, in the browser: from noise to text, side by side, each with its time.
 
-    flm demo
     flm demo --checkpoint=runs/q --checkpoint=runs/q_fmlm --checkpoint=runs/q_ar
     flm demo --checkpoint=runs/q_fmlm --output=page --noserve
 

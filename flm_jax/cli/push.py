@@ -1,6 +1,5 @@
 """Share a model on a hub: upload what `flm export --format=hub` wrote.
 
-    flm export --checkpoint=runs/q --format=hub --output=released
     flm push --folder=released --repo=hf://USER/REPO
     flm push --folder=released --repo=hf://USER/REPO@BRANCH --private
 

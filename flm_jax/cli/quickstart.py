@@ -1,8 +1,7 @@
-"""The first minutes: a trained model writes, a new one is trained here, and what to try next.
+"""The first minutes: a trained model writes, a new one is trained here, and what is next.
 
-    flm quickstart
-    flm quickstart --notrain                     # only what is there already: seconds
     flm quickstart --workdir=runs/quickstart
+    flm quickstart --notrain                     # only what is there already: seconds
 
 First "stories", a model that comes with the package, writes in one evaluation and in several,
 continues a prompt and fills a gap. Then a small denoiser is trained on 40,000 short stories that

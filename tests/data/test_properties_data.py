@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from properties import lean
 
 from flm_jax.data import documents, first_bytes, paths, wrap
+from flm_jax.data import pieces as pieces_lib
 from flm_jax.data.shuffle import shuffled
 from flm_jax.errors import UserError
 
@@ -162,7 +163,7 @@ def test_any_text_comes_back_from_a_file_of_text(folder, text, name, chunk):
     path, content = folder / name, text.encode()
     assert read(path, content)[0] == [t for t in map(kept, text.split("\n")) if t]
     assert read(path, content, "file")[0] == [t for t in [kept(text)] if t]
-    with mock.patch.object(documents, "_CHUNK", chunk):
+    with mock.patch.object(pieces_lib, "_CHUNK", chunk):
         for separator in ("ab", "\n\n", "é"):
             pieces = [t for t in map(kept, text.split(separator)) if t]
             assert read(path, content, separator)[0] == pieces

@@ -47,6 +47,8 @@ def test_a_folder_for_a_static_host(run, tmp_path, capsys):
 def test_it_is_served_until_ctrl_c(run):
     words = [sys.executable, "-m", "flm_jax", "demo", f"--checkpoint={run}", "--noopen"]
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Tests that run in the background ignore Ctrl-C, and so would their children.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(words, env=processes.environment(1), **options) as process:
         address = process.stdout.readline().split()[0]
         for name, kind in (("", "text/html"), ("page.js", "text/javascript")):
@@ -57,7 +59,9 @@ def test_it_is_served_until_ctrl_c(run):
         end = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
-        assert process.returncode == 0, process.stderr.read()
+        ended = process.poll()
+        process.kill()
+        assert ended == 0, process.stderr.read()
 
 
 def refused(capsys, *words):
