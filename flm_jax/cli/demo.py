@@ -1,4 +1,4 @@
-"""Watch models write, in the browser: from noise to text, side by side, each with its time.
+"""Watch models write in the browser, side by side, from noise to text.
 
     flm demo --checkpoint=runs/q --checkpoint=runs/q_fmlm --checkpoint=runs/q_ar
     flm demo --checkpoint=runs/q_fmlm --output=page --noserve

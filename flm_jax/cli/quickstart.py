@@ -1,4 +1,4 @@
-"""The first minutes: a trained model writes, a new one is trained here, and what is next.
+"""The first minutes: a trained model writes, a new one is trained and distilled.
 
     flm quickstart --workdir=runs/quickstart
     flm quickstart --notrain                     # only what is there already: seconds
