@@ -146,6 +146,8 @@ def _forget_others() -> None:
     for scheme, (library, _, _) in KINDS.items():
         if library in sys.modules:
             fsspec.get_filesystem_class(scheme).clear_instance_cache()
+    if "etils.epath.backend" in sys.modules:  # keeps them once more, and has no way to forget
+        sys.modules["etils.epath.backend"]._FileSystemSpecBackend._get_filesystem.cache_clear()
 
 
 def new_place(server: Store) -> str:
