@@ -16,7 +16,7 @@ GPU_STAMP := .venv-gpu/.installed
 .PHONY: help install quickstart test test-slow test-accelerators compile-all lint format docs release clean
 
 help:
-	@echo "make quickstart   install, train a small model on names, sample, write runs/quickstart/report.html"
+	@echo "make quickstart   install, see a trained model write, train a small one, write runs/quickstart/report.html"
 	@echo "make test         install, then the tests, each short: some ten minutes on two cores"
 	@echo "make test-slow    the long ones: kills, meshes, the recorded set, more variants"
 	@echo "make test-accelerators   programs of published size by the compilers of TPUs and GPUs: 15 minutes"
@@ -37,8 +37,7 @@ $(STAMP): setup.cfg pyproject.toml
 install: $(STAMP)
 
 quickstart: $(STAMP)
-	$(BIN)/python -m flm_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
-	$(BIN)/python -m flm_jax.main --config=configs/quickstart.py:distill --workdir=runs/quickstart_fmlm
+	$(BIN)/flm quickstart
 
 test: $(STAMP)
 	$(PYTEST) -m 'not slow and not accelerators'

@@ -1,10 +1,8 @@
-"""Draws docs/strip.svg, the picture of the README, from two finished runs.
+"""Draws docs/strip.svg, the picture of the README, from a denoiser and its flow map.
 
-    python docs/strip.py runs/quickstart runs/quickstart_fmlm > docs/strip.svg
+    python docs/strip.py stories_denoiser stories > docs/strip.svg
 
-Nothing is selected: both parts show the first sample of seed 0. The picture in the repository is of
-2026-11-30, one busy CPU core: the config as it is with train.max_minutes of 11 (stopped by hand
-at 544 training steps) and, for the flow map, of 18 (667 training steps).
+Nothing is selected: all parts show the first sample of seed 0.
 """
 
 import collections
@@ -16,7 +14,8 @@ import numpy as np
 import flm_jax
 from flm_jax.report.strip import shown
 
-SEEN = 1, 2, 3, 5, 9, 16, 32  # evaluations of the denoiser; the last one is their number
+SEEN = 1, 2, 4, 8, 12, 16  # evaluations of the denoiser; the last one is their number
+FEW = 1, 2, 4, 8  # those of the flow map, where it has more than one
 SHOWN = slice(1, 13)  # positions of the sequence; the first one is always BOS
 PIXELS = 8, 3  # of the noise at a position
 LEFT, CELL, HEIGHT, GAP = 128, 68, 24, 4
@@ -118,10 +117,13 @@ def main(denoiser_run: str, flow_map_run: str) -> None:
     picture.y += 8
     picture.line("Flow map (FMLM): one network evaluation", "ink title")
     draw(picture, flow_map, (1,))
+    picture.y += 8
+    picture.line(f"Flow map (FMLM): {FEW[-1]} network evaluations", "ink title")
+    draw(picture, flow_map, FEW)
     picture.y += 4
     picture.line(
-        f"The first sample of configs/quickstart.py after {denoiser.step} and {flow_map.step} "
-        "training steps on a CPU; the greener, the surer; ¶ ends a name.",
+        "The first sample of the models that come with the package; the greener, the surer. In "
+        "rounds: what is sure is kept.",
         "faint label",
     )
     print(picture.svg())
