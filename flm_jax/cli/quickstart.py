@@ -5,7 +5,7 @@
 
 First "stories", a model that comes with the package, writes in one evaluation and in several,
 continues a prompt and fills a gap. Then a small denoiser is trained on 40,000 short stories that
-come with it, too, and distilled into a flow map: some six minutes on two CPU cores, by the config
+come with it, too, and distilled into a flow map: some five minutes on two CPU cores, by the config
 quickstart. Nothing is downloaded. Ctrl-C saves; the same command goes on.
 """
 
