@@ -15,7 +15,6 @@ import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flm_jax import shipped
 from flm_jax.cli.command import Command
 from flm_jax.host import folders, windows
 from flm_jax.knobs import knob
@@ -55,8 +54,7 @@ def show_model() -> None:
     from flm_jax import inference
 
     print(f"1. {STORIES}, a model that comes with this package, writes\n", flush=True)
-    folder = shipped.find(STORIES)
-    model = inference.load(STORIES if folder is None else folder)
+    model = inference.load(STORIES)
     default = model.config.sampler.steps[-1]
     for steps in (1, default, 2 * default):
         _show(model, f"{steps} network evaluation{'s' * (steps > 1)}", num_samples=3, steps=steps)
