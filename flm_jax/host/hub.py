@@ -75,7 +75,8 @@ def push(folder: pathlib.Path, address: str, private: bool = False) -> str:
         raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
     api = hub.HfApi(endpoint=endpoint, library_name="flm_jax")
     with _writing(repo, revision, endpoint):
-        api.create_repo(repo, private=private, exist_ok=True)
+        if not api.repo_exists(repo):  # create_repo asks, too, but knows no endpoint of others
+            api.create_repo(repo, private=private)
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
